@@ -1,0 +1,53 @@
+"""Raw columns to what a model wants to see: cast, scale, normalize, and augment while training.
+
+    x -> (x / 255 - mean) / std        for uint8 images; float columns are only normalized
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax8.types import Array, Key, Model
+
+
+def inputs(
+    model: Model,
+    mean: Sequence[float] | float = 0.0,
+    std: Sequence[float] | float = 1.0,
+    *,
+    augment: Callable[[Key, Array], Array] | None = None,
+) -> Model:
+    """`model` fed from raw columns, so that the data can stay uint8 on the device.
+
+    Args:
+      mean, std: of x / 255 (of x itself for float columns), one value or one per channel.
+      augment: `(key, x [B, H, W, C]) -> x`, applied to the raw column while training; see `data.augment`.
+    """
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if np.any(std <= 0):
+        raise ValueError(f"std must be positive, got {std.tolist()}")
+
+    def prepare(batch, key=None, train=False):
+        x = batch["x"]
+        if train and augment is not None:
+            x = augment(jax.random.fold_in(key, 1), x)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return batch | {"x": x.astype(jnp.float32) * (1.0 / (255.0 * std)) - mean / std}
+        return batch | {"x": (x.astype(jnp.float32) - mean) / std}
+
+    def prepared(apply):
+        def run(variables, batch, *, key=None, train=False, layer_input=None):
+            return apply(variables, prepare(batch, key, train), key=key, train=train, layer_input=layer_input)
+
+        return run
+
+    return model._replace(
+        init=lambda key, batch: model.init(key, prepare(batch)),
+        apply=prepared(model.apply),
+        views={name: prepared(view) for name, view in model.views.items()},
+    )
+
+
+EXAMPLES = ({}, {"mean": 0.5, "std": 0.25})

@@ -1,0 +1,65 @@
+"""FedAvg: clients train, the server takes the weighted mean (McMahan et al. 2017, arXiv 1602.05629, algorithm 1).
+
+    y_i = train(x, client i);      x <- (1 - eta_s) x + eta_s sum_i p_i y_i,      p_i = n_i / sum_j n_j
+
+With `payload="update"` clients send y_i - x instead and the server adds the mean. With the `qat` adapter and `fp8` codecs both
+ways this is FP8FedAvg-UQ (Wang et al., arXiv 2407.02610). Traffic: one model down, one model up per client and round.
+"""
+
+from fedjax8 import trees
+from fedjax8.algorithms.parts import Mean, ServerState, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.local import LocalTraining
+from fedjax8.types import Algorithm, Array
+
+WEIGHTINGS = ("examples", "uniform")
+PAYLOADS = ("params", "update")
+
+
+def client_weight(weighting: str, size: Array) -> Array:
+    """float32 weight of a client of `size` examples; an empty client weighs nothing either way."""
+    return (size if weighting == "examples" else size > 0).astype("float32")
+
+
+def step_scale(decay: float, round_number: Array) -> Array | float:
+    """Factor on a client's updates in this round, decay ** round_number, with rounds counted from 0."""
+    return 1.0 if decay == 1.0 else decay**round_number
+
+
+def fedavg(
+    local: LocalTraining,
+    server_learning_rate: float = 1.0,
+    *,
+    payload: str = "params",
+    weighting: str = "examples",
+    client_decay: float = 1.0,
+    model_state: str = "average",
+) -> Algorithm:
+    """Federated averaging.
+
+    Args:
+      local: how a client trains.
+      server_learning_rate: eta_s; 1 is the plain mean.
+      payload: clients send their `params` or their `update`.
+      weighting: clients weigh by `examples` or `uniform`.
+      client_decay: factor per round on the clients' step size.
+      model_state: `average`, `local` or `fixed`; see `parts.from_parts`.
+    """
+    check_choice("payload", payload, PAYLOADS)
+    check_choice("weighting", weighting, WEIGHTINGS)
+
+    def client(start, extra, memory, rows, key, round_number) -> Update:
+        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
+        sent = outgoing(payload, out.variables.params, start.params)
+        return Update(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
+
+    def server(state: ServerState, mean: Mean):
+        params = state.variables.params
+        if payload == "params" and server_learning_rate == 1.0:
+            return mean.tree["params"], ()  # the mean itself, not x + (mean - x), which rounds
+        step = trees.scale(server_learning_rate, mean_update(params, mean))
+        return local.model.project(trees.add(params, step)), ()
+
+    return from_parts(client=client, server=server, model_state=model_state)
+
+
+EXAMPLES = ({}, {"payload": "update"}, {"weighting": "uniform", "server_learning_rate": 0.5})

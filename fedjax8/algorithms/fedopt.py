@@ -1,0 +1,49 @@
+"""FedOpt: the mean update is a gradient for an optimizer on the server (Reddi et al. 2021, arXiv 2003.00295, algorithm 1).
+
+    D = sum_i p_i (y_i - x);      x <- x + server_optimizer(-D)
+
+FedAvgM, FedAdam, FedYogi and FedAdagrad are this with the optimizers of `server_optimizers`; any optax optimizer will do.
+"""
+
+import optax
+
+from fedjax8 import trees
+from fedjax8.algorithms.fedavg import PAYLOADS, WEIGHTINGS, client_weight, step_scale
+from fedjax8.algorithms.parts import Mean, ServerState, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.algorithms.server_optimizers import fedadam
+from fedjax8.local import LocalTraining
+from fedjax8.types import Algorithm
+
+
+def fedopt(
+    local: LocalTraining,
+    server_optimizer: optax.GradientTransformation | None = None,
+    *,
+    payload: str = "update",
+    weighting: str = "examples",
+    client_decay: float = 1.0,
+    model_state: str = "average",
+) -> Algorithm:
+    """Federated optimization with `server_optimizer` (default `fedadam()`); the other arguments as in `fedavg`."""
+    check_choice("payload", payload, PAYLOADS)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    optimizer = fedadam() if server_optimizer is None else server_optimizer
+
+    def client(start, extra, memory, rows, key, round_number) -> Update:
+        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
+        sent = outgoing(payload, out.variables.params, start.params)
+        return Update(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
+
+    def server(state: ServerState, mean: Mean):
+        params = state.variables.params
+        gradient = trees.scale(-1.0, mean_update(params, mean))
+        steps, memory = optimizer.update(gradient, state.memory, params)
+        return local.model.project(optax.apply_updates(params, steps)), memory
+
+    def init(variables):
+        return optimizer.init(variables.params)
+
+    return from_parts(client=client, server=server, init=init, model_state=model_state)
+
+
+EXAMPLES = ({}, {"server_optimizer": optax.sgd(1.0, momentum=0.9)}, {"payload": "params"})

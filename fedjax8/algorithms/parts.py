@@ -1,0 +1,135 @@
+"""The usual shape of a round (send, train, reduce, step) from two functions: what a client does and what the server does.
+
+    received = link.broadcast({params, state, extra})                 one message for the cohort
+    mean     = link.map_clients(client, received)                     weighted mean of decoded contributions
+    params, memory = server(state, mean)
+
+A round in which nobody's contribution could be used changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax8 import trees
+from fedjax8.data.batches import ClientRows
+from fedjax8.types import Algorithm, Array, Cohort, Contribution, Key, PyTree, RoundOutput, Variables
+
+MODEL_STATE = ("average", "local", "fixed")
+
+
+class ServerState(NamedTuple):
+    """State of every algorithm made by `from_parts`."""
+
+    variables: Variables
+    """The global model, float32."""
+    memory: PyTree
+    """What else the server remembers: an optimizer's moments, control variates."""
+
+
+class Update(NamedTuple):
+    """What an algorithm's client function returns."""
+
+    contribution: dict[str, PyTree]
+    """Trees to send up, by name. Under `params` clips are read as scales (see `codecs.fp8`), elsewhere as plain numbers."""
+    weight: Array
+    """float32 weight in the mean."""
+    variables: Variables
+    """The client's model after training; its `state` is averaged, kept or dropped as `model_state` says."""
+    memory: PyTree
+    """The client's memory from now on."""
+    report: dict[str, Array]
+
+
+class Mean(NamedTuple):
+    """What an algorithm's server function is given."""
+
+    tree: dict[str, PyTree]
+    """Weighted mean of the contributions."""
+    clients: Array
+    """int32: contributions in it."""
+    num_clients: int
+    """All registered clients."""
+
+
+def nothing(*_: Any) -> tuple:
+    """The empty memory."""
+    return ()
+
+
+def mean_update(params: PyTree, mean: Mean) -> PyTree:
+    """The average change of the model, new minus old, whichever of `update` and `params` the clients sent."""
+    if "update" in mean.tree:
+        return mean.tree["update"]
+    return trees.subtract(mean.tree["params"], params)
+
+
+def outgoing(payload: str, new: PyTree, received: PyTree) -> dict[str, PyTree]:
+    """The contribution that carries a trained model as `params` (itself) or `update` (its difference from what was received)."""
+    return {"params": new} if payload == "params" else {"update": trees.subtract(new, received)}
+
+
+def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    """Raises ValueError naming the allowed values unless `given` is one of them."""
+    if given not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
+
+
+def from_parts(
+    *,
+    client: Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], Update],
+    server: Callable[[ServerState, Mean], tuple[PyTree, PyTree]],
+    init: Callable[[Variables], PyTree] = nothing,
+    init_client: Callable[[Variables], PyTree] = nothing,
+    extra: Callable[[ServerState], dict[str, PyTree]] = lambda state: {},
+    model_state: str = "average",
+) -> Algorithm:
+    """An `Algorithm` of the usual shape.
+
+    Args:
+      client: `(start, extra, memory, rows, key, round_number) -> Update`: one client's work. `start` is the received model.
+      server: `(state, mean) -> (params, memory)`: the server's step.
+      init: initial variables to the server's memory.
+      init_client: initial variables to one client's memory.
+      extra: what travels down beside the model, by name.
+      model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like parameters),
+        `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the initial one, nothing
+        travels).
+    """
+    check_choice("model_state", model_state, MODEL_STATE)
+
+    def start_state(variables: Variables) -> ServerState:
+        return ServerState(variables, init(variables))
+
+    def start_client(variables: Variables) -> PyTree:
+        own = {"model_state": variables.state} if model_state == "local" else {}
+        return own | {"memory": init_client(variables)}
+
+    def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+        down_key, client_key = jax.random.split(key)
+        params, model = state.variables
+        tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
+        received, link = link.broadcast(down_key, tree, cohort)
+
+        def run(shared, own, rows, key):
+            received, model, round_number = shared
+            start = Variables(received["params"], own.get("model_state", received.get("state", model)))
+            out = client(start, received["extra"], own["memory"], rows, key, round_number)
+            sent = out.contribution
+            new = {"memory": out.memory}
+            if model_state == "average":
+                sent = sent | {"state": out.variables.state}
+            elif model_state == "local":
+                new |= {"model_state": out.variables.state}
+            return Contribution(sent, out.weight, new, out.report)
+
+        shared = received, model, link.round_number
+        reduced, client_states, link = link.map_clients(run, shared, cohort, client_key)
+        mean = Mean(reduced.mean, reduced.clients, link.num_clients)
+        new_params, memory = server(state, mean)
+        stepped = ServerState(Variables(new_params, reduced.mean.get("state", model)), memory)
+        new_state = trees.select(reduced.weight > 0, stepped, state)
+        return RoundOutput(new_state, client_states, link, reduced.report | {"clients": reduced.clients})
+
+    return Algorithm(start_state, start_client, round_, lambda state: state.variables)

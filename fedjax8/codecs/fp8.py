@@ -1,0 +1,126 @@
+"""FP8 messages: one byte per weight on a grid scaled to the tensor's clip, unbiased by stochastic rounding.
+
+    code = round_to_grid(x * max / alpha),   x^ = code * alpha / max,   E[x^] = clip(x, -alpha, alpha)
+
+This is the message of FP8FedAvg-UQ (Wang et al., arXiv 2407.02610: 8-bit floating-point messages, unbiased quantization; the
+grid with a clip per tensor is that of Kuzmin et al., arXiv 2208.09225). Which tensors are quantized, and that clips travel as
+float32, is this project's choice.
+
+Message layout, in tree order: a quantized leaf becomes its codes (native 8-bit floats, 1 byte each) and, unless a clip
+already stands beside it in the tree, the float32 clip; every other leaf stays float32. A learnt clip is sent once, as the leaf
+that it is.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8 import trees
+from fedjax8.numerics import formats, scales
+from fedjax8.types import Array, Codec, PyTree
+
+ROUNDINGS = ("stochastic", "nearest")
+CLIPS = ("learnt", "max")
+
+
+class Quantized(NamedTuple):
+    """A quantized leaf on the wire."""
+
+    codes: Array
+    """8-bit floats, the leaf's shape."""
+    clip: Array | None
+    """float32 scalar alpha, or None where the tree itself holds the learnt clip of this leaf."""
+
+
+def fp8(
+    format: str = "e4m3fnuz",
+    rounding: str = "stochastic",
+    *,
+    clip: str = "learnt",
+    min_ndim: int = 2,
+) -> Codec:
+    """Codec that sends weights in 8 bits.
+
+    Args:
+      format: `e4m3fnuz` (the grid of the FP8 papers), `e4m3fn` or `e5m2`.
+      rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
+      clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes them)
+        and falls back to the largest magnitude in trees that hold no clips; `max` always takes the largest magnitude, so
+        that nothing is clipped.
+      min_ndim: in a tree without learnt clips, leaves of at least this many dimensions are quantized.
+
+    Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not move.
+    """
+    fmt = formats.get_format(format)
+    for name, given, allowed in (("rounding", rounding, ROUNDINGS), ("clip", clip, CLIPS)):
+        if given not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
+
+    def learnt_clips(leaves: dict[str, Array]) -> dict[str, str]:
+        """Path of the clip of each parameter that has one. In trees of updates clips are differences, not scales."""
+        if clip == "max":
+            return {}
+        pairs = {name: name + trees.CLIP_SUFFIX for name in leaves}
+        return {n: c for n, c in pairs.items() if c in leaves and "params" in n.split("/")}
+
+    def to_quantize(tree: PyTree) -> tuple[dict[str, Array], dict[str, str], set[str]]:
+        leaves = trees.named_leaves(tree)
+        learnt = learnt_clips(leaves)
+        chosen = set(learnt) or {
+            name
+            for name, x in leaves.items()
+            if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
+        }
+        return leaves, learnt, chosen
+
+    def encode(key, state, tree):
+        leaves, learnt, chosen = to_quantize(tree)
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(leaves)}
+
+        def encode_leaf(name, x):
+            if name not in chosen:
+                return x
+            alpha = leaves[learnt[name]] if name in learnt else scales.max_abs(x)
+            codes = scales.encode(x, alpha, fmt, keys[name] if rounding == "stochastic" else None)
+            return Quantized(codes, None if name in learnt else alpha)
+
+        return trees.map_named(encode_leaf, tree), state
+
+    def decode(message):
+        def is_quantized(x):
+            return isinstance(x, Quantized)
+
+        leaves = trees.named_leaves(message, is_leaf=is_quantized)
+
+        def decode_leaf(name, x):
+            if not is_quantized(x):
+                return x
+            alpha = leaves[name + trees.CLIP_SUFFIX] if x.clip is None else x.clip
+            return scales.decode(x.codes, alpha, fmt)
+
+        return trees.map_named(decode_leaf, message, is_leaf=is_quantized)
+
+    def error_bound(tree):
+        leaves, learnt, chosen = to_quantize(tree)
+
+        def bound(name, x):
+            if name not in chosen:
+                return jnp.zeros_like(x)
+            alpha = leaves[learnt[name]] if name in learnt else scales.max_abs(x)
+            smallest = scales.scale_for(alpha, fmt) * fmt.smallest_subnormal
+            step = jnp.maximum(2.0**-fmt.mantissa_bits * jnp.minimum(jnp.abs(x), alpha), smallest)
+            return jnp.maximum(jnp.abs(x) - alpha, 0.0) + step * (1.0 if rounding == "stochastic" else 0.5)
+
+        return trees.map_named(bound, tree)
+
+    return Codec(lambda tree: (), encode, decode, rounding == "stochastic", error_bound)
+
+
+EXAMPLES = (
+    {},
+    {"format": "e4m3fn"},
+    {"format": "e5m2", "clip": "max"},
+    {"rounding": "nearest"},
+    {"min_ndim": 0},
+)

@@ -1,0 +1,87 @@
+"""A codec per part of the tree, chosen by path pattern: embeddings in 4 bits, norms in float32, the rest in 8.
+
+A message is the tuple of the parts' messages, in the order of the rules, then the default's.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import struct
+
+from fedjax8 import trees
+from fedjax8.errors import UserError
+from fedjax8.lookup import suggest
+from fedjax8.types import Codec, PyTree
+
+
+@struct.dataclass
+class Parts:
+    """Messages of the parts. Structure and names of the tree they came from are static: both sides know them."""
+
+    messages: tuple[PyTree, ...]
+    structure: Any = struct.field(pytree_node=False)
+    names: tuple[str, ...] = struct.field(pytree_node=False)
+
+
+def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
+    """Codec that gives each leaf to the codec of the first matching pattern, or to `default`.
+
+    Args:
+      rules: shell-style patterns on path names, such as `params/*/bias` or `*kernel`, to codecs. A clip goes with its kernel
+        when its pattern also matches `kernel_clip`.
+      default: for leaves that match nothing.
+
+    Raises:
+      UserError: when the run is set up, if a pattern matches no leaf; names the nearest path.
+    """
+    patterns, codecs = tuple(rules), (*rules.values(), default)
+
+    def split(tree: PyTree) -> list[dict]:
+        parts: list[dict] = [{} for _ in codecs]
+        for name, leaf in trees.named_leaves(tree).items():
+            matches = (i for i, p in enumerate(patterns) if fnmatch.fnmatchcase(name, p))
+            parts[next(matches, len(patterns))][name] = leaf
+        return parts
+
+    def init(tree):
+        names = list(trees.named_leaves(tree))
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UserError(
+                    f"per_path: pattern {pattern!r} matches none of {', '.join(names)}{suggest(pattern, names)}"
+                )
+        return tuple(codec.init(part) for codec, part in zip(codecs, split(tree), strict=True))
+
+    def encode(key, state, tree):
+        keys = jax.random.split(key, len(codecs))
+        done = [c.encode(k, s, p) for c, k, s, p in zip(codecs, keys, state, split(tree), strict=True)]
+        messages, states = zip(*done, strict=True)
+        return Parts(messages, jax.tree.structure(tree), tuple(trees.named_leaves(tree))), states
+
+    def join(parts, structure, names):
+        leaves = {name: leaf for part in parts for name, leaf in part.items()}
+        return jax.tree.unflatten(structure, [leaves[name] for name in names])
+
+    def decode(message):
+        parts = [codec.decode(m) for codec, m in zip(codecs, message.messages, strict=True)]
+        return join(parts, message.structure, message.names)
+
+    def error_bound(tree):
+        bounds = [c.error_bound(part) for c, part in zip(codecs, split(tree), strict=True)]
+        return join(bounds, jax.tree.structure(tree), trees.named_leaves(tree))
+
+    bounded = all(codec.error_bound is not None for codec in codecs)
+    unbiased = all(codec.unbiased for codec in codecs)
+    return Codec(init, encode, decode, unbiased, error_bound if bounded else None)
+
+
+def _examples():
+    from fedjax8.codecs.fp8 import fp8
+    from fedjax8.codecs.none import none
+
+    return ({"rules": {"*": fp8(min_ndim=0)}, "default": none()}, {"rules": {"*a*": none()}, "default": fp8()})
+
+
+EXAMPLES = _examples()

@@ -1,0 +1,23 @@
+"""The executor that suits the machine."""
+
+import jax
+
+from fedjax8.cohorts.chunked import chunked
+from fedjax8.cohorts.pmap import pmap
+from fedjax8.types import Execution
+
+ACCELERATOR_CHUNK = 32
+"""Clients vmapped at once on a GPU or TPU: enough to fill it with small models, few enough for tens of MB of state each."""
+
+
+def auto(chunk: int | None = None) -> Execution:
+    """All local devices; `chunk` clients at once on each, by default 1 on CPU and `ACCELERATOR_CHUNK` elsewhere.
+
+    On CPU a scan over clients beats vmapping them several times over: kernels stay plain matrices.
+    """
+    if chunk is None:
+        chunk = 1 if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+    return pmap(chunk) if jax.local_device_count() > 1 else chunked(chunk)
+
+
+EXAMPLES = ({},)

@@ -1,0 +1,61 @@
+"""All local devices: `jax.pmap` over shards of the cohort, each device scanning its own, sums by one `psum`.
+
+The whole round runs inside the pmap: the server's step is computed on every device from the same sums, which saves
+sending a model between devices. This is the only file that knows of devices.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax8.cohorts._scan import leading, scan_map_reduce
+from fedjax8.types import Execution
+
+AXIS = "devices"
+
+
+def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
+    """Executor that shards the cohort over `num_devices` local devices (default: all), `chunk` clients at once on each."""
+    devices = jax.local_devices()
+    num_devices = len(devices) if num_devices is None else num_devices
+    if chunk < 1 or not 1 <= num_devices <= len(devices):
+        raise ValueError(
+            f"need chunk >= 1 and 1 to {len(devices)} devices, got chunk={chunk}, num_devices={num_devices}"
+        )
+    devices = devices[:num_devices]
+    mesh = Mesh(np.array(devices), (AXIS,))
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def compile_(f):
+        mapped = jax.pmap(f, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=devices)
+
+        def call(shared, per_client):
+            count = leading(per_client)
+            if count % num_devices:
+                raise ValueError(f"{count} clients do not divide over {num_devices} devices")
+            shards = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), per_client)
+            shared_out, kept = mapped(shared, jax.device_put(shards, split))
+            return shared_out, jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), kept)
+
+        return call
+
+    def total(tree):
+        return jax.lax.psum(tree, AXIS)
+
+    def map_reduce(f, shared, per_client):
+        summed, kept = scan_map_reduce(f, shared, per_client, chunk)
+        return total(summed), kept
+
+    return Execution(
+        num_shards=num_devices,
+        chunk=chunk,
+        compile=compile_,
+        map_reduce=map_reduce,
+        total=total,
+        place=functools.partial(jax.device_put, device=everywhere),
+    )
+
+
+EXAMPLES = ({}, {"chunk": 2})

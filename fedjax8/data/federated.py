@@ -1,0 +1,264 @@
+"""A data set, the same data seen as clients, and the clients that take part in a round.
+
+`Dataset` is what a source returns. A partition gives every training row an owner, and
+`FederatedData.from_owners` turns that into clients: row numbers grouped by client, with a start and a size
+for each. Clients are windows into one row order, so millions of them can share one pool of rows at twelve
+bytes a client.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax8.errors import UserError
+
+# Keeps the cohort's random stream apart from every other stream made from the same seed. A plain
+# `default_rng([seed, round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed].
+_COHORT_STREAM = 0xC0407
+
+
+class Dataset(NamedTuple):
+    """Training and test rows of one data set, with what a model needs to know about them.
+
+    Invariants (`validate` checks them): the columns of a part have equal length, at least one row; `y` is
+    int32 [N] with values in [0, num_classes); rows of `train` and `test` have the same shape; owners are
+    non-negative.
+    """
+
+    train: Mapping[
+        str, np.ndarray
+    ]  # {"x": [N, ...] uint8, float32 or int32, "y": [N] int32}, perhaps memory-mapped
+    test: Mapping[str, np.ndarray]
+    num_classes: int
+    mean: tuple[float, ...]  # per channel, of x / 255 where x is uint8, else of x
+    std: tuple[float, ...]
+    name: str
+    owners: np.ndarray | None = None  # [N] int32: the natural client of each training row
+    test_owners: np.ndarray | None = None
+
+    @property
+    def num_natural_clients(self) -> int:
+        """How many different natural clients own training rows; 0 where the set has none."""
+        return 0 if self.owners is None else len(np.unique(self.owners))
+
+    def validate(self) -> "Dataset":
+        """The data set itself, or a `UserError` that names the first invariant broken."""
+        for part, columns, owners in (
+            ("train", self.train, self.owners),
+            ("test", self.test, self.test_owners),
+        ):
+            where = f"{self.name}: {part}"
+            missing = {"x", "y"} - set(columns)
+            if missing:
+                raise UserError(f"{where} has no column {sorted(missing)}; it needs x and y")
+            rows = _common_length(columns, where)
+            if rows == 0:
+                raise UserError(f"{where} is empty; it needs at least one row")
+            labels = columns["y"]
+            if labels.ndim != 1 or labels.dtype != np.int32:
+                raise UserError(
+                    f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{rows}]"
+                )
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise UserError(
+                    f"{where} labels run from {low} to {high}; {self.num_classes} classes allow 0 to "
+                    f"{self.num_classes - 1}"
+                )
+            if owners is not None and (
+                owners.shape != (rows,) or owners.dtype.kind not in "iu" or owners.min() < 0
+            ):
+                raise UserError(
+                    f"{where} owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers from 0"
+                )
+        if self.train["x"].shape[1:] != self.test["x"].shape[1:]:
+            raise UserError(
+                f"{self.name}: train rows have shape {self.train['x'].shape[1:]} but test rows "
+                f"{self.test['x'].shape[1:]}; they must agree"
+            )
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise UserError(
+                f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0"
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FederatedData:
+    """Rows grouped by client: client c owns rows `order[starts[c] : starts[c] + sizes[c]]` of every column.
+
+    Checked when made: columns have equal length, `order` holds valid row numbers, every window lies inside
+    `order`. Windows may overlap (clients that share rows) and may be empty.
+    """
+
+    columns: Mapping[str, np.ndarray]  # name -> [N, ...]
+    order: np.ndarray  # [M] int32 row numbers
+    starts: np.ndarray  # [K] int64 positions in order
+    sizes: np.ndarray  # [K] int32
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` for the first thing that does not fit."""
+        rows = _common_length(self.columns, "columns")
+        for name, array, dtype in (
+            ("order", self.order, np.int32),
+            ("starts", self.starts, np.int64),
+            ("sizes", self.sizes, np.int32),
+        ):
+            if array.ndim != 1 or array.dtype != dtype:
+                raise UserError(
+                    f"{name} is {array.dtype} {array.shape}; it must be one-dimensional {np.dtype(dtype)}"
+                )
+        if len(self.starts) != len(self.sizes) or len(self.starts) == 0:
+            raise UserError(
+                f"{len(self.starts)} starts and {len(self.sizes)} sizes; both must count the clients, "
+                "at least one"
+            )
+        if len(self.order) and (self.order.min() < 0 or self.order.max() >= rows):
+            raise UserError(
+                f"order holds rows {self.order.min()} to {self.order.max()}; the columns have {rows}"
+            )
+        if (
+            self.sizes.min() < 0
+            or self.starts.min() < 0
+            or (self.starts + self.sizes).max() > len(self.order)
+        ):
+            raise UserError(
+                f"a client's window leaves the {len(self.order)} entries of order; starts and sizes must "
+                "not be negative, nor start + size exceed it"
+            )
+
+    @classmethod
+    def from_owners(
+        cls, columns: Mapping[str, np.ndarray], owners: np.ndarray, num_clients: int
+    ) -> "FederatedData":
+        """Clients 0 to num_clients - 1, each with the rows that name it as owner, in their original order.
+
+        Args:
+            columns: name -> [N, ...].
+            owners: [N] integers in [-1, num_clients); -1 leaves the row out.
+            num_clients: K, at least 1; a client may end up empty.
+        """
+        rows, owners = _common_length(columns, "columns"), np.asarray(owners)
+        if owners.shape != (rows,) or owners.dtype.kind not in "iu":
+            raise UserError(
+                f"owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers, one per row"
+            )
+        if num_clients < 1:
+            raise UserError(f"num_clients is {num_clients}; it must be at least 1")
+        if owners.min(initial=0) < -1 or owners.max(initial=-1) >= num_clients:
+            raise UserError(
+                f"owners run from {owners.min()} to {owners.max()}; {num_clients} clients allow "
+                f"-1 (unused) to {num_clients - 1}"
+            )
+        order = np.argsort(owners, kind="stable").astype(np.int32)
+        order = order[np.count_nonzero(owners == -1) :]
+        sizes = np.bincount(owners[order], minlength=num_clients)
+        return cls(columns, order, np.cumsum(sizes, dtype=np.int64) - sizes, sizes.astype(np.int32))
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return len(self.starts)
+
+    @property
+    def num_examples(self) -> int:
+        """Sum of the client sizes; a row that several clients share counts once for each."""
+        return int(self.sizes.sum(dtype=np.int64))
+
+    def rows(self, client: int) -> np.ndarray:
+        """[size] int32 row numbers of one client; IndexError unless 0 <= client < num_clients."""
+        client = operator.index(client)
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client} of {self.num_clients}")
+        start = int(self.starts[client])
+        return self.order[start : start + int(self.sizes[client])]
+
+    def client(self, client: int) -> dict[str, np.ndarray]:
+        """One client's columns, name -> [size, ...], copied."""
+        rows = self.rows(client)
+        return {name: column[rows] for name, column in self.columns.items()}
+
+    def select(self, clients: np.ndarray) -> "FederatedData":
+        """The listed clients only, in that order, over the same columns."""
+        return dataclasses.replace(self, starts=self.starts[clients], sizes=self.sizes[clients])
+
+    def label_counts(self, num_classes: int) -> np.ndarray:
+        """[K, num_classes] int32: how many rows of each class in column `y` each client holds.
+
+        Running totals along `order` make this cost (M + K) per class, however much the clients overlap.
+        """
+        labels = self.columns["y"][self.order]
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"labels are {labels.dtype} with rows of shape {labels.shape[1:]}; counting needs one "
+                "integer per row"
+            )
+        if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+            raise UserError(f"labels run from {labels.min()} to {labels.max()}; num_classes is {num_classes}")
+        counts = np.empty((self.num_clients, num_classes), np.int32)
+        running, ends = np.zeros(len(labels) + 1, np.int32), self.starts + self.sizes
+        for label in range(num_classes):
+            np.cumsum(labels == label, dtype=np.int32, out=running[1:])
+            counts[:, label] = running[ends] - running[self.starts]
+        return counts
+
+
+def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
+    """[N_test] int32: the client of each test row when training rows are owned as in `owners`; -1 where none.
+
+    For splits along natural clients (`by_key`, also of a subset): a test row goes where its natural client's
+    training rows went. UserError where the set has no natural clients, or one natural client's rows went to
+    several.
+    """
+    if dataset.owners is None or dataset.test_owners is None:
+        raise UserError(
+            f"{dataset.name} does not say which natural client each train and test row belongs to; "
+            "per-client test sets need that"
+        )
+    client_of = np.full(int(max(dataset.owners.max(), dataset.test_owners.max())) + 1, -1, np.int32)
+    client_of[dataset.owners] = owners
+    if not np.array_equal(client_of[dataset.owners], owners):
+        raise UserError(
+            f"the split of {dataset.name} spreads natural clients over several clients; per-client test "
+            "sets need the by_key partition"
+        )
+    return client_of[dataset.test_owners]
+
+
+def sample_cohort(seed: int, round_number: int, num_clients: int, cohort_size: int) -> np.ndarray:
+    """[cohort_size] int32 different client ids in ascending order, uniform over all subsets of that size.
+
+    A function of its arguments alone, so a resumed run needs no sampler state. Time and memory grow with the
+    cohort (at most about twenty times it), not with the number of clients.
+
+    >>> sample_cohort(seed=0, round_number=7, num_clients=10_000_000, cohort_size=3).shape
+    (3,)
+    """
+    if num_clients < 1:
+        raise UserError(f"num_clients is {num_clients}; it must be at least 1")
+    if not 1 <= cohort_size <= num_clients:
+        raise UserError(
+            f"cohort_size is {cohort_size} of {num_clients} clients; it must be between 1 and {num_clients}"
+        )
+    if seed < 0 or round_number < 0:
+        raise UserError(f"seed is {seed} and round_number {round_number}; neither may be negative")
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_COHORT_STREAM, round_number)))
+    # Without shuffle, NumPy draws by Floyd's method into a hash set; where the cohort is more than 1/20 of
+    # the clients, by the tail of a shuffled range.
+    ids = rng.choice(num_clients, size=cohort_size, replace=False, shuffle=False)
+    return np.sort(ids).astype(np.int32)
+
+
+def _common_length(columns: Mapping[str, np.ndarray], where: str) -> int:
+    if not columns:
+        raise UserError(f"{where}: no columns given; at least one is needed")
+    lengths = {name: len(column) if np.ndim(column) else None for name, column in columns.items()}
+    if None in lengths.values() or len(set(lengths.values())) != 1:
+        raise UserError(f"{where}: columns have lengths {lengths}; they must be arrays of equal length")
+    length = next(iter(lengths.values()))
+    if length > np.iinfo(np.int32).max:
+        raise UserError(f"{where}: {length} rows; at most {np.iinfo(np.int32).max} are supported")
+    return length

@@ -1,0 +1,6 @@
+"""Data sets, one per file, each with a factory named like the file that returns a `Dataset`.
+
+Factories that read files take `data_dir` first; None means `$FEDJAX8_DATA`. They accept the set as `NAME.npz`
+(arrays `x_train`, `y_train`, `x_test`, `y_test` and, where clients are natural, `client_train`,
+`client_test`) or as the official raw files, in the data directory or in its folder `NAME`.
+"""

@@ -1,0 +1,106 @@
+"""From raw arrays to a checked `Dataset`: dtypes, label shape, owners, per-channel mean and deviation."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedjax8.data.federated import Dataset
+from fedjax8.errors import UserError
+
+_INT32 = np.iinfo(np.int32)
+_ROWS_AT_ONCE = 4096  # keeps the float64 copies of a chunk of rows at tens of MB for image-sized rows
+
+
+def build_dataset(
+    name: str,
+    where: str,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    num_classes: int | None = None,
+    row_shape: tuple[int, ...] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Dataset:
+    """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
+
+    Args:
+        name: of the data set.
+        where: the file or folder, for errors.
+        arrays: inputs uint8, floating (becomes float32) or integer (becomes int32); labels [N] or [N, 1]
+            integers.
+        num_classes: largest label + 1 where None.
+        row_shape: what a row must look like; a missing last axis of length 1 is added.
+        mean: per channel; measured on the training rows where None, as is `std`.
+        std: per channel.
+    """
+    parts = {}
+    for part in ("train", "test"):
+        x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
+        parts[part] = {"x": x, "y": _integers(arrays[f"y_{part}"], f"{where}: y_{part}", len(x))}
+    if num_classes is None:
+        num_classes = 1 + max(int(part["y"].max(initial=0)) for part in parts.values())
+    owners = [
+        _integers(arrays[key], f"{where}: {key}", len(parts[part]["x"])) if key in arrays else None
+        for part, key in (("train", "client_train"), ("test", "client_test"))
+    ]
+    if mean is None or std is None:
+        mean, std = channel_stats(parts["train"]["x"], where)
+    dataset = Dataset(parts["train"], parts["test"], num_classes, mean, std, name, *owners)
+    try:
+        return dataset.validate()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def channel_stats(x: np.ndarray, where: str = "x") -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of x / 255 where x is uint8, of x where it is floating, read in chunks.
+
+    Per channel for images [N, H, W, C], else one number each. Integers other than uint8 are taken for
+    symbols, which are not normalized: mean 0, deviation 1. A constant channel has deviation 1.
+    """
+    if x.dtype.kind in "iu" and x.dtype != np.uint8:
+        return (0.0,), (1.0,)
+    channels = x.shape[-1] if x.ndim == 4 else 1
+    scale = 255.0 if x.dtype == np.uint8 else 1.0
+    totals = np.zeros((2, channels))
+    shift = (
+        x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0
+    )  # against cancellation
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        values = x[start : start + _ROWS_AT_ONCE].reshape(-1, channels).astype(np.float64) - shift
+        totals += values.sum(axis=0), np.square(values).sum(axis=0)
+    if not np.isfinite(totals).all():
+        raise UserError(f"{where}: the training inputs hold NaN, infinities or values too large to square")
+    offset, square = totals / max(x.size // channels, 1)
+    deviation = np.sqrt(np.maximum(square - offset**2, 0.0))
+    deviation = np.where(deviation > 0, deviation / scale, 1.0)
+    return tuple(((offset + shift) / scale).tolist()), tuple(deviation.tolist())
+
+
+def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.ndarray:
+    if x.ndim < 1 or x.dtype.kind not in "uif":
+        raise UserError(f"{where} is {x.dtype} {x.shape}; it must be [N, ...] of numbers")
+    if row_shape is not None and x.shape[1:] != row_shape:
+        if (*x.shape[1:], 1) != row_shape:
+            raise UserError(f"{where} has rows of shape {x.shape[1:]}; they must be {row_shape}")
+        x = x[..., None]
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind == "f":
+        return x.astype(np.float32, copy=False)
+    return _to_int32(x, where)
+
+
+def _integers(values: np.ndarray, where: str, rows: int) -> np.ndarray:
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.shape != (rows,) or values.dtype.kind not in "iu":
+        raise UserError(
+            f"{where} is {values.dtype} {values.shape}; it must be [{rows}] integers, one for each row"
+        )
+    return _to_int32(values, where)
+
+
+def _to_int32(values: np.ndarray, where: str) -> np.ndarray:
+    if values.size and (values.min() < _INT32.min or values.max() > _INT32.max):
+        raise UserError(f"{where} runs from {values.min()} to {values.max()}, beyond 32-bit integers")
+    return values.astype(np.int32, copy=False)

@@ -1,0 +1,34 @@
+"""Any data set kept as `NAME.npz`: FEMNIST, spoken digits, your own.
+
+Arrays: `x_train` [N, ...] (uint8, floating or integer), `y_train` [N] integers from 0, `x_test`, `y_test`
+likewise, and where clients are natural `client_train` [N] and `client_test`, integers from 0. Written by
+`numpy.savez` (uncompressed), arrays of a gibibyte and more are memory-mapped.
+
+    np.savez("mydata.npz", x_train=x, y_train=y, x_test=tx, y_test=ty, client_train=writers)
+"""
+
+from fedjax8.data.federated import Dataset
+from fedjax8.data.sources._files import data_directory, load_npz_set, missing_set
+
+
+def npz(data_dir: str | None = None, name: str = "", *, num_classes: int | None = None) -> Dataset:
+    """The set from `NAME.npz` in the data directory or its folder NAME.
+
+    Args:
+        data_dir: None for `$FEDJAX8_DATA`.
+        name: of the file, with or without `.npz`; needed.
+        num_classes: largest label + 1 where None. Mean and deviation are measured on the training rows.
+    """
+    name = name.removesuffix(".npz")
+    if not name:
+        raise ValueError(
+            "name is empty; it must be that of an .npz file in the data directory, such as 'femnist'"
+        )
+    root = data_directory(name, data_dir)
+    dataset = load_npz_set(name, root, num_classes=num_classes)
+    if dataset is None:
+        raise missing_set(name, root, (f"{name}.npz",))
+    return dataset
+
+
+EXAMPLES = ({"name": "femnist"}, {"name": "fsdd_logmel", "num_classes": 10})

@@ -1,0 +1,109 @@
+"""One client's training: masked mini-batch steps with any optax optimizer, as one pure function.
+
+    for s in 0 .. S - 1:   g = gradient of the batch's mean loss at y;   y <- project(y - optimizer(adjust(g, y)))
+
+The number of steps is the client's own: the loop is bounded by it, so a small client costs little, and under `vmap` finished
+clients keep still while the longest one goes on.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax8 import trees
+from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, shuffled_epochs, take_batch
+from fedjax8.types import Array, Batch, Key, Model, PyTree, Variables
+
+Adjust = Callable[[PyTree, PyTree], PyTree]
+"""`(gradients, params) -> gradients`: what FedProx, SCAFFOLD and others change about a step."""
+
+
+class Trained(NamedTuple):
+    """What local training yields."""
+
+    variables: Variables
+    num_steps: Array
+    """int32: steps taken."""
+    report: dict[str, Array]
+    """Sums over the examples seen: `train_loss`, one entry per metric, and `train_examples`."""
+
+
+class LocalTraining(NamedTuple):
+    """How a client trains, with its settings closed over."""
+
+    train: Callable[..., Trained]
+    """`(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained`; `step_scale` multiplies every update."""
+    full_gradient: Callable[[Variables, ClientRows, Key], PyTree]
+    """Gradient of the mean loss over all of a client's examples, zeros for an empty client."""
+    model: Model
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of `values` `[B]` where mask is 1; 0 if it is nowhere."""
+    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key):
+    """Mean loss, with (new model state, sums of loss and metrics over the batch's examples)."""
+    outputs, state = model.apply(variables, batch, key=key, train=True)
+    losses, mask = model.loss(outputs, batch), batch["mask"]
+    sums = {f"train_{name}": jnp.sum(v * mask) for name, v in model.metrics(outputs, batch).items()}
+    sums |= {"train_loss": jnp.sum(losses * mask), "train_examples": jnp.sum(mask)}
+    return masked_mean(losses, mask), (state, sums)
+
+
+def local_training(model: Model, optimizer: optax.GradientTransformation, plan: BatchPlan) -> LocalTraining:
+    """Local training of `model` by `optimizer` on batches cut by `plan`. The optimizer's state is fresh each time.
+
+    Guarantee: a client without examples returns its variables unchanged.
+    """
+    loss_and_grad = jax.value_and_grad(
+        lambda params, state, batch, key: _loss_and_sums(model, Variables(params, state), batch, key),
+        has_aux=True,
+    )
+
+    def one_step(variables, batch, key):
+        (_, (state, sums)), gradients = loss_and_grad(variables.params, variables.state, batch, key)
+        return gradients, state, sums
+
+    def zero_sums(variables, rows, key):
+        batch = jax.eval_shape(
+            lambda: take_batch(plan, rows, shuffled_epochs(plan, rows.size, key), jnp.int32(0))
+        )
+        return trees.zeros_like(jax.eval_shape(one_step, variables, batch, key)[2])
+
+    def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
+        shuffle_key, step_key = jax.random.split(key)
+        orders = shuffled_epochs(plan, rows.size, shuffle_key)
+        steps = num_steps(plan, rows.size)
+
+        def step(index, carry):
+            variables, optimizer_state, sums = carry
+            batch = take_batch(plan, rows, orders, index)
+            gradients, state, new = one_step(variables, batch, jax.random.fold_in(step_key, index))
+            if adjust is not None:
+                gradients = adjust(gradients, variables.params)
+            updates, optimizer_state = optimizer.update(gradients, optimizer_state, variables.params)
+            params = optax.apply_updates(variables.params, trees.scale(step_scale, updates))
+            return Variables(model.project(params), state), optimizer_state, trees.add(sums, new)
+
+        carry = variables, optimizer.init(variables.params), zero_sums(variables, rows, step_key)
+        variables, _, sums = jax.lax.fori_loop(0, steps, step, carry)
+        return Trained(variables, steps, sums)
+
+    def full_gradient(variables, rows, key):
+        in_order = jnp.arange(plan.padded_size, dtype=jnp.int32)[None]
+
+        def add_batch(index, total):
+            batch = take_batch(plan, rows, in_order, index)
+            gradients = one_step(variables, batch, key)[0]
+            return trees.add(total, trees.scale(jnp.sum(batch["mask"]), gradients))
+
+        batches = (rows.size + plan.batch_size - 1) // plan.batch_size
+        total = jax.lax.fori_loop(0, batches, add_batch, trees.zeros_like(variables.params))
+        return trees.scale(1.0 / jnp.maximum(rows.size, 1), total)
+
+    return LocalTraining(train, full_gradient, model)

@@ -1,0 +1,41 @@
+"""Name to factory: `fp8` in package `fedjax8.codecs` is `fedjax8.codecs.fp8.fp8`; `package.module:factory` is itself."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+
+from fedjax8.errors import UserError
+
+
+def suggest(given: str, allowed: Iterable[str]) -> str:
+    """`; did you mean ...?` for the nearest allowed name, or an empty string."""
+    near = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def component_names(package: str) -> list[str]:
+    """Names of a package's components: the modules that end with `EXAMPLES` and hold a factory named like the file."""
+    folder = importlib.import_module(package)
+    names = sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_"))
+    return [n for n in names if hasattr(importlib.import_module(f"{package}.{n}"), "EXAMPLES")]
+
+
+def find(name: str, *packages: str) -> Callable:
+    """The factory called `name` in the first of `packages` that has it, or the object that `package.module:factory` names.
+
+    Raises `UserError` with the nearest match.
+    """
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"cannot load {name!r}: {error}") from error
+    names = [(package, n) for package in packages for n in component_names(package)]
+    for package, known in names:
+        if name == known:
+            return getattr(importlib.import_module(f"{package}.{name}"), name)
+    allowed = [n for _, n in names]
+    kind = packages[0].rpartition(".")[2]
+    raise UserError(f"no {name!r} in {kind}: allowed are {', '.join(allowed)}{suggest(name, allowed)}")

@@ -1,0 +1,82 @@
+"""A flax linen module as a `Model`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from fedjax8.types import Array, Batch, Model, Variables
+
+LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose, nn.ConvLocal)
+"""Linen layers that have a `kernel`; their inputs are what `layer_input` sees."""
+
+
+def cross_entropy(logits: Array, batch: Batch) -> Array:
+    """Softmax cross-entropy against integer labels `batch["y"]`, float32 `[B]`."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["y"])
+
+
+def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
+    """1 where the largest logit is the label, float32 `[B]`."""
+    return {"accuracy": (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)}
+
+
+def layer_interceptor(layer_input: Callable[[str, Array], Array]):
+    """For `nn.intercept_methods`: replaces the first argument of every layer's `__call__` by `layer_input(path, it)`."""
+
+    def intercept(next_call, args, kwargs, context):
+        if isinstance(context.module, LAYERS) and context.method_name == "__call__":
+            path = "/".join(context.module.path)
+            args = (layer_input(path, args[0]), *args[1:])
+        return next_call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def from_linen(
+    module: nn.Module,
+    loss: Callable[[Array, Batch], Array] = cross_entropy,
+    *,
+    metrics: Callable[[Array, Batch], dict[str, Array]] = accuracy,
+    train_argument: str | None = None,
+    rngs: tuple[str, ...] = ("dropout",),
+) -> Model:
+    """`Model` of a linen module that maps `batch["x"]` to outputs.
+
+    `train_argument` names a boolean argument of `module.__call__` that tells training from evaluation, if it has one; with
+    `train_argument="deterministic"` or `"use_running_average"` the value is negated, as those names ask. Collections other
+    than `params` become `Variables.state`.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> model = from_linen(nn.Dense(10))
+    """
+    negated = train_argument in ("deterministic", "use_running_average")
+
+    def arguments(train: bool) -> dict[str, bool]:
+        return {train_argument: train != negated} if train_argument else {}
+
+    def init(key, batch):
+        first, *others = jax.random.split(key, 1 + len(rngs))
+        made = module.init({"params": first, **dict(zip(rngs, others, strict=True))}, batch["x"], **arguments(False))
+        return Variables(made["params"], {name: value for name, value in made.items() if name != "params"})
+
+    def run(variables, batch, key, train):
+        collections = {"params": variables.params, **variables.state}
+        keys = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
+        if not (train and variables.state):
+            return module.apply(collections, batch["x"], rngs=keys, **arguments(train)), variables.state
+        outputs, state = module.apply(
+            collections, batch["x"], rngs=keys, mutable=list(variables.state), **arguments(train)
+        )
+        return outputs, dict(state)
+
+    def apply(variables, batch, *, key=None, train=False, layer_input=None):
+        if layer_input is None:
+            return run(variables, batch, key, train)
+        with layer_interceptor(layer_input):
+            return run(variables, batch, key, train)
+
+    return Model(init, apply, loss, metrics)

@@ -1,0 +1,55 @@
+"""Draws accuracy against bytes for one or more runs.
+
+    python -m fedjax8.plot DIR... --out=FILE.png [--x=bytes|rounds|seconds] [--y=METRIC] [--smooth=N] [--logx]
+
+Each DIR is the --workdir of a run. Runs that differ in their seed alone are one curve: the mean over seeds, with a band
+of one standard deviation. Needs matplotlib: pip install 'fedjax8[plot]'.
+
+In a notebook:
+
+    from fedjax8.plot import plot_runs
+    plot_runs(["runs/fp8", "runs/float32"]).figure
+"""
+
+import sys
+
+from absl import flags
+
+from fedjax8.errors import UserError
+from fedjax8.simulation.figures import draw, plot_runs, save_png
+from fedjax8.simulation.runs import read_settings
+
+__all__ = ["main", "plot_runs"]
+
+
+def define_flags() -> None:
+    """Registers the flags; not done on import, since other command lines have flags of the same names."""
+    flags.DEFINE_string("out", None, "picture to write, a .png file")
+    flags.DEFINE_enum("x", "bytes", ["bytes", "rounds", "seconds"], "horizontal axis; bytes are up and down")
+    flags.DEFINE_string("y", "test_accuracy", "vertical axis: a key of metrics.jsonl")
+    flags.DEFINE_integer("smooth", 1, "evaluations to average over", lower_bound=1)
+    flags.DEFINE_bool("logx", None, "logarithmic horizontal axis; by default where the bytes differ much")
+
+
+def main(argv: list[str]) -> int:
+    """Writes the picture that the flags ask for, of the run folders `argv[1:]`; the exit status is 0."""
+    args = flags.FLAGS
+    if not argv[1:]:
+        raise UserError("no run folder given: python -m fedjax8.plot runs/* --out=runs.png")
+    if not args.out:
+        raise UserError("no picture named: add --out=FILE.png")
+    if not args.out.lower().endswith(".png"):
+        raise UserError(f"--out={args.out}: only PNG pictures are written; give a name that ends in .png")
+    settings, warnings = read_settings(argv[1:])
+    save_png(draw(settings, args.x, y=args.y, smooth=args.smooth, logx=args.logx), args.out)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    from fedjax8 import cli
+
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Running rounds: the link with its byte ledger, the compiled round, evaluation, checkpoints, writers."""

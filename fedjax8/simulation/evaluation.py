@@ -1,0 +1,50 @@
+"""Accuracy and loss of a model on held-out rows, with every view of the model side by side."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax8.types import Execution, Model, Variables
+
+BATCH_SIZE = 250
+
+
+def evaluation(
+    model: Model, columns: Mapping[str, np.ndarray], execution: Execution, *, batch_size: int = BATCH_SIZE
+) -> Callable[[Variables], dict[str, float]]:
+    """`evaluate(variables) -> metrics` over all rows of `columns` (leaves `[N, ...]`).
+
+    The model's own `apply` gives `test_loss` and one `test_<name>` per metric; a view called v gives `v_test_loss` and so on.
+    Batches are spread over devices by `execution`; the last ones are masked.
+    """
+    num_rows = len(next(iter(columns.values())))
+    if num_rows == 0:
+        raise ValueError("evaluation needs at least one row")
+    lanes = execution.num_shards * execution.chunk
+    batch_size = min(batch_size, math.ceil(num_rows / lanes))
+    num_batches = math.ceil(num_rows / (batch_size * lanes)) * lanes
+    starts = np.arange(num_batches, dtype=np.int32) * batch_size
+    placed = execution.place({name: np.asarray(c) for name, c in columns.items()})
+    runs = {"": model.apply} | {f"{name}_": view for name, view in model.views.items()}
+
+    def one_batch(shared, start):
+        variables, columns = shared
+        rows = start + jnp.arange(batch_size)
+        mask = (rows < num_rows).astype(jnp.float32)
+        batch = {name: c[jnp.minimum(rows, num_rows - 1)] for name, c in columns.items()} | {"mask": mask}
+        sums = {}
+        for prefix, apply in runs.items():
+            outputs, _ = apply(variables, batch)
+            values = {"loss": model.loss(outputs, batch), **model.metrics(outputs, batch)}
+            sums |= {f"{prefix}test_{name}": jnp.sum(v * mask) for name, v in values.items()}
+        return sums, ()
+
+    run = execution.compile(lambda shared, starts: execution.map_reduce(one_batch, shared, starts))
+
+    def evaluate(variables: Variables) -> dict[str, float]:
+        sums, _ = run((variables, placed), starts)
+        return {name: float(total) / num_rows for name, total in sums.items()}
+
+    return evaluate

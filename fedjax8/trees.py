@@ -1,0 +1,87 @@
+"""Pytree helpers that optax and jax lack: paths, clips beside their parameter, sizes, selection."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax8.types import Array, PyTree
+
+CLIP_SUFFIX = "_clip"
+"""A leaf `kernel_clip` beside a leaf `kernel` is the clipping value (alpha) of that kernel. A clip is a float32 scalar."""
+
+
+def path_name(path: tuple) -> str:
+    """Key path of a leaf as text, `params/Dense_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Array]:
+    """Leaves by path name, in tree order."""
+    return {
+        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    }
+
+
+def map_named(f: Callable, tree: PyTree, is_leaf: Callable | None = None) -> PyTree:
+    """Tree of `f(path name, leaf)`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: f(path_name(path), leaf), tree, is_leaf=is_leaf
+    )
+
+
+def is_clip(name: str) -> bool:
+    """Whether the leaf of that path name is a clipping value and not a weight."""
+    return name.endswith(CLIP_SUFFIX)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves as they are (a Python int; works on `ShapeDtypeStruct`s)."""
+    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def float32_bytes(tree: PyTree) -> int:
+    """Bytes of the same tree in a run without quantization: 4 per weight, and no clips."""
+    return sum(4 * int(np.prod(leaf.shape)) for name, leaf in named_leaves(tree).items() if not is_clip(name))
+
+
+def shapes(tree: PyTree) -> PyTree:
+    """The tree's shapes and dtypes as `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def is_float32(leaf: Array) -> bool:
+    """Whether a leaf holds float32 values, the only ones that codecs change."""
+    return leaf.dtype == np.float32
+
+
+def all_finite(tree: PyTree) -> Array:
+    """bool scalar: no NaN and no infinity in any floating leaf."""
+    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack(checks).all() if checks else jnp.array(True)
+
+
+def select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Leafwise `where` with one scalar condition."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """a + b."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """a - b. With a new and b old this is an update."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(factor: Array | float, tree: PyTree) -> PyTree:
+    """factor * tree."""
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def zeros_like(tree: PyTree) -> PyTree:
+    """Tree of zeros; also from `ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

@@ -1,0 +1,175 @@
+"""Shared vocabulary: what a model, a codec, an algorithm and an executor are.
+
+Axis letters, used in every docstring: `C` clients in the cohort, `S` local steps, `B` examples per batch, `P` parameters,
+`K` registered clients, `N` rows of data. An *update* is new minus old. Bytes are octets.
+
+Everything here is a `NamedTuple` of pure functions, built by a factory that closes over its settings. To add one, write a
+function that returns the tuple; nothing has to be registered.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+PyTree = Any
+Batch = dict[str, Array]
+"""Columns of one batch, `[B, ...]` each, and `mask` float32 `[B]`: 1 for an example, 0 for padding."""
+
+LayerInput = Callable[[str, Array], Array]
+"""`(layer path, input of that layer) -> input to use instead`; see `Model.apply`."""
+
+
+class Variables(NamedTuple):
+    """All that a model carries: what is trained, and what merely accompanies it.
+
+    `params` is a nested dict of float32 arrays; `state` (batch statistics and the like) is an empty dict for most models.
+    """
+
+    params: PyTree
+    state: PyTree
+
+
+def _same(params: PyTree) -> PyTree:
+    return params
+
+
+class Model(NamedTuple):
+    """A model as pure functions. Adapters map a `Model` to a `Model`.
+
+    Invariants: `apply` never draws from anything but `key`; `loss` and every metric are per example, so that masks and
+    merging stay outside; with `train=False` the returned state equals the given one.
+    """
+
+    init: Callable[[Key, Batch], Variables]
+    """`(key, sample batch) -> Variables`. The batch gives shapes, and adapters may calibrate on its values."""
+    apply: Callable[..., tuple[Array, PyTree]]
+    """`(variables, batch, *, key=None, train=False, layer_input=None) -> (outputs [B, ...], new state)`.
+    `layer_input` sees and may replace the input of every dense and convolution layer."""
+    loss: Callable[[Array, Batch], Array]
+    """`(outputs, batch) -> float32 [B]`."""
+    metrics: Callable[[Array, Batch], dict[str, Array]]
+    """`(outputs, batch) -> {name: float32 [B]}`, each averaged over examples by whoever merges them."""
+    project: Callable[[PyTree], PyTree] = _same
+    """`params -> params`: back into the feasible set, after every optimizer step."""
+    views: Mapping[str, Callable[..., tuple[Array, PyTree]]] = {}
+    """Other ways to run the same variables, evaluated beside `apply` (for example `float32` of a quantized model)."""
+
+
+class Codec(NamedTuple):
+    """Tree to message and back. A message is a pytree in wire dtypes; its size is read off its leaves.
+
+    Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone; leaves that are not float32
+    pass through unchanged; `decode` yields float32 and the tree that was encoded, up to the stated error.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    """Tree (or its `ShapeDtypeStruct`s) to the state before the first message; `()` for most codecs."""
+    encode: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree]]
+    """`(key, state, tree) -> (message, state)`."""
+    decode: Callable[[PyTree], PyTree]
+    """`message -> tree`."""
+    unbiased: bool
+    """Whether the mean of `decode(encode(key, x))` over keys is x wherever nothing is clipped."""
+    error_bound: Callable[[PyTree], PyTree] | None = None
+    """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
+
+
+class Channel(NamedTuple):
+    """One kind of message: key of a traffic count. Static, so that it can stand in a pytree's structure."""
+
+    direction: str
+    """`up` (client to server) or `down` (server to client)."""
+    name: str
+    message_bytes: int
+    """Bytes of one encoded message."""
+    float32_bytes: int
+    """Bytes of the same tree unencoded, without the clips that only the encoding needs."""
+
+
+class Cohort(NamedTuple):
+    """The clients of one round, or one device's share of them. Leading axis `C`.
+
+    A client with `valid` false is padding: it must change nothing and is counted nowhere.
+    """
+
+    ids: Array
+    """int32 `[C]`: index among all registered clients."""
+    start: Array
+    """int32 `[C]`: first position of the client's rows in `Pool.order`."""
+    size: Array
+    """int32 `[C]`: number of the client's examples."""
+    valid: Array
+    """bool `[C]`."""
+    states: PyTree
+    """Persistent client state, leaves `[C, ...]`."""
+
+
+class Execution(NamedTuple):
+    """How a function is mapped over clients and summed. Knows nothing about learning.
+
+    `map_reduce` and `total` may be called only inside a function given to `compile`, any number of times, also in loops.
+    """
+
+    num_shards: int
+    """Devices that share a cohort."""
+    chunk: int
+    """Clients that a device works on at once; cohorts are padded to a multiple of `num_shards * chunk`."""
+    compile: Callable[[Callable], Callable]
+    """`f(shared, per_client) -> (shared_out, per_client_out)`, compiled; leaves of per_client have leading axis `C`."""
+    map_reduce: Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]
+    """`(f, shared, per_client) -> (sum over all clients of f(...)[0], stacked f(...)[1])`."""
+    total: Callable[[PyTree], PyTree]
+    """Sum over the shards of a value that each shard holds."""
+    place: Callable[[PyTree], PyTree]
+    """Puts shared arrays where `compile`d functions read them without a copy."""
+
+
+class Contribution(NamedTuple):
+    """What one client's function returns to `Link.map_clients`."""
+
+    tree: PyTree
+    """What is sent up, encoded by the uplink codec."""
+    weight: Array
+    """float32 scalar: weight in the mean; 0 contributes nothing."""
+    state: PyTree
+    """The client's new persistent state."""
+    report: dict[str, Array]
+    """Sums to be added over clients."""
+
+
+class Reduced(NamedTuple):
+    """What the server has after a reduction."""
+
+    mean: PyTree
+    """Weighted mean of the decoded contributions, float32."""
+    weight: Array
+    """Sum of weights; 0 if there was nothing to average, and then `mean` is all zeros."""
+    clients: Array
+    """int32: clients whose contribution was used."""
+    report: dict[str, Array]
+    """Sums over the clients used, and `excluded`: int32 number of clients left out because they sent NaN or infinity."""
+
+
+class RoundOutput(NamedTuple):
+    """What an algorithm's round returns."""
+
+    state: PyTree
+    client_states: PyTree
+    link: Any
+    report: dict[str, Array]
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm. Build the usual shape (send, train, reduce, step) with `algorithms.from_parts`."""
+
+    init: Callable[[Variables], PyTree]
+    """Initial variables to the server's state (float32)."""
+    init_client: Callable[[Variables], PyTree]
+    """Initial variables to one client's persistent state; `()` when clients remember nothing."""
+    round: Callable[..., RoundOutput]
+    """`(link, state, cohort, key) -> RoundOutput`."""
+    variables: Callable[[PyTree], Variables]
+    """Server state to the variables that are evaluated."""

@@ -1,0 +1,240 @@
+"""The downloader, against small servers on the loopback interface."""
+
+import functools
+import hashlib
+import http.server
+import importlib.util
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_data.py"
+CONTENT = np.random.default_rng(0).bytes(700_000)  # several chunks, and incompressible
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `CONTENT` in the manner the server was told; keeps the requested ranges."""
+
+    def log_message(self, *args):
+        """Nothing on stderr."""
+
+    def do_GET(self):
+        server, wanted = self.server, self.headers.get("Range")
+        server.ranges.append(wanted)
+        request_number, content, start = len(server.ranges), server.content, 0
+        if request_number <= server.refusals:
+            self.send_error(503)
+            return
+        if self.path != "/mirror/file.bin":
+            self.send_error(404)
+            return
+        if wanted and server.supports_range:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        body = content[start:]
+        if server.sends_length:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if request_number <= server.drops:
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        self.close_connection = True
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """`serve(**manner) -> server` with `server.url`; each is shut down after the test."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    started = []
+
+    def start(content=CONTENT, supports_range=True, drops=0, refusals=0, sends_length=True):
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.content, server.supports_range, server.sends_length = content, supports_range, sends_length
+        server.drops, server.refusals, server.ranges = drops, refusals, []
+        server.url = f"http://127.0.0.1:{server.server_port}/mirror"
+        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in started:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module, with one small data set `tiny` and no waiting between tries."""
+    spec = importlib.util.spec_from_file_location("fetch_data", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(module.SOURCES, "tiny", module.Source("http://127.0.0.1:9/", {"file.bin": MD5}))
+    module.waits = []
+    monkeypatch.setattr(module.time, "sleep", module.waits.append)
+    monkeypatch.delenv("FEDJAX8_DATA", raising=False)
+    return module
+
+
+def files_in(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("supports_range", [True, False])
+def test_a_file_is_fetched_whole(script, serve, tmp_path, supports_range):
+    server = serve(supports_range=supports_range)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+    assert server.ranges == [None]
+
+
+def test_a_second_run_downloads_nothing(script, serve, tmp_path, capsys):
+    server = serve()
+    arguments = ["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]
+    assert script.main(arguments) == 0 == script.main(arguments)
+    assert len(server.ranges) == 1
+    assert "is already there" in capsys.readouterr().out
+
+
+def test_a_dropped_connection_is_resumed_where_it_broke(script, serve, tmp_path):
+    server = serve(drops=2)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+    # Half is sent, then half of the remaining half, then the rest.
+    assert server.ranges == [None, "bytes=350000-", "bytes=525000-"]
+    assert script.waits == [1.0, 2.0]
+
+
+def test_without_range_support_a_dropped_download_starts_over(script, serve, tmp_path):
+    server = serve(drops=1, supports_range=False)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+
+
+def test_without_a_content_length_the_checksum_decides(script, serve, tmp_path):
+    server = serve(drops=1, sends_length=False)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+    assert server.ranges == [None, None]  # the half file could not be told from a damaged one
+
+
+def test_a_server_that_keeps_dropping_leaves_only_a_part_for_the_next_run(script, serve, tmp_path, capsys):
+    server = serve(drops=5)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 2
+    (name, part), *others = files_in(tmp_path).items()
+    assert (name, others) == ("tiny/file.bin.part", [])
+    assert 0 < len(part) < len(CONTENT) and CONTENT.startswith(part)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "gave up after 5 tries" in error and "run it again" in error
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert server.ranges[-1] == f"bytes={len(part)}-"
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+
+
+def test_corrupt_bytes_never_become_the_file(script, serve, tmp_path, capsys):
+    corrupt = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    server = serve(content=corrupt)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 2
+    assert files_in(tmp_path) == {}
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"checksum is not {MD5}" in error
+
+
+def test_a_damaged_existing_file_stays_until_a_good_one_replaces_it(script, serve, tmp_path):
+    path = tmp_path / "tiny" / "file.bin"
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    down = serve(refusals=99)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", down.url]) == 2
+    assert path.read_bytes() == b"damaged"
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", serve().url]) == 0
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+
+
+@pytest.mark.parametrize("leftover", [CONTENT, b"x" * 800_000, b"x" * 1000])
+def test_any_leftover_part_ends_in_the_right_file(script, serve, tmp_path, leftover):
+    # Complete but not renamed (the server answers 416), longer than the file (416), or of other bytes (206).
+    part = tmp_path / "tiny" / "file.bin.part"
+    part.parent.mkdir()
+    part.write_bytes(leftover)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", serve().url]) == 0
+    assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+
+
+def test_a_busy_server_is_tried_again(script, serve, tmp_path):
+    server = serve(refusals=2)
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert len(server.ranges) == 3
+
+
+def test_a_missing_file_is_one_line_without_retries(script, serve, tmp_path, capsys):
+    server = serve()
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url + "/elsewhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "404" in error and "--base_url" in error
+    assert len(server.ranges) == 1 and files_in(tmp_path) == {}
+
+
+def test_an_unreachable_server_is_one_line(script, tmp_path, capsys):
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", "http://127.0.0.1:1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "connection failed" in error
+    assert files_in(tmp_path) == {}
+
+
+def test_an_unusable_data_directory_is_one_line(script, serve, tmp_path, capsys):
+    (tmp_path / "tiny").write_text("a file where the folder should go")
+    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", serve().url]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "tiny" in error
+
+
+def test_the_environment_names_the_data_directory(script, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDJAX8_DATA", str(tmp_path))
+    assert script.main(["tiny", "--base_url", serve().url]) == 0
+    assert set(files_in(tmp_path)) == {"tiny/file.bin"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["minst", "--data_dir=x"], "did you mean 'mnist'"),
+        ([], "no data set named"),
+        (["mnist"], "$FEDJAX8_DATA"),
+        (["mnist", "cifar10", "--data_dir=x", "--base_url=http://h"], "one data set at a time"),
+        (["mnist", "--data_dir=x", "--base_url=/tmp"], "must start with http"),
+        (["mnist", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_2(script, capsys, monkeypatch, tmp_path, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    assert script.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_list_names_every_file(script, capsys):
+    assert script.main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("\n") == len(script.SOURCES)
+    for name in ("mnist", "fashion_mnist", "cifar10", "cifar100"):
+        assert all(file in listed for file in script.SOURCES[name].files)
+
+
+def test_checksums_are_md5_and_addresses_end_in_a_slash(script):
+    sums = [md5 for source in script.SOURCES.values() for md5 in source.files.values()]
+    assert all(len(md5) == 32 and set(md5) <= set("0123456789abcdef") for md5 in sums)
+    assert len(set(sums)) == len(sums)
+    assert all(source.base_url.endswith("/") for source in script.SOURCES.values())

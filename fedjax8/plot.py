@@ -2,8 +2,8 @@
 
     python -m fedjax8.plot DIR... --out=FILE.png [--x=bytes|rounds|seconds] [--y=METRIC] [--smooth=N] [--logx]
 
-Each DIR is the --workdir of a run. Runs that differ in their seed alone are one curve: the mean over seeds, with a band
-of one standard deviation. Needs matplotlib: pip install 'fedjax8[plot]'.
+Each DIR is the --workdir of a run. Runs that differ in their seed alone are one curve: the mean over seeds,
+with a band of one standard deviation. Needs matplotlib: pip install 'fedjax8[plot]'.
 
 In a notebook:
 
@@ -11,12 +11,13 @@ In a notebook:
     plot_runs(["runs/fp8", "runs/float32"]).figure
 """
 
+import logging
 import sys
 
 from absl import flags
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.figures import draw, plot_runs, save_png
+from fedjax8.simulation.figures import check_png_name, draw, plot_runs, save_png
 from fedjax8.simulation.runs import read_settings
 
 __all__ = ["main", "plot_runs"]
@@ -34,12 +35,12 @@ def define_flags() -> None:
 def main(argv: list[str]) -> int:
     """Writes the picture that the flags ask for, of the run folders `argv[1:]`; the exit status is 0."""
     args = flags.FLAGS
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     if not argv[1:]:
         raise UserError("no run folder given: python -m fedjax8.plot runs/* --out=runs.png")
     if not args.out:
         raise UserError("no picture named: add --out=FILE.png")
-    if not args.out.lower().endswith(".png"):
-        raise UserError(f"--out={args.out}: only PNG pictures are written; give a name that ends in .png")
+    check_png_name(args.out)
     settings, warnings = read_settings(argv[1:])
     save_png(draw(settings, args.x, y=args.y, smooth=args.smooth, logx=args.logx), args.out)
     for warning in warnings:

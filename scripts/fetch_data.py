@@ -89,10 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                 outcome = fetch(source.base_url + file, folder / file, md5)
                 print(f"{name}: {folder / file} {outcome}")
         return 0
-    except FetchError as error:
-        print(f"fetch_data: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (FetchError, OSError) as error:
         print(f"fetch_data: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -103,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 def fetch(url: str, path: Path, md5: str) -> str:
     """Makes `path` hold the bytes with checksum `md5`, from `url` where needed; returns what was done.
 
-    The file appears by an atomic rename after its checksum was verified; until then its bytes are in PATH.part.
+    The file appears by an atomic rename once its checksum is verified; until then its bytes are in PATH.part.
     """
     if path.exists() and _md5(path) == md5:
         return "is already there"
@@ -124,7 +121,7 @@ def fetch(url: str, path: Path, md5: str) -> str:
 
 
 def _download(url: str, part: Path) -> str:
-    """Appends the rest of `url` to `part`; returns '' when complete, else the problem if worth another try."""
+    """Appends the rest of `url` to `part`; returns '' when complete, else a problem worth another try."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

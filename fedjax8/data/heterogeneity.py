@@ -8,7 +8,7 @@ With p the label distribution of a client, g that of all clients' rows pooled, a
 (Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37(1), 1991.) Both are 0 for a
 client that mirrors the whole and near 1 for a client whose classes are rare elsewhere.
 
-Small clients look skewed even when they are not: with n rows drawn from g, js is about
+Small clients look skewed even when they are not: with n rows drawn from g, n well above classes, js is about
 (classes - 1) / (8 n ln 2) bits on average. Compare with an IID split of the same sizes.
 """
 

@@ -6,7 +6,8 @@ all bytes sent up and down by then, the communication gain of a setting against 
     gain(a) = bytes_first(T_first(a)) / bytes(T(a)),
 
 a ratio of means over seeds. Comparing at the same accuracy is how papers on 8-bit federated learning word
-their gain; taking for `a` the lowest of the best accuracies, so that every run reaches it, is a project choice.
+their gain; taking for `a` the lowest of the best accuracies, so that every run reaches it, is a project
+choice.
 
 NumPy and the standard library only.
 """
@@ -137,9 +138,9 @@ def compare_runs(
     """What every setting spends to reach `target`, and in all.
 
     `target` in (0, 1] is a test accuracy; by default the lowest, over the runs, of the best smoothed test
-    accuracy. `smooth` is how many evaluations, up to the current one, the accuracy is averaged over; by default
-    1, and 5 once every run has 50 evaluations. Raises `UserError` for a bad target or window, unreadable runs,
-    or no evaluation at all.
+    accuracy. `smooth` is how many evaluations, up to the current one, the accuracy is averaged over; by
+    default 1, and 5 once every run has 50 evaluations. Raises `UserError` for a bad target or window,
+    unreadable runs, or no evaluation at all.
     """
     if target is not None and not 0 < target <= 1:
         raise UserError(
@@ -159,17 +160,28 @@ def compare_runs(
     if chosen is None:
         chosen = min(float(evaluations(run, smooth=smooth)[1].max()) for run in runs if counts[run.path])
     evaluated = [run.rounds[evaluations(run)[0]] for run in runs if counts[run.path] > 2]
+    warnings += [note for setting in settings for note in _unequal_lengths(setting)]
     intervals = {int(np.median(np.diff(rounds))) for rounds in evaluated}
     if len(intervals) > 1:
         warnings.append(
-            f"some runs are evaluated every {min(intervals)} rounds, some every {max(intervals)}: rounds and bytes "
-            "to target are known to that interval only"
+            f"some runs are evaluated every {min(intervals)} rounds, some every {max(intervals)}: "
+            "rounds and bytes to target are known to that interval only"
         )
     results: list[Result] = []
     for setting in settings:
         results.append(_result(setting, chosen, smooth, results[0] if results else None))
     warnings += _target_warnings(results)
     return Comparison(tuple(results), chosen, target is not None, smooth, tuple(warnings))
+
+
+def _unequal_lengths(setting: Setting) -> list[str]:
+    ends = [int(run.rounds[-1]) for run in setting.runs]
+    if min(ends) == max(ends):
+        return []
+    return [
+        f"{setting.label}: its seeds end at rounds {min(ends)} to {max(ends)}; curves stop where the first "
+        "one does, and totals are means over runs of unequal length"
+    ]
 
 
 def _result(setting: Setting, target: float, smooth: int, first: Result | None) -> Result:
@@ -212,8 +224,8 @@ def _target_warnings(results: Sequence[Result]) -> list[str]:
     first = results[0]
     if first.reached < len(first.setting.runs) and len(results) > 1:
         return [
-            f"the first setting ({first.setting.label}) does not reach the target with every seed, so no gain is "
-            "given; lower --target or give another setting first"
+            f"the first setting ({first.setting.label}) does not reach the target with every seed, "
+            "so no gain is given; lower --target or give another setting first"
         ]
     return [
         f"{r.setting.label}: {r.reached} of {len(r.setting.runs)} seeds reach the target, so no gain is given"

@@ -1,11 +1,13 @@
-"""Pictures of runs: accuracy (or any logged metric) against bytes, rounds or seconds, a band for the spread over seeds.
+"""Pictures of runs: accuracy, or any logged metric, against bytes, rounds or seconds.
 
-Drawn on matplotlib's object interface: no window, no display and no global state, so it works in a notebook, a batch
-job and a thread. matplotlib is an optional dependency: `pip install 'fedjax8[plot]'`.
+Drawn on matplotlib's object interface: no window, no display and no global state, so it works in a notebook,
+a batch job and a thread. matplotlib is an optional dependency: `pip install 'fedjax8[plot]'`.
 """
 
 import contextlib
+import html
 import io
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -17,11 +19,13 @@ from fedjax8.simulation.comparison import Curve, curve
 from fedjax8.simulation.runs import Setting, read_settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-"""Okabe and Ito's palette, told apart by color-blind readers, without its yellow, which is too pale for lines."""
+"""Okabe and Ito's palette, told apart by color-blind readers, without its yellow: too pale for lines."""
 DASHES = ("-", "--", "-.", ":")
 """Line styles of the first seven settings, the next seven and so on."""
 LOG_FROM = 8.0
-"""Ratio between the bytes of the longest and the shortest curve from which the byte axis is logarithmic by default."""
+"""Ratio of the largest to the smallest total of bytes from which the byte axis is logarithmic by default."""
+LEGEND_INSIDE = 7
+"""Most lines of a legend inside the axes."""
 AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
 
 
@@ -42,13 +46,15 @@ def plot_runs(
     smooth: int = 1,
     logx: bool | None = None,
 ) -> Any:
-    """Matplotlib axes with one curve per setting: the mean over its seeds, and a band of one standard deviation.
+    """Matplotlib axes with a curve per setting: its mean over seeds, and a band of one standard deviation.
 
-    `dirs` are run folders, `x` is `bytes`, `rounds` or `seconds`, `y` a key of `metrics.jsonl`; `smooth` averages each
-    value with those before it, `smooth` in all. `logx=None` takes a logarithmic axis for bytes where settings differ
-    much in them. Without `ax` a figure is made: `plot_runs("runs/a").figure.savefig("a.png")`.
+    `dirs` are run folders, `x` is `bytes`, `rounds` or `seconds`, `y` a key of `metrics.jsonl`; `smooth`
+    averages each value with those before it, `smooth` in all. `logx=None` takes a logarithmic axis for bytes
+    where settings differ much in them. Without `ax` a figure is made:
+    `plot_runs("runs/a").figure.savefig("a.png")`.
 
-    Raises `UserError` for unreadable runs, an unknown `x`, a `y` that no run logged, or if matplotlib is missing.
+    Raises `UserError` for unreadable runs, an unknown `x`, a `y` that no run logged, or if matplotlib is
+    missing.
     """
     paths = [dirs] if isinstance(dirs, str | os.PathLike) else list(dirs)
     settings, _ = read_settings(paths)
@@ -73,24 +79,25 @@ def draw(
     drawn = [(i, s, c) for i, s, c in drawn if c is not None]
     if not drawn:
         logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
-        raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")
+        raise UserError(
+            f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}"
+        )
     ax = _new_axes() if ax is None else ax
     log = _wants_log([c for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
     handles = [_draw_curve(ax, c, i, log) for i, _, c in drawn]
-    _style(ax, x, y, log)
+    labels = [s.label for _, s, _ in drawn]
     if target is not None:
-        ax.axhline(target, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        ax.annotate(
-            f"target {target:.4g}",
-            (0, target),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 3),
-            textcoords="offset points",
-            color="#666666",
-            fontsize=8,
-        )
-    _legend(ax, handles, [s.label for _, s, _ in drawn], rising="loss" not in y)
+        handles.append(ax.axhline(target, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1))
+        labels.append(f"target {target:.4g}")
+    _style(ax, x, y, log)
+    _legend(ax, handles, labels)
     return ax
+
+
+def check_png_name(path: str) -> None:
+    """Raises `UserError` unless the name ends in `.png`."""
+    if not path.lower().endswith(".png"):
+        raise UserError(f"cannot write {path!r}: only PNG pictures are made; give a name that ends in .png")
 
 
 def save_png(ax: Any, path: str | os.PathLike, dpi: int = 200) -> None:
@@ -100,10 +107,11 @@ def save_png(ax: Any, path: str | os.PathLike, dpi: int = 200) -> None:
     write_whole(path, image.getvalue())
 
 
-def inline_svg(ax: Any, name: str) -> str:
+def inline_svg(ax: Any, name: str, title: str) -> str:
     """The figure of `ax` as an `<svg>` element for an HTML page: text stays text, nothing is fetched.
 
-    `name` is put before every id, so that several pictures can stand on one page.
+    `name` is put before every id, so that several pictures can stand on one page; `title` is read out by a
+    screen reader.
     """
     import matplotlib
 
@@ -115,7 +123,8 @@ def inline_svg(ax: Any, name: str) -> str:
     # Names of XML namespaces are not needed inside HTML; without them no address is left on the page.
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg, count=2)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return f'<svg role="img" aria-label="{html.escape(title)}"' + svg.removeprefix("<svg")
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
@@ -131,7 +140,7 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
 
 
 def _new_axes() -> Any:
@@ -166,7 +175,10 @@ def _style(ax: Any, x: str, y: str, log: bool) -> None:
 
     if log:
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        low, high = ax.get_xlim()
+        decades = math.log10(high / low)
+        steps = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 3 else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(subs=steps))
         ax.xaxis.set_minor_formatter(NullFormatter())
     if x == "bytes":
         ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
@@ -179,16 +191,13 @@ def _style(ax: Any, x: str, y: str, log: bool) -> None:
     ax.set_axisbelow(True)
 
 
-def _legend(ax: Any, handles: list[Any], labels: list[str], rising: bool) -> None:
-    """A legend in the corner that such curves leave free, or beside the axes if it is long."""
-    corner: dict[str, Any] = {"loc": "lower right" if rising else "upper right"}
+def _legend(ax: Any, handles: list[Any], labels: list[str]) -> None:
+    """A legend where the curves leave room, or beside the axes if it is long."""
     beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
-    chosen = beside if len(labels) > 6 else corner
+    chosen = beside if len(labels) > LEGEND_INSIDE else {"loc": "best"}
     # Labels are put in afterwards: matplotlib drops those that begin with "_" and reads "$" as mathematics.
-    legend = ax.legend(handles, ["x"] * len(labels), fontsize=8.5, frameon=len(labels) <= 6, **chosen)
+    legend = ax.legend(handles, ["x"] * len(labels), fontsize=8.5, **chosen)
     legend.get_frame().set(edgecolor="none", alpha=0.8)
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
         text.set_text(label)
-
-

@@ -31,8 +31,8 @@ class Run(NamedTuple):
     """One run folder. `T` logged lines, in order of rounds, each round once."""
 
     path: Path
-    config: dict[str, Any]
-    """Dotted field to value, without the seed. Empty if there was no readable `config.json`."""
+    config: dict[str, Any] | None
+    """Dotted field to value, without the seed; None if there is no readable `config.json`."""
     seed: Any
     origin: dict[str, Any]
     """Versions and devices, as dotted fields."""
@@ -72,7 +72,7 @@ def read_run(path: str | os.PathLike) -> Run:
     document = _read_object(path / "config.json", notes)
     if document is None:
         notes.append(f"{path}: no config.json, so it is shown as a setting of its own")
-    document = document or {}
+    known, document = document is not None, document or {}
     config = document.get("config", document)
     config = config if isinstance(config, dict) else {"config": config}
     lines = _read_lines(path, notes)
@@ -90,7 +90,7 @@ def read_run(path: str | os.PathLike) -> Run:
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
     return Run(
         path=path,
-        config={k: v for k, v in flatten(config).items() if k not in PLACES},
+        config={k: v for k, v in flatten(config).items() if k and k not in PLACES} if known else None,
         seed=config.get("seed"),
         origin=flatten({k: document[k] for k in ("versions", "devices") if k in document}),
         rounds=rounds,
@@ -208,7 +208,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
 
     groups: dict[str, list[Run]] = {}
     for resolved, run in runs.items():
-        identity = json.dumps(run.config, sort_keys=True) if run.config else str(resolved)
+        identity = str(resolved) if run.config is None else json.dumps(run.config, sort_keys=True)
         groups.setdefault(identity, []).append(run)
     settings: list[tuple[Run, ...]] = []
     for group in groups.values():
@@ -219,7 +219,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
             warnings.append(f"same config and a seed in common, so each stands for itself: {names}")
             settings += [(run,) for run in group]
 
-    configs = [group[0].config for group in settings]
+    configs = [group[0].config or {} for group in settings]
     every = dict.fromkeys(field for config in configs for field in config)
     fields = [f for f in every if len({_text(c, f) for c in configs}) > 1]
     differing = [{f: _text(c, f) for f in fields} for c in configs]
@@ -261,13 +261,14 @@ def _short(field: str, fields: list[str]) -> str:
     trimmed = {f: f.removesuffix(".name").split(".") for f in fields}
     parts = trimmed[field]
     for n in range(1, len(parts) + 1):
-        if sum(other[-n:] == parts[-n:] for other in trimmed.values()) == 1:
+        alone = sum(other[-n:] == parts[-n:] for other in trimmed.values()) == 1
+        if alone and not parts[-n].isdigit():  # a place in a list says nothing without the list's name
             return ".".join(parts[-n:])
     return field
 
 
 def _directory_labels(groups: list[list[Path]]) -> list[str]:
-    """What a group's directory names begin with, without `seed0` and the like; full names if that is too little."""
+    """What a group's directory names begin with, without `seed0` and the like; else full names."""
     absolute = [[Path(os.path.abspath(p)) for p in group] for group in groups]
     flat = [p for group in absolute for p in group]
     base = flat[0].parent if len(flat) == 1 else Path(os.path.commonpath(flat))

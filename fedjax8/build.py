@@ -1,0 +1,184 @@
+"""Config to objects: the only place where a string becomes a thing."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from fedjax8 import trees
+from fedjax8.adapters.inputs import inputs
+from fedjax8.config import check_call, is_component, validate
+from fedjax8.data.batches import BatchPlan, batch_plan
+from fedjax8.data.federated import Dataset, FederatedData
+from fedjax8.errors import UserError
+from fedjax8.local import local_training
+from fedjax8.lookup import find, suggest
+from fedjax8.simulation.simulation import Simulation, simulation
+from fedjax8.types import Model
+
+PARTITION_STREAM = 1
+"""Keeps the generator of the split apart from others of the same seed."""
+
+
+class Experiment(NamedTuple):
+    """A config, built."""
+
+    config: ConfigDict
+    dataset: Dataset
+    clients: FederatedData
+    model: Model
+    plan: BatchPlan
+    simulation: Simulation
+
+
+def find_optimizer(name: str) -> Callable:
+    """A server optimizer of `algorithms.server_optimizers`, any optimizer of optax, or `package.module:factory`."""
+    from fedjax8.algorithms import server_optimizers
+
+    if ":" in name:
+        return find(name)
+    for module in (server_optimizers, optax):
+        factory = getattr(module, name, None)
+        if callable(factory) and not name.startswith("_"):
+            return factory
+    known = [n for module in (server_optimizers, optax) for n in dir(module) if n[0].islower()]
+    raise UserError(f"no optimizer {name!r} in optax{suggest(name, known)}")
+
+
+def _finder(*packages: str) -> Callable[[str], Callable]:
+    return lambda name: find(name, *(f"fedjax8.{package}" for package in packages))
+
+
+FINDERS: dict[str, Callable[[str], Callable]] = {
+    "data": _finder("data.sources"),
+    "partition": _finder("data.partitions"),
+    "model": _finder("models"),
+    "adapter": _finder("adapters"),
+    "algorithm": _finder("algorithms"),
+    "uplink": _finder("codecs"),
+    "downlink": _finder("codecs"),
+    "executor": _finder("cohorts"),
+    "optimizer": find_optimizer,
+    "server_optimizer": find_optimizer,
+}
+"""Where the component of a field is looked up. A component inside another is looked up by its own field, else like its parent."""
+
+
+def build_component(where: str, config: ConfigDict, finder: Callable, **supplied: Any) -> Any:
+    """The object that a component config describes.
+
+    Args:
+      where: dotted path for messages.
+      finder: name to factory.
+      supplied: arguments that the program fills in where the factory takes them.
+
+    Raises:
+      UserError: unknown name or setting, wrong type, or a value that the factory refuses.
+    """
+    factory = finder(config.name)
+    settings = {k: _build_nested(f"{where}.{k}", k, v, finder) for k, v in config.items() if k != "name"}
+    takes = inspect.signature(factory).parameters
+    given = {k: v for k, v in supplied.items() if k in takes and (k not in settings or k in ("local", "model"))}
+    check_call(where, factory, settings, supplied=list(given))
+    try:
+        return factory(**given, **settings)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _build_nested(where: str, field: str, value: Any, finder: Callable) -> Any:
+    """Builds components that stand inside a setting: alone, in a list, or as values of a mapping."""
+    if is_component(value):
+        return build_component(where, value, FINDERS.get(field, finder))
+    if isinstance(value, list | tuple):
+        return tuple(_build_nested(f"{where}.{i}", field, v, finder) for i, v in enumerate(value))
+    if isinstance(value, Mapping | ConfigDict):
+        return {k: _build_nested(f"{where}.{k}", field, v, finder) for k, v in value.items()}
+    return value
+
+
+def build_augment(names: tuple[str, ...]) -> Callable | None:
+    """The chain of augmentations with these names, or None for none."""
+    from fedjax8.data import augment
+
+    allowed = ("crop", "flip")
+    for name in names:
+        if name not in allowed:
+            raise UserError(f"config.augment: no {name!r}; allowed are {', '.join(allowed)}{suggest(name, allowed)}")
+    return augment.chain(*(getattr(augment, name)() for name in names)) if names else None
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The clients' optimizer, with decay of kernels (not of biases, norms or clips) in front if asked for."""
+    optimizer = build_component("config.client.optimizer", config.optimizer, find_optimizer)
+    if not config.weight_decay:
+        return optimizer
+
+    def kernels(params):
+        return trees.map_named(lambda name, x: x.ndim > 1 and not trees.is_clip(name), params)
+
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, kernels), optimizer)
+
+
+def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:
+    """The data split over clients as the config says."""
+    split = build_component("config.partition", config.partition, FINDERS["partition"])
+    num_clients = config.num_clients or dataset.num_natural_clients
+    if not num_clients:
+        raise UserError(f"config.num_clients is 0, but {dataset.name} names no clients; set it to at least 1")
+    owners = split(np.random.default_rng([config.seed, PARTITION_STREAM]), dataset, num_clients)
+    return FederatedData.from_owners(dataset.train, owners, num_clients)
+
+
+def check_shapes(model: Model, dataset: Dataset) -> None:
+    """Raises `UserError` if the model cannot run on the data: traced, not run."""
+    batch = {name: jax.ShapeDtypeStruct((2, *c.shape[1:]), c.dtype) for name, c in dataset.train.items()}
+    batch["mask"] = jax.ShapeDtypeStruct((2,), np.float32)
+    try:
+        variables = jax.eval_shape(model.init, jax.random.key(0), batch)
+        outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        shape = dataset.train["x"].shape[1:]
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config.model does not fit rows of shape {shape} of {dataset.name}: {reason}") from error
+    if outputs.shape[-1] < dataset.num_classes:
+        raise UserError(
+            f"config.model gives {outputs.shape[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
+        )
+
+
+def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
+    """Everything that a config describes, checked; reads the data, runs nothing."""
+    validate(config)
+    dataset = build_component("config.data", config.data, FINDERS["data"], data_dir=data_dir)
+    clients = build_clients(config, dataset)
+    model = build_component("config.model", config.model, FINDERS["model"], num_classes=dataset.num_classes)
+    model = build_component("config.adapter", config.adapter, FINDERS["adapter"], model=model)
+    model = inputs(model, dataset.mean, dataset.std, augment=build_augment(config.augment))
+    check_shapes(model, dataset)
+
+    client = config.client
+    length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
+    plan = batch_plan(clients.sizes, client.batch_size, **length)
+    local = local_training(model, build_optimizer(client), plan)
+    rate = client.optimizer.get("learning_rate")
+    algorithm = build_component(
+        "config.algorithm", config.algorithm, FINDERS["algorithm"], local=local, learning_rate=rate
+    )
+    run = simulation(
+        model,
+        algorithm,
+        clients,
+        cohort_size=config.cohort_size,
+        uplink=build_component("config.uplink", config.uplink, FINDERS["uplink"]),
+        downlink=build_component("config.downlink", config.downlink, FINDERS["downlink"]),
+        seed=config.seed,
+        execution=build_component("config.executor", config.executor, FINDERS["executor"]),
+    )
+    return Experiment(config, dataset, clients, model, plan, run)

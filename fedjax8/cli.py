@@ -1,0 +1,26 @@
+"""What all command lines share: absl flags, one-line errors, exit statuses."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from fedjax8.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+
+def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None = None) -> None:
+    """Runs `main(argv)` under absl and exits with its status. A user's mistake is one line on stderr and status 2."""
+
+    def parse(argv):
+        try:
+            return (flags_parser or flags.FLAGS)(argv)
+        except flags.Error as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f"fedjax8: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,250 @@
+"""Settings of a run: what they are, how a file and flags change them, how they are checked.
+
+A config is an `ml_collections.ConfigDict`. Some fields are plain values; a *component* is a `ConfigDict` with a `name` (a file in
+the matching package, or `package.module:factory`) and that factory's keyword settings. `build.py` turns it into objects.
+"""
+
+import ast
+import importlib.util
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fedjax8.errors import UserError
+from fedjax8.lookup import suggest
+
+
+def component(name: str, **settings: Any) -> ConfigDict:
+    """A component's config: its name and the settings that differ from its factory's defaults."""
+    return ConfigDict({"name": name, **settings}, convert_dict=False)
+
+
+def base_config() -> ConfigDict:
+    """The default job: FP8FedAvg-UQ on scikit-learn's handwritten digits, 50 clients with label skew, 10 a round."""
+    config = ConfigDict()
+    config.seed = 0
+    config.rounds = 60
+    config.eval_every = 2
+    config.checkpoint_every = 10
+    config.num_clients = 50
+    config.cohort_size = 10
+    config.data = component("digits")
+    config.partition = component("dirichlet", concentration=0.3)
+    config.augment = ()
+    config.model = component("mlp", hidden=(128,))
+    config.adapter = component("qat")
+    config.client = ConfigDict(
+        {
+            "optimizer": component("sgd", learning_rate=0.1),
+            "batch_size": 10,
+            "epochs": 2,
+            "steps": 0,
+            "weight_decay": 0.0,
+        },
+        convert_dict=False,
+    )
+    config.algorithm = component("fedavg")
+    config.uplink = component("fp8")
+    config.downlink = component("fp8")
+    config.executor = component("auto")
+    return config
+
+
+FIELDS = {
+    "seed": "of initialization, split, cohorts and training; same seed, same run",
+    "rounds": "rounds to run",
+    "eval_every": "rounds between evaluations on the test set",
+    "checkpoint_every": "rounds between checkpoints",
+    "num_clients": "registered clients; 0 for as many as the data names",
+    "cohort_size": "clients a round",
+    "data": "source of rows: a file in fedjax8/data/sources",
+    "partition": "rows to clients: a file in fedjax8/data/partitions",
+    "augment": "random image changes while training, such as ('crop', 'flip')",
+    "model": "a file in fedjax8/models",
+    "adapter": "what changes the model: a file in fedjax8/adapters",
+    "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
+    "algorithm": "a file in fedjax8/algorithms",
+    "uplink": "codec of what clients send: a file in fedjax8/codecs",
+    "downlink": "codec of what clients receive",
+    "executor": "how clients are mapped over devices: a file in fedjax8/cohorts",
+}
+
+MINIMUM = {"seed": 0, "rounds": 1, "eval_every": 1, "checkpoint_every": 1, "num_clients": 0, "cohort_size": 1}
+CLIENT_MINIMUM = {"batch_size": 1, "epochs": 1, "steps": 0, "weight_decay": 0.0}
+
+
+def is_component(value: Any) -> bool:
+    """Whether a config value is a component."""
+    return isinstance(value, ConfigDict) and "name" in value
+
+
+def plain(value: Any) -> Any:
+    """The config as JSON-ready dicts, lists and scalars."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: plain(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def load_config(file: str | None) -> ConfigDict:
+    """The config of `FILE.py` or `FILE.py:argument` (its `get_config()` or `get_config(argument)`); the base one for None.
+
+    Raises `UserError` if the file is missing, has no `get_config`, refuses the argument, or sets a field wrongly.
+    """
+    if not file:
+        return base_config()
+    path, _, argument = file.partition(":")
+    spec = importlib.util.spec_from_file_location("fedjax8_config_file", path)
+    if spec is None or not Path(path).is_file():
+        raise UserError(f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UserError(f"--config: {path} defines no get_config()")
+        return get_config(argument) if argument else get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"--config: {file} failed with {type(error).__name__}: {line[:300]}") from error
+
+
+def parse_value(text: str) -> Any:
+    """A flag's text as a Python literal (`0.1`, `(5, 5)`, `None`, `true`), or else the text itself."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
+    """Applies `(dotted path, text)` pairs in place, names of components first.
+
+    Naming another component drops the settings of the old one; the new one starts from its factory's defaults.
+    """
+    split = [(path.split("."), text) for path, text in assignments]
+    for path, text in sorted(split, key=lambda pair: pair[0][-1] != "name"):
+        _assign(config, path, text if path[-1] == "name" else parse_value(text))
+
+
+def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
+    dotted = "config." + ".".join(path)
+    section = config
+    for depth, name in enumerate(path[:-1]):
+        if not isinstance(section, ConfigDict) or name not in section:
+            raise UserError(_no_field(section, "config." + ".".join(path[: depth + 1]), name))
+        section = section[name]
+    last = path[-1]
+    if not isinstance(section, ConfigDict) or (last not in section and not is_component(section)):
+        raise UserError(_no_field(section, dotted, last))
+    old = section.get(last)
+    if last == "name":
+        if value != old:
+            for key in list(section):
+                del section[key]
+            section["name"] = value
+        return
+    if is_component(old) or isinstance(old, ConfigDict):
+        hint = f"; to choose another, set --{dotted}.name={value}" if is_component(old) else ""
+        raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")
+    value = tuple(value) if isinstance(value, list) else value
+    if old is not None:
+        value = _as_type_of(dotted, value, old)
+        del section[last]
+    section[last] = value
+
+
+def _no_field(section: Any, dotted: str, name: str) -> str:
+    if not isinstance(section, ConfigDict):
+        return f"no field {dotted}: {dotted.rpartition('.')[0]} is a single value"
+    return f"no field {dotted}: allowed are {', '.join(sorted(section))}{suggest(name, section)}"
+
+
+def _as_type_of(where: str, value: Any, old: Any) -> Any:
+    """`value`, converted where nothing is lost, or a UserError if it is of another type than `old`."""
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, tuple) and not isinstance(value, tuple):
+        value = (value,)
+    if type(value) is not type(old) and value is not None:
+        raise UserError(f"{where} must be a {type(old).__name__} like {old!r}; got {value!r}")
+    return value
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises `UserError` for the first unknown, missing or impossible top-level or client setting."""
+    expected = base_config()
+    for section, wanted, minimum, prefix in (
+        (config, expected, MINIMUM, "config"),
+        (config.get("client", expected.client), expected.client, CLIENT_MINIMUM, "config.client"),
+    ):
+        for name in section:
+            if name not in wanted:
+                raise UserError(_no_field(wanted, f"{prefix}.{name}", name))
+        for name in wanted:
+            if name not in section:
+                raise UserError(f"{prefix}.{name} is missing; start from fedjax8.config.base_config()")
+            if is_component(wanted[name]) and not is_component(section[name]):
+                raise UserError(f"{prefix}.{name} must be a component(name, ...), got {section[name]!r}")
+            if not isinstance(wanted[name], ConfigDict):
+                _as_type_of(f"{prefix}.{name}", section[name], wanted[name])
+        for name, least in minimum.items():
+            if section[name] is None or section[name] < least:
+                raise UserError(f"{prefix}.{name} is {section[name]}, but must be at least {least}")
+
+
+def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied: Sequence[str] = ()) -> None:
+    """Raises `UserError` unless `factory` takes the settings `given`, with values of the annotated simple types.
+
+    `supplied` are arguments that the program fills in; the user may not set them.
+    """
+    parameters = dict(inspect.signature(factory).parameters)
+    name = getattr(factory, "__name__", str(factory))
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    allowed = [n for n, p in parameters.items() if n not in supplied and p.kind is not p.VAR_POSITIONAL]
+    try:
+        hints = typing.get_type_hints(factory)
+    except Exception:  # annotations that cannot be evaluated are only documentation
+        hints = {}
+    for key, value in given.items():
+        if key not in allowed:
+            takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no settings"
+            raise UserError(f"{where}: {name} has no setting {key!r}; {takes}{suggest(key, allowed)}")
+        if key in hints and not _fits(value, hints[key]):
+            shown = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
+            raise UserError(f"{where}.{key} must be {shown}; got {value!r}")
+    required = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in given]
+    if required:
+        raise UserError(f"{where}: {name} needs {', '.join(required)}; set --{where}.{required[0]}=...")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value can be meant by an annotation; unknown annotations accept everything."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    if hint is type(None):
+        return value is None
+    if origin in (tuple, list, Sequence):
+        inner = [a for a in args if a is not Ellipsis]
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and args and Ellipsis not in args:
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return all(_fits(v, inner[0]) for v in value) if len(inner) == 1 else True
+    return True

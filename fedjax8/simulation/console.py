@@ -1,0 +1,98 @@
+"""What a person sees: a heading, a table row per evaluation, a progress bar on a terminal, and the result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedjax8.simulation.ledger import Ledger
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+COLUMNS = (
+    ("round", 6),
+    ("test acc", 9),
+    ("test loss", 10),
+    ("train loss", 11),
+    ("up", 10),
+    ("down", 10),
+    ("s/round", 8),
+)
+
+
+def readable_bytes(count: int) -> str:
+    """Bytes with a decimal unit and three digits: 1234567 gives `1.23 MB`."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.3g} {UNITS[unit]}"
+
+
+def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
+    value = line.get(name)
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+class ProgressReport:
+    """Writes a run's progress to a console. A context manager, so that the bar is taken away when the run ends."""
+
+    def __init__(self, rounds: int, done: int = 0, console: Console | None = None):
+        self.console = Console(highlight=False) if console is None else console
+        self._bar = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
+        self._heading_due = True
+
+    def __enter__(self) -> "ProgressReport":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def round_done(self, line: Mapping[str, Any]) -> None:
+        """Moves the bar; prints a row if the round was evaluated."""
+        evaluated = "test_accuracy" in line
+        note = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
+        self._bar.update(self._task, completed=line["round"], **note)
+        if not evaluated:
+            return
+        if self._heading_due:
+            self.say("".join(name.rjust(width) for name, width in COLUMNS))
+            self._heading_due = False
+        cells = (
+            str(line["round"]),
+            _number(line, "test_accuracy"),
+            _number(line, "test_loss"),
+            _number(line, "train_loss"),
+            readable_bytes(line["uplink_bytes"]),
+            readable_bytes(line["downlink_bytes"]),
+            _number(line, "round_seconds", 3),
+        )
+        self.say("".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)))
+
+    def finished(self, summary: Mapping[str, Any], ledger: Ledger) -> None:
+        """The result: accuracy, bytes and saving."""
+        sent = ledger.uplink_bytes + ledger.downlink_bytes
+        float32 = summary.get("float32_test_accuracy")
+        beside = "" if float32 is None else f" (float32 view {float32:.4f})"
+        self.say(
+            f"\ntest accuracy {_number(summary, 'test_accuracy')}{beside} after {summary['rounds']} rounds, "
+            f"{summary['seconds']:.1f} s\n"
+            f"bytes up      {ledger.uplink_bytes:,}\n"
+            f"bytes down    {ledger.downlink_bytes:,}\n"
+            f"saving        {ledger.saving:.2f}x against float32 "
+            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)})"
+        )

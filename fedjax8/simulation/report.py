@@ -1,0 +1,172 @@
+"""A comparison of runs put into words: the cells of its table, the sentences under it, and the HTML page."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from fedjax8.errors import UserError
+from fedjax8.simulation.comparison import Comparison, Result, Statistic
+from fedjax8.simulation.figures import draw, inline_svg, require_matplotlib
+
+COLUMNS = (
+    "setting",
+    "seeds",
+    "rounds to target",
+    "bytes to target",
+    "gain",
+    "best accuracy",
+    "final accuracy",
+    "rounds",
+    "bytes up",
+    "bytes down",
+    "saving",
+    "seconds",
+)
+REACH = 7
+"""The first columns: what it takes to reach the target, and the accuracies; the others are totals."""
+PLOTS = (
+    ("accuracy-bytes", "bytes", "test_accuracy", "Test accuracy against bytes sent"),
+    ("accuracy-rounds", "rounds", "test_accuracy", "Test accuracy against rounds"),
+    ("loss-rounds", "rounds", "test_loss", "Test loss against rounds"),
+)
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
+th { font-weight: 600; border-bottom-color: #888 } th:first-child, td:first-child { text-align: left }
+p.note { color: #555; font-size: .9rem; max-width: 46rem } ul.warnings { color: #8a4b00; font-size: .9rem }
+.plots { display: flex; flex-wrap: wrap; gap: 0 1.5rem } figure { margin: 1rem 0; max-width: 100% }
+figcaption { font-weight: 600; font-size: .95rem } svg { max-width: 100%; height: auto }
+"""
+
+
+def rows(found: Comparison) -> list[list[str]]:
+    """The table's cells: one row per setting, one column for each of `COLUMNS`."""
+    return [_row(result) for result in found.results]
+
+
+def _row(result: Result) -> list[str]:
+    seeds = len(result.setting.runs)
+    part = f" ({result.reached} of {seeds})" if 0 < result.reached < seeds else ""
+    return [
+        result.setting.label,
+        str(seeds),
+        _plain(result.rounds_to_target, 0) + part if result.reached else "not reached",
+        _bytes(result.bytes_to_target) if result.reached else "not reached",
+        "-" if result.gain is None else f"{result.gain:.2f}x",
+        _plain(result.best_accuracy, 4),
+        _plain(result.final_accuracy, 4),
+        _plain(result.rounds, 0),
+        _bytes(result.uplink_bytes),
+        _bytes(result.downlink_bytes),
+        "-" if result.saving is None else f"{result.saving.mean:.2f}x",
+        _plain(result.seconds, 1),
+    ]
+
+
+def _plain(value: Statistic | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    if not value.spread > 0:  # one seed, or all alike
+        return f"{value.mean:.{digits}f}"
+    digits = max(digits, 1)
+    return f"{value.mean:.{digits}f} ± {value.spread:.{digits}f}"
+
+
+def _bytes(value: Statistic | None) -> str:
+    """Three significant digits in the largest decimal unit that leaves at least 1."""
+    if value is None:
+        return "-"
+    power = 0
+    while power < 5 and value.mean >= 999.5 * 1000**power:
+        power += 1
+    unit = ("B", "kB", "MB", "GB", "TB", "PB")[power]
+    mean = value.mean / 1000**power
+    digits = 0 if power == 0 or mean >= 99.95 else 1 if mean >= 9.995 else 2
+    spread = "" if not value.spread > 0 else f" ± {value.spread / 1000**power:.{digits}f}"
+    return f"{mean:.{digits}f}{spread} {unit}"
+
+
+def explanation(found: Comparison) -> list[str]:
+    """Sentences under the table: the target, how it was chosen, and what the columns mean."""
+    chosen = (
+        "as given"
+        if found.target_given
+        else "the lowest of the runs' best, so that every run reaches it (choose another with --target)"
+    )
+    smoothed = f" Accuracies are means of {found.smooth} evaluations." if found.smooth > 1 else ""
+    several = any(len(r.setting.runs) > 1 for r in found.results)
+    spread = " ±: standard deviation over seeds." if several else ""
+    return [
+        f"Target: test accuracy {found.target:.4g}, {chosen}.",
+        "To target: first evaluated round that reaches it, and the bytes of all clients up and down by then. "
+        f"Gain: bytes to target of {found.results[0].setting.label} over those of the setting. "
+        f"Saving: bytes of the same exchanges in float32 over the bytes sent.{smoothed}{spread}",
+    ]
+
+
+def html_page(found: Comparison) -> str:
+    """One HTML page with the table, the plots and the configs; it fetches nothing.
+
+    Raises `UserError` if matplotlib is missing.
+    """
+    settings = [result.setting for result in found.results]
+    fields = list(settings[0].fields)
+    cells = rows(found)
+    reach, whole = range(REACH), [0, *range(REACH, len(COLUMNS))]
+    figures = []
+    for name, x, y, title in PLOTS:
+        target = found.target if y == "test_accuracy" else None
+        try:
+            ax = draw(settings, x, y=y, smooth=found.smooth, target=target)
+        except UserError:
+            require_matplotlib()
+            continue  # that metric was not logged
+        svg = inline_svg(ax, name, title)
+        figures.append(f"<figure><figcaption>{_text(title)}</figcaption>{svg}</figure>")
+    differences = _table(["setting", *fields], [[s.label, *s.fields.values()] for s in settings])
+    runs = _table(
+        ["setting", "seed", "rounds", "finished", "folder"],
+        [
+            [
+                s.label,
+                "-" if r.seed is None else r.seed,
+                r.rounds[-1],
+                "yes" if r.summary.get("finished") else "no",
+                r.path,
+            ]
+            for s in settings
+            for r in s.runs
+        ],
+    )
+    warnings = "".join(f"<li>{_text(w)}</li>" for w in found.warnings)
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>fedjax8: comparison of runs</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            "<h1>Comparison of runs</h1>",
+            _table([COLUMNS[c] for c in reach], [[row[c] for c in reach] for row in cells]),
+            *(f'<p class="note">{_text(sentence)}</p>' for sentence in explanation(found)),
+            f'<ul class="warnings">{warnings}</ul>' if warnings else "",
+            f'<div class="plots">{"".join(figures)}</div>',
+            "<h2>Whole runs</h2>",
+            _table([COLUMNS[c] for c in whole], [[row[c] for c in whole] for row in cells]),
+            f"<h2>What the settings differ in</h2>\n{differences}" if fields else "",
+            f"<h2>Runs</h2>\n{runs}\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in header)
+    lines = "\n".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    rules = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>"
+    return f'<div class="wide"><table>\n{rules}\n</table></div>'

@@ -1,0 +1,116 @@
+"""The files of a run: `config.json`, `metrics.jsonl`, `summary.json`, a lock. Every file is whole or absent.
+
+Metrics are written before the checkpoint of the same round, so that on resuming everything up to the checkpoint is there and
+what came after it is cut off and done again.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax8.errors import UserError
+
+CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with what JSON cannot say (NaN, infinities) as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: json_ready(v) for k, v in value.items()}
+    return value
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a plain config by dotted path."""
+    if isinstance(value, dict):
+        return {k: v for name in value for k, v in flatten(value[name], f"{prefix}.{name}".strip(".")).items()}
+    return {prefix: value}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted fields in which two plain configs differ, as `field: old -> new`."""
+    a, b = flatten(old), flatten(new)
+    missing = "(unset)"
+    return [
+        f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}" for k in sorted(a | b) if a.get(k, missing) != b.get(k, missing)
+    ]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON so that the file is either the old one or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(json_ready(value), indent=2) + "\n")
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes the directory and holds it for this process; UserError if that cannot be, or another run holds it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = (directory / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--workdir: cannot write in {directory}: {error.strerror}; choose another") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--workdir: another run is working in {directory}; wait for it or choose another directory"
+            ) from error
+        yield
+
+
+def claim(directory: Path, record: Mapping[str, Any]) -> None:
+    """Writes `config.json`, or checks that the one there has the same `config`; UserError naming fields that differ."""
+    path = directory / CONFIG
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--workdir: {path} is not a fedjax8 config ({error}); choose another directory") from error
+        changed = differences(old, json.loads(json.dumps(record["config"])))
+        if changed:
+            raise UserError(
+                f"--workdir: {directory} holds a run of another config ({'; '.join(changed)}); choose another directory"
+            )
+    write_json(path, record)
+
+
+def read_metrics(directory: Path, last_round: int) -> list[dict[str, Any]]:
+    """Lines of rounds 1 to `last_round`, each once; UserError if one is missing."""
+    path, lines = directory / METRICS, []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break  # half a line: the run was killed while writing it
+        if line["round"] > last_round:
+            break
+        lines.append(line)
+    if [line["round"] for line in lines] != list(range(1, last_round + 1)):
+        raise UserError(
+            f"--workdir: {path} does not hold rounds 1 to {last_round} of the checkpoint, each once; restore it, or "
+            "choose another directory"
+        )
+    return lines
+
+
+def rewrite_metrics(directory: Path, lines: list[dict[str, Any]]) -> None:
+    """Replaces `metrics.jsonl` by these lines."""
+    part = directory / (METRICS + ".part")
+    part.write_text("".join(json.dumps(json_ready(line)) + "\n" for line in lines))
+    os.replace(part, directory / METRICS)
+
+
+def append_metrics(directory: Path, line: Mapping[str, Any]) -> None:
+    """Adds one line, handed to the operating system before this returns."""
+    with (directory / METRICS).open("a") as file:
+        file.write(json.dumps(json_ready(line)) + "\n")

@@ -1,0 +1,135 @@
+"""Runs one federated experiment.
+
+    python -m fedjax8.train [--config=FILE.py[:argument]] [--config.FIELD=VALUE ...] [--workdir=DIR] [--data_dir=DIR]
+
+Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, about a minute on two cores. With --workdir the run is written
+there and the same command goes on after an interruption.
+
+Examples:
+  python -m fedjax8.train --workdir=runs/digits
+  python -m fedjax8.train --config=configs/fashion_mnist_fp8.py --data_dir=DIR --config.rounds=30
+  python -m fedjax8.train --config.uplink.name=none --config.algorithm.name=scaffold --config.client.optimizer.learning_rate=0.05
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from fedjax8 import cli, version
+from fedjax8.config import FIELDS, load_config, override, plain
+from fedjax8.errors import UserError
+
+SIGNAL_STATUS = 128
+"""A run stopped by signal n exits with 128 + n: 143 for SIGTERM, 130 for Ctrl-C."""
+
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "Config file, FILE.py or FILE.py:argument; the default digits job if not given. Any field can be set with "
+    "--config.FIELD=VALUE, a component's setting with --config.COMPONENT.SETTING=VALUE, and another component chosen with "
+    "--config.COMPONENT.name=NAME. Fields: " + "; ".join(f"{name}: {text}" for name, text in FIELDS.items()) + ".",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. Resumes what is there."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
+_CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", None, "Devices to make of the CPU; default one per core. No effect on accelerators.", lower_bound=1
+)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(argv without `--config.path=value` and `--config.path value`, those as (path, text) pairs)."""
+    rest, pairs = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, text = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or not name.startswith("config."):
+            rest.append(argument)
+            continue
+        if not equals:
+            text = next(arguments, None)
+            if text is None or text.startswith("--"):
+                raise UserError(f"{argument} needs a value: {argument}=VALUE")
+        pairs.append((name.removeprefix("config."), text))
+    return rest, pairs
+
+
+def set_up_devices(cpu_devices: int | None) -> None:
+    """One CPU device per core, each computing on its own; must run before JAX starts. No effect on accelerators."""
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cpu_devices or cores
+    jax.config.update("jax_num_cpu_devices", count)
+    if count > 1:
+        flag = "--xla_cpu_multi_thread_eigen=false"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that decide a result."""
+    import importlib.metadata
+
+    packages = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
+
+
+def introduction(experiment, state) -> str:
+    """Two lines that say what runs on what."""
+    import jax
+
+    from fedjax8 import trees
+
+    config = experiment.config
+    params = sum(x.size for n, x in trees.named_leaves(state.server.variables.params).items() if not trees.is_clip(n))
+    devices = jax.local_devices()
+    return (
+        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {params:,} parameters "
+        f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
+        f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
+        f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Builds and runs what the flags say; returns the exit status."""
+    rest, pairs = split_overrides(argv)
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
+    config = load_config(_CONFIG.value)
+    override(config, pairs)
+    set_up_devices(_CPU_DEVICES.value)
+
+    import jax
+
+    from fedjax8.build import build
+    from fedjax8.simulation.runner import Schedule, run
+
+    experiment = build(config, _DATA_DIR.value)
+    outcome = run(
+        experiment.simulation,
+        experiment.dataset.test,
+        Schedule(config.rounds, config.eval_every, config.checkpoint_every),
+        workdir=Path(_WORKDIR.value) if _WORKDIR.value else None,
+        record={
+            "config": plain(config),
+            "versions": versions(),
+            "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        },
+        introduce=lambda state: introduction(experiment, state),
+    )
+    return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses absl's flags and leaves `--config.` overrides in argv for `main`."""
+    rest, pairs = split_overrides(argv)
+    return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_flags)

@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Times whole rounds against the floor that this machine's own matrix multiplication sets.
+
+    python scripts/bench.py --workloads=W1,W2 --json=bench.json
+
+W1: 1000 clients of 50 images 32x32x3, 50 a round, 5 steps of batch 10, CNN with 1,626,442 parameters.
+W2: 1000 clients of 60 images 28x28, 100 a round, 3 steps of batch 20, MLP 784-200-10.
+W6: 100 clients of 600 images 28x28, 10 a round, 30 steps of batch 20, LeNet-5 with 61,706 parameters.
+
+The floor of a round is the multiply-adds of its dense and convolution layers (forward and both gradients, without the input
+gradient of the first layer) over the rate of large float32 matrix products on the whole machine, measured in the same process
+just before and after. Each workload runs in a process of its own, so that its peak memory is its own.
+"""
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+_WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], "What to run: W1, W2, W6.")
+_PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "fp8"], "fp8: QAT and FP8 messages both ways.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds; the median is reported.", lower_bound=1)
+_CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.")
+_JSON = flags.DEFINE_string("json", None, "Write the results there.")
+_WORKER = flags.DEFINE_bool("worker", False, "Internal: run one workload in this process.")
+
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "W1": {
+        "shape": (32, 32, 3),
+        "model": "simple_cnn",
+        "clients": 1000,
+        "examples": 50,
+        "cohort": 50,
+        "batch": 10,
+        "parameters": 1_626_442,
+    },
+    "W2": {
+        "shape": (28, 28, 1),
+        "model": "mlp",
+        "clients": 1000,
+        "examples": 60,
+        "cohort": 100,
+        "batch": 20,
+        "parameters": 159_010,
+    },
+    "W6": {
+        "shape": (28, 28, 1),
+        "model": "lenet5",
+        "clients": 100,
+        "examples": 600,
+        "cohort": 10,
+        "batch": 20,
+        "parameters": 61_706,
+    },
+}
+LEARNING_RATE = 0.1
+MATMUL_SIZE = 1024
+
+
+def experiment_config(workload: dict[str, Any], precision: str, chunk: int):
+    """The workload as a fedjax8 config."""
+    from fedjax8.config import base_config, component
+
+    config = base_config()
+    config.data = component(
+        "synthetic", shape=workload["shape"], num_examples=workload["clients"] * workload["examples"], num_test=100
+    )
+    config.partition = component("iid")
+    config.num_clients, config.cohort_size = workload["clients"], workload["cohort"]
+    config.model = component(workload["model"], **({"hidden": (200,)} if workload["model"] == "mlp" else {}))
+    config.client.batch_size, config.client.epochs = workload["batch"], 1
+    config.client.optimizer = component("sgd", learning_rate=LEARNING_RATE)
+    if precision == "float32":
+        config.adapter = component("none")
+        config.uplink, config.downlink = component("none"), component("none")
+    if chunk:
+        config.executor = component("auto", chunk=chunk)
+    return config
+
+
+def layer_multiply_adds(model, variables, batch) -> list[int]:
+    """Multiply-adds of each matrix product and convolution of the forward pass, in order."""
+    import jax
+
+    counts: list[int] = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contract, _), _ = equation.params["dimension_numbers"]
+                inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
+                counts.append(math.prod(equation.outvars[0].aval.shape) * inner)
+            elif equation.primitive.name == "conv_general_dilated":
+                kernel = equation.invars[1].aval.shape
+                out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+                counts.append(math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features)
+            for value in equation.params.values():
+                inner_jaxpr = getattr(value, "jaxpr", value)
+                if hasattr(inner_jaxpr, "eqns"):
+                    walk(inner_jaxpr)
+
+    walk(jax.make_jaxpr(lambda v, b: model.apply(v, b)[0])(variables, batch).jaxpr)
+    return counts
+
+
+def best_rate(run: Callable[[], None], multiply_adds: float, repeats: int = 5) -> float:
+    """Multiply-adds per second of the fastest of a few runs."""
+    run()
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return multiply_adds / min(times)
+
+
+def matmul_rate() -> float:
+    """float32 multiply-adds per second of the whole machine: the better of JAX on all devices and NumPy's library."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    devices, products = jax.local_device_count(), 4
+    size = MATMUL_SIZE if jax.default_backend() == "cpu" else 8 * MATMUL_SIZE
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((devices, size, size)), jnp.float32) / math.sqrt(size)
+
+    def chain(a):
+        x = a
+        for _ in range(products):
+            x = jnp.dot(x, a, precision=jax.lax.Precision.DEFAULT)
+        return x
+
+    mapped = jax.pmap(chain)
+    rate = best_rate(lambda: jax.block_until_ready(mapped(a)), devices * products * size**3)
+    if jax.default_backend() == "cpu":
+        b = np.random.default_rng(1).standard_normal((2 * size, 2 * size), np.float32)
+        rate = max(rate, best_rate(lambda: b @ b, (2 * size) ** 3))
+    return rate
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the accelerator where it is reported, else of this process."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use", 0)) or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def run_workload(name: str, precision: str, rounds: int, chunk: int) -> dict[str, Any]:
+    """Measures one workload in this process."""
+    from fedjax8.train import set_up_devices
+
+    set_up_devices(None)
+    import jax
+
+    from fedjax8.build import build
+
+    workload = WORKLOADS[name]
+    experiment = build(experiment_config(workload, precision, chunk))
+    simulation = experiment.simulation
+    state = simulation.init()
+    variables = simulation.variables(state)
+    batch = {n: jax.ShapeDtypeStruct((workload["batch"], *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()}
+    batch["mask"] = jax.ShapeDtypeStruct((workload["batch"],), "float32")
+    layers = layer_multiply_adds(experiment.model, variables, batch)
+    steps = math.ceil(workload["examples"] / workload["batch"]) * workload["cohort"]
+    multiply_adds = steps * (3 * sum(layers) - layers[0])
+
+    def one_round():
+        nonlocal state
+        begun = time.perf_counter()
+        state, _ = simulation.run_round(state)
+        jax.block_until_ready(state.server)
+        return time.perf_counter() - begun
+
+    first, rate = one_round(), matmul_rate()
+    seconds = statistics.median(one_round() for _ in range(rounds))
+    rate = max(rate, matmul_rate())
+    floor = multiply_adds / rate
+    return {
+        "workload": name,
+        "precision": precision,
+        "platform": jax.default_backend(),
+        "devices": jax.local_device_count(),
+        "seconds_per_round": seconds,
+        "floor_seconds": floor,
+        "floor_ratio": seconds / floor,
+        "clients_per_second": workload["cohort"] / seconds,
+        "samples_per_second": workload["cohort"] * workload["examples"] / seconds,
+        "matmul_gflops": 2e-9 * rate,
+        "compile_seconds": first - seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """Prints the results as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("workload", "precision", "s/round", "floor s", "ratio", "clients/s", "samples/s", "compile s", "peak MB")
+    for r in results:
+        table.add_row(
+            r["workload"],
+            r["precision"],
+            f"{r['seconds_per_round']:.3f}",
+            f"{r['floor_seconds']:.3f}",
+            f"{r['floor_ratio']:.2f}",
+            f"{r['clients_per_second']:.0f}",
+            f"{r['samples_per_second']:.0f}",
+            f"{r['compile_seconds']:.1f}",
+            f"{r['peak_memory_bytes'] / 1e6:.0f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def main(argv: list[str]) -> None:
+    """Runs every workload in its own process and collects what they print."""
+    unknown = sorted(set(_WORKLOADS.value) - set(WORKLOADS))
+    if argv[1:] or unknown:
+        sys.exit(f"bench: unknown {', '.join(argv[1:] + unknown)}; workloads are {', '.join(WORKLOADS)}")
+    if _WORKER.value:
+        print(json.dumps(run_workload(_WORKLOADS.value[0], _PRECISION.value, _ROUNDS.value, _CHUNK.value)))
+        return
+    results = []
+    for name in _WORKLOADS.value:
+        settings = [f"--precision={_PRECISION.value}", f"--rounds={_ROUNDS.value}", f"--chunk={_CHUNK.value}"]
+        command = [sys.executable, os.path.abspath(__file__), "--worker", f"--workloads={name}", *settings]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"bench: {name} failed; its message is above")
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    show(results)
+    if _JSON.value:
+        with open(_JSON.value, "w") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,89 @@
+"""All executors give the same sums, and sums that NumPy gives too."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax8.lookup import component_names
+
+CASES = {
+    f"{name}-{i}": (name, settings)
+    for name in component_names("fedjax8.cohorts")
+    for i, settings in enumerate(importlib.import_module(f"fedjax8.cohorts.{name}").EXAMPLES)
+}
+
+
+@pytest.fixture(params=CASES)
+def execution(request):
+    name, settings = CASES[request.param]
+    return getattr(importlib.import_module(f"fedjax8.cohorts.{name}"), name)(**settings)
+
+
+def affine(shared, client):
+    """To sum: scale * x and a count; to keep: x + 1."""
+    return {"x": shared * client["x"], "count": jnp.int32(1)}, client["x"] + 1
+
+
+def run(execution, clients):
+    x = np.arange(clients * 3, dtype=np.float32).reshape(clients, 3)
+    mapped = execution.compile(lambda shared, c: execution.map_reduce(affine, shared, c))
+    return x, mapped(jnp.float32(2.0), {"x": x})
+
+
+def test_sums_and_kept_values_equal_numpy(execution):
+    x, (total, kept) = run(execution, 8)
+    np.testing.assert_array_equal(total["x"], 2.0 * x.sum(axis=0))  # small integers: exact in any order
+    assert int(total["count"]) == 8
+    np.testing.assert_array_equal(kept, x + 1)
+
+
+def test_a_cohort_that_does_not_divide_is_refused_and_not_cut(execution):
+    lanes = execution.num_shards * execution.chunk
+    if lanes == 1:
+        pytest.skip("every cohort divides by one")
+    with pytest.raises(ValueError, match="do not divide"):
+        run(execution, lanes + 1)
+
+
+def test_map_reduce_can_be_called_twice_and_in_a_loop(execution):
+    def program(shared, clients):
+        first, _ = execution.map_reduce(affine, shared, clients)
+
+        def again(_, carry):
+            return execution.map_reduce(affine, carry["x"][0] * 0.0 + shared, clients)[0]
+
+        return jax.lax.fori_loop(0, 3, again, first), ()
+
+    x = np.arange(8, dtype=np.float32).reshape(8, 1)
+    total, _ = execution.compile(program)(jnp.float32(3.0), {"x": x})
+    np.testing.assert_array_equal(total["x"], 3.0 * x.sum(axis=0))
+
+
+def test_total_sums_over_shards(execution):
+    def program(shared, clients):
+        return execution.total(jnp.sum(clients["x"])), clients["x"]
+
+    x = np.arange(8, dtype=np.float32)
+    total, kept = execution.compile(program)(jnp.float32(0.0), {"x": x})
+    assert float(total) == x.sum()
+    np.testing.assert_array_equal(kept, x)
+
+
+def test_the_loop_runs_as_plain_python_without_jit():
+    from fedjax8.cohorts.loop import loop
+
+    with jax.disable_jit():
+        x, (total, _) = run(loop(), 3)
+    np.testing.assert_array_equal(total["x"], 2.0 * x.sum(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("chunked", {"chunk": 0}), ("pmap", {"num_devices": 99}), ("pmap", {"chunk": 0})]
+)
+def test_impossible_settings_are_refused(name, settings):
+    factory = getattr(importlib.import_module(f"fedjax8.cohorts.{name}"), name)
+    with pytest.raises(ValueError, match="got"):
+        factory(**settings)

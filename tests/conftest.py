@@ -1,0 +1,43 @@
+"""Set up before JAX starts: four fake CPU devices, a compilation cache that outlives the run, small shared fixtures."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and compute little: let LLVM spend less on each program.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    """The directory of real data sets; tests that need it are skipped where there is none."""
+    folder = os.environ.get("FEDJAX8_DATA")
+    if not folder:
+        pytest.skip("real data sets are needed: set FEDJAX8_DATA to their directory")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A fixed NumPy generator."""
+    return np.random.default_rng(20240702)
+
+
+@pytest.fixture(scope="session")
+def toys():
+    """The module tests/toys.py."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("fedjax8_test_toys", pathlib.Path(__file__).with_name("toys.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,204 @@
+"""Clients as windows into rows, and cohorts."""
+
+import itertools
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedjax8.data.federated import Dataset, FederatedData, match_test_owners, sample_cohort
+from fedjax8.errors import UserError
+
+COLUMNS = {"x": np.arange(12, dtype=np.uint8).reshape(6, 2), "y": np.array([0, 2, 1, 2, 0, 2], np.int32)}
+
+
+def small_dataset(**changes):
+    part = {"x": np.zeros((4, 3), np.uint8), "y": np.array([0, 1, 2, 1], np.int32)}
+    dataset = Dataset(part, {name: column[:2] for name, column in part.items()}, 3, (0.5,), (0.2,), "small")
+    return dataset._replace(**changes)
+
+
+def test_from_owners_keeps_the_order_of_rows_within_a_client():
+    data = FederatedData.from_owners(COLUMNS, np.array([1, 0, 1, -1, 0, 1]), 3)
+    assert [data.rows(c).tolist() for c in range(3)] == [[1, 4], [0, 2, 5], []]
+    assert data.sizes.tolist() == [2, 3, 0] and data.num_clients == 3 and data.num_examples == 5
+    assert data.client(1)["x"].tolist() == [[0, 1], [4, 5], [10, 11]]
+    assert data.client(1)["y"].tolist() == [0, 1, 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=40))
+def test_from_owners_gives_each_client_the_rows_that_name_it(owners):
+    owners = np.array(owners)
+    data = FederatedData.from_owners({"y": np.zeros(len(owners), np.int32)}, owners, 5)
+    for client in range(5):
+        assert data.rows(client).tolist() == np.flatnonzero(owners == client).tolist()
+    assert (data.order.dtype, data.starts.dtype, data.sizes.dtype) == (np.int32, np.int64, np.int32)
+
+
+def test_clients_may_share_rows():
+    order, starts = np.arange(6, dtype=np.int32), np.array([0, 1, 0], np.int64)
+    data = FederatedData(COLUMNS, order, starts, np.array([6, 2, 3], np.int32))
+    assert data.num_examples == 11
+    assert data.client(1)["y"].tolist() == [2, 1]
+    assert data.label_counts(3).tolist() == [[2, 1, 3], [0, 1, 1], [1, 1, 1]]
+
+
+def test_label_counts_agree_with_counting_one_client_at_a_time():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 500).astype(np.int32)
+    starts = rng.integers(0, 400, 60)
+    sizes = rng.integers(0, 100, 60).astype(np.int32)
+    order = rng.permutation(500).astype(np.int32)
+    data = FederatedData({"y": labels}, order, starts, sizes)
+    expected = [
+        np.bincount(labels[order[a : a + n]], minlength=7) for a, n in zip(starts, sizes, strict=True)
+    ]
+    np.testing.assert_array_equal(data.label_counts(7), expected)
+
+
+def test_select_keeps_the_listed_clients_in_their_order():
+    data = FederatedData.from_owners(COLUMNS, np.array([0, 1, 2, 0, 1, 2]), 3).select(np.array([2, 0]))
+    assert [data.rows(c).tolist() for c in range(data.num_clients)] == [[2, 5], [0, 3]]
+
+
+@pytest.mark.parametrize("client", [-1, 3])
+def test_a_client_outside_the_range_is_an_index_error(client):
+    data = FederatedData.from_owners(COLUMNS, np.array([0, 1, 2, 0, 1, 2]), 3)
+    with pytest.raises(IndexError, match="of 3"):
+        data.client(client)
+
+
+@pytest.mark.parametrize(
+    ("owners", "num_clients", "says"),
+    [
+        ([0, 1], 2, "one per row"),
+        ([0, 1, 2, 3, 0, 1], 3, "0 to 3"),
+        ([0, -2, 0, 0, 0, 0], 3, "-1"),
+        ([0.0] * 6, 3, "float64"),
+        ([0] * 6, 0, "at least 1"),
+    ],
+)
+def test_wrong_owners_are_named(owners, num_clients, says):
+    with pytest.raises(UserError, match=says):
+        FederatedData.from_owners(COLUMNS, np.array(owners), num_clients)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"columns": {}}, "no columns"),
+        ({"columns": {"x": np.zeros(6), "y": np.zeros(5)}}, "equal length"),
+        ({"order": np.arange(6)}, "order is int64"),
+        ({"order": np.array([0, 6], np.int32)}, "rows 0 to 6"),
+        ({"starts": np.array([0], np.int64)}, "1 starts and 2 sizes"),
+        ({"sizes": np.array([3, 4], np.int32)}, "window leaves"),
+        ({"sizes": np.array([-1, 3], np.int32)}, "window leaves"),
+    ],
+)
+def test_inconsistent_windows_are_named(changes, says):
+    fields = {
+        "columns": COLUMNS,
+        "order": np.arange(6, dtype=np.int32),
+        "starts": np.array([0, 3], np.int64),
+        "sizes": np.array([3, 3], np.int32),
+    }
+    assert FederatedData(**fields).num_examples == 6
+    with pytest.raises(UserError, match=says):
+        FederatedData(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_classes": 2}, "labels run from 0 to 2; 2 classes"),
+        ({"train": {"x": np.zeros((4, 3))}}, r"no column \['y'\]"),
+        ({"train": {"x": np.zeros((4, 3)), "y": np.zeros(3, np.int32)}}, "equal length"),
+        ({"train": {"x": np.zeros((0, 3)), "y": np.zeros(0, np.int32)}}, "train is empty"),
+        ({"test": {"x": np.zeros((2, 4), np.uint8), "y": np.zeros(2, np.int32)}}, "must agree"),
+        ({"test": {"x": np.zeros((2, 3), np.uint8), "y": np.zeros(2, np.int64)}}, "test labels are int64"),
+        ({"owners": np.zeros(3, np.int32)}, "train owners"),
+        ({"test_owners": np.array([0, -1])}, "test owners"),
+        ({"std": (0.0,)}, "std above 0"),
+    ],
+)
+def test_an_inconsistent_dataset_is_named(changes, says):
+    valid = small_dataset()
+    assert valid.validate() is valid
+    with pytest.raises(UserError, match=says):
+        small_dataset(**changes).validate()
+
+
+def test_natural_clients_are_counted():
+    assert small_dataset().num_natural_clients == 0
+    assert small_dataset(owners=np.array([4, 0, 4, 9])).num_natural_clients == 3
+
+
+def test_test_rows_follow_their_natural_client():
+    dataset = small_dataset(owners=np.array([4, 0, 4, 2]), test_owners=np.array([2, 4]))
+    assert match_test_owners(dataset, np.array([1, -1, 1, 0])).tolist() == [0, 1]
+    dataset = dataset._replace(test_owners=np.array([0, 7]))  # one whose rows are unused, one never seen
+    assert match_test_owners(dataset, np.array([1, -1, 1, 0])).tolist() == [-1, -1]
+
+
+def test_test_rows_have_no_client_without_natural_clients_or_when_these_are_spread():
+    with pytest.raises(UserError, match="natural client"):
+        match_test_owners(small_dataset(), np.zeros(4, np.int32))
+    dataset = small_dataset(owners=np.array([4, 0, 4, 2]), test_owners=np.array([2, 4]))
+    with pytest.raises(UserError, match="by_key"):
+        match_test_owners(dataset, np.array([0, 0, 1, 1]))
+
+
+def test_a_cohort_depends_on_seed_and_round_alone():
+    first = sample_cohort(3, 8, 1000, 20)
+    np.testing.assert_array_equal(first, sample_cohort(3, 8, 1000, 20))
+    assert not np.array_equal(first, sample_cohort(3, 9, 1000, 20))
+    assert not np.array_equal(first, sample_cohort(4, 8, 1000, 20))
+    assert first.dtype == np.int32
+
+
+@pytest.mark.parametrize(("clients", "cohort"), [(1, 1), (10, 10), (50, 7), (20_000, 50), (20_000, 15_000)])
+def test_a_cohort_holds_different_clients_in_ascending_order(clients, cohort):
+    ids = sample_cohort(0, 0, clients, cohort)
+    assert len(ids) == cohort and ids[0] >= 0 and ids[-1] < clients
+    assert np.all(np.diff(ids) > 0)
+
+
+def test_every_pair_of_clients_is_equally_likely():
+    draws, pairs = 3000, list(itertools.combinations(range(5), 2))
+    seen = [tuple(sample_cohort(0, r, 5, 2).tolist()) for r in range(draws)]
+    counts = np.array([seen.count(pair) for pair in pairs])
+    assert counts.sum() == draws
+    # 3000 draws, 10 pairs: 300 each, standard error sqrt(3000 * 0.1 * 0.9) = 16.4; four of them allowed.
+    assert np.abs(counts - 300).max() < 4 * 16.4
+
+
+def test_a_cohort_of_ten_million_clients_costs_little():
+    tracemalloc.start()
+    begun = time.perf_counter()
+    for round_number in range(10):
+        ids = sample_cohort(0, round_number, 10_000_000, 1000)
+    seconds, (_, peak) = time.perf_counter() - begun, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(np.unique(ids)) == 1000
+    # An array over all clients would take 80 MB and about 0.05 s a draw; both bounds leave room for slow machines.
+    assert peak < 2**20
+    assert seconds < 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((0, 0, 10, 11), "cohort_size is 11 of 10"),
+        ((0, 0, 10, 0), "cohort_size is 0"),
+        ((0, 0, 0, 1), "num_clients is 0"),
+        ((-1, 0, 10, 1), "seed is -1"),
+        ((0, -1, 10, 1), "round_number -1"),
+    ],
+)
+def test_impossible_cohorts_are_named(arguments, says):
+    with pytest.raises(UserError, match=says):
+        sample_cohort(*arguments)

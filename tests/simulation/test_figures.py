@@ -1,0 +1,145 @@
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from fedjax8.errors import UserError
+from fedjax8.simulation.figures import draw, inline_svg, plot_runs, save_png, write_whole
+from fedjax8.simulation.runs import read_settings
+
+
+def write_run(folder, accuracies, bytes_per_round, seed=0, **config):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed, **config}}))
+    lines = [
+        {"round": r, "uplink_bytes": r * bytes_per_round, "downlink_bytes": 0, "test_accuracy": accuracy}
+        for r, accuracy in enumerate(accuracies, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [
+        write_run(tmp_path / "a0", [0.2, 0.4], 1000, seed=0, bits=32),
+        write_run(tmp_path / "a1", [0.4, 0.8], 1000, seed=1, bits=32),
+        write_run(tmp_path / "b0", [0.1, 0.5], 250, seed=0, bits=8),
+    ]
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_each_setting_is_one_line_of_means_with_a_band(folders):
+    ax = plot_runs(folders)
+    assert labels(ax) == ["bits=32", "bits=8"]
+    first, second = ax.get_lines()
+    np.testing.assert_array_equal(first.get_xdata(), [1000, 2000])
+    np.testing.assert_allclose(first.get_ydata(), [0.3, 0.6], rtol=1e-12)
+    np.testing.assert_array_equal(second.get_xdata(), [250, 500])
+    # seeds 0.2 and 0.4 apart have sample deviations 0.2 / sqrt(2) and 0.4 / sqrt(2): the band to each side
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(0.3 - 0.2 / np.sqrt(2), rel=1e-9)
+    assert band[:, 1].max() == pytest.approx(0.6 + 0.4 / np.sqrt(2), rel=1e-9)
+    assert first.get_color() != second.get_color()
+
+
+def test_the_byte_axis_is_in_decimal_units_and_logarithmic_only_for_large_ratios(folders, tmp_path):
+    ax = plot_runs(folders)
+    assert ax.get_xscale() == "linear"
+    assert ax.xaxis.get_major_formatter()(1_500_000) == "1.5 MB"
+    far = write_run(tmp_path / "far", [0.1, 0.2], 100_000, bits=1)
+    assert plot_runs([*folders, far]).get_xscale() == "log"
+    assert plot_runs([*folders, far], logx=False).get_xscale() == "linear"
+    assert plot_runs([*folders, far], x="rounds").get_xscale() == "linear"
+
+
+def test_points_at_zero_bytes_are_left_out_of_a_logarithmic_axis(tmp_path):
+    folder = write_run(tmp_path / "a", [0.1, 0.2], 100)
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"round": r, "uplink_bytes": 100 * r, "downlink_bytes": 0, "test_accuracy": 0.1})
+            + "\n"
+            for r in range(3)
+        )
+    )
+    (line,) = plot_runs(folder, logx=True).get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), [100, 200])
+
+
+def test_given_axes_are_drawn_on_and_returned(folders):
+    from matplotlib.figure import Figure
+
+    ax = Figure().add_subplot()
+    assert plot_runs(folders, "rounds", ax) is ax
+    assert ax.get_xlabel() == "rounds" and ax.get_ylabel() == "test accuracy"
+
+
+def test_labels_with_dollars_and_underscores_are_shown_as_they_are(tmp_path):
+    a = write_run(tmp_path / "_$a$b^", [0.1, 0.2], 10, seed=0)
+    b = write_run(tmp_path / "_other", [0.1, 0.2], 10, seed=0)
+    ax = plot_runs([a, b])
+    assert labels(ax) == ["_$a$b^", "_other"]
+    assert "_$a$b^" in inline_svg(ax, "p", "picture")
+
+
+def test_twenty_settings_are_told_apart_by_color_or_dashes(tmp_path):
+    many = [write_run(tmp_path / f"r{i}", [0.1, 0.2], 10, bits=i) for i in range(20)]
+    lines = plot_runs(many).get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
+
+
+def test_what_cannot_be_drawn_is_an_error_that_names_what_can(folders):
+    with pytest.raises(UserError, match=r"'test_acuracy'.*logged are .*test_accuracy"):
+        plot_runs(folders, y="test_acuracy")
+    with pytest.raises(UserError, match="allowed: bytes, rounds, seconds"):
+        plot_runs(folders, x="epochs")
+    with pytest.raises(UserError, match="against seconds"):  # these runs have no round_seconds
+        plot_runs(folders, x="seconds")
+    with pytest.raises(UserError, match="smooth=0"):
+        plot_runs(folders, smooth=0)
+
+
+def test_without_matplotlib_the_error_says_how_to_get_it(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"pip install 'fedjax8\[plot\]'"):
+        plot_runs(folders)
+
+
+def test_a_png_is_written_whole_and_leaves_no_other_file(folders, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    save_png(plot_runs(folders), out / "a.png", dpi=50)
+    assert (out / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert [p.name for p in out.iterdir()] == ["a.png"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_and_leaves_the_old_one(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        write_whole(tmp_path / "absent" / "a.png", b"x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_whole(tmp_path / "folder", b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_inline_svg_has_its_own_ids_and_no_addresses(folders):
+    settings, _ = read_settings(folders)
+    svg = inline_svg(draw(settings, target=0.5), "one", 'a "title"')
+    assert svg.startswith('<svg role="img" aria-label="a &quot;title&quot;"') and svg.rstrip().endswith(
+        "</svg>"
+    )
+    assert "target 0.5" in svg and "bits=32" in svg
+    assert "http" not in svg
+    ids = set(re.findall(r'\bid="([^"]*)"', svg))
+    used = re.findall(r'href="#([^"]*)"', svg) + re.findall(r"url\(#([^)]*)\)", svg)
+    assert ids and all(name.startswith("one-") for name in ids)
+    assert used and set(used) <= ids
+
+
+def test_the_same_runs_give_the_same_svg(folders):
+    assert inline_svg(plot_runs(folders), "p", "t") == inline_svg(plot_runs(folders), "p", "t")

@@ -1,0 +1,154 @@
+"""The link: exact traffic, excluded clients, padding, codec state."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.parts import Update
+from fedjax8.cohorts.chunked import chunked
+from fedjax8.cohorts.loop import loop
+from fedjax8.cohorts.pmap import pmap
+from fedjax8.cohorts.vmap import vmap
+from fedjax8.codecs.none import none
+from fedjax8.data.batches import batch_plan
+from fedjax8.local import local_training
+from fedjax8.simulation.simulation import deal, simulation
+from fedjax8.types import Codec
+
+
+def counting() -> Codec:
+    """Lossless, with a state that counts the messages it encoded."""
+    return none()._replace(
+        init=lambda tree: jnp.int32(0), encode=lambda key, state, tree: (tree, state + 1)
+    )
+
+
+def build(toys, data, *, uplink=None, downlink=None, execution=None, make=fedavg, cohort_size=None, start=0.0):
+    model = toys.quadratic(start)
+    local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))
+    return simulation(
+        model,
+        make(local),
+        data,
+        cohort_size=cohort_size or data.num_clients,
+        uplink=none() if uplink is None else uplink,
+        downlink=none() if downlink is None else downlink,
+        execution=loop() if execution is None else execution,
+    )
+
+
+@pytest.mark.parametrize("execution", [loop, vmap, functools.partial(chunked, 4), pmap, functools.partial(pmap, 2)])
+def test_padding_and_executor_change_neither_model_nor_bytes(toys, execution):
+    data = toys.clients([1.0, 4.0, 2.0, 3.0, 0.5], [0.0, 1.0, -1.0, 2.0, 3.0], [1, 3, 2, 5, 4])
+    reference = build(toys, data)
+    state, want = reference.run_round(reference.init())
+    sim = build(toys, data, execution=execution())
+    after, got = sim.run_round(sim.init())
+    x, expected = (float(s.variables(t).params["x"]) for s, t in ((sim, after), (reference, state)))
+    assert x == pytest.approx(expected, rel=1e-6)  # float32 sums in another order
+    assert (got["uplink_bytes"], got["downlink_bytes"], got["clients"]) == (20, 20, 5)
+    assert got["train_loss"] == pytest.approx(want["train_loss"], rel=1e-6)
+
+
+def test_a_client_that_sends_nan_is_left_out_and_counted(toys):
+    data = toys.clients([1.0, np.nan, 1.0], [1.0, 1.0, 3.0])
+    sim = build(toys, data)
+    state, metrics = sim.run_round(sim.init())
+    assert (metrics["excluded"], metrics["clients"]) == (1, 2)
+    assert float(sim.variables(state).params["x"]) == pytest.approx(0.1 * 2.0, rel=1e-6)
+    assert metrics["uplink_bytes"] == 12  # what was sent was sent
+    assert np.isfinite(metrics["train_loss"])
+
+
+def test_a_round_without_a_usable_client_changes_nothing(toys):
+    sim = build(toys, toys.clients([np.nan, np.inf], [1.0, 1.0]), start=2.0)
+    before = sim.init()
+    state, metrics = sim.run_round(before)
+    assert metrics["excluded"] == 2
+    assert float(sim.variables(state).params["x"]) == 2.0
+
+
+def test_an_empty_client_counts_as_sent_but_weighs_nothing(toys):
+    data = toys.clients([1.0, 1.0], [1.0, 5.0], [2, 1])
+    empty = data.select(np.array([0, 1]))
+    empty.sizes[1] = 0
+    sim = build(toys, empty)
+    state, metrics = sim.run_round(sim.init())
+    assert float(sim.variables(state).params["x"]) == pytest.approx(1 - 0.9**2, rel=1e-6)
+    assert metrics["uplink_bytes"] == 8
+
+
+def test_bytes_beyond_32_bits_are_exact():
+    from fedjax8.simulation.ledger import Ledger
+    from fedjax8.types import Channel
+
+    big = 3 * 2**31 + 1
+    ledger = Ledger().add({Channel("up", "model", big, 4 * big): np.int32(1000)})
+    assert (ledger.uplink_bytes, ledger.float32_bytes) == (1000 * big, 4000 * big)
+    assert ledger.saving == 4.0
+
+
+def test_uplink_codec_state_belongs_to_the_client_and_waits_for_its_next_turn(toys):
+    data = toys.clients([1.0] * 6, [1.0] * 6)
+    sim = build(toys, data, uplink=counting(), downlink=counting(), cohort_size=2, execution=pmap())
+    state, turns = sim.init(), np.zeros(6, int)
+    from fedjax8.data.federated import sample_cohort
+
+    for round_number in range(5):
+        turns[sample_cohort(0, round_number, 6, 2)] += 1
+        state, _ = sim.run_round(state)
+        np.testing.assert_array_equal(state.clients["uplink"]["model"], turns)
+        assert int(state.down_states["model"]) == round_number + 1
+    assert turns.max() > 1
+
+
+def test_a_client_with_nan_keeps_its_old_state(toys):
+    sim = build(toys, toys.clients([1.0, np.nan], [1.0, 1.0]), uplink=counting())
+    state, _ = sim.run_round(sim.init())
+    np.testing.assert_array_equal(state.clients["uplink"]["model"], [1, 0])
+
+
+def test_the_broadcast_is_one_draw_for_all_clients(toys):
+    """Each client reports what it received, as a sum and a sum of squares: equal values have no spread."""
+
+    def make(local):
+        from fedjax8.algorithms.parts import from_parts
+
+        def client(start, extra, memory, rows, key, round_number):
+            x = start.params["x"]
+            return Update({"params": start.params}, jnp.float32(1), start, (), {"sum": x, "squares": x * x})
+
+        return from_parts(client=client, server=lambda state, mean: (mean.tree["params"], ()))
+
+    data = toys.clients([1.0] * 8, [1.0] * 8)
+
+    def coarse_round(key, state, tree):
+        return jax.tree.map(lambda x: jnp.round(x + jax.random.uniform(key, ())), tree), state
+
+    sim = build(toys, data, make=make, downlink=none()._replace(encode=coarse_round), start=0.4)
+    _, metrics = sim.run_round(sim.init())
+    assert metrics["squares"] / 8 - (metrics["sum"] / 8) ** 2 == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("shards", "chunk"), [(1, 1), (2, 1), (4, 1), (2, 3)])
+def test_dealing_uses_every_client_once_and_balances_the_work(shards, chunk, rng):
+    sizes = rng.integers(1, 200, size=50)
+    places = deal(sizes, shards, chunk)
+    assert len(places) % (shards * chunk) == 0
+    assert sorted(places[places >= 0]) == list(range(50))
+    work = [sizes[hand[hand >= 0]].sum() for hand in places.reshape(shards, -1)]
+    assert max(work) - min(work) <= sizes.max()
+    for hand in places.reshape(shards, -1):
+        ordered = sizes[hand[hand >= 0]]
+        assert np.all(np.diff(ordered) <= 0)
+
+
+def test_discovery_names_every_message_without_running(toys):
+    sim = build(toys, toys.q2())
+    found = {(d.channel.direction, d.channel.name): d.channel.message_bytes for d in sim.discover()}
+    assert found == {("down", "model"): 4, ("up", "model"): 4}

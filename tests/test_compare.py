@@ -1,0 +1,151 @@
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax8.compare import print_comparison
+from fedjax8.simulation.comparison import compare_runs
+from fedjax8.simulation.report import COLUMNS, rows
+
+ROOT = Path(__file__).parents[1]
+WITHOUT_MATPLOTLIB = (
+    "import runpy, sys; sys.modules['matplotlib'] = None; "
+    "runpy.run_module('fedjax8.compare', run_name='__main__', alter_sys=True)"
+)
+
+
+def write_run(folder, accuracies, bytes_per_round, **config):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": 0} | config}))
+    lines = [
+        {"round": r, "uplink_bytes": r * bytes_per_round, "downlink_bytes": 0, "test_accuracy": accuracy}
+        for r, accuracy in enumerate(accuracies, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / "summary.json").write_text(json.dumps({"rounds": len(lines), "saving": 4.0, "finished": True}))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_run(
+        tmp_path / "runs" / "full", [0.2, 0.6, 0.9], 4000, uplink={"name": "none"}, downlink={"name": "none"}
+    )
+    write_run(
+        tmp_path / "runs" / "fp8", [0.2, 0.5, 0.8], 1000, uplink={"name": "fp8"}, downlink={"name": "fp8"}
+    )
+    return tmp_path
+
+
+def command(folder, *arguments, start=("-m", "fedjax8.compare")):
+    """What a shell in `folder` gets; warnings are errors there too."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *start, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
+    done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--png=a.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line
+    ]
+    assert tuple(cells[0]) == COLUMNS
+    # 0.8 is reached in round 3 by both: 12000 and 3000 bytes
+    assert cells[1][:5] == ["uplink=none, downlink=none", "1", "3", "12.0 kB", "1.00x"]
+    assert cells[2][:5] == ["uplink=fp8, downlink=fp8", "1", "3", "3.00 kB", "4.00x"]
+    assert "Target: test accuracy 0.8, as given." in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "<svg" in (runs / "comparison.html").read_text(encoding="utf-8")
+    assert (runs / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in runs.iterdir()) == ["a.png", "comparison.html", "runs"]
+
+
+def test_an_empty_html_flag_writes_no_page_and_warnings_go_to_stderr(runs):
+    (runs / "runs" / "fp8" / "summary.json").unlink()
+    done = command(runs, "runs/full", "runs/fp8", "--html=")
+    assert done.returncode == 0
+    assert done.stderr == "warning: runs/fp8: the run is unfinished, read up to round 3\n"
+    assert [p.name for p in runs.iterdir()] == ["runs"]
+
+
+def test_without_matplotlib_the_table_is_printed_and_a_line_says_how_to_get_the_page(runs):
+    done = command(runs, "runs/full", start=("-c", WITHOUT_MATPLOTLIB))
+    assert done.returncode == 0 and "not reached" not in done.stdout and "0.9000" in done.stdout
+    assert done.stderr == "no page of plots without matplotlib: pip install 'fedjax8[plot]'\n"
+    asked = command(runs, "runs/full", "--html=a.html", start=("-c", WITHOUT_MATPLOTLIB))
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert asked.stderr == "fedjax8: pictures need matplotlib: pip install 'fedjax8[plot]'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no run folder given"),
+        (["runs/absent"], "no such run folder: 'runs/absent'"),
+        (["runs"], "its subfolders do: give runs/*"),
+        (["runs/full", "--target=1.5"], "target 1.5 is no test accuracy"),
+        (["runs/full", "--taget=0.5"], "taget"),
+        (["runs/full", "--png=a.jpg"], "only PNG"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(runs, arguments, message):
+    done = command(runs, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fedjax8: ") and message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [p.name for p in runs.iterdir()] == ["runs"]
+
+
+def test_comparing_and_plotting_do_not_import_jax(runs):
+    code = "import sys, fedjax8.compare, fedjax8.plot; sys.exit('jax' in sys.modules)"
+    assert command(runs, start=("-c", code)).returncode == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_terminal_gets_every_cell_uncut_within_its_width(runs, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    found = compare_runs([runs / "runs" / "full", runs / "runs" / "fp8"])
+    stream = Terminal()
+    print_comparison(found, stream)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for row in rows(found):
+        for cell in row:
+            assert all(part in text for part in cell.split(", "))
+
+
+def test_into_a_file_the_table_is_not_folded(runs, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    found = compare_runs([runs / "runs" / "full", runs / "runs" / "fp8"])
+    stream = io.StringIO()
+    print_comparison(found, stream)
+    (line,) = [line for line in stream.getvalue().splitlines() if line.startswith("| uplink=fp8")]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == rows(found)[1]
+
+
+def test_a_stream_that_cannot_write_plus_minus_does_not_fail(tmp_path):
+    raw = io.BytesIO()
+    write_run(tmp_path / "a", [0.5, 0.6], 1, seed=1)
+    write_run(tmp_path / "b", [0.7, 0.8], 1, seed=2)
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    print_comparison(compare_runs([tmp_path / "a", tmp_path / "b"]), stream)
+    stream.flush()
+    assert b"0.7000 ? 0.1414" in raw.getvalue()

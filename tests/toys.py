@@ -1,0 +1,76 @@
+"""A model of one number, f(x) = a/2 (x - b)^2 per row, small enough to solve by hand: the oracle of the algorithms.
+
+Imported by tests as a fixture (`toys` in conftest), since test folders are not packages.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax8.codecs.none import none
+from fedjax8.cohorts.loop import loop
+from fedjax8.data.batches import batch_plan
+from fedjax8.data.federated import FederatedData
+from fedjax8.local import local_training
+from fedjax8.simulation.simulation import simulation
+from fedjax8.types import Model, Variables
+
+LEARNING_RATE = 0.1
+
+
+def quadratic(start: float = 0.0) -> Model:
+    """The model x with loss a/2 (x - b)^2 on rows with columns a and b; its parameter is a scalar at `params/x`."""
+
+    def apply(variables, batch, *, key=None, train=False, layer_input=None):
+        return jnp.broadcast_to(variables.params["x"], batch["a"].shape), variables.state
+
+    return Model(
+        init=lambda key, batch: Variables({"x": jnp.float32(start)}, {}),
+        apply=apply,
+        loss=lambda x, batch: 0.5 * batch["a"] * (x - batch["b"]) ** 2,
+        metrics=lambda x, batch: {},
+    )
+
+
+def clients(a, b, rows=None) -> FederatedData:
+    """One client per entry of `a` and `b`, with that many equal `rows` (default one each)."""
+    rows = [1] * len(a) if rows is None else rows
+    owners = np.repeat(np.arange(len(a)), rows)
+    columns = {"a": np.float32(a)[owners], "b": np.float32(b)[owners]}
+    return FederatedData.from_owners(columns, owners, len(a))
+
+
+def build(make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, execution=None, batch_size=1, **length):
+    """A simulation of `make_algorithm(local)` on `data`, with plain SGD on the clients and no codecs."""
+    model = quadratic(start)
+    plan = batch_plan(data.sizes, batch_size, **length)
+    local = local_training(model, optax.sgd(LEARNING_RATE), plan)
+    return simulation(
+        model,
+        make_algorithm(local),
+        data,
+        cohort_size=cohort_size or data.num_clients,
+        uplink=none(),
+        downlink=none(),
+        seed=seed,
+        execution=loop() if execution is None else execution,
+    )
+
+
+def trajectory(sim, rounds: int) -> list[float]:
+    """The global x after each round."""
+    state, xs = sim.init(), []
+    for _ in range(rounds):
+        state, _ = sim.run_round(state)
+        xs.append(float(sim.variables(state).params["x"]))
+    return xs
+
+
+def q2() -> FederatedData:
+    """Unequal curvature: f_1 = x^2 / 2, f_2 = 4 (x - 1)^2 / 2; the mean's optimum is 0.8."""
+    return clients([1.0, 4.0], [0.0, 1.0])
+
+
+def q3() -> FederatedData:
+    """Unequal work: f_1 = x^2 / 2 with one row, f_2 = (x - 1)^2 / 2 with ten; the optimum of the uniform mean is 0.5."""
+    return clients([1.0, 1.0], [0.0, 1.0], [1, 10])

@@ -19,6 +19,7 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
         except flags.Error as error:
             raise UserError(" ".join(str(error).split())) from error
 
+    flags.FLAGS.set_default("verbosity", -1)  # warnings and worse; libraries log their start-up as information
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:

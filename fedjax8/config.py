@@ -29,7 +29,7 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.rounds = 60
-    config.eval_every = 2
+    config.eval_every = 5
     config.checkpoint_every = 10
     config.num_clients = 50
     config.cohort_size = 10
@@ -52,6 +52,13 @@ def base_config() -> ConfigDict:
     config.uplink = component("fp8")
     config.downlink = component("fp8")
     config.executor = component("auto")
+    return config
+
+
+def in_float32(config: ConfigDict) -> ConfigDict:
+    """The same config with nothing quantized and nothing encoded."""
+    config.adapter = component("none")
+    config.uplink, config.downlink = component("none"), component("none")
     return config
 
 

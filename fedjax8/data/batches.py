@@ -60,7 +60,8 @@ def batch_plan(
     """The plan that serves clients of these `sizes` (int `[K]`). Raises ValueError unless one of epochs, steps is given."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if (epochs is None) == (steps is None) or (epochs or steps) < 1:
+    length = epochs if steps is None else steps
+    if (epochs is None) == (steps is None) or length < 1:
         raise ValueError(f"give one of epochs, steps, at least 1: got epochs={epochs}, steps={steps}")
     if steps is not None:
         smallest = max(int(np.min(sizes, initial=np.iinfo(np.int32).max, where=np.asarray(sizes) > 0)), 1)

@@ -113,7 +113,7 @@ def to_float32(x8: jax.Array, fmt: str | Format | None = None, form: str = "auto
     Infinities and NaNs come out as such.
 
     Example:
-      >>> float(to_float32(np.uint8(0x7E), "e4m3fn"))
+      >>> float(to_float32(jnp.uint8(0x7E), "e4m3fn"))
       448.0
     """
     _check_form(form)

@@ -93,8 +93,8 @@ def quantize(x: jax.Array, alpha: jax.Array, fmt: str | Format, form: str = "aut
       train through `straight_through.fake_quantize`.
 
     Example:
-      >>> float(quantize(jnp.float32(0.9), 1.0, "e4m3fnuz"))  # between 0.8667 and 0.9333
-      0.8666667...
+      >>> float(quantize(jnp.float32(0.9), 1.0, "e4m3fnuz"))  # the neighbors are 13 / 15 and 14 / 15
+      0.933333...
     """
     fmt = get_format(fmt)
     return _from_units(round_to_grid(_to_units(x, alpha, fmt), fmt, form), alpha, fmt)

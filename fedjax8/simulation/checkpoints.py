@@ -1,7 +1,6 @@
 """Checkpoints by Orbax: the whole state of a run, so that a resumed run equals an unbroken one bit for bit."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
     """The checkpoints of a run's directory; the newest `KEEP` are kept."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every save at INFO
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, enable_async_checkpointing=False)
     with ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options) as manager:
         yield Checkpoints(manager)

@@ -22,10 +22,12 @@ COLUMNS = (
 
 def readable_bytes(count: int) -> str:
     """Bytes with a decimal unit and three digits: 1234567 gives `1.23 MB`."""
+    if count < 1000:
+        return f"{count} B"
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(UNITS) - 1:
         value, unit = value / 1000, unit + 1
-    return f"{count} B" if unit == 0 else f"{value:.3g} {UNITS[unit]}"
+    return f"{value:.{max(0, 3 - len(str(int(value + 0.5))))}f} {UNITS[unit]}"
 
 
 def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:

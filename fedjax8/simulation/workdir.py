@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax8.errors import UserError
+from fedjax8.simulation.runs import flatten
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
 
@@ -27,16 +28,9 @@ def json_ready(value: Any) -> Any:
     return value
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a plain config by dotted path."""
-    if isinstance(value, dict):
-        return {k: v for name in value for k, v in flatten(value[name], f"{prefix}.{name}".strip(".")).items()}
-    return {prefix: value}
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted fields in which two plain configs differ, as `field: old -> new`."""
-    a, b = flatten(old), flatten(new)
+    a, b = flatten(dict(old)), flatten(dict(new))
     missing = "(unset)"
     return [
         f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}" for k in sorted(a | b) if a.get(k, missing) != b.get(k, missing)

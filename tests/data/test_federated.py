@@ -184,7 +184,8 @@ def test_a_cohort_of_ten_million_clients_costs_little():
     seconds, (_, peak) = time.perf_counter() - begun, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(np.unique(ids)) == 1000
-    # An array over all clients would take 80 MB and about 0.05 s a draw; both bounds leave room for slow machines.
+    # An array over all clients would take 80 MB and about 0.05 s a draw; both bounds leave room for slow
+    # machines.
     assert peak < 2**20
     assert seconds < 0.4
 

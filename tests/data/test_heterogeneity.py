@@ -65,8 +65,9 @@ def test_small_iid_clients_show_the_documented_bias():
     data = federated(rng.integers(0, classes, clients * rows), np.repeat(np.arange(clients), rows), clients)
     mean = label_skew(data, classes).js.mean()
     expected = (classes - 1) / (8 * rows * math.log(2))
-    # The formula is the leading order in classes / rows = 0.05, hence good to about that share. The mean over 1000
-    # clients has a relative standard error of sqrt(2 / 9 / 1000) = 0.015 (a chi-square of 9 degrees) on top.
+    # The formula is the leading order in classes / rows = 0.05, hence good to about that share. The mean over
+    # 1000 clients has a relative standard error of sqrt(2 / 9 / 1000) = 0.015 (a chi-square of 9 degrees) on
+    # top.
     assert mean == pytest.approx(expected, rel=0.05 + 3 * 0.015)
 
 
@@ -82,4 +83,6 @@ def test_the_summary_describes_sizes():
     summary = label_skew(federated([0] * 10, [0] * 7 + [1] * 2 + [2], 3), 1).summary()
     assert (summary["size_min"], summary["size_median"], summary["size_max"]) == (1.0, 2.0, 7.0)
     assert summary["size_mean"] == pytest.approx(10 / 3)
-    assert summary["size_std"] == pytest.approx(math.sqrt(((7 - 10 / 3) ** 2 + (4 / 3) ** 2 + (7 / 3) ** 2) / 3))
+    assert summary["size_std"] == pytest.approx(
+        math.sqrt(((7 - 10 / 3) ** 2 + (4 / 3) ** 2 + (7 / 3) ** 2) / 3)
+    )

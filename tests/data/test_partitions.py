@@ -129,8 +129,8 @@ def test_quantity_skew_follows_the_log_normal_law():
     sizes = np.bincount(quantity_skew(1.5, min_size=7)(np.random.default_rng(0), dataset, 2000))
     assert sizes.min() >= 7 and sizes.sum() == 1_000_000
     spread = np.log(sizes - 7 + 0.5).std()  # undoes the guaranteed minimum; half a row against log 0
-    # 2000 draws: standard error of a standard deviation 1.5 / sqrt(4000) = 0.024; four of them, and 0.03 for rounding
-    # to whole rows (mean size is 500, median about 160).
+    # 2000 draws: standard error of a standard deviation 1.5 / sqrt(4000) = 0.024; four of them, and 0.03 for
+    # rounding to whole rows (mean size is 500, median about 160).
     assert abs(spread - 1.5) < 4 * 0.024 + 0.03
 
 
@@ -171,23 +171,21 @@ def test_by_key_needs_natural_clients_and_enough_of_them(dataset):
 
 
 def one_by_one_dirichlet(rng, available, concentration, num_clients):
-    """[K, classes] counts of the balanced split, drawn a row at a time with redraws, as it is usually written."""
-    available, classes = list(available), len(available)
+    """[K, classes] counts of the balanced split, drawn a row at a time."""
+    available, classes = np.array(available), len(available)
     priors = rng.dirichlet([concentration] * classes, size=num_clients)
     counts = np.zeros((num_clients, classes), int)
     for client in rng.permutation(np.repeat(np.arange(num_clients), sum(available) // num_clients)):
-        while True:
-            label = rng.choice(classes, p=priors[client])
-            if available[label] > 0:
-                break
+        mass = priors[client] * (available > 0)
+        label = rng.choice(classes, p=mass / mass.sum())  # as drawing again until the class has rows left
         available[label] -= 1
         counts[client, label] += 1
     return counts
 
 
 def test_balanced_dirichlet_has_the_law_of_the_one_by_one_process():
-    # Classes of unequal size, so that some run out early: mean and spread of a client's share of each class and
-    # its largest share must agree between 400 splits drawn in blocks and 400 drawn a row at a time.
+    # Classes of unequal size, so that some run out early: mean and spread of a client's share of each class
+    # and its largest share must agree between 400 splits drawn in blocks and 400 drawn a row at a time.
     available, clients, draws = [6, 10, 32], 4, 400
     dataset = dataset_of(np.repeat([0, 1, 2], available), 3)
     expected = np.stack(
@@ -239,14 +237,15 @@ def test_smaller_concentration_means_stronger_label_skew(balanced):
 
 
 def test_label_wise_proportions_have_the_variance_of_a_dirichlet():
-    # A client's share of a class has mean 1 / K and variance (1/K)(1 - 1/K) / (K a + 1); 200 classes of 5000 rows.
+    # A client's share of a class has mean 1 / K and variance (1/K)(1 - 1/K) / (K a + 1); 200 classes of 5000
+    # rows.
     clients, concentration, classes = 5, 0.8, 200
     dataset = dataset_of(np.repeat(np.arange(classes), 5000), classes)
     owners = dirichlet(concentration, balanced=False)(np.random.default_rng(0), dataset, clients)
     shares = FederatedData.from_owners(dataset.train, owners, clients).label_counts(classes) / 5000
     expected = (1 / clients) * (1 - 1 / clients) / (clients * concentration + 1)
-    # 200 independent classes; squared deviations of a share vary by about 1.5 times their mean, and the five clients
-    # of a class add little: 1.5 / sqrt(200) = 0.11 at most; three of them allowed.
+    # 200 independent classes; squared deviations of a share vary by about 1.5 times their mean, and the five
+    # clients of a class add little: 1.5 / sqrt(200) = 0.11 at most; three of them allowed.
     assert abs(((shares - 1 / clients) ** 2).mean() / expected - 1) < 0.33
 
 

@@ -34,7 +34,9 @@ def float32_inputs(fmt):
     ties = (grid[1:] + grid[:-1]) / 2  # exact in float32
     beyond = np.float32(fmt.max) * np.array([1.01, 1.04, 1.0625, 2], np.float32)
     edges = np.concatenate([grid, ties, beyond])
-    edges = np.concatenate([edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges, np.float32(0))])
+    edges = np.concatenate(
+        [edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges, np.float32(0))]
+    )
     special = np.array([0.0, np.nan, np.inf, 1e-40, 1e-45, 3.4e38], np.float32)
 
     random = np.random.default_rng(1).integers(0, 2**32, 1 << 19, dtype=np.uint32).view(np.float32)
@@ -96,9 +98,7 @@ def test_all_256_codes_decode_to_the_values_of_ml_dtypes(fmt, form):
 @pytest.mark.parametrize("form", ["auto", "native"])
 def test_the_nan_pattern_of_fnuz_is_written_for_nan_alone(form):
     x = np.array([-0.0, -1e-40, -1e-9, -(2.0**-11), 0.0, np.nan], np.float32)
-    np.testing.assert_array_equal(
-        np.asarray(cast(x, "e4m3fnuz", form)).view(np.uint8), [0, 0, 0, 0, 0, 0x80]
-    )
+    np.testing.assert_array_equal(np.asarray(cast(x, "e4m3fnuz", form)).view(np.uint8), [0, 0, 0, 0, 0, 0x80])
     zeros = np.asarray(round_to_grid(x, "e4m3fnuz", form))[:5]
     assert not zeros.any()
     assert not np.signbit(zeros).any()

@@ -30,7 +30,12 @@ def test_the_constants_of_a_format_are_those_published(
     name, exponent_bits, mantissa_bits, bias, largest, smallest_normal, smallest, has_inf, negative_zero
 ):
     fmt = get_format(name)
-    assert (fmt.exponent_bits, fmt.mantissa_bits, fmt.bias, fmt.bits) == (exponent_bits, mantissa_bits, bias, 8)
+    assert (fmt.exponent_bits, fmt.mantissa_bits, fmt.bias, fmt.bits) == (
+        exponent_bits,
+        mantissa_bits,
+        bias,
+        8,
+    )
     assert (fmt.max, fmt.smallest_normal, fmt.smallest_subnormal) == (largest, smallest_normal, smallest)
     assert (fmt.has_inf, fmt.has_negative_zero) == (has_inf, negative_zero)
 

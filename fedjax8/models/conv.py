@@ -1,0 +1,333 @@
+"""Convolution for flax layers that stays fast inside loops and with one kernel per client.
+
+    nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)
+
+computes what `jax.lax.conv_general_dilated` computes. Only the way differs, because two things hurt a simulator of many small
+clients: XLA's derivative of a convolution for the kernel is slow on CPUs (tens of times slower than its forward pass), and
+`jax.vmap` over per-client kernels turns a convolution into a grouped one, which is slow everywhere.
+
+With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form:
+
+| product | CPU | accelerator | one kernel per client (`vmap`) |
+|---|---|---|---|
+| y = x * k | lax; pixels-last patches for few channels | lax | patches and a batched matmul |
+| dx | one matmul, then overlapping taps are added | lax | the same as on CPU, batched |
+| dk | a convolution of x and g with batch and channels exchanged; pixels-last patches for few channels | lax | patches and a batched matmul |
+
+All three are derivatives of each other, so reverse-mode derivatives of any order use the fast forms. Forward mode (`jax.jvp`) is
+not defined, as for any `jax.custom_vjp`. The platform is `jax.default_backend()` when the function is traced; every form is
+correct on every platform. One-dimensional convolutions are lifted to two; anything else that the forms do not cover (dilated
+inputs, other layouts, three dimensions, integers) goes to lax.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax8.types import Array
+
+FEW_CHANNELS = 4
+"""Up to here the channel axis is too short for a vector register, so pixels become the fastest axis instead."""
+NARROW_OUTPUT = 16
+"""Forward with few input channels: with more outputs than this, lax fills its registers and needs no patches."""
+SHORT_TAPS = 16
+"""Up to here taps are added first along rows, then along columns: fewer and longer loops."""
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+class _Geometry(NamedTuple):
+    """Static description of a two-dimensional convolution; height first in every pair."""
+
+    image: tuple[int, int]
+    kernel: tuple[int, int]
+    output: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    groups: int
+    precision: Any
+    on_cpu: bool
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """The convolution of images with a kernel, as `jax.lax.conv_general_dilated` defines it (same arguments and errors).
+
+    Args:
+      lhs: images, `[B, height, width, channels]` (or `[B, length, channels]`) for the fast forms.
+      rhs: kernel, `[height, width, channels / feature_group_count, features]`.
+
+    Returns:
+      `[B, height', width', features]` in the dtype of the inputs; sums run in float32 or wider.
+
+    Example:
+      >>> from flax import linen as nn
+      >>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
+    """
+    by_lax = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    result = jax.eval_shape(by_lax, lhs, rhs)  # lax's own checks of the arguments
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    last = lhs.ndim - 1
+    channels_last = (0, last, *range(1, last))
+    if (
+        lhs.ndim not in (3, 4)
+        or numbers != (channels_last, (last, last - 1, *range(last - 1)), channels_last)
+        or math.prod(lhs_dilation or (1,)) != 1
+        or batch_group_count != 1
+        or not jnp.issubdtype(lhs.dtype, jnp.floating)
+        or result.dtype != lhs.dtype
+        or 0 in (*lhs.shape, *rhs.shape, *result.shape)
+    ):
+        return by_lax(lhs, rhs)
+    dilation = tuple(rhs_dilation or (1,) * (last - 1))
+    if isinstance(padding, str):
+        reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+
+    def lift(values, one):
+        return (*(one,) * (3 - last), *values)
+
+    geometry = _Geometry(
+        image=lift(lhs.shape[1:-1], 1),
+        kernel=lift(rhs.shape[:-2], 1),
+        output=lift(result.shape[1:-1], 1),
+        stride=lift(window_strides, 1),
+        padding=lift((tuple(p) for p in padding), (0, 0)),
+        dilation=lift(dilation, 1),
+        groups=feature_group_count,
+        precision=precision,
+        on_cpu=jax.default_backend() == "cpu",
+    )
+    images = lhs.reshape(lhs.shape[0], *geometry.image, lhs.shape[-1])
+    form = _depthwise if feature_group_count == lhs.shape[-1] else _forward
+    return form(geometry, images, rhs.reshape(*geometry.kernel, *rhs.shape[-2:])).reshape(result.shape)
+
+
+def _depthwise(geometry: _Geometry, x: Array, kernel: Array) -> Array:
+    """One channel per group: a sum of shifted images, for which autodiff and `vmap` already find good forms."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    windows = _windows(geometry, x, 1, 0).astype(wide)
+    kernel = kernel.reshape(len(windows), x.shape[-1], -1).astype(wide)
+    y = sum(window[..., None] * tap for window, tap in zip(windows, kernel, strict=True))
+    return y.astype(x.dtype).reshape(*y.shape[:3], -1)
+
+
+# The three products. Each is linear in both arguments, and its derivatives are the other two.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward(geometry: _Geometry, x: Array, kernel: Array) -> Array:
+    """y `[B, H, W, O]` of x `[B, h, w, I]` and kernel `[kh, kw, I / groups, O]`."""
+    return _product(geometry, _forward_lax, _forward_cpu, _forward_patches)(x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _input_gradient(geometry: _Geometry, g: Array, kernel: Array) -> Array:
+    """dx `[B, h, w, I]` of g `[B, H, W, O]` and the kernel."""
+    return _product(geometry, _input_gradient_lax, _input_gradient_taps, _input_gradient_taps)(g, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel_gradient(geometry: _Geometry, x: Array, g: Array) -> Array:
+    """dk `[kh, kw, I / groups, O]` of x and g."""
+    return _product(geometry, _kernel_gradient_lax, _kernel_gradient_cpu, _kernel_gradient_patches, foldable=False)(x, g)
+
+
+_forward.defvjp(
+    lambda geometry, x, kernel: (_forward(geometry, x, kernel), (x, kernel)),
+    lambda geometry, saved, g: (_input_gradient(geometry, g, saved[1]), _kernel_gradient(geometry, saved[0], g)),
+)
+_input_gradient.defvjp(
+    lambda geometry, g, kernel: (_input_gradient(geometry, g, kernel), (g, kernel)),
+    lambda geometry, saved, dx: (_forward(geometry, dx, saved[1]), _kernel_gradient(geometry, dx, saved[0])),
+)
+_kernel_gradient.defvjp(
+    lambda geometry, x, g: (_kernel_gradient(geometry, x, g), (x, g)),
+    lambda geometry, saved, dk: (_input_gradient(geometry, saved[1], dk), _forward(geometry, saved[0], dk)),
+)
+
+
+def _product(geometry, by_lax, on_cpu, per_client, foldable=True):
+    """`(a, b) -> product`: the form for this platform, and under `vmap` a form that needs no grouped convolution."""
+    if geometry.groups > 1:
+        per_client = _by_group(geometry, per_client)
+        on_cpu = per_client
+    shared = functools.partial(on_cpu if geometry.on_cpu else by_lax, geometry)
+
+    @jax.custom_batching.custom_vmap
+    def product(a, b):
+        return shared(a, b)
+
+    @product.def_vmap
+    def _(axis_size, batched, a, b):
+        if foldable and batched[0] and not batched[1]:  # one kernel: more images
+            out = product(a.reshape(-1, *a.shape[2:]), b)
+            return out.reshape(axis_size, -1, *out.shape[1:]), True
+        axes = tuple(0 if mapped else None for mapped in batched)
+        return jax.vmap(functools.partial(per_client, geometry), in_axes=axes)(a, b), True
+
+    return product
+
+
+def _by_group(geometry: _Geometry, form):
+    """The form for one group, mapped over the groups, which lie in the last axis of both arguments and of the result."""
+
+    def grouped(geometry, a, b):
+        a, b = (v.reshape(*v.shape[:-1], geometry.groups, -1) for v in (a, b))
+        form_of_group = functools.partial(form, geometry._replace(groups=1))
+        out = jax.vmap(form_of_group, in_axes=(a.ndim - 2, b.ndim - 2), out_axes=-2)(a, b)
+        return out.reshape(*out.shape[:-2], -1)
+
+    return grouped
+
+
+# Forms by lax.
+
+
+def _forward_lax(geometry, x, kernel):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.stride,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_LAYOUT,
+        feature_group_count=geometry.groups,
+        precision=geometry.precision,
+    )
+
+
+def _input_gradient_lax(geometry, g, kernel):
+    channels = kernel.shape[2] * geometry.groups
+    x = jax.ShapeDtypeStruct((g.shape[0], *geometry.image, channels), g.dtype)
+    return jax.linear_transpose(lambda x: _forward_lax(geometry, x, kernel), x)(g)[0]
+
+
+def _kernel_gradient_lax(geometry, x, g):
+    kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: _forward_lax(geometry, x, kernel), kernel)(g)[0]
+
+
+# Forms by matmul.
+
+
+def _contract(geometry, a, b, axes):
+    """`lax.dot_general` over these axes of a and b; sums in float32 or wider, and stays there."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, (axes, ((), ())), precision=geometry.precision, preferred_element_type=wide)
+
+
+def _windows(geometry, x, height_axis, stack_axis):
+    """x at every tap of the kernel, stacked along a new axis in row-major order of the taps: `[..., kh * kw, ...]`."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[height_axis : height_axis + 2] = [(low, high, 0) for low, high in geometry.padding]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+    def along(x, axis, tap):
+        size, stride = geometry.output[axis], geometry.stride[axis]
+        start = tap * geometry.dilation[axis]
+        return lax.slice_in_dim(x, start, start + (size - 1) * stride + 1, stride, height_axis + axis)
+
+    rows = [along(x, 0, i) for i in range(geometry.kernel[0])]
+    return jnp.stack([along(row, 1, j) for row in rows for j in range(geometry.kernel[1])], stack_axis)
+
+
+def _patches(geometry, x):
+    """`[B * H * W, kh * kw * I]`."""
+    return _windows(geometry, x, 1, 3).reshape(-1, math.prod(geometry.kernel) * x.shape[-1])
+
+
+def _patches_pixels_last(geometry, x):
+    """`[kh * kw * I, B * H * W]`."""
+    return _windows(geometry, x.transpose(3, 0, 1, 2), 2, 0).reshape(math.prod(geometry.kernel) * x.shape[-1], -1)
+
+
+def _forward_patches(geometry, x, kernel):
+    y = _contract(geometry, _patches(geometry, x), kernel.reshape(-1, kernel.shape[-1]), ((1,), (0,)))
+    return y.astype(x.dtype).reshape(x.shape[0], *geometry.output, -1)
+
+
+def _forward_cpu(geometry, x, kernel):
+    if x.shape[-1] > FEW_CHANNELS or kernel.shape[-1] > NARROW_OUTPUT:
+        return _forward_lax(geometry, x, kernel)
+    y = _contract(geometry, kernel.reshape(-1, kernel.shape[-1]), _patches_pixels_last(geometry, x), ((0,), (0,)))
+    return y.astype(x.dtype).reshape(-1, x.shape[0], *geometry.output).transpose(1, 2, 3, 0)
+
+
+def _input_gradient_taps(geometry, g, kernel):
+    """Every output pixel's cotangent times the kernel, added where the taps lie in the image."""
+    kh, kw, channels, features = kernel.shape
+    taps = _contract(geometry, g.reshape(-1, features), kernel.reshape(-1, features), ((1,), (1,)))
+    taps = taps.reshape(g.shape[0], *geometry.output, kh, kw, channels)
+
+    def edges(axis, tap):
+        low = tap * geometry.dilation[axis] - geometry.padding[axis][0]
+        covered = (geometry.output[axis] - 1) * geometry.stride[axis] + 1
+        return low, geometry.image[axis] - covered - low, geometry.stride[axis] - 1
+
+    def place(x, rows=(0, 0, 0), columns=(0, 0, 0)):
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), rows, columns, *((0, 0, 0),) * (x.ndim - 3)])
+
+    if channels <= SHORT_TAPS:
+        taps = sum(place(taps[:, :, :, i], rows=edges(0, i)) for i in range(kh))
+        dx = sum(place(taps[:, :, :, j], columns=edges(1, j)) for j in range(kw))
+    else:
+        dx = sum(place(taps[:, :, :, i, j], edges(0, i), edges(1, j)) for i in range(kh) for j in range(kw))
+    return dx.astype(g.dtype)
+
+
+def _kernel_gradient_patches(geometry, x, g):
+    dk = _contract(geometry, _patches(geometry, x), g.reshape(-1, g.shape[-1]), ((0,), (0,)))
+    return dk.astype(x.dtype).reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
+
+
+def _kernel_gradient_cpu(geometry, x, g):
+    shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
+    if x.shape[-1] <= FEW_CHANNELS:
+        dk = _contract(geometry, _patches_pixels_last(geometry, x), g.reshape(-1, g.shape[-1]), ((1,), (0,)))
+        return dk.astype(x.dtype).reshape(shape)
+    # Channels become the batch, the batch becomes the channels, and the cotangent is the kernel. The image is cut (or padded)
+    # to what the taps reach, so that as many positions come out as there are taps.
+    edges = [(0, 0, 0)] * 4
+    for axis in range(2):
+        low = geometry.padding[axis][0]
+        reach = (geometry.output[axis] - 1) * geometry.stride[axis] + (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1
+        edges[1 + axis] = (low, reach - low - geometry.image[axis], 0)
+    swapped = lax.conv_general_dilated(
+        lax.pad(x.transpose(3, 1, 2, 0), jnp.zeros((), x.dtype), edges),
+        g.transpose(1, 2, 0, 3),
+        geometry.dilation,
+        "VALID",
+        rhs_dilation=geometry.stride,
+        dimension_numbers=_LAYOUT,
+        precision=geometry.precision,
+    )
+    return swapped.transpose(1, 2, 0, 3)

@@ -1,0 +1,178 @@
+"""Quantization-aware training: where clips stand, what the forward pass sees, what it learns."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from fedjax8 import trees
+from fedjax8.adapters.inputs import inputs
+from fedjax8.adapters.qat import qat
+from fedjax8.models.linen import from_linen
+from fedjax8.models.nnx import from_nnx
+from fedjax8.types import Variables
+
+
+class Small(nn.Module):
+    """One convolution, one dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(3, (3, 3), name="conv")(x))
+        return nn.Dense(4, name="dense")(x.reshape(x.shape[0], -1))
+
+
+class SmallNNX(nnx.Module):
+    """The same with nnx."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(2, 3, (3, 3), rngs=rngs)
+        self.dense = nnx.Linear(5 * 5 * 3, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.conv(x))
+        return self.dense(x.reshape(x.shape[0], -1))
+
+
+@pytest.fixture
+def batch(rng):
+    x = jnp.asarray(rng.standard_normal((6, 5, 5, 2)), jnp.float32)
+    return {"x": x, "y": jnp.asarray([0, 1, 2, 3, 0, 1]), "mask": jnp.ones(6)}
+
+
+def on_grid(x, alpha):
+    """NumPy reference: nearest value of the e4m3fnuz grid stretched to alpha."""
+    scaled = np.clip(np.asarray(x, np.float64), -alpha, alpha) * (240.0 / alpha)
+    return scaled.astype(np.float32).astype(ml_dtypes.float8_e4m3fnuz).astype(np.float64) * (alpha / 240.0)
+
+
+@pytest.mark.parametrize("make", [lambda: from_linen(Small()), lambda: from_nnx(SmallNNX)], ids=["linen", "nnx"])
+def test_each_layer_gets_a_clip_for_its_kernel_and_one_for_its_input(make, batch):
+    base, model = make(), qat(make())
+    plain, variables = base.init(jax.random.key(0), batch), model.init(jax.random.key(0), batch)
+    for layer in ("conv", "dense"):
+        node = variables.params[layer]
+        assert set(node) == {"kernel", "bias", "kernel_clip", "input_clip"}
+        np.testing.assert_array_equal(node["kernel"], plain.params[layer]["kernel"])
+        assert float(node["kernel_clip"]) == float(jnp.max(jnp.abs(node["kernel"])))
+    assert float(variables.params["conv"]["input_clip"]) == float(jnp.max(jnp.abs(batch["x"])))
+
+
+@pytest.mark.parametrize("make", [lambda: from_linen(Small()), lambda: from_nnx(SmallNNX)], ids=["linen", "nnx"])
+def test_the_forward_pass_runs_on_the_grid(make, batch):
+    """Against NumPy: quantize input and kernel of the dense layer; the convolution by quantized inputs fed to the plain one."""
+    base, model = make(), qat(make())
+    variables = model.init(jax.random.key(1), batch)
+    p = jax.tree.map(np.asarray, variables.params)
+    conv = {"kernel": on_grid(p["conv"]["kernel"], p["conv"]["kernel_clip"]), "bias": p["conv"]["bias"]}
+    hidden = {}
+
+    def remember(path, x):
+        hidden[path] = x
+        return x
+
+    rounded = {"conv": conv, "dense": {"kernel": p["dense"]["kernel"], "bias": p["dense"]["bias"]}}
+    rounded = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rounded)
+    seen = batch | {"x": jnp.asarray(on_grid(batch["x"], p["conv"]["input_clip"]), jnp.float32)}
+    base.apply(Variables(rounded, {}), seen, layer_input=remember)
+    dense_in = on_grid(hidden["dense"], p["dense"]["input_clip"])
+    expected = dense_in @ on_grid(p["dense"]["kernel"], p["dense"]["kernel_clip"]) + p["dense"]["bias"]
+    outputs, _ = model.apply(variables, batch)
+    # The two convolutions sum in different orders, so an input of the dense layer within a rounding of the middle
+    # between two grid points may fall on the other side: a few outputs then differ by one grid step times a weight.
+    np.testing.assert_allclose(outputs, expected, atol=0.03)
+    assert np.median(np.abs(outputs - expected)) < 1e-5
+
+
+def test_without_quantizers_it_is_the_model_itself(batch):
+    base, model = from_linen(Small()), qat(from_linen(Small()), weights=False, activations=False)
+    variables = model.init(jax.random.key(0), batch)
+    np.testing.assert_array_equal(model.apply(variables, batch)[0], base.apply(variables, batch)[0])
+    assert not any(trees.is_clip(name) for name in trees.named_leaves(variables.params))
+
+
+def test_the_float32_view_ignores_the_clips(batch):
+    base, model = from_linen(Small()), qat(from_linen(Small()))
+    variables = model.init(jax.random.key(0), batch)
+    plain = base.init(jax.random.key(0), batch)
+    np.testing.assert_array_equal(
+        model.views["float32"](variables, batch)[0], base.apply(plain, batch)[0]
+    )
+    assert np.any(np.asarray(model.apply(variables, batch)[0] != base.apply(plain, batch)[0]))
+
+
+def test_gradients_reach_weights_and_clips(batch):
+    model = qat(from_linen(Small()))
+    variables = model.init(jax.random.key(0), batch)
+    tight = jax.tree.map(lambda x: x, variables.params)
+    tight["dense"]["kernel_clip"] = 0.5 * tight["dense"]["kernel_clip"]
+
+    def loss(params):
+        outputs, _ = model.apply(Variables(params, {}), batch, train=True)
+        return jnp.mean(model.loss(outputs, batch))
+
+    gradients = jax.grad(loss)(tight)
+    kernel, clip = np.asarray(tight["dense"]["kernel"]), float(tight["dense"]["kernel_clip"])
+    outside = np.abs(kernel) > clip
+    assert outside.any()
+    np.testing.assert_array_equal(np.asarray(gradients["dense"]["kernel"])[outside], 0.0)
+    assert np.mean(np.asarray(gradients["dense"]["kernel"])[~outside] != 0.0) > 0.8  # a dead ReLU passes nothing
+    assert float(gradients["dense"]["kernel_clip"]) != 0.0
+    assert float(gradients["conv"]["input_clip"]) != 0.0
+
+
+def test_rounding_gradients_to_e5m2_changes_only_the_backward_pass(batch):
+    plain, rounded = qat(from_linen(Small())), qat(from_linen(Small()), gradients="e5m2")
+    variables = plain.init(jax.random.key(0), batch)
+    np.testing.assert_array_equal(plain.apply(variables, batch)[0], rounded.apply(variables, batch)[0])
+
+    def kernel_gradient(model):
+        def loss(params):
+            outputs, _ = model.apply(Variables(params, {}), batch, train=True)
+            return jnp.mean(model.loss(outputs, batch))
+
+        return np.asarray(jax.grad(loss)(variables.params)["conv"]["kernel"])
+
+    exact, coarse = kernel_gradient(plain), kernel_gradient(rounded)
+    assert np.any(exact != coarse)
+    # e5m2 keeps two mantissa bits: each rounded number is off by at most 1/8, and errors average out
+    np.testing.assert_allclose(coarse, exact, atol=np.abs(exact).max() / 8)
+
+
+def test_clips_are_held_above_zero():
+    model = qat(from_linen(Small()))
+    params = {"dense": {"kernel": jnp.ones((2, 2)), "kernel_clip": jnp.float32(-3.0)}}
+    projected = model.project(params)
+    assert float(projected["dense"]["kernel_clip"]) == pytest.approx(1e-8)
+    np.testing.assert_array_equal(projected["dense"]["kernel"], 1.0)
+
+
+def test_a_quantized_model_learns(batch):
+    model = inputs(qat(from_linen(Small())), 0.0, 1.0)
+    variables = model.init(jax.random.key(0), batch)
+    optimizer = optax.sgd(0.1)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            outputs, _ = model.apply(Variables(params, {}), batch, train=True)
+            return jnp.mean(model.loss(outputs, batch))
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradients, state)
+        return model.project(optax.apply_updates(params, updates)), state, value
+
+    params, state, losses = variables.params, optimizer.init(variables.params), []
+    for _ in range(60):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_an_unknown_format_is_named_with_the_nearest_one():
+    with pytest.raises(ValueError, match="e4m3fm.*e4m3fn"):
+        qat(from_linen(Small()), "e4m3fm")

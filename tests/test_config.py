@@ -1,0 +1,180 @@
+"""Settings: overrides, checks, and objects built from them. Every mistake is one sentence that helps."""
+
+import numpy as np
+import pytest
+
+from fedjax8.build import build, build_clients, build_component, FINDERS
+from fedjax8.config import base_config, component, load_config, override, parse_value, plain, validate
+from fedjax8.errors import UserError
+
+
+def configured(*assignments):
+    config = base_config()
+    override(config, assignments)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.1", 0.1),
+        ("1e-3", 1e-3),
+        ("(5, 5)", (5, 5)),
+        ("true", True),
+        ("none", None),
+        ("e4m3fn", "e4m3fn"),
+        ("a b", "a b"),
+    ],
+)
+def test_flag_texts_are_literals_or_themselves(text, value):
+    assert parse_value(text) == value
+
+
+def test_a_setting_of_a_component_can_be_given_though_the_config_does_not_name_it():
+    config = configured(("uplink.format", "e5m2"))
+    assert config.uplink.to_dict() == {"name": "fp8", "format": "e5m2"}
+
+
+def test_naming_another_component_drops_the_settings_of_the_old_one_whatever_the_order():
+    config = configured(("partition.shards_per_client", "3"), ("partition.name", "shards"))
+    assert config.partition.to_dict() == {"name": "shards", "shards_per_client": 3}
+
+
+def test_a_component_called_none_is_not_the_value_none():
+    assert configured(("uplink.name", "none")).uplink.name == "none"
+
+
+def test_an_integer_is_taken_for_a_float():
+    assert configured(("client.optimizer.learning_rate", "1")).client.optimizer.learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("rond", "3", "no field config.rond.*did you mean 'rounds'"),
+        ("clint.epochs", "3", "no field config.clint.*did you mean 'client'"),
+        ("client.epoch", "3", "no field config.client.epoch.*did you mean 'epochs'"),
+        ("rounds", "many", "config.rounds must be a int"),
+        ("rounds", "1.5", "config.rounds must be a int"),
+        ("seed.x", "1", "single value"),
+        ("uplink", "fp8", "--config.uplink.name=fp8"),
+        ("client", "3", "section"),
+    ],
+)
+def test_a_mistyped_override_says_what_is_allowed(path, text, message):
+    with pytest.raises(UserError, match=message):
+        configured((path, text))
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("rounds", "0", "config.rounds is 0, but must be at least 1"),
+        ("client.batch_size", "0", "config.client.batch_size is 0"),
+        ("cohort_size", "51", "between 1 and the number of clients, 50"),
+        ("num_clients", "5000", "5000"),
+        ("num_clients", "0", "names no clients"),
+        ("uplink.name", "fp9", "no 'fp9' in codecs: allowed are chain, fp8.*did you mean 'fp8'"),
+        ("uplink.formt", "e5m2", "config.uplink: fp8 has no setting 'formt'.*did you mean 'format'"),
+        ("uplink.format", "e4m3", "config.uplink.*e4m3"),
+        ("uplink.min_ndim", "x", "config.uplink.min_ndim must be int"),
+        ("partition.concentration", "-1.0", "config.partition: concentration is -1.0"),
+        ("algorithm.name", "fedaverage", "did you mean 'fedavg'"),
+        ("algorithm.payload", "everything", "config.algorithm: payload must be one of"),
+        ("algorithm.local", "3", "config.algorithm: fedavg has no setting 'local'"),
+        ("client.optimizer.name", "sdg", "no optimizer 'sdg' in optax; did you mean 'sgd'"),
+        ("client.optimizer.learning_rat", "1", "did you mean 'learning_rate'"),
+        ("augment", "turn", "config.augment: no 'turn'"),
+        ("data.name", "imagenet", "no 'imagenet' in sources"),
+        ("data.name", "nowhere.module:factory", "cannot load 'nowhere.module:factory'"),
+        ("model.name", "lenet5", "config.model does not fit rows of shape"),
+        ("model.hidden", "(0.5,)", "config.model.hidden must be"),
+        ("executor.name", "chunked", None),
+    ],
+)
+def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
+    config = configured((path, text))
+    if message is None:
+        assert build(config).clients.num_clients == 50
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        build(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_data_names_the_places_looked_in_and_how_to_get_it(tmp_path):
+    config = configured(("data.name", "mnist"))
+    with pytest.raises(UserError, match="fetch_data.py mnist"):
+        build(config, str(tmp_path))
+
+
+def test_unknown_and_missing_fields_of_a_config_file_are_named():
+    config = base_config()
+    config.cohort = 3
+    with pytest.raises(UserError, match=r"no field config.cohort.*cohort_size"):
+        validate(config)
+    config = base_config()
+    del config.rounds
+    with pytest.raises(UserError, match="config.rounds is missing"):
+        validate(config)
+
+
+def test_a_config_file_can_take_an_argument(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fedjax8.config import base_config\n"
+        "def get_config(seed='1'):\n"
+        "    config = base_config()\n"
+        "    config.seed = int(seed)\n"
+        "    return config\n"
+    )
+    assert load_config(str(file)).seed == 1
+    assert load_config(f"{file}:7").seed == 7
+    with pytest.raises(UserError, match="ValueError"):
+        load_config(f"{file}:seven")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x = 1\n", "defines no get_config"), ("def get_config(:\n", "SyntaxError"), (None, "no file")],
+)
+def test_a_broken_config_file_is_a_user_error(tmp_path, text, message):
+    file = tmp_path / "broken.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(file))
+
+
+def test_nested_components_are_built():
+    codec = build_component(
+        "config.uplink",
+        component("per_path", rules={"*bias": component("none")}, default=component("fp8", min_ndim=0)),
+        FINDERS["uplink"],
+    )
+    assert codec.unbiased
+    chained = component("chain", codecs=[component("none"), component("fp8", rounding="nearest")])
+    assert not build_component("config.uplink", chained, FINDERS["uplink"]).unbiased
+
+
+def test_a_component_of_ones_own_is_found_by_module_and_name():
+    config = configured(("uplink.name", "fedjax8.codecs.fp8:fp8"), ("uplink.format", "e5m2"))
+    assert build_component("config.uplink", config.uplink, FINDERS["uplink"]).unbiased
+
+
+def test_the_split_depends_on_the_seed_alone():
+    from fedjax8.data.sources.digits import digits
+
+    data = digits()
+    first, again, other = (
+        build_clients(configured(("seed", s)), data).order for s in ("0", "0", "1")
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_the_plain_config_is_json_ready():
+    import json
+
+    assert json.loads(json.dumps(plain(base_config())))["model"] == {"name": "mlp", "hidden": [128]}

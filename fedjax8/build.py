@@ -13,16 +13,12 @@ from fedjax8 import trees
 from fedjax8.adapters.inputs import inputs
 from fedjax8.config import check_call, is_component, validate
 from fedjax8.data.batches import BatchPlan, batch_plan
-from fedjax8.data.federated import Dataset, FederatedData
+from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
-from fedjax8.simulation.simulation import Simulation, simulation
+from fedjax8.simulation.simulation import Simulation, simulate
 from fedjax8.types import Model
-
-PARTITION_STREAM = 1
-"""Keeps the generator of the split apart from others of the same seed."""
-
 
 class Experiment(NamedTuple):
     """A config, built."""
@@ -132,8 +128,7 @@ def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:
     num_clients = config.num_clients or dataset.num_natural_clients
     if not num_clients:
         raise UserError(f"config.num_clients is 0, but {dataset.name} names no clients; set it to at least 1")
-    owners = split(np.random.default_rng([config.seed, PARTITION_STREAM]), dataset, num_clients)
-    return FederatedData.from_owners(dataset.train, owners, num_clients)
+    return federate(dataset, split, num_clients, config.seed)
 
 
 def check_shapes(model: Model, dataset: Dataset) -> None:
@@ -171,7 +166,7 @@ def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
     algorithm = build_component(
         "config.algorithm", config.algorithm, FINDERS["algorithm"], local=local, learning_rate=rate
     )
-    run = simulation(
+    run = simulate(
         model,
         algorithm,
         clients,

@@ -12,7 +12,7 @@ from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.local import local_training
-from fedjax8.simulation.simulation import simulation
+from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Model, Variables
 
 LEARNING_RATE = 0.1
@@ -45,7 +45,7 @@ def build(make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, executio
     model = quadratic(start)
     plan = batch_plan(data.sizes, batch_size, **length)
     local = local_training(model, optax.sgd(LEARNING_RATE), plan)
-    return simulation(
+    return simulate(
         model,
         make_algorithm(local),
         data,

@@ -1,1 +1,7 @@
 """Adapters change what is trained, or how it is seen, from outside the model: each maps a `Model` to a `Model`."""
+
+from fedjax8.adapters.inputs import inputs
+from fedjax8.adapters.none import none
+from fedjax8.adapters.qat import qat
+
+__all__ = ["inputs", "none", "qat"]

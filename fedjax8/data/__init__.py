@@ -1,8 +1,43 @@
-"""Data on the host: data sets, their split over clients, cohorts, measures of unequal splits.
+"""Data: sources of rows, their split over clients, cohorts, measures of unequal splits.
 
-Everything here is NumPy except `augment`, which runs on the device.
+Everything here is NumPy except `augment` and `batches`, which run on the device.
 """
 
-from fedjax8.data.federated import Dataset, FederatedData, match_test_owners, sample_cohort
+from fedjax8.data.batches import batch_plan
+from fedjax8.data.federated import Dataset, FederatedData, federate, match_test_owners, sample_cohort
+from fedjax8.data.heterogeneity import label_skew
+from fedjax8.data.partitions.by_key import by_key
+from fedjax8.data.partitions.dirichlet import dirichlet
+from fedjax8.data.partitions.iid import iid
+from fedjax8.data.partitions.quantity_skew import quantity_skew
+from fedjax8.data.partitions.shards import shards
+from fedjax8.data.sources.cifar10 import cifar10
+from fedjax8.data.sources.cifar100 import cifar100
+from fedjax8.data.sources.digits import digits
+from fedjax8.data.sources.fashion_mnist import fashion_mnist
+from fedjax8.data.sources.mnist import mnist
+from fedjax8.data.sources.npz import npz
+from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
 
-__all__ = ["Dataset", "FederatedData", "match_test_owners", "sample_cohort"]
+__all__ = [
+    "Dataset",
+    "FederatedData",
+    "batch_plan",
+    "by_key",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "dirichlet",
+    "fashion_mnist",
+    "federate",
+    "iid",
+    "label_skew",
+    "match_test_owners",
+    "mnist",
+    "npz",
+    "quantity_skew",
+    "sample_cohort",
+    "shards",
+    "synthetic",
+    "synthetic_clients",
+]

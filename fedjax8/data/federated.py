@@ -8,7 +8,7 @@ bytes a client.
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ from fedjax8.errors import UserError
 # `default_rng([seed, round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed].
 _COHORT_STREAM = 0xC0407
 
+_SPLIT_STREAM = 1
+
 
 class Dataset(NamedTuple):
     """Training and test rows of one data set, with what a model needs to know about them.
@@ -28,9 +30,7 @@ class Dataset(NamedTuple):
     non-negative.
     """
 
-    train: Mapping[
-        str, np.ndarray
-    ]  # {"x": [N, ...] uint8, float32 or int32, "y": [N] int32}, perhaps memory-mapped
+    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y [N] int32
     test: Mapping[str, np.ndarray]
     num_classes: int
     mean: tuple[float, ...]  # per channel, of x / 255 where x is uint8, else of x
@@ -204,6 +204,12 @@ class FederatedData:
             np.cumsum(labels == label, dtype=np.int32, out=running[1:])
             counts[:, label] = running[ends] - running[self.starts]
         return counts
+
+
+def federate(dataset: Dataset, split: Callable, num_clients: int, seed: int = 0) -> FederatedData:
+    """The training rows of `dataset` as `num_clients` clients, by a `split` such as `dirichlet(0.3)`; same seed, same clients."""
+    rng = np.random.default_rng([seed, _SPLIT_STREAM])
+    return FederatedData.from_owners(dataset.train, split(rng, dataset, num_clients), num_clients)
 
 
 def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def conv_general_dilated(
         on_cpu=jax.default_backend() == "cpu",
     )
     images = lhs.reshape(lhs.shape[0], *geometry.image, lhs.shape[-1])
-    form = _depthwise if feature_group_count == lhs.shape[-1] else _forward
+    form = _depthwise if 1 < feature_group_count == lhs.shape[-1] else _forward
     return form(geometry, images, rhs.reshape(*geometry.kernel, *rhs.shape[-2:])).reshape(result.shape)
 
 

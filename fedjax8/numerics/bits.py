@@ -1,8 +1,8 @@
 """Rounding to a small floating-point grid with nothing but 32-bit integer and float operations.
 
-XLA's conversions to and from 8-bit floats cost about ten times as much on CPU as the few operations below, which give
-the same bits. The functions here work on *codes*: unsigned integers of `fmt.bits` bits, the sign on top. They work for
-every `Format`, also for those narrower than 8 bits that have no array type in JAX.
+XLA's conversions to and from 8-bit floats cost three to five times as much on CPU as the few operations below, which
+give the same bits. The functions here work on *codes*: unsigned integers of `fmt.bits` bits, the sign on top. They
+work for every `Format`, also for those narrower than 8 bits that have no array type in JAX.
 
 Two ideas carry the file; M is the number of mantissa bits, `2**e` the binade of |x|, never below the smallest normal.
 
@@ -43,7 +43,7 @@ def _as_float(x: jax.Array) -> jax.Array:
 
 
 def _nearest_steps(magnitude: jax.Array, fmt: Format) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(pattern of the anchor 2**(23 + e - M), the sum |x| + anchor as float32, pattern of 2**e) for clipped patterns."""
+    """Pattern of the anchor 2**(23 + e - M), float32 sum |x| + anchor, pattern of 2**e; from that of the clipped |x|."""
     binade = jnp.maximum(magnitude & _EXPONENT_MASK, _pattern(fmt.smallest_normal))
     anchor = binade + np.int32((_MANTISSA - fmt.mantissa_bits) << _MANTISSA)
     return anchor, _as_float(magnitude) + _as_float(anchor), binade

@@ -43,9 +43,7 @@ def hash_bits(key: jax.Array, shape: int | tuple[int, ...], offset: int | jax.Ar
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     count = math.prod(shape)
     if count > 1 << 32:
-        raise UserError(
-            f"shape {shape} asks for {count} random words; one key gives 2**32 at most: split the array"
-        )
+        raise UserError(f"shape {shape} asks for {count} random words; one key gives 2**32 at most: split the array")
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     if isinstance(offset, int):
         offset = np.uint32(offset % (1 << 32))

@@ -114,6 +114,4 @@ def get_format(fmt: str | Format) -> Format:
     if fmt in FORMATS:
         return FORMATS[fmt]
     close = difflib.get_close_matches(str(fmt), FORMATS, n=1, cutoff=0.0)
-    raise UserError(
-        f"unknown number format {fmt!r}; known are {', '.join(FORMATS)}; did you mean {close[0]!r}?"
-    )
+    raise UserError(f"unknown number format {fmt!r}; known are {', '.join(FORMATS)}; did you mean {close[0]!r}?")

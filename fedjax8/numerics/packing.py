@@ -56,9 +56,7 @@ def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
     if bits == 8:
         return codes
     count = codes.size
-    codes = jnp.pad(codes & np.uint8((1 << bits) - 1), (0, -count % 8)).reshape(
-        -1, 8
-    )  # 8 codes fill `bits` bytes
+    codes = jnp.pad(codes & np.uint8((1 << bits) - 1), (0, -count % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
     columns = []
     for byte in range(bits):
         first, last = 8 * byte // bits, (8 * byte + 7) // bits

@@ -33,9 +33,7 @@ from fedjax8.numerics.formats import Format, get_format
 
 
 @functools.partial(jax.jit, static_argnames=("fmt",), inline=True)
-def stochastic_round(
-    key: jax.Array, x: jax.Array, fmt: str | Format, offset: int | jax.Array = 0
-) -> jax.Array:
+def stochastic_round(key: jax.Array, x: jax.Array, fmt: str | Format, offset: int | jax.Array = 0) -> jax.Array:
     """`x` on the grid of the format as float32, rounded up or down at random without bias.
 
     Args:
@@ -57,9 +55,7 @@ def stochastic_round(
 
 
 @functools.partial(jax.jit, static_argnames=("fmt",), inline=True)
-def stochastic_cast(
-    key: jax.Array, x: jax.Array, fmt: str | Format, offset: int | jax.Array = 0
-) -> jax.Array:
+def stochastic_cast(key: jax.Array, x: jax.Array, fmt: str | Format, offset: int | jax.Array = 0) -> jax.Array:
     """The values of `stochastic_round` (same key, same draws) as an array of the 8-bit dtype.
 
     Formats narrower than 8 bits give uint8 codes.

@@ -35,8 +35,8 @@ def fake_quantize(x: jax.Array, alpha: jax.Array, fmt: str | Format) -> jax.Arra
       fmt: a name of `FORMATS` or a `Format`.
 
     Returns:
-      float32 of the shape of `x`, bit for bit `quantize(x, alpha, fmt)`. The forward pass is one loop. The backward pass
-      keeps `x` and `alpha`, nothing else, and rounds again instead of storing Q(x) or masks.
+      float32 of the shape of `x`, bit for bit `quantize(x, alpha, fmt)`. The forward pass is one loop. The backward
+      pass keeps `x` and `alpha`, nothing else, and rounds again instead of storing Q(x) or masks.
 
     Raises:
       UserError: when alpha is not a scalar.

@@ -41,7 +41,7 @@ class SimulationState(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """A run; see `simulation`."""
+    """A run; see `simulate`."""
 
     init: Callable[[], SimulationState]
     place: Callable[[SimulationState], SimulationState]
@@ -78,7 +78,7 @@ def sample_batch(data: FederatedData, rows: int = CALIBRATION_ROWS) -> dict[str,
     return batch | {"mask": jnp.ones(len(places), jnp.float32)}
 
 
-def simulation(
+def simulate(
     model: Model,
     algorithm: Algorithm,
     data: FederatedData,

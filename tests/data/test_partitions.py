@@ -224,6 +224,14 @@ def test_blocks_of_places_do_not_show_in_the_balanced_split(monkeypatch):
     assert abs(whole.mean() - blocks.mean()) < 4 * np.sqrt(whole.var() / 300 + blocks.var() / 300)
 
 
+def test_the_balanced_split_uses_up_each_class_exactly_even_when_several_run_out_in_one_block():
+    available, places = np.array([3, 1, 0, 5, 21]), np.arange(30) % 3
+    priors = np.full((3, 5), 0.2)
+    for seed in range(20):
+        classes = MODULES["dirichlet"]._fill_places(np.random.default_rng(seed), places, priors, available)
+        assert np.bincount(classes, minlength=5).tolist() == available.tolist()
+
+
 @pytest.mark.parametrize("balanced", [True, False])
 def test_smaller_concentration_means_stronger_label_skew(balanced):
     dataset = dataset_of(np.repeat(np.arange(10), 1000), 10)
@@ -269,7 +277,7 @@ def test_label_wise_minimum_size_holds_or_is_named_as_impossible(dataset):
         dirichlet(0.01, balanced=False, min_size=20)(np.random.default_rng(0), dataset, 40)
 
 
-@pytest.mark.parametrize("split", [dirichlet(min_size=20), quantity_skew(min_size=20)], ids=str)
+@pytest.mark.parametrize("split", [dirichlet(min_size=20), quantity_skew(min_size=20)], ids=["dirichlet", "quantity_skew"])
 def test_a_minimum_size_beyond_the_rows_is_named(split, dataset):
     with pytest.raises(UserError, match="100 clients with at least 20 rows each need 2000 rows"):
         split(np.random.default_rng(0), dataset, 100)

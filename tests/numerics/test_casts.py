@@ -34,9 +34,7 @@ def float32_inputs(fmt):
     ties = (grid[1:] + grid[:-1]) / 2  # exact in float32
     beyond = np.float32(fmt.max) * np.array([1.01, 1.04, 1.0625, 2], np.float32)
     edges = np.concatenate([grid, ties, beyond])
-    edges = np.concatenate(
-        [edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges, np.float32(0))]
-    )
+    edges = np.concatenate([edges, np.nextafter(edges, np.float32(np.inf)), np.nextafter(edges, np.float32(0))])
     special = np.array([0.0, np.nan, np.inf, 1e-40, 1e-45, 3.4e38], np.float32)
 
     random = np.random.default_rng(1).integers(0, 2**32, 1 << 19, dtype=np.uint32).view(np.float32)
@@ -109,6 +107,13 @@ def test_casts_give_the_same_bits_under_vmap_and_eagerly():
     for form in ("auto", "native", "bits"):
         batched = np.asarray(jax.vmap(lambda x, form=form: cast(x, "e4m3fn", form))(x)).view(np.uint8)
         np.testing.assert_array_equal(batched, np.asarray(cast(x, "e4m3fn", form)).view(np.uint8))
+
+
+@pytest.mark.parametrize("platform, native", [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_the_form_follows_the_platform_that_the_program_is_lowered_for(platform, native):
+    x = jax.ShapeDtypeStruct((8,), jnp.float32)
+    text = jax.jit(lambda x: cast(x, "e4m3fn")).trace(x).lower(lowering_platforms=(platform,)).as_text()
+    assert ("(tensor<8xf32>) -> tensor<8xf8E4M3FN>" in text) == native
 
 
 def test_a_round_trip_inside_one_program_still_rounds():

@@ -101,9 +101,7 @@ def test_there_is_no_serial_correlation(words):
 
 
 def test_no_bit_predicts_a_bit_of_itself_or_of_the_next_words(words):
-    bits = ((words[: 1 << 16, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)).astype(
-        np.float32
-    ) * 2 - 1
+    bits = ((words[: 1 << 16, None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)).astype(np.float32) * 2 - 1
     for lag in (0, 1, 2, 1024):
         n = len(bits) - lag
         sigmas = bits[:n].T @ bits[lag:] / np.sqrt(n)

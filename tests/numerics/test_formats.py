@@ -66,7 +66,7 @@ def test_a_format_can_be_looked_up_by_name_and_passes_through():
 
 
 def test_an_unknown_format_name_suggests_the_nearest():
-    with pytest.raises(UserError, match="'e4m3'.*did you mean 'e4m3fn'"):
+    with pytest.raises(UserError, match=r"'e4m3'.*did you mean 'e4m3fn'"):
         get_format("e4m3")
 
 

@@ -22,7 +22,7 @@ def random_codes(count, bits, seed=0):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_packing_fills_bytes_from_the_lowest_bit(bits):
-    for count in (0, 1, 7, 8, 13, 203):
+    for count in (0, 1, 16, 203):
         codes = random_codes(count, bits, count)
         packed = np.asarray(pack_bits(codes, bits))
         assert packed.dtype == np.uint8

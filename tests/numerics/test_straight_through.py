@@ -121,9 +121,7 @@ def test_an_alpha_that_is_no_scalar_is_refused():
 
 
 def backward(x, upstream, *settings):
-    return np.asarray(
-        jax.vjp(lambda x: quantize_gradient(x, *settings), jnp.asarray(x))[1](jnp.asarray(upstream))[0]
-    )
+    return np.asarray(jax.vjp(lambda x: quantize_gradient(x, *settings), jnp.asarray(x))[1](jnp.asarray(upstream))[0])
 
 
 @pytest.mark.parametrize("fmt", FORMAT_LIST, ids=lambda f: f.name)

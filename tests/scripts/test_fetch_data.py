@@ -120,6 +120,7 @@ def test_without_range_support_a_dropped_download_starts_over(script, serve, tmp
     server = serve(drops=1, supports_range=False)
     assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
     assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
+    assert len(server.ranges) == 2  # nothing of the first half was left in the way
 
 
 def test_without_a_content_length_the_checksum_decides(script, serve, tmp_path):

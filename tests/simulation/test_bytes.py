@@ -20,7 +20,7 @@ from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.local import local_training
 from fedjax8.models.linen import from_linen
-from fedjax8.simulation.simulation import simulation
+from fedjax8.simulation.simulation import simulate
 
 
 def serialize(message) -> bytes:
@@ -58,7 +58,7 @@ def test_metrics_count_exactly_what_was_serialized(adapter, codec, make, copies,
     model = inputs(adapter(from_linen(module)), 0.5, 0.3)
     local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 4, epochs=1))
     up, down = [], []
-    sim = simulation(
+    sim = simulate(
         model,
         make(local),
         data,

@@ -17,7 +17,7 @@ from fedjax8.cohorts.vmap import vmap
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
-from fedjax8.simulation.simulation import deal, simulation
+from fedjax8.simulation.simulation import deal, simulate
 from fedjax8.types import Codec
 
 
@@ -31,7 +31,7 @@ def counting() -> Codec:
 def build(toys, data, *, uplink=None, downlink=None, execution=None, make=fedavg, cohort_size=None, start=0.0):
     model = toys.quadratic(start)
     local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))
-    return simulation(
+    return simulate(
         model,
         make(local),
         data,

@@ -16,7 +16,7 @@ from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
-from fedjax8.simulation.simulation import simulation
+from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Variables
 
 
@@ -106,7 +106,7 @@ def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, o
     model = with_counter(toys)
     local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))
     algorithm = fedavg(local, weighting="uniform", model_state=policy)
-    sim = simulation(
+    sim = simulate(
         model, algorithm, data, cohort_size=3, uplink=none(), downlink=none(), execution=loop()
     )
     state, lines = run(sim, 2)
@@ -119,7 +119,7 @@ def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, o
 @pytest.mark.parametrize("cohort_size", [0, 7])
 def test_a_cohort_larger_than_the_population_is_a_user_error(toys, data, cohort_size):
     with pytest.raises(UserError, match="between 1 and the number of clients, 6"):
-        simulation(
+        simulate(
             toys.quadratic(),
             fedavg(local_training(toys.quadratic(), optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))),
             data,

@@ -21,12 +21,10 @@ from fedjax8.data.partitions import Split
 from fedjax8.data.partitions._common import checked_rows, client_ids, even_sizes, rows_by_class
 from fedjax8.errors import UserError
 
-_MAX_TRIES = (
-    300  # label-wise draws before giving up; one takes under a millisecond for 1000 clients and 10 classes
-)
-_PLACES_AT_ONCE = (
-    8192  # bounds both the [places, classes] temporaries and what is drawn again when a class runs out
-)
+# Label-wise draws before giving up; one takes under a millisecond for 1000 clients and 10 classes.
+_MAX_TRIES = 300
+# Bounds both the [places, classes] temporaries and what is drawn again when a class runs out.
+_PLACES_AT_ONCE = 8192
 
 
 def dirichlet(concentration: float = 0.3, *, balanced: bool = True, min_size: int = 1) -> Split:

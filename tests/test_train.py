@@ -1,0 +1,218 @@
+"""The command line: files, exit statuses, resuming, being killed. Each test runs the program as a user would."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CACHE = ROOT / ".pytest_cache" / "jax"
+SMALL = ["--config.rounds=40", "--config.eval_every=4", "--config.checkpoint_every=3", "--config.model.hidden=(16,)"]
+
+
+def command(*flags):
+    return [sys.executable, "-m", "fedjax8.train", *flags]
+
+
+def environment():
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    return os.environ | compiled | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+def train(*flags, **settings):
+    return subprocess.run(
+        command(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, **settings
+    )
+
+
+def lines(workdir, timed=False):
+    """The metrics of a run, without the seconds, which no two runs share."""
+    read = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return read if timed else [{k: v for k, v in line.items() if k != "round_seconds"} for line in read]
+
+
+def final_model(workdir):
+    """The arrays of the newest checkpoint, read without the program."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        found = manager.restore(manager.latest_step(), args=ocp.args.Composite(arrays=ocp.args.StandardRestore()))
+        return manager.latest_step(), found.arrays
+
+
+def same_tree(a, b):
+    import jax
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A whole small run, shared by the tests that compare with it."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    done = train(*SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_leaves_the_agreed_files(unbroken):
+    workdir, done = unbroken
+    assert done.stderr == ""
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["seed"] == 0
+    assert record["versions"]["jax"]
+    assert record["devices"]
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary) >= {
+        "rounds", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "float32_bytes", "saving", "seconds",
+        "finished",
+    }  # fmt: skip
+    assert (summary["rounds"], summary["finished"]) == (40, True)
+    read = lines(workdir, timed=True)
+    assert [line["round"] for line in read] == list(range(1, 41))
+    assert [line["round"] for line in read if "test_accuracy" in line] == list(range(4, 41, 4))
+    assert list(read[3])[:8] == [
+        "round", "test_accuracy", "test_loss", "train_loss", "uplink_bytes", "downlink_bytes", "clients",
+        "round_seconds",
+    ]  # fmt: skip
+    assert read[-1]["test_accuracy"] == summary["test_accuracy"]
+
+
+def test_bytes_follow_from_the_message_layout(unbroken):
+    """One byte a weight, 4 a bias, 4 a clip: two kernels and two inputs of a 64-16-10 network, 10 clients, 40 rounds."""
+    summary = json.loads((unbroken[0] / "summary.json").read_text())
+    weights, biases, clips = 64 * 16 + 16 * 10, 16 + 10, 4
+    assert summary["uplink_bytes"] == summary["downlink_bytes"] == 400 * (weights + 4 * biases + 4 * clips)
+    assert summary["float32_bytes"] == 2 * 400 * 4 * (weights + biases)
+    sent = summary["uplink_bytes"] + summary["downlink_bytes"]
+    assert summary["saving"] == pytest.approx(summary["float32_bytes"] / sent)
+
+
+def test_the_output_ends_with_accuracy_bytes_and_saving(unbroken):
+    out = unbroken[1].stdout
+    assert "9,610" not in out
+    assert "fedavg on digits" in out
+    for words in ("test accuracy", "bytes up", "bytes down", "saving"):
+        assert words in out.splitlines()[-4:][["test accuracy", "bytes up", "bytes down", "saving"].index(words)]
+
+
+def test_the_same_command_again_only_reports(unbroken):
+    workdir, first = unbroken
+    before = (workdir / "metrics.jsonl").read_text()
+    done = train(*SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "bytes up" in done.stdout
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(unbroken, tmp_path):
+    rng, workdir, kills = np.random.default_rng(7), tmp_path / "killed", 0
+    for attempt in range(12):
+        process = subprocess.Popen(
+            command(*SMALL, f"--workdir={workdir}"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+        )
+        if attempt < 4:  # strike once it has begun to write rounds, at a random moment within some checkpoints
+            while process.poll() is None and not rounds_since(workdir, kills):
+                time.sleep(0.005)
+            time.sleep(float(rng.uniform(0.0, 0.4)))
+            process.kill()
+        status = process.wait()
+        kills += status == -signal.SIGKILL
+        if status == 0:
+            break
+    assert status == 0
+    assert kills >= 2
+    assert lines(workdir) == lines(unbroken[0])
+    (step, model), (expected_step, expected) = final_model(workdir), final_model(unbroken[0])
+    assert step == expected_step == 40
+    assert same_tree(model, expected)
+
+
+def rounds_since(workdir, kills, seen={}):  # noqa: B006  (remembers the file's size at the last strike)
+    """Whether the run has written metrics since the last strike."""
+    path = workdir / "metrics.jsonl"
+    size = path.stat().st_mtime_ns if path.exists() else 0
+    if seen.get("kills") != kills:
+        seen.update(kills=kills, size=size)
+        return False
+    return size != seen["size"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_after_its_round_and_the_same_command_goes_on(unbroken, tmp_path, number, status):
+    slow = [*SMALL[1:], "--config.rounds=40", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(
+        command(*slow), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (status, "")
+    assert "goes on from there" in out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["finished"] is False
+    assert len(lines(tmp_path)) == summary["rounds"]
+    done = train(*slow)
+    assert done.returncode == 0
+    assert lines(tmp_path) == lines(unbroken[0])
+
+
+def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbroken):
+    done = train(*SMALL, "--config.seed=3", "--config.uplink.format=e5m2", f"--workdir={unbroken[0]}")
+    assert done.returncode == 2
+    assert "seed: 0 -> 3" in done.stderr
+    assert "uplink.format: (unset) -> e5m2" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.rond=3"], "did you mean 'rounds'"),
+        (["--confg=x"], "confg"),
+        (["--config=nowhere.py"], "no file 'nowhere.py'"),
+        (["somewhere"], "unexpected argument 'somewhere'"),
+        (["--config.rounds"], "needs a value"),
+        (["--config.data.name=mnist", "--data_dir=/nowhere"], "fetch_data.py mnist"),
+        (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(flags, message, tmp_path):
+    done = train(*flags)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("fedjax8: ")
+    assert message in done.stderr
+
+
+def test_a_refused_config_leaves_no_file_behind(tmp_path):
+    done = train("--config.cohort_size=99", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_field():
+    from fedjax8.config import FIELDS
+
+    done = train("--help")
+    assert "python -m fedjax8.train" in done.stdout
+    joined = " ".join(done.stdout.split())
+    for name in FIELDS:
+        assert f"{name}: " in joined
+
+
+def test_overrides_may_be_given_with_a_space():
+    from fedjax8.train import split_overrides
+
+    rest, pairs = split_overrides(["train", "--config.seed", "3", "-config.rounds=5", "--workdir=x"])
+    assert rest == ["train", "--workdir=x"]
+    assert pairs == [("seed", "3"), ("rounds", "5")]

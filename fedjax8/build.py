@@ -82,8 +82,6 @@ def build_component(where: str, config: ConfigDict, finder: Callable, **supplied
     check_call(where, factory, settings, supplied=list(given))
     try:
         return factory(**given, **settings)
-    except UserError:
-        raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from fedjax8.errors import UserError
 
@@ -19,9 +19,13 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
         except flags.Error as error:
             raise UserError(" ".join(str(error).split())) from error
 
-    flags.FLAGS.set_default("verbosity", -1)  # warnings and worse; libraries log their start-up as information
+    def start(argv):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries log their start-up as information
+        return main(argv)
+
     try:
-        app.run(main, flags_parser=parse)
+        app.run(start, flags_parser=parse)
     except UserError as error:
         print(f"fedjax8: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

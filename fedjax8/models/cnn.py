@@ -8,8 +8,9 @@ images: 797,962 parameters for 10 classes (797,248 in kernels), 815,332 for 100 
 from flax import linen as nn
 
 from fedjax8.models.conv import conv_general_dilated
+from fedjax8.models.linen import from_linen
 from fedjax8.models.pool import max_pool
-from fedjax8.types import Array
+from fedjax8.types import Array, Model
 
 
 class CNN(nn.Module):
@@ -28,3 +29,11 @@ class CNN(nn.Module):
         for features in self.hidden:
             x = nn.relu(nn.Dense(features)(x))
         return nn.Dense(self.num_classes)(x)
+
+
+def cnn(num_classes: int = 10, *, features: tuple[int, ...] = (64, 64), hidden: tuple[int, ...] = (384, 192)) -> Model:
+    """`CNN` as a `Model` for classification."""
+    return from_linen(CNN(num_classes, tuple(features), tuple(hidden)))
+
+
+EXAMPLES = ({"features": (4, 4), "hidden": (8, 6)},)

@@ -11,8 +11,9 @@ of today's federated-learning papers; `LeNet5(activation="tanh", pool="avg")` is
 from flax import linen as nn
 
 from fedjax8.models.conv import conv_general_dilated
+from fedjax8.models.linen import from_linen
 from fedjax8.models.pool import avg_pool, max_pool
-from fedjax8.types import Array
+from fedjax8.types import Array, Model
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 POOLS = {"max": max_pool, "avg": avg_pool}
@@ -46,3 +47,13 @@ class LeNet5(nn.Module):
         for features in (120, 84):
             x = activation(nn.Dense(features)(x))
         return nn.Dense(self.num_classes)(x)
+
+
+def lenet5(
+    num_classes: int = 10, *, activation: str = "relu", pool: str = "max", padding: str = "SAME"
+) -> Model:
+    """`LeNet5` as a `Model` for classification."""
+    return from_linen(LeNet5(num_classes, activation, pool, padding))
+
+
+EXAMPLES = ({}, {"activation": "tanh", "pool": "avg"})

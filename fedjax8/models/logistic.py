@@ -2,7 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax8.types import Array
+from fedjax8.models.linen import from_linen
+from fedjax8.types import Array, Model
 
 
 class Logistic(nn.Module):
@@ -13,3 +14,11 @@ class Logistic(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+def logistic(num_classes: int = 10) -> Model:
+    """`Logistic` as a `Model` for classification."""
+    return from_linen(Logistic(num_classes))
+
+
+EXAMPLES = ({},)

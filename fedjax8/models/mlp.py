@@ -2,7 +2,8 @@
 
 from flax import linen as nn
 
-from fedjax8.types import Array
+from fedjax8.models.linen import from_linen
+from fedjax8.types import Array, Model
 
 
 class MLP(nn.Module):
@@ -17,3 +18,11 @@ class MLP(nn.Module):
         for features in self.hidden:
             x = nn.relu(nn.Dense(features)(x))
         return nn.Dense(self.num_classes)(x)
+
+
+def mlp(hidden: tuple[int, ...] = (200,), num_classes: int = 10) -> Model:
+    """`MLP` as a `Model` for classification."""
+    return from_linen(MLP(tuple(hidden), num_classes))
+
+
+EXAMPLES = ({}, {"hidden": (8, 4), "num_classes": 3})

@@ -7,8 +7,9 @@ classes: 1,626,442 parameters, of which 1,626,208 are kernels.
 from flax import linen as nn
 
 from fedjax8.models.conv import conv_general_dilated
+from fedjax8.models.linen import from_linen
 from fedjax8.models.pool import max_pool
-from fedjax8.types import Array
+from fedjax8.types import Array, Model
 
 
 class SimpleCNN(nn.Module):
@@ -25,3 +26,11 @@ class SimpleCNN(nn.Module):
         x = max_pool(x, 2)
         x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.num_classes)(x)
+
+
+def simple_cnn(num_classes: int = 10, *, features: tuple[int, int] = (32, 64), hidden: int = 128) -> Model:
+    """`SimpleCNN` as a `Model` for classification."""
+    return from_linen(SimpleCNN(num_classes, tuple(features), hidden))
+
+
+EXAMPLES = ({"features": (3, 4), "hidden": 8},)

@@ -1,6 +1,6 @@
 """FedAvg in float32 on scikit-learn's handwritten digits: the default job without quantization.
 
-    python -m fedjax8.train --config=configs/digits_float32.py
+python -m fedjax8.train --config=configs/digits_float32.py
 """
 
 from ml_collections import ConfigDict

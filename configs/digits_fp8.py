@@ -1,6 +1,6 @@
 """FP8FedAvg-UQ on scikit-learn's handwritten digits: the default job.
 
-    python -m fedjax8.train --config=configs/digits_fp8.py
+python -m fedjax8.train --config=configs/digits_fp8.py
 """
 
 from ml_collections import ConfigDict

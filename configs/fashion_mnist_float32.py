@@ -1,6 +1,6 @@
 """FedAvg in float32 on Fashion-MNIST with LeNet-5: 100 clients with Dirichlet 0.3 label skew, 10 a round.
 
-    python -m fedjax8.train --config=configs/fashion_mnist_float32.py --data_dir=DIR
+python -m fedjax8.train --config=configs/fashion_mnist_float32.py --data_dir=DIR
 """
 
 from ml_collections import ConfigDict
@@ -9,12 +9,12 @@ from fedjax8.config import base_config, component, in_float32
 
 
 def get_config() -> ConfigDict:
-    """LeNet-5, one local epoch of batch 20."""
+    """LeNet-5, two local epochs of batch 20."""
     config = base_config()
     config.data = component("fashion_mnist")
     config.num_clients, config.cohort_size = 100, 10
     config.rounds = 60
     config.model = component("lenet5")
-    config.client.batch_size, config.client.epochs = 20, 1
-    config.client.optimizer = component("sgd", learning_rate=0.05)
+    config.client.batch_size, config.client.epochs = 20, 2
+    config.client.optimizer = component("sgd", learning_rate=0.1)
     return in_float32(config)

@@ -20,6 +20,7 @@ from fedjax8.lookup import find, suggest
 from fedjax8.simulation.simulation import Simulation, simulate
 from fedjax8.types import Model
 
+
 class Experiment(NamedTuple):
     """A config, built."""
 

@@ -109,7 +109,9 @@ def load_config(file: str | None) -> ConfigDict:
     path, _, argument = file.partition(":")
     spec = importlib.util.spec_from_file_location("fedjax8_config_file", path)
     if spec is None or not Path(path).is_file():
-        raise UserError(f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/")
+        raise UserError(
+            f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

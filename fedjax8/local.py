@@ -70,9 +70,7 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
         return gradients, state, sums
 
     def zero_sums(variables, rows, key):
-        batch = jax.eval_shape(
-            lambda: take_batch(plan, rows, shuffled_epochs(plan, rows.size, key), jnp.int32(0))
-        )
+        batch = jax.eval_shape(lambda: take_batch(plan, rows, shuffled_epochs(plan, rows.size, key), jnp.int32(0)))
         return trees.zeros_like(jax.eval_shape(one_step, variables, batch, key)[2])
 
     def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:

@@ -32,7 +32,9 @@ _CONFIG = flags.DEFINE_string(
     "--config.COMPONENT.name=NAME. Fields: " + "; ".join(f"{name}: {text}" for name, text in FIELDS.items()) + ".",
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. Resumes what is there."
+    "workdir",
+    None,
+    "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. Resumes what is there.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(

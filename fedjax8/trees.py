@@ -19,16 +19,12 @@ def path_name(path: tuple) -> str:
 
 def named_leaves(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Array]:
     """Leaves by path name, in tree order."""
-    return {
-        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    }
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
 
 
 def map_named(f: Callable, tree: PyTree, is_leaf: Callable | None = None) -> PyTree:
     """Tree of `f(path name, leaf)`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: f(path_name(path), leaf), tree, is_leaf=is_leaf
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: f(path_name(path), leaf), tree, is_leaf=is_leaf)
 
 
 def is_clip(name: str) -> bool:

@@ -7,9 +7,9 @@ W1: 1000 clients of 50 images 32x32x3, 50 a round, 5 steps of batch 10, CNN with
 W2: 1000 clients of 60 images 28x28, 100 a round, 3 steps of batch 20, MLP 784-200-10.
 W6: 100 clients of 600 images 28x28, 10 a round, 30 steps of batch 20, LeNet-5 with 61,706 parameters.
 
-The floor of a round is the multiply-adds of its dense and convolution layers (forward and both gradients, without the input
-gradient of the first layer) over the rate of large float32 matrix products on the whole machine, measured in the same process
-just before and after. Each workload runs in a process of its own, so that its peak memory is its own.
+The floor of a round is the multiply-adds of its dense and convolution layers (forward and both gradients, without the
+input gradient of the first layer) over the rate of large float32 matrix products on the whole machine, measured in the
+same process just before and after. Each workload runs in a process of its own, so that its peak memory is its own.
 """
 
 import json
@@ -65,7 +65,7 @@ LEARNING_RATE = 0.1
 MATMUL_SIZE = 1024
 
 
-def experiment_config(workload: dict[str, Any], precision: str, chunk: int):
+def experiment_config(workload: dict[str, Any], precision: str, chunk: int) -> Any:
     """The workload as a fedjax8 config."""
     from fedjax8.config import base_config, component
 
@@ -168,7 +168,9 @@ def run_workload(name: str, precision: str, rounds: int, chunk: int) -> dict[str
     simulation = experiment.simulation
     state = simulation.init()
     variables = simulation.variables(state)
-    batch = {n: jax.ShapeDtypeStruct((workload["batch"], *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()}
+    batch = {
+        n: jax.ShapeDtypeStruct((workload["batch"], *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()
+    }
     batch["mask"] = jax.ShapeDtypeStruct((workload["batch"],), "float32")
     layers = layer_multiply_adds(experiment.model, variables, batch)
     steps = math.ceil(workload["examples"] / workload["batch"]) * workload["cohort"]
@@ -206,7 +208,9 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("workload", "precision", "s/round", "floor s", "ratio", "clients/s", "samples/s", "compile s", "peak MB")
+    table = Table(
+        "workload", "precision", "s/round", "floor s", "ratio", "clients/s", "samples/s", "compile s", "peak MB"
+    )
     for r in results:
         table.add_row(
             r["workload"],

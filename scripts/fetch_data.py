@@ -156,9 +156,7 @@ def _copy(response, file, done: int, total: int | None, name: str) -> int:
             file.write(chunk)
             done += len(chunk)
             if show:
-                share = (
-                    f"{100 * done // total:3d}% of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
-                )
+                share = f"{100 * done // total:3d}% of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
                 print(f"\r{name}: {share}", end="", file=sys.stderr, flush=True)
     except http.client.IncompleteRead as error:
         file.write(error.partial)  # worth keeping: the next try goes on from here
@@ -191,9 +189,7 @@ def _plan(given: argparse.Namespace) -> list[tuple[str, Source, Path]]:
         if not given.base_url.startswith(("http://", "https://")):
             raise FetchError(f"--base_url is {given.base_url!r}; it must start with http:// or https://")
         if len(names) > 1:
-            raise FetchError(
-                "--base_url serves one data set at a time (sets share file names); name just one"
-            )
+            raise FetchError("--base_url serves one data set at a time (sets share file names); name just one")
         sources = [sources[0]._replace(base_url=given.base_url.rstrip("/") + "/")]
     return [(n, s, Path(data_dir).expanduser() / n) for n, s in zip(names, sources, strict=True)]
 
@@ -207,9 +203,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = _OneLineParser(prog="fetch_data.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SOURCES))
     parser.add_argument("--data_dir", metavar="DIR", help="where to put NAME/FILE; default $FEDJAX8_DATA")
-    parser.add_argument(
-        "--base_url", metavar="URL", help="get URL/FILE instead, from a mirror; one NAME at a time"
-    )
+    parser.add_argument("--base_url", metavar="URL", help="get URL/FILE instead, from a mirror; one NAME at a time")
     parser.add_argument("--list", action="store_true", help="list names and addresses, and stop")
     return parser.parse_args(argv)
 

@@ -33,12 +33,8 @@ def write_run(folder, accuracies, bytes_per_round, **config):
 
 @pytest.fixture
 def runs(tmp_path):
-    write_run(
-        tmp_path / "runs" / "full", [0.2, 0.6, 0.9], 4000, uplink={"name": "none"}, downlink={"name": "none"}
-    )
-    write_run(
-        tmp_path / "runs" / "fp8", [0.2, 0.5, 0.8], 1000, uplink={"name": "fp8"}, downlink={"name": "fp8"}
-    )
+    write_run(tmp_path / "runs" / "full", [0.2, 0.6, 0.9], 4000, uplink={"name": "none"}, downlink={"name": "none"})
+    write_run(tmp_path / "runs" / "fp8", [0.2, 0.5, 0.8], 1000, uplink={"name": "fp8"}, downlink={"name": "fp8"})
     return tmp_path
 
 
@@ -57,9 +53,7 @@ def command(folder, *arguments, start=("-m", "fedjax8.compare")):
 def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
     done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--png=a.png")
     assert (done.returncode, done.stderr) == (0, "")
-    cells = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line
-    ]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     assert tuple(cells[0]) == COLUMNS
     # 0.8 is reached in round 3 by both: 12000 and 3000 bytes
     assert cells[1][:5] == ["uplink=none, downlink=none", "1", "3", "12.0 kB", "1.00x"]

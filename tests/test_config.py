@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax8.build import build, build_clients, build_component, FINDERS
+from fedjax8.build import FINDERS, build, build_clients, build_component
 from fedjax8.config import base_config, component, load_config, override, parse_value, plain, validate
 from fedjax8.errors import UserError
 
@@ -112,7 +112,7 @@ def test_missing_data_names_the_places_looked_in_and_how_to_get_it(tmp_path):
 def test_unknown_and_missing_fields_of_a_config_file_are_named():
     config = base_config()
     config.cohort = 3
-    with pytest.raises(UserError, match=r"no field config.cohort.*cohort_size"):
+    with pytest.raises(UserError, match=r"no field config\.cohort.*cohort_size"):
         validate(config)
     config = base_config()
     del config.rounds
@@ -167,9 +167,7 @@ def test_the_split_depends_on_the_seed_alone():
     from fedjax8.data.sources.digits import digits
 
     data = digits()
-    first, again, other = (
-        build_clients(configured(("seed", s)), data).order for s in ("0", "0", "1")
-    )
+    first, again, other = (build_clients(configured(("seed", s)), data).order for s in ("0", "0", "1"))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
 

@@ -1,4 +1,4 @@
-"""The map of the house: imports point downward, importing touches no device, files stay small enough to hold in mind."""
+"""The map of the house: imports point downward, importing touches no device, files stay small."""
 
 import ast
 import pathlib

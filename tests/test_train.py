@@ -86,7 +86,7 @@ def test_a_run_leaves_the_agreed_files(unbroken):
 
 
 def test_bytes_follow_from_the_message_layout(unbroken):
-    """One byte a weight, 4 a bias, 4 a clip: two kernels and two inputs of a 64-16-10 network, 10 clients, 40 rounds."""
+    """One byte a weight, 4 a bias, 4 a clip: kernels and inputs of a 64-16-10 network, 10 clients, 40 rounds."""
     summary = json.loads((unbroken[0] / "summary.json").read_text())
     weights, biases, clips = 64 * 16 + 16 * 10, 16 + 10, 4
     assert summary["uplink_bytes"] == summary["downlink_bytes"] == 400 * (weights + 4 * biases + 4 * clips)
@@ -104,7 +104,7 @@ def test_the_output_ends_with_accuracy_bytes_and_saving(unbroken):
 
 
 def test_the_same_command_again_only_reports(unbroken):
-    workdir, first = unbroken
+    workdir, _ = unbroken
     before = (workdir / "metrics.jsonl").read_text()
     done = train(*SMALL, f"--workdir={workdir}")
     assert done.returncode == 0

@@ -72,5 +72,5 @@ def q2() -> FederatedData:
 
 
 def q3() -> FederatedData:
-    """Unequal work: f_1 = x^2 / 2 with one row, f_2 = (x - 1)^2 / 2 with ten; the optimum of the uniform mean is 0.5."""
+    """Unequal work: f_1 = x^2 / 2 with one row, f_2 = (x - 1)^2 / 2 with ten; the uniform mean is best at 0.5."""
     return clients([1.0, 1.0], [0.0, 1.0], [1, 10])

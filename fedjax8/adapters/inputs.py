@@ -1,6 +1,6 @@
 """Raw columns to what a model wants to see: cast, scale, normalize, and augment while training.
 
-    x -> (x / 255 - mean) / std        for uint8 images; float columns are only normalized
+x -> (x / 255 - mean) / std        for uint8 images; float columns are only normalized
 """
 
 from collections.abc import Callable, Sequence

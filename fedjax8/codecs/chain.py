@@ -1,6 +1,6 @@
 """Codecs one after another: each encodes the float32 leaves of the message before it; the rest travels as it is.
 
-    message = c_n(... c_2(c_1(tree)));      tree^ = d_1(d_2(... d_n(message)))
+message = c_n(... c_2(c_1(tree)));      tree^ = d_1(d_2(... d_n(message)))
 """
 
 from collections.abc import Sequence

@@ -68,9 +68,7 @@ def fp8(
         leaves = trees.named_leaves(tree)
         learnt = learnt_clips(leaves)
         chosen = set(learnt) or {
-            name
-            for name, x in leaves.items()
-            if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
+            name for name, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
         }
         return leaves, learnt, chosen
 

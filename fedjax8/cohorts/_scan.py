@@ -32,14 +32,14 @@ def scan_map_reduce(f: Callable, shared: PyTree, per_client: PyTree, chunk: int)
     if chunk == 1:
         step, parts = f, per_client
     else:
-        step = lambda shared, part: sum_chunk(f, shared, part)  # noqa: E731
+        step = lambda shared, part: sum_chunk(f, shared, part)
         parts = jax.tree.map(lambda x: x.reshape(count // chunk, chunk, *x.shape[1:]), per_client)
 
     def body(total, part):
         summed, kept = step(shared, part)
         return trees.add(total, summed), kept
 
-    one_part = lambda: jax.tree.map(lambda x: x[0], parts)  # noqa: E731
+    one_part = lambda: jax.tree.map(lambda x: x[0], parts)
     zero = trees.zeros_like(jax.eval_shape(lambda: step(shared, one_part())[0]))
     total, kept = jax.lax.scan(body, zero, parts)
     if chunk > 1:

@@ -54,9 +54,7 @@ class BatchPlan(NamedTuple):
         return math.ceil(self.max_size / self.batch_size) * self.batch_size
 
 
-def batch_plan(
-    sizes: np.ndarray, batch_size: int, *, epochs: int | None = None, steps: int | None = None
-) -> BatchPlan:
+def batch_plan(sizes: np.ndarray, batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> BatchPlan:
     """The plan that serves clients of these `sizes` (int `[K]`). Raises ValueError unless one of epochs, steps is given."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -59,18 +59,14 @@ class Dataset(NamedTuple):
                 raise UserError(f"{where} is empty; it needs at least one row")
             labels = columns["y"]
             if labels.ndim != 1 or labels.dtype != np.int32:
-                raise UserError(
-                    f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{rows}]"
-                )
+                raise UserError(f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{rows}]")
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.num_classes:
                 raise UserError(
                     f"{where} labels run from {low} to {high}; {self.num_classes} classes allow 0 to "
                     f"{self.num_classes - 1}"
                 )
-            if owners is not None and (
-                owners.shape != (rows,) or owners.dtype.kind not in "iu" or owners.min() < 0
-            ):
+            if owners is not None and (owners.shape != (rows,) or owners.dtype.kind not in "iu" or owners.min() < 0):
                 raise UserError(
                     f"{where} owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers from 0"
                 )
@@ -80,9 +76,7 @@ class Dataset(NamedTuple):
                 f"{self.test['x'].shape[1:]}; they must agree"
             )
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise UserError(
-                f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0"
-            )
+            raise UserError(f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0")
         return self
 
 
@@ -108,32 +102,21 @@ class FederatedData:
             ("sizes", self.sizes, np.int32),
         ):
             if array.ndim != 1 or array.dtype != dtype:
-                raise UserError(
-                    f"{name} is {array.dtype} {array.shape}; it must be one-dimensional {np.dtype(dtype)}"
-                )
+                raise UserError(f"{name} is {array.dtype} {array.shape}; it must be one-dimensional {np.dtype(dtype)}")
         if len(self.starts) != len(self.sizes) or len(self.starts) == 0:
             raise UserError(
-                f"{len(self.starts)} starts and {len(self.sizes)} sizes; both must count the clients, "
-                "at least one"
+                f"{len(self.starts)} starts and {len(self.sizes)} sizes; both must count the clients, at least one"
             )
         if len(self.order) and (self.order.min() < 0 or self.order.max() >= rows):
-            raise UserError(
-                f"order holds rows {self.order.min()} to {self.order.max()}; the columns have {rows}"
-            )
-        if (
-            self.sizes.min() < 0
-            or self.starts.min() < 0
-            or (self.starts + self.sizes).max() > len(self.order)
-        ):
+            raise UserError(f"order holds rows {self.order.min()} to {self.order.max()}; the columns have {rows}")
+        if self.sizes.min() < 0 or self.starts.min() < 0 or (self.starts + self.sizes).max() > len(self.order):
             raise UserError(
                 f"a client's window leaves the {len(self.order)} entries of order; starts and sizes must "
                 "not be negative, nor start + size exceed it"
             )
 
     @classmethod
-    def from_owners(
-        cls, columns: Mapping[str, np.ndarray], owners: np.ndarray, num_clients: int
-    ) -> "FederatedData":
+    def from_owners(cls, columns: Mapping[str, np.ndarray], owners: np.ndarray, num_clients: int) -> "FederatedData":
         """Clients 0 to num_clients - 1, each with the rows that name it as owner, in their original order.
 
         Args:
@@ -143,9 +126,7 @@ class FederatedData:
         """
         rows, owners = _common_length(columns, "columns"), np.asarray(owners)
         if owners.shape != (rows,) or owners.dtype.kind not in "iu":
-            raise UserError(
-                f"owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers, one per row"
-            )
+            raise UserError(f"owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers, one per row")
         if num_clients < 1:
             raise UserError(f"num_clients is {num_clients}; it must be at least 1")
         if owners.min(initial=0) < -1 or owners.max(initial=-1) >= num_clients:
@@ -193,8 +174,7 @@ class FederatedData:
         labels = self.columns["y"][self.order]
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(
-                f"labels are {labels.dtype} with rows of shape {labels.shape[1:]}; counting needs one "
-                "integer per row"
+                f"labels are {labels.dtype} with rows of shape {labels.shape[1:]}; counting needs one integer per row"
             )
         if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
             raise UserError(f"labels run from {labels.min()} to {labels.max()}; num_classes is {num_classes}")

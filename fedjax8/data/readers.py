@@ -18,9 +18,7 @@ import numpy as np
 
 from fedjax8.errors import UserError
 
-MAP_ABOVE_BYTES = (
-    1 << 30
-)  # npz members this large are mapped rather than read, where they are stored uncompressed
+MAP_ABOVE_BYTES = 1 << 30  # npz members this large are mapped rather than read, where they are stored uncompressed
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)  # gzip.BadGzipFile is an OSError
 _IDX_UINT8 = 0x08
 _CIFAR_PIXELS = 3 * 32 * 32
@@ -47,19 +45,14 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
     if len(raw) - header != math.prod(shape):
         problem = "truncated" if len(raw) - header < math.prod(shape) else "too long"
         raise UserError(
-            f"{path}: {problem}: shape {shape} needs {math.prod(shape)} bytes of data, found "
-            f"{len(raw) - header}"
+            f"{path}: {problem}: shape {shape} needs {math.prod(shape)} bytes of data, found {len(raw) - header}"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
-def read_cifar_folder(
-    folder: str | Path, names: Collection[str], label_bytes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def read_cifar_folder(folder: str | Path, names: Collection[str], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """`(x [N, 32, 32, 3] uint8, y [N] uint8)` of the named CIFAR binary files, one after the other."""
-    return _cifar_arrays(
-        {str(Path(folder) / name): _read(Path(folder) / name) for name in names}, label_bytes
-    )
+    return _cifar_arrays({str(Path(folder) / name): _read(Path(folder) / name) for name in names}, label_bytes)
 
 
 def read_cifar_archive(
@@ -106,9 +99,7 @@ def read_npz(
         with np.load(path, allow_pickle=False) as members:
             missing = [name for name in required if name not in members.files]
             if missing:
-                raise UserError(
-                    f"{path}: lacks {', '.join(missing)}; it holds {', '.join(members.files) or 'nothing'}"
-                )
+                raise UserError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(members.files) or 'nothing'}")
             for name in [*required, *(name for name in optional if name in members.files)]:
                 info = members.zip.getinfo(f"{name}.npy")
                 stored = info.compress_type == zipfile.ZIP_STORED
@@ -125,9 +116,7 @@ def read_npz(
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
     """Memory map of a stored (uncompressed) npz member."""
     with open(path, "rb") as file:
-        file.seek(
-            info.header_offset + 26
-        )  # of the 30-byte local header, the last two fields: name and extra length
+        file.seek(info.header_offset + 26)  # of the 30-byte local header, the last two fields: name and extra length
         name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
         file.seek(info.header_offset + 30 + name_bytes + extra_bytes)
         read_header = {
@@ -165,9 +154,7 @@ def _read_maybe_gzipped(path: Path) -> bytes:
     try:
         return gzip.decompress(raw)
     except _UNREADABLE as error:
-        raise UserError(
-            f"{path}: damaged or truncated gzip file ({_reason(error)}); fetch it again"
-        ) from error
+        raise UserError(f"{path}: damaged or truncated gzip file ({_reason(error)}); fetch it again") from error
 
 
 def _read(path: Path) -> bytes:

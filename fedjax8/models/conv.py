@@ -35,8 +35,8 @@ FEW_CHANNELS = 4
 """Up to here the channel axis is too short for a vector register, so pixels become the fastest axis instead."""
 NARROW_OUTPUT = 16
 """Forward with few input channels: with more outputs than this, lax fills its registers and needs no patches."""
-SHORT_TAPS = 16
-"""Up to here taps are added first along rows, then along columns: fewer and longer loops."""
+BLOCK_BYTES = 2**21
+"""On CPUs a batch is worked off in blocks of images whose patches are no larger: about a core's second-level cache."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -158,7 +158,7 @@ def _input_gradient(geometry: _Geometry, g: Array, kernel: Array) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: _Geometry, x: Array, g: Array) -> Array:
     """dk `[kh, kw, I / groups, O]` of x and g."""
-    return _product(geometry, _kernel_gradient_lax, _kernel_gradient_cpu, _kernel_gradient_patches, foldable=False)(x, g)
+    return _product(geometry, _kernel_gradient_lax, _kernel_gradient_cpu, _kernel_gradient_patches, False)(x, g)
 
 
 _forward.defvjp(
@@ -175,29 +175,54 @@ _kernel_gradient.defvjp(
 )
 
 
-def _product(geometry, by_lax, on_cpu, per_client, foldable=True):
-    """`(a, b) -> product`: the form for this platform, and under `vmap` a form that needs no grouped convolution."""
+def _product(geometry, by_lax, on_cpu, per_client, per_image=True):
+    """`(a, b) -> product`: the form for this platform, and under `vmap` a form that needs no grouped convolution.
+
+    `per_image` tells whether the result has a batch of images, like a, or is a sum over them.
+    """
     if geometry.groups > 1:
-        per_client = _by_group(geometry, per_client)
-        on_cpu = per_client
-    shared = functools.partial(on_cpu if geometry.on_cpu else by_lax, geometry)
+        on_cpu = per_client = _by_group(per_client)
+    elif geometry.on_cpu:
+        on_cpu = _in_blocks(on_cpu, per_image)
+    shared = on_cpu if geometry.on_cpu else by_lax
 
     @jax.custom_batching.custom_vmap
     def product(a, b):
-        return shared(a, b)
+        return shared(geometry, a, b).astype(a.dtype)
 
     @product.def_vmap
     def _(axis_size, batched, a, b):
-        if foldable and batched[0] and not batched[1]:  # one kernel: more images
+        if per_image and batched[0] and not batched[1]:  # one kernel: more images
             out = product(a.reshape(-1, *a.shape[2:]), b)
             return out.reshape(axis_size, -1, *out.shape[1:]), True
         axes = tuple(0 if mapped else None for mapped in batched)
-        return jax.vmap(functools.partial(per_client, geometry), in_axes=axes)(a, b), True
+        return jax.vmap(functools.partial(per_client, geometry), in_axes=axes)(a, b).astype(a.dtype), True
 
     return product
 
 
-def _by_group(geometry: _Geometry, form):
+def _in_blocks(form, per_image: bool):
+    """The form, applied to a few images at a time: their patches stay in the cache."""
+
+    def blocked(geometry, a, b):
+        channels = b.shape[2] if per_image else a.shape[-1]
+        bytes_of_image = 4 * math.prod(geometry.output) * math.prod(geometry.kernel) * channels
+        fitting = max(1, BLOCK_BYTES // bytes_of_image)
+        images = max(size for size in range(1, fitting + 1) if len(a) % size == 0)
+        if images == len(a):
+            return form(geometry, a, b)
+        a = a.reshape(-1, images, *a.shape[1:])
+        if per_image:
+            out = lax.map(lambda a: form(geometry, a, b), a)
+            return out.reshape(-1, *out.shape[2:])
+        b = b.reshape(-1, images, *b.shape[1:])
+        first = form(geometry, a[0], b[0])
+        return lax.fori_loop(1, len(a), lambda i, total: total + form(geometry, a[i], b[i]), first)
+
+    return blocked
+
+
+def _by_group(form):
     """The form for one group, mapped over the groups, which lie in the last axis of both arguments and of the result."""
 
     def grouped(geometry, a, b):
@@ -272,14 +297,14 @@ def _patches_pixels_last(geometry, x):
 
 def _forward_patches(geometry, x, kernel):
     y = _contract(geometry, _patches(geometry, x), kernel.reshape(-1, kernel.shape[-1]), ((1,), (0,)))
-    return y.astype(x.dtype).reshape(x.shape[0], *geometry.output, -1)
+    return y.reshape(x.shape[0], *geometry.output, -1)
 
 
 def _forward_cpu(geometry, x, kernel):
     if x.shape[-1] > FEW_CHANNELS or kernel.shape[-1] > NARROW_OUTPUT:
         return _forward_lax(geometry, x, kernel)
     y = _contract(geometry, kernel.reshape(-1, kernel.shape[-1]), _patches_pixels_last(geometry, x), ((0,), (0,)))
-    return y.astype(x.dtype).reshape(-1, x.shape[0], *geometry.output).transpose(1, 2, 3, 0)
+    return y.reshape(-1, x.shape[0], *geometry.output).transpose(1, 2, 3, 0)
 
 
 def _input_gradient_taps(geometry, g, kernel):
@@ -293,27 +318,24 @@ def _input_gradient_taps(geometry, g, kernel):
         covered = (geometry.output[axis] - 1) * geometry.stride[axis] + 1
         return low, geometry.image[axis] - covered - low, geometry.stride[axis] - 1
 
-    def place(x, rows=(0, 0, 0), columns=(0, 0, 0)):
-        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), rows, columns, *((0, 0, 0),) * (x.ndim - 3)])
+    def place(x, axis, tap):
+        around = [(0, 0, 0)] * x.ndim
+        around[1 + axis] = edges(axis, tap)
+        return lax.pad(x, jnp.zeros((), x.dtype), around)
 
-    if channels <= SHORT_TAPS:
-        taps = sum(place(taps[:, :, :, i], rows=edges(0, i)) for i in range(kh))
-        dx = sum(place(taps[:, :, :, j], columns=edges(1, j)) for j in range(kw))
-    else:
-        dx = sum(place(taps[:, :, :, i, j], edges(0, i), edges(1, j)) for i in range(kh) for j in range(kw))
-    return dx.astype(g.dtype)
+    taps = sum(place(taps[:, :, :, i], 0, i) for i in range(kh))
+    return sum(place(taps[:, :, :, j], 1, j) for j in range(kw))
 
 
 def _kernel_gradient_patches(geometry, x, g):
     dk = _contract(geometry, _patches(geometry, x), g.reshape(-1, g.shape[-1]), ((0,), (0,)))
-    return dk.astype(x.dtype).reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
+    return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
 
 
 def _kernel_gradient_cpu(geometry, x, g):
-    shape = (*geometry.kernel, x.shape[-1], g.shape[-1])
     if x.shape[-1] <= FEW_CHANNELS:
         dk = _contract(geometry, _patches_pixels_last(geometry, x), g.reshape(-1, g.shape[-1]), ((1,), (0,)))
-        return dk.astype(x.dtype).reshape(shape)
+        return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
     # Channels become the batch, the batch becomes the channels, and the cotangent is the kernel. The image is cut (or padded)
     # to what the taps reach, so that as many positions come out as there are taps.
     edges = [(0, 0, 0)] * 4
@@ -329,5 +351,6 @@ def _kernel_gradient_cpu(geometry, x, g):
         rhs_dilation=geometry.stride,
         dimension_numbers=_LAYOUT,
         precision=geometry.precision,
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
     return swapped.transpose(1, 2, 0, 3)

@@ -43,7 +43,7 @@ def _as_float(x: jax.Array) -> jax.Array:
 
 
 def _nearest_steps(magnitude: jax.Array, fmt: Format) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pattern of the anchor 2**(23 + e - M), float32 sum |x| + anchor, pattern of 2**e; from that of the clipped |x|."""
+    """Pattern of the anchor 2**(23 + e - M), float32 sum |x| + anchor, pattern of 2**e; from that of clipped |x|."""
     binade = jnp.maximum(magnitude & _EXPONENT_MASK, _pattern(fmt.smallest_normal))
     anchor = binade + np.int32((_MANTISSA - fmt.mantissa_bits) << _MANTISSA)
     return anchor, _as_float(magnitude) + _as_float(anchor), binade
@@ -82,7 +82,8 @@ def _dithered(pattern: jax.Array, dither: jax.Array, fmt: Format) -> jax.Array:
     whole = np.int32(1 << fraction_bits)
     fixed = _fixed_point(jnp.minimum(pattern & _MAGNITUDE_MASK, _pattern(fmt.max)), fmt)
     # A value that was on the grid before it was scaled comes here with a relative error of a few float32 roundings.
-    # Within 2**-18 of a grid point (in steps: t * 2**-18, no more than 2**-15) it counts as that point.
+    # Within 2**-18 of a grid point it counts as that point: relative to |x| for subnormal numbers, relative to the
+    # power of two below |x| for normal ones (a constant number of fractional bits there).
     tolerance = jnp.minimum(fixed >> 18, np.int32(1 << 5))
     shifted = fixed + tolerance
     excess = shifted & (whole - np.int32(1))

@@ -7,12 +7,13 @@ with lower the grid value next below |x| (the sign is put back afterwards), step
 Guarantees
 - The result is one of the two neighbors; a value on the grid stays where it is, whatever the key.
 - Variance step**2 * f * (1 - f) for the fraction f, at most step**2 / 4.
-- The probability of going up is the fraction cut to 20 bits (M = 3; 21 bits for M = 2): exact for normal numbers, whose
-  float32 patterns hold no more bits than that, and short by less than 2**-20 of a step for subnormal ones.
-- A value within 2**-18 of a grid point (relative, measured from zero) counts as that point. Values that were on a
-  scaled grid and then passed through a few float32 operations (decoding, averaging equal contributions) therefore
-  return to their codes: such a chain of K roundings is off by K * 2**-24, so there is room for about sixty. The price
-  is a bias of at most 2**-18 |x|, which has either sign and cancels over uniformly distributed fractions.
+- The probability of going up is the fraction rounded to 20 bits (M = 3; 21 bits for M = 2): exact for normal numbers,
+  whose float32 patterns hold no more bits than that, and within 2**-21 for subnormal ones.
+- A value close to a grid point counts as that point: within 2**-18 |x| of it for subnormal numbers, within 2**-18 of
+  the power of two below |x| for normal ones. Values that were on a scaled grid and then passed through a few float32
+  operations (decoding, averaging equal contributions) therefore return to their codes: a chain of K roundings is off
+  by at most K * 2**-24 |x|, so there is room for thirty. The price is a bias of at most 2**-18 |x|, which has either
+  sign and cancels over uniformly distributed fractions.
 - Saturates at +-fmt.max; NaN stays NaN; no negative zero in the fnuz formats.
 
 The form is the only unbiased one with two neighbors. Wang et al., "Towards Federated Learning with On-device Training

@@ -143,9 +143,7 @@ def compare_runs(
     unreadable runs, or no evaluation at all.
     """
     if target is not None and not 0 < target <= 1:
-        raise UserError(
-            f"target {target:g} is no test accuracy; give a number above 0 and up to 1, such as 0.9"
-        )
+        raise UserError(f"target {target:g} is no test accuracy; give a number above 0 and up to 1, such as 0.9")
     if smooth is not None and smooth < 1:
         raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
     settings, warnings = read_settings(paths)
@@ -197,11 +195,7 @@ def _result(setting: Setting, target: float, smooth: int, first: Result | None) 
     bytes_to_target = statistic(spent)
     reference = bytes_to_target if first is None else first.bytes_to_target
     complete = len(spent) == len(setting.runs) and (first is None or first.reached == len(first.setting.runs))
-    gain = (
-        reference.mean / bytes_to_target.mean
-        if complete and bytes_to_target.mean and reference.mean
-        else None
-    )
+    gain = reference.mean / bytes_to_target.mean if complete and bytes_to_target.mean and reference.mean else None
     return Result(
         setting=setting,
         reached=len(spent),
@@ -214,9 +208,7 @@ def _result(setting: Setting, target: float, smooth: int, first: Result | None) 
         uplink_bytes=statistic(run.uplink_bytes[-1] for run in setting.runs),
         downlink_bytes=statistic(run.downlink_bytes[-1] for run in setting.runs),
         saving=statistic(number(run.summary.get("saving")) for run in setting.runs),
-        seconds=statistic(
-            number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) for run in setting.runs
-        ),
+        seconds=statistic(number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) for run in setting.runs),
     )
 
 

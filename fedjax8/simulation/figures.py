@@ -79,9 +79,7 @@ def draw(
     drawn = [(i, s, c) for i, s, c in drawn if c is not None]
     if not drawn:
         logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
-        raise UserError(
-            f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}"
-        )
+        raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")
     ax = _new_axes() if ax is None else ax
     log = _wants_log([c for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
     handles = [_draw_curve(ax, c, i, log) for i, _, c in drawn]

@@ -141,9 +141,7 @@ def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return first | {name: metrics[name] for name in sorted(metrics) if name not in first}
 
 
-def _summary(
-    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool
-) -> dict[str, Any]:
+def _summary(state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool) -> dict[str, Any]:
     return {
         "rounds": state.round,
         "test_accuracy": last.get("test_accuracy"),

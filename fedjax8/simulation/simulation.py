@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8 import trees
 from fedjax8.cohorts.auto import auto
 from fedjax8.data.batches import Pool
 from fedjax8.data.federated import FederatedData, sample_cohort
@@ -105,9 +104,7 @@ def simulate(
     """
     num_clients = data.num_clients
     if not 1 <= cohort_size <= num_clients:
-        raise UserError(
-            f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}"
-        )
+        raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
     execution = auto() if execution is None else execution
     root = jax.random.key(seed)
     pool = execution.place(Pool({n: np.asarray(c) for n, c in data.columns.items()}, np.asarray(data.order)))

@@ -33,7 +33,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     a, b = flatten(dict(old)), flatten(dict(new))
     missing = "(unset)"
     return [
-        f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}" for k in sorted(a | b) if a.get(k, missing) != b.get(k, missing)
+        f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}"
+        for k in sorted(a | b)
+        if a.get(k, missing) != b.get(k, missing)
     ]
 
 

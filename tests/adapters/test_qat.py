@@ -64,7 +64,7 @@ def test_each_layer_gets_a_clip_for_its_kernel_and_one_for_its_input(make, batch
 
 @pytest.mark.parametrize("make", [lambda: from_linen(Small()), lambda: from_nnx(SmallNNX)], ids=["linen", "nnx"])
 def test_the_forward_pass_runs_on_the_grid(make, batch):
-    """Against NumPy: quantize input and kernel of the dense layer; the convolution by quantized inputs fed to the plain one."""
+    """Against NumPy for the dense layer; the convolution by quantized inputs and kernel fed to the plain one."""
     base, model = make(), qat(make())
     variables = model.init(jax.random.key(1), batch)
     p = jax.tree.map(np.asarray, variables.params)
@@ -99,9 +99,7 @@ def test_the_float32_view_ignores_the_clips(batch):
     base, model = from_linen(Small()), qat(from_linen(Small()))
     variables = model.init(jax.random.key(0), batch)
     plain = base.init(jax.random.key(0), batch)
-    np.testing.assert_array_equal(
-        model.views["float32"](variables, batch)[0], base.apply(plain, batch)[0]
-    )
+    np.testing.assert_array_equal(model.views["float32"](variables, batch)[0], base.apply(plain, batch)[0])
     assert np.any(np.asarray(model.apply(variables, batch)[0] != base.apply(plain, batch)[0]))
 
 
@@ -174,5 +172,5 @@ def test_a_quantized_model_learns(batch):
 
 
 def test_an_unknown_format_is_named_with_the_nearest_one():
-    with pytest.raises(ValueError, match="e4m3fm.*e4m3fn"):
+    with pytest.raises(ValueError, match=r"e4m3fm.*e4m3fn"):
         qat(from_linen(Small()), "e4m3fm")

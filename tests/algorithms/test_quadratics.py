@@ -86,9 +86,7 @@ def test_fedprox_with_a_strong_pull_holds_the_model(toys):
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_scaffold_finds_the_true_optimum(toys, option):
-    sim = toys.build(
-        functools.partial(scaffold, learning_rate=toys.LEARNING_RATE, option=option), toys.q2(), steps=5
-    )
+    sim = toys.build(functools.partial(scaffold, learning_rate=toys.LEARNING_RATE, option=option), toys.q2(), steps=5)
     assert toys.trajectory(sim, 150)[-1] == pytest.approx(0.8, abs=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_the_first_matching_pattern_wins():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_path():
-    with pytest.raises(UserError, match="params/dense/kernal.*did you mean 'params/dense/kernel'"):
+    with pytest.raises(UserError, match=r"params/dense/kernal.*did you mean 'params/dense/kernel'"):
         per_path({"params/dense/kernal": none()}, none()).init(TREE)
 
 

@@ -20,9 +20,7 @@ def cropped(x, offsets, padding):
     return np.stack([image[top : top + height, left : left + width] for image, (top, left) in corners])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "padding"), [(np.uint8, 4), (np.float32, 1), (jnp.bfloat16, 4), (np.uint8, 0)]
-)
+@pytest.mark.parametrize(("dtype", "padding"), [(np.uint8, 4), (np.float32, 1), (jnp.bfloat16, 4), (np.uint8, 0)])
 def test_crop_cuts_the_drawn_window_from_the_zero_padded_image(dtype, padding):
     key, x = jax.random.key(3), images(16, dtype=dtype)
     result = jax.jit(crop(padding))(key, x)

@@ -54,9 +54,7 @@ def test_label_counts_agree_with_counting_one_client_at_a_time():
     sizes = rng.integers(0, 100, 60).astype(np.int32)
     order = rng.permutation(500).astype(np.int32)
     data = FederatedData({"y": labels}, order, starts, sizes)
-    expected = [
-        np.bincount(labels[order[a : a + n]], minlength=7) for a, n in zip(starts, sizes, strict=True)
-    ]
+    expected = [np.bincount(labels[order[a : a + n]], minlength=7) for a, n in zip(starts, sizes, strict=True)]
     np.testing.assert_array_equal(data.label_counts(7), expected)
 
 

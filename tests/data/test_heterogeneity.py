@@ -83,6 +83,4 @@ def test_the_summary_describes_sizes():
     summary = label_skew(federated([0] * 10, [0] * 7 + [1] * 2 + [2], 3), 1).summary()
     assert (summary["size_min"], summary["size_median"], summary["size_max"]) == (1.0, 2.0, 7.0)
     assert summary["size_mean"] == pytest.approx(10 / 3)
-    assert summary["size_std"] == pytest.approx(
-        math.sqrt(((7 - 10 / 3) ** 2 + (4 / 3) ** 2 + (7 / 3) ** 2) / 3)
-    )
+    assert summary["size_std"] == pytest.approx(math.sqrt(((7 - 10 / 3) ** 2 + (4 / 3) ** 2 + (7 / 3) ** 2) / 3))

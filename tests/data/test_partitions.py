@@ -188,9 +188,7 @@ def test_balanced_dirichlet_has_the_law_of_the_one_by_one_process():
     # and its largest share must agree between 400 splits drawn in blocks and 400 drawn a row at a time.
     available, clients, draws = [6, 10, 32], 4, 400
     dataset = dataset_of(np.repeat([0, 1, 2], available), 3)
-    expected = np.stack(
-        [one_by_one_dirichlet(np.random.default_rng(s), available, 0.5, clients) for s in range(draws)]
-    )
+    expected = np.stack([one_by_one_dirichlet(np.random.default_rng(s), available, 0.5, clients) for s in range(draws)])
     split, found = dirichlet(0.5), []
     for seed in range(draws):
         owners = split(np.random.default_rng(10_000 + seed), dataset, clients)
@@ -277,7 +275,9 @@ def test_label_wise_minimum_size_holds_or_is_named_as_impossible(dataset):
         dirichlet(0.01, balanced=False, min_size=20)(np.random.default_rng(0), dataset, 40)
 
 
-@pytest.mark.parametrize("split", [dirichlet(min_size=20), quantity_skew(min_size=20)], ids=["dirichlet", "quantity_skew"])
+@pytest.mark.parametrize(
+    "split", [dirichlet(min_size=20), quantity_skew(min_size=20)], ids=["dirichlet", "quantity_skew"]
+)
 def test_a_minimum_size_beyond_the_rows_is_named(split, dataset):
     with pytest.raises(UserError, match="100 clients with at least 20 rows each need 2000 rows"):
         split(np.random.default_rng(0), dataset, 100)

@@ -153,9 +153,7 @@ def cifar_files(made, label_bytes, batches):
             ],
             axis=1,
         )
-        files |= {
-            n: block.tobytes() for n, block in zip(names, np.array_split(rows, len(names)), strict=True)
-        }
+        files |= {n: block.tobytes() for n, block in zip(names, np.array_split(rows, len(names)), strict=True)}
     return files
 
 
@@ -303,9 +301,7 @@ def test_constant_channels_and_symbols_are_not_scaled():
     assert channel_stats(np.arange(10, dtype=np.int32)) == ((0.0,), (1.0,))
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"), [(np.float64, np.float32), (np.int64, np.int32), (np.uint8, np.uint8)]
-)
+@pytest.mark.parametrize(("given", "kept"), [(np.float64, np.float32), (np.int64, np.int32), (np.uint8, np.uint8)])
 def test_inputs_become_one_of_three_dtypes(given, kept):
     made = {"x_train": np.ones((4, 2), given), "x_test": np.ones((1, 2), given)}
     made |= {"y_train": np.arange(4), "y_test": np.array([1])}

@@ -13,9 +13,9 @@ from fedjax8.adapters.inputs import inputs
 from fedjax8.adapters.qat import qat
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.scaffold import scaffold
-from fedjax8.cohorts.loop import loop
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
+from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.local import local_training

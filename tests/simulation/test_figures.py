@@ -62,8 +62,7 @@ def test_points_at_zero_bytes_are_left_out_of_a_logarithmic_axis(tmp_path):
     folder = write_run(tmp_path / "a", [0.1, 0.2], 100)
     (folder / "metrics.jsonl").write_text(
         "".join(
-            json.dumps({"round": r, "uplink_bytes": 100 * r, "downlink_bytes": 0, "test_accuracy": 0.1})
-            + "\n"
+            json.dumps({"round": r, "uplink_bytes": 100 * r, "downlink_bytes": 0, "test_accuracy": 0.1}) + "\n"
             for r in range(3)
         )
     )
@@ -130,9 +129,7 @@ def test_a_file_that_cannot_be_written_is_an_error_and_leaves_the_old_one(tmp_pa
 def test_an_inline_svg_has_its_own_ids_and_no_addresses(folders):
     settings, _ = read_settings(folders)
     svg = inline_svg(draw(settings, target=0.5), "one", 'a "title"')
-    assert svg.startswith('<svg role="img" aria-label="a &quot;title&quot;"') and svg.rstrip().endswith(
-        "</svg>"
-    )
+    assert svg.startswith('<svg role="img" aria-label="a &quot;title&quot;"') and svg.rstrip().endswith("</svg>")
     assert "target 0.5" in svg and "bits=32" in svg
     assert "http" not in svg
     ids = set(re.findall(r'\bid="([^"]*)"', svg))

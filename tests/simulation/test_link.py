@@ -10,11 +10,11 @@ import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.parts import Update
+from fedjax8.codecs.none import none
 from fedjax8.cohorts.chunked import chunked
 from fedjax8.cohorts.loop import loop
 from fedjax8.cohorts.pmap import pmap
 from fedjax8.cohorts.vmap import vmap
-from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
 from fedjax8.simulation.simulation import deal, simulate
@@ -23,9 +23,7 @@ from fedjax8.types import Codec
 
 def counting() -> Codec:
     """Lossless, with a state that counts the messages it encoded."""
-    return none()._replace(
-        init=lambda tree: jnp.int32(0), encode=lambda key, state, tree: (tree, state + 1)
-    )
+    return none()._replace(init=lambda tree: jnp.int32(0), encode=lambda key, state, tree: (tree, state + 1))
 
 
 def build(toys, data, *, uplink=None, downlink=None, execution=None, make=fedavg, cohort_size=None, start=0.0):

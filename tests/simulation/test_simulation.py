@@ -10,9 +10,9 @@ import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.scaffold import scaffold
+from fedjax8.codecs.none import none
 from fedjax8.cohorts.loop import loop
 from fedjax8.cohorts.pmap import pmap
-from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
@@ -106,9 +106,7 @@ def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, o
     model = with_counter(toys)
     local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))
     algorithm = fedavg(local, weighting="uniform", model_state=policy)
-    sim = simulate(
-        model, algorithm, data, cohort_size=3, uplink=none(), downlink=none(), execution=loop()
-    )
+    sim = simulate(model, algorithm, data, cohort_size=3, uplink=none(), downlink=none(), execution=loop())
     state, lines = run(sim, 2)
     assert float(sim.variables(state).state["seen"]) == pytest.approx(server, rel=1e-6)
     if own is not None:

@@ -21,8 +21,7 @@ def by_key() -> Split:
     def split(rng: np.random.Generator, dataset: Dataset, num_clients: int) -> np.ndarray:
         if dataset.owners is None:
             raise UserError(
-                f"{dataset.name} has no natural clients to split by; use iid, dirichlet, shards or "
-                "quantity_skew"
+                f"{dataset.name} has no natural clients to split by; use iid, dirichlet, shards or quantity_skew"
             )
         checked_rows(dataset, num_clients)
         keys, natural = np.unique(dataset.owners, return_inverse=True)

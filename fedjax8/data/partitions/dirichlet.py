@@ -51,9 +51,7 @@ def dirichlet(concentration: float = 0.3, *, balanced: bool = True, min_size: in
             by_class = places[np.argsort(classes, kind="stable")]
         else:
             counts = _cut_classes(rng, concentration, available, num_clients, min_size)
-            by_class = np.repeat(
-                np.tile(np.arange(num_clients, dtype=np.int32), len(available)), counts.ravel()
-            )
+            by_class = np.repeat(np.tile(np.arange(num_clients, dtype=np.int32), len(available)), counts.ravel())
         owners = np.empty(rows, np.int32)
         owners[rows_by_class(rng, labels)] = by_class
         return owners

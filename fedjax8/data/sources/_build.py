@@ -63,9 +63,7 @@ def channel_stats(x: np.ndarray, where: str = "x") -> tuple[tuple[float, ...], t
     channels = x.shape[-1] if x.ndim == 4 else 1
     scale = 255.0 if x.dtype == np.uint8 else 1.0
     totals = np.zeros((2, channels))
-    shift = (
-        x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0
-    )  # against cancellation
+    shift = x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0  # against cancellation
     for start in range(0, len(x), _ROWS_AT_ONCE):
         values = x[start : start + _ROWS_AT_ONCE].reshape(-1, channels).astype(np.float64) - shift
         totals += values.sum(axis=0), np.square(values).sum(axis=0)
@@ -94,9 +92,7 @@ def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.
 def _integers(values: np.ndarray, where: str, rows: int) -> np.ndarray:
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if values.shape != (rows,) or values.dtype.kind not in "iu":
-        raise UserError(
-            f"{where} is {values.dtype} {values.shape}; it must be [{rows}] integers, one for each row"
-        )
+        raise UserError(f"{where} is {values.dtype} {values.shape}; it must be [{rows}] integers, one for each row")
     return _to_int32(values, where)
 
 

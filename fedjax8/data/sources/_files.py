@@ -37,9 +37,7 @@ def data_directory(name: str, data_dir: str | None) -> Path:
     """The directory to look for data set `name` in: `data_dir`, else `$FEDJAX8_DATA`; it must exist."""
     given = data_dir or os.environ.get("FEDJAX8_DATA")
     if not given:
-        raise UserError(
-            f"{name} needs a data directory: give --data_dir=DIR or set $FEDJAX8_DATA{_how_to_fetch(name)}"
-        )
+        raise UserError(f"{name} needs a data directory: give --data_dir=DIR or set $FEDJAX8_DATA{_how_to_fetch(name)}")
     root = Path(given).expanduser()
     if not root.is_dir():
         origin = "--data_dir" if data_dir else "$FEDJAX8_DATA"
@@ -85,9 +83,7 @@ def load_cifar_set(name: str, data_dir: str | None, layout: CifarLayout, **setti
     for folder in (root / name / layout.folder, root / layout.folder, root / name, root):
         absent = [file for file in names if not (folder / file).is_file()]
         if not absent:
-            parts = {
-                key: read_cifar_folder(folder, part, layout.label_bytes) for key, part in layout.parts.items()
-            }
+            parts = {key: read_cifar_folder(folder, part, layout.label_bytes) for key, part in layout.parts.items()}
             return build_dataset(name, str(folder), _flatten(parts), **settings)
         if len(absent) < len(names):
             missing.append(f"{folder} lacks {', '.join(absent)}")
@@ -95,14 +91,10 @@ def load_cifar_set(name: str, data_dir: str | None, layout: CifarLayout, **setti
         if archive.is_file():
             parts = read_cifar_archive(archive, layout.parts, layout.label_bytes)
             return build_dataset(name, str(archive), _flatten(parts), **settings)
-    raise missing_set(
-        name, root, (f"{name}.npz", layout.archive, f"{layout.folder}/{names[0]} and so on"), missing
-    )
+    raise missing_set(name, root, (f"{name}.npz", layout.archive, f"{layout.folder}/{names[0]} and so on"), missing)
 
 
-def missing_set(
-    name: str, root: Path, files: tuple[str, ...], incomplete: list[str] | None = None
-) -> UserError:
+def missing_set(name: str, root: Path, files: tuple[str, ...], incomplete: list[str] | None = None) -> UserError:
     """The error for a set that is not there: what was looked for, where, and how to get it."""
     found = f" ({'; '.join(incomplete)})" if incomplete else ""
     return UserError(
@@ -136,6 +128,4 @@ def _check_identity(name: str, folder: Path, labels: np.ndarray) -> None:
 
 
 def _flatten(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {
-        f"{key}_{part}": array for part, pair in parts.items() for key, array in zip("xy", pair, strict=True)
-    }
+    return {f"{key}_{part}": array for part, pair in parts.items() for key, array in zip("xy", pair, strict=True)}

@@ -26,8 +26,7 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Dataset:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError(
-            "digits come with scikit-learn, which is not installed; install scikit-learn, or use the "
-            "synthetic source"
+            "digits come with scikit-learn, which is not installed; install scikit-learn, or use the synthetic source"
         ) from error
     levels, labels = load_digits(return_X_y=True)
     images = np.rint(levels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)

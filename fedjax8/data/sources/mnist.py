@@ -9,9 +9,7 @@ from fedjax8.data.sources._files import load_idx_set
 
 def mnist(data_dir: str | None = None) -> Dataset:
     """The set from `mnist.npz` or the official idx files: x [N, 28, 28, 1] uint8, 10 classes, 255 = ink."""
-    return load_idx_set(
-        "mnist", data_dir, num_classes=10, row_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,)
-    )
+    return load_idx_set("mnist", data_dir, num_classes=10, row_shape=(28, 28, 1), mean=(0.1307,), std=(0.3081,))
 
 
 EXAMPLES = ({},)

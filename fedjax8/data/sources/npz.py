@@ -21,9 +21,7 @@ def npz(data_dir: str | None = None, name: str = "", *, num_classes: int | None 
     """
     name = name.removesuffix(".npz")
     if not name:
-        raise ValueError(
-            "name is empty; it must be that of an .npz file in the data directory, such as 'femnist'"
-        )
+        raise ValueError("name is empty; it must be that of an .npz file in the data directory, such as 'femnist'")
     root = data_directory(name, data_dir)
     dataset = load_npz_set(name, root, num_classes=num_classes)
     if dataset is None:

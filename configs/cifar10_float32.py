@@ -1,7 +1,7 @@
 """FedAvg in float32 on CIFAR-10 with the LeNet-style CNN (797,962 parameters): 100 clients, Dirichlet 0.3, 10 a round.
 
-Settings follow the public FedDyn code where it has them (5 local epochs of batch 50, SGD 0.1, weight decay 1e-3, no augmentation);
-participation and concentration are this project's choice.
+Settings follow the public FedDyn code where it has them (5 local epochs of batch 50, SGD 0.1, weight decay 1e-3, no
+augmentation); participation and concentration are this project's choice.
 
     python -m fedjax8.train --config=configs/cifar10_float32.py --data_dir=DIR
 """

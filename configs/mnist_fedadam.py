@@ -1,7 +1,7 @@
 """FedAdam in float32 on MNIST with LeNet-5: 100 clients with Dirichlet 0.3 label skew, 10 a round.
 
-Server and client step sizes and moments are those commonly shipped for FedAdam (0.1, 0.1, 0.9, 0.99, tau 1e-3), with the server's
-made smaller because it also steps for weights that hardly move.
+Server and client step sizes and moments are those commonly shipped for FedAdam (0.1, 0.1, 0.9, 0.99, tau 1e-3), with
+the server's made smaller because it also steps for weights that hardly move.
 
     python -m fedjax8.train --config=configs/mnist_fedadam.py --data_dir=DIR
 """

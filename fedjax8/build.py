@@ -62,7 +62,10 @@ FINDERS: dict[str, Callable[[str], Callable]] = {
     "optimizer": find_optimizer,
     "server_optimizer": find_optimizer,
 }
-"""Where the component of a field is looked up. A component inside another is looked up by its own field, else like its parent."""
+"""Where the component of a field is looked up.
+
+A component inside another is looked up by its own field, else like its parent.
+"""
 
 
 def build_component(where: str, config: ConfigDict, finder: Callable, **supplied: Any) -> Any:

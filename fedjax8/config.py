@@ -1,7 +1,8 @@
 """Settings of a run: what they are, how a file and flags change them, how they are checked.
 
-A config is an `ml_collections.ConfigDict`. Some fields are plain values; a *component* is a `ConfigDict` with a `name` (a file in
-the matching package, or `package.module:factory`) and that factory's keyword settings. `build.py` turns it into objects.
+A config is an `ml_collections.ConfigDict`. Some fields are plain values; a *component* is a `ConfigDict` with a `name`
+(a file in the matching package, or `package.module:factory`) and that factory's keyword settings. `build.py` turns it
+into objects.
 """
 
 import ast
@@ -100,7 +101,7 @@ def plain(value: Any) -> Any:
 
 
 def load_config(file: str | None) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:argument` (its `get_config()` or `get_config(argument)`); the base one for None.
+    """The config that `FILE.py` or `FILE.py:argument` gives by `get_config()` or `get_config(argument)`; base for None.
 
     Raises `UserError` if the file is missing, has no `get_config`, refuses the argument, or sets a field wrongly.
     """

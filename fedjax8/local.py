@@ -2,8 +2,8 @@
 
     for s in 0 .. S - 1:   g = gradient of the batch's mean loss at y;   y <- project(y - optimizer(adjust(g, y)))
 
-The number of steps is the client's own: the loop is bounded by it, so a small client costs little, and under `vmap` finished
-clients keep still while the longest one goes on.
+The number of steps is the client's own: the loop is bounded by it, so a small client costs little, and under `vmap`
+finished clients keep still while the longest one goes on.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Name to factory: `fp8` in package `fedjax8.codecs` is `fedjax8.codecs.fp8.fp8`; `package.module:factory` is itself."""
+"""Name to factory: `fp8` in package `fedjax8.codecs` is `fedjax8.codecs.fp8.fp8`;
+
+`package.module:factory` is itself.
+"""
 
 import difflib
 import importlib
@@ -22,7 +25,7 @@ def component_names(package: str) -> list[str]:
 
 
 def find(name: str, *packages: str) -> Callable:
-    """The factory called `name` in the first of `packages` that has it, or the object that `package.module:factory` names.
+    """The factory called `name` in the first of `packages` that has it, or what `package.module:factory` names.
 
     Raises `UserError` with the nearest match.
     """

@@ -9,7 +9,10 @@ import numpy as np
 from fedjax8.types import Array, PyTree
 
 CLIP_SUFFIX = "_clip"
-"""A leaf `kernel_clip` beside a leaf `kernel` is the clipping value (alpha) of that kernel. A clip is a float32 scalar."""
+"""A leaf `kernel_clip` beside a leaf `kernel` is the clipping value (alpha) of that kernel.
+
+A clip is a float32 scalar.
+"""
 
 
 def path_name(path: tuple) -> str:

@@ -1,10 +1,10 @@
 """Shared vocabulary: what a model, a codec, an algorithm and an executor are.
 
-Axis letters, used in every docstring: `C` clients in the cohort, `S` local steps, `B` examples per batch, `P` parameters,
-`K` registered clients, `N` rows of data. An *update* is new minus old. Bytes are octets.
+Axis letters, used in every docstring: `C` clients in the cohort, `S` local steps, `B` examples per batch, `P`
+parameters, `K` registered clients, `N` rows of data. An *update* is new minus old. Bytes are octets.
 
-Everything here is a `NamedTuple` of pure functions, built by a factory that closes over its settings. To add one, write a
-function that returns the tuple; nothing has to be registered.
+Everything here is a `NamedTuple` of pure functions, built by a factory that closes over its settings. To add one,
+write a function that returns the tuple; nothing has to be registered.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,8 @@ LayerInput = Callable[[str, Array], Array]
 class Variables(NamedTuple):
     """All that a model carries: what is trained, and what merely accompanies it.
 
-    `params` is a nested dict of float32 arrays; `state` (batch statistics and the like) is an empty dict for most models.
+    `params` is a nested dict of float32 arrays; `state` (batch statistics and the like) is an empty dict for most
+    models.
     """
 
     params: PyTree
@@ -61,8 +62,8 @@ class Model(NamedTuple):
 class Codec(NamedTuple):
     """Tree to message and back. A message is a pytree in wire dtypes; its size is read off its leaves.
 
-    Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone; leaves that are not float32
-    pass through unchanged; `decode` yields float32 and the tree that was encoded, up to the stated error.
+    Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone; leaves that are not
+    float32 pass through unchanged; `decode` yields float32 and the tree that was encoded, up to the stated error.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -110,7 +111,7 @@ class Cohort(NamedTuple):
 class Execution(NamedTuple):
     """How a function is mapped over clients and summed. Knows nothing about learning.
 
-    `map_reduce` and `total` may be called only inside a function given to `compile`, any number of times, also in loops.
+    `map_reduce` and `total` may be called only inside a function given to `compile`, any number of times and in loops.
     """
 
     num_shards: int
@@ -150,7 +151,7 @@ class Reduced(NamedTuple):
     clients: Array
     """int32: clients whose contribution was used."""
     report: dict[str, Array]
-    """Sums over the clients used, and `excluded`: int32 number of clients left out because they sent NaN or infinity."""
+    """Sums over the clients used, and `excluded`: int32 number of clients left out for sending NaN or infinity."""
 
 
 class RoundOutput(NamedTuple):

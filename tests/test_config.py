@@ -105,7 +105,7 @@ def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
 
 def test_missing_data_names_the_places_looked_in_and_how_to_get_it(tmp_path):
     config = configured(("data.name", "mnist"))
-    with pytest.raises(UserError, match="fetch_data.py mnist"):
+    with pytest.raises(UserError, match=r"fetch_data\.py mnist"):
         build(config, str(tmp_path))
 
 
@@ -116,7 +116,7 @@ def test_unknown_and_missing_fields_of_a_config_file_are_named():
         validate(config)
     config = base_config()
     del config.rounds
-    with pytest.raises(UserError, match="config.rounds is missing"):
+    with pytest.raises(UserError, match=r"config\.rounds is missing"):
         validate(config)
 
 

@@ -2,10 +2,10 @@
 
     layer(x, w)  ->  layer(Q(x; beta), Q(w; alpha))          Q rounds to nearest, its gradient goes straight through
 
-Every dense and convolution layer gets two learnable clips, float32 scalars beside its kernel: `kernel_clip` (alpha, starts at
-max|w|) and `input_clip` (beta, starts at the largest input seen on the sample batch). Biases, norms and clips stay float32.
-Grid and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. That Wang et al. (arXiv 2407.02610) use
-the same, and the initial values, is inferred.
+Every dense and convolution layer gets two learnable clips, float32 scalars beside its kernel: `kernel_clip` (alpha,
+starts at max|w|) and `input_clip` (beta, starts at the largest input seen on the sample batch). Biases, norms and
+clips stay float32. Grid and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. That Wang et
+al. (arXiv 2407.02610) use the same, and the initial values, is inferred.
 
 The model's file is not touched: weights are quantized in the parameter tree, inputs through `layer_input`.
 """

@@ -1,4 +1,4 @@
-"""The usual shape of a round (send, train, reduce, step) from two functions: what a client does and what the server does.
+"""The usual shape of a round (send, train, reduce, step), from what a client does and what the server does.
 
     received = link.broadcast({params, state, extra})                 one message for the cohort
     mean     = link.map_clients(client, received)                     weighted mean of decoded contributions
@@ -32,7 +32,10 @@ class Update(NamedTuple):
     """What an algorithm's client function returns."""
 
     contribution: dict[str, PyTree]
-    """Trees to send up, by name. Under `params` clips are read as scales (see `codecs.fp8`), elsewhere as plain numbers."""
+    """Trees to send up, by name.
+
+    Under `params` clips are read as scales (see `codecs.fp8`), elsewhere as plain numbers.
+    """
     weight: Array
     """float32 weight in the mean."""
     variables: Variables
@@ -66,7 +69,7 @@ def mean_update(params: PyTree, mean: Mean) -> PyTree:
 
 
 def outgoing(payload: str, new: PyTree, received: PyTree) -> dict[str, PyTree]:
-    """The contribution that carries a trained model as `params` (itself) or `update` (its difference from what was received)."""
+    """The contribution that carries a trained model: as `params`, or as `update`, its difference from the received one."""
     return {"params": new} if payload == "params" else {"update": trees.subtract(new, received)}
 
 
@@ -88,12 +91,11 @@ def from_parts(
     """An `Algorithm` of the usual shape.
 
     Args:
-      client: `(start, extra, memory, rows, key, round_number) -> Update`: one client's work. `start` is the received model.
-      server: `(state, mean) -> (params, memory)`: the server's step.
-      init: initial variables to the server's memory.
-      init_client: initial variables to one client's memory.
-      extra: what travels down beside the model, by name.
-      model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like parameters),
+      client: `(start, extra, memory, rows, key, round_number) -> Update`: one client's work. `start` is the received
+      model. server: `(state, mean) -> (params, memory)`: the server's step. init: initial variables to the server's
+      memory. init_client: initial variables to one client's memory. extra: what travels down beside the model, by
+      name. model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
+      parameters),
         `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the initial one, nothing
         travels).
     """

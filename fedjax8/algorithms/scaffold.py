@@ -1,12 +1,15 @@
-"""SCAFFOLD: control variates take client drift out of the local steps (Karimireddy et al. 2020, arXiv 1910.06378, alg. 1).
+"""SCAFFOLD: control variates take client drift out of the local steps.
+
+Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1.
 
     y <- y - eta (g_i(y) - c_i + c)
     c_i+ = grad f_i(x)                     (option I)
     c_i+ = c_i - c + (x - y) / (S eta)     (option II, S the steps this client took)
     x <- x + eta_s mean(y_i - x);      c <- c + (m / K) mean(c_i+ - c_i)
 
-Means are uniform over the m clients of the round; c_i persists on client i, all variates start at 0. Traffic: twice FedAvg's
-in both directions. Encoded variates still sum to c as the server has them only up to the codec's error: use an unbiased one.
+Means are uniform over the m clients of the round; c_i persists on client i, all variates start at 0. Traffic: twice
+FedAvg's in both directions. Encoded variates still sum to c as the server has them only up to the codec's error: use
+an unbiased one.
 """
 
 import jax

@@ -1,4 +1,6 @@
-"""Server optimizers of the adaptive federated methods as optax transformations (Reddi et al. 2021, arXiv 2003.00295, alg. 2).
+"""Server optimizers of the adaptive federated methods as optax transformations.
+
+Reddi et al. 2021, arXiv 2003.00295, algorithm 2.
 
 With D the mean update, as optax sees it the gradient is -D:
 
@@ -8,8 +10,8 @@ With D the mean update, as optax sees it the gradient is -D:
     V <- V - (1 - b2) D^2 sign(V - D^2)           (fedyogi)
     x <- x + eta_s M / (sqrt(V) + tau)
 
-V starts at tau^2 and there is no bias correction; that is what tells these from `optax.adam`, `yogi` and `adagrad`, which
-serve as server optimizers as well. FedAvgM is `optax.sgd` with momentum.
+V starts at tau^2 and there is no bias correction; that is what tells these from `optax.adam`, `yogi` and `adagrad`,
+which serve as server optimizers as well. FedAvgM is `optax.sgd` with momentum.
 """
 
 from collections.abc import Callable

@@ -2,13 +2,13 @@
 
     code = round_to_grid(x * max / alpha),   x^ = code * alpha / max,   E[x^] = clip(x, -alpha, alpha)
 
-This is the message of FP8FedAvg-UQ (Wang et al., arXiv 2407.02610: 8-bit floating-point messages, unbiased quantization; the
-grid with a clip per tensor is that of Kuzmin et al., arXiv 2208.09225). Which tensors are quantized, and that clips travel as
-float32, is this project's choice.
+This is the message of FP8FedAvg-UQ (Wang et al., arXiv 2407.02610: 8-bit floating-point messages, unbiased
+quantization; the grid with a clip per tensor is that of Kuzmin et al., arXiv 2208.09225). Which tensors are quantized,
+and that clips travel as float32, is this project's choice.
 
 Message layout, in tree order: a quantized leaf becomes its codes (native 8-bit floats, 1 byte each) and, unless a clip
-already stands beside it in the tree, the float32 clip; every other leaf stays float32. A learnt clip is sent once, as the leaf
-that it is.
+already stands beside it in the tree, the float32 clip; every other leaf stays float32. A learnt clip is sent once, as
+the leaf that it is.
 """
 
 from typing import NamedTuple
@@ -45,12 +45,14 @@ def fp8(
     Args:
       format: `e4m3fnuz` (the grid of the FP8 papers), `e4m3fn` or `e5m2`.
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
-      clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes them)
-        and falls back to the largest magnitude in trees that hold no clips; `max` always takes the largest magnitude, so
-        that nothing is clipped.
+      clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
+      them)
+        and falls back to the largest magnitude in trees that hold no clips; `max` always takes the largest magnitude,
+        so that nothing is clipped.
       min_ndim: in a tree without learnt clips, leaves of at least this many dimensions are quantized.
 
-    Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not move.
+    Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not
+    move.
     """
     fmt = formats.get_format(format)
     for name, given, allowed in (("rounding", rounding, ROUNDINGS), ("clip", clip, CLIPS)):

@@ -29,7 +29,8 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
     """Codec that gives each leaf to the codec of the first matching pattern, or to `default`.
 
     Args:
-      rules: shell-style patterns on path names, such as `params/*/bias` or `*kernel`, to codecs. A clip goes with its kernel
+      rules: shell-style patterns on path names, such as `params/*/bias` or `*kernel`, to codecs. A clip goes with its
+      kernel
         when its pattern also matches `kernel_clip`.
       default: for leaves that match nothing.
 

@@ -7,7 +7,10 @@ from fedjax8.cohorts.pmap import pmap
 from fedjax8.types import Execution
 
 ACCELERATOR_CHUNK = 32
-"""Clients vmapped at once on a GPU or TPU: enough to fill it with small models, few enough for tens of MB of state each."""
+"""Clients vmapped at once on a GPU or TPU:
+
+enough to fill it with small models, few enough for tens of MB of state each.
+"""
 
 
 def auto(chunk: int | None = None) -> Execution:

@@ -17,7 +17,10 @@ AXIS = "devices"
 
 
 def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
-    """Executor that shards the cohort over `num_devices` local devices (default: all), `chunk` clients at once on each."""
+    """Executor that shards the cohort over `num_devices` local devices (default:
+
+    all), `chunk` clients at once on each.
+    """
     devices = jax.local_devices()
     num_devices = len(devices) if num_devices is None else num_devices
     if chunk < 1 or not 1 <= num_devices <= len(devices):

@@ -1,8 +1,9 @@
 """A client's batches, cut on the device: shuffled epochs of rows that are gathered, masked and never copied per client.
 
-This is step work and therefore JAX, unlike the rest of `data/`. All columns lie on the device once, as they came (images as
-uint8). A client is a range of `Pool.order`; a batch is a gather by index inside the training step. Clients of different size
-run the same program: a client of n examples takes ceil(n / B) steps an epoch, and the last batch is masked.
+This is step work and therefore JAX, unlike the rest of `data/`. All columns lie on the device once, as they came
+(images as uint8). A client is a range of `Pool.order`; a batch is a gather by index inside the training step. Clients
+of different size run the same program: a client of n examples takes ceil(n / B) steps an epoch, and the last batch is
+masked.
 """
 
 import math
@@ -36,8 +37,8 @@ class ClientRows(NamedTuple):
 class BatchPlan(NamedTuple):
     """How clients cut their rows into local steps. Static: Python ints.
 
-    Give `epochs`, or `steps` to take the same number of steps on every client whatever its size (epochs are then begun anew
-    as often as needed).
+    Give `epochs`, or `steps` to take the same number of steps on every client whatever its size (epochs are then begun
+    anew as often as needed).
     """
 
     batch_size: int
@@ -55,7 +56,10 @@ class BatchPlan(NamedTuple):
 
 
 def batch_plan(sizes: np.ndarray, batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> BatchPlan:
-    """The plan that serves clients of these `sizes` (int `[K]`). Raises ValueError unless one of epochs, steps is given."""
+    """The plan that serves clients of these `sizes` (int `[K]`).
+
+    Raises ValueError unless one of epochs, steps is given.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     length = epochs if steps is None else steps

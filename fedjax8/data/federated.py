@@ -187,7 +187,10 @@ class FederatedData:
 
 
 def federate(dataset: Dataset, split: Callable, num_clients: int, seed: int = 0) -> FederatedData:
-    """The training rows of `dataset` as `num_clients` clients, by a `split` such as `dirichlet(0.3)`; same seed, same clients."""
+    """The training rows of `dataset` as `num_clients` clients, by a `split` such as `dirichlet(0.3)`;
+
+    same seed, same clients.
+    """
     rng = np.random.default_rng([seed, _SPLIT_STREAM])
     return FederatedData.from_owners(dataset.train, split(rng, dataset, num_clients), num_clients)
 

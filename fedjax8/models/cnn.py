@@ -1,8 +1,8 @@
 """The two-convolution network of FedDyn's experiments, often called LeNet in the federated literature.
 
 Two 5x5 convolutions of 64 features without padding, each with ReLU and a 2x2 max-pool, and dense layers of 384, 192 and
-`num_classes` (Acar et al., "Federated learning based on dynamic regularization", ICLR 2021, their published code). On 32x32x3
-images: 797,962 parameters for 10 classes (797,248 in kernels), 815,332 for 100 classes (814,528 in kernels).
+`num_classes` (Acar et al., "Federated learning based on dynamic regularization", ICLR 2021, their published code). On
+32x32x3 images: 797,962 parameters for 10 classes (797,248 in kernels), 815,332 for 100 classes (814,528 in kernels).
 """
 
 from flax import linen as nn

@@ -2,9 +2,9 @@
 
     nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)
 
-computes what `jax.lax.conv_general_dilated` computes. Only the way differs, because two things hurt a simulator of many small
-clients: XLA's derivative of a convolution for the kernel is slow on CPUs (tens of times slower than its forward pass), and
-`jax.vmap` over per-client kernels turns a convolution into a grouped one, which is slow everywhere.
+computes what `jax.lax.conv_general_dilated` computes. Only the way differs, because two things hurt a simulator of
+many small clients: XLA's derivative of a convolution for the kernel is slow on CPUs (tens of times slower than its
+forward pass), and `jax.vmap` over per-client kernels turns a convolution into a grouped one, which is slow everywhere.
 
 With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form:
 
@@ -12,12 +12,13 @@ With image x, kernel k and cotangent g, each of the three bilinear products of t
 |---|---|---|---|
 | y = x * k | lax; pixels-last patches for few channels | lax | patches and a batched matmul |
 | dx | one matmul, then overlapping taps are added | lax | the same as on CPU, batched |
-| dk | a convolution of x and g with batch and channels exchanged; pixels-last patches for few channels | lax | patches and a batched matmul |
+| dk | a convolution of x and g with batch and channels exchanged; pixels-last patches for few channels | lax | patches
+and a batched matmul |
 
-All three are derivatives of each other, so reverse-mode derivatives of any order use the fast forms. Forward mode (`jax.jvp`) is
-not defined, as for any `jax.custom_vjp`. The platform is `jax.default_backend()` when the function is traced; every form is
-correct on every platform. One-dimensional convolutions are lifted to two; anything else that the forms do not cover (dilated
-inputs, other layouts, three dimensions, integers) goes to lax.
+All three are derivatives of each other, so reverse-mode derivatives of any order use the fast forms. Forward mode
+(`jax.jvp`) is not defined, as for any `jax.custom_vjp`. The platform is `jax.default_backend()` when the function is
+traced; every form is correct on every platform. One-dimensional convolutions are lifted to two; anything else that the
+forms do not cover (dilated inputs, other layouts, three dimensions, integers) goes to lax.
 """
 
 import functools

@@ -1,11 +1,11 @@
 """LeNet-5 (LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, section II.B).
 
-Two 5x5 convolutions (6 features with padding, 16 without), each followed by an activation and a 2x2 pool, and dense layers of 120,
-84 and `num_classes`. On 28x28x1 images and 10 classes: 61,706 parameters, of which 61,470 are kernels.
+Two 5x5 convolutions (6 features with padding, 16 without), each followed by an activation and a 2x2 pool, and dense
+layers of 120, 84 and `num_classes`. On 28x28x1 images and 10 classes: 61,706 parameters, of which 61,470 are kernels.
 
-Where this differs from the paper: every feature map of the second convolution sees all maps of the first, pooling has no trained
-coefficients, and the output is a linear layer instead of radial basis functions. The defaults, ReLU and max-pooling, are those
-of today's federated-learning papers; `LeNet5(activation="tanh", pool="avg")` is the classic.
+Where this differs from the paper: every feature map of the second convolution sees all maps of the first, pooling has
+no trained coefficients, and the output is a linear layer instead of radial basis functions. The defaults, ReLU and
+max-pooling, are those of today's federated-learning papers; `LeNet5(activation="tanh", pool="avg")` is the classic.
 """
 
 from flax import linen as nn
@@ -22,8 +22,8 @@ POOLS = {"max": max_pool, "avg": avg_pool}
 class LeNet5(nn.Module):
     """Images `[B, height, width, channels]` to logits `[B, num_classes]`.
 
-    `activation` is `"relu"` or `"tanh"`, `pool` is `"max"` or `"avg"`. The first convolution pads, so that 28x28 images give what
-    the paper's 32x32 give; `padding="VALID"` takes 32x32 images as the paper has them.
+    `activation` is `"relu"` or `"tanh"`, `pool` is `"max"` or `"avg"`. The first convolution pads, so that 28x28
+    images give what the paper's 32x32 give; `padding="VALID"` takes 32x32 images as the paper has them.
     """
 
     num_classes: int = 10

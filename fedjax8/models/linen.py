@@ -24,7 +24,10 @@ def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
 
 
 def layer_interceptor(layer_input: Callable[[str, Array], Array]):
-    """For `nn.intercept_methods`: replaces the first argument of every layer's `__call__` by `layer_input(path, it)`."""
+    """For `nn.intercept_methods`:
+
+    replaces the first argument of every layer's `__call__` by `layer_input(path, it)`.
+    """
 
     def intercept(next_call, args, kwargs, context):
         if isinstance(context.module, LAYERS) and context.method_name == "__call__":
@@ -45,9 +48,9 @@ def from_linen(
 ) -> Model:
     """`Model` of a linen module that maps `batch["x"]` to outputs.
 
-    `train_argument` names a boolean argument of `module.__call__` that tells training from evaluation, if it has one; with
-    `train_argument="deterministic"` or `"use_running_average"` the value is negated, as those names ask. Collections other
-    than `params` become `Variables.state`.
+    `train_argument` names a boolean argument of `module.__call__` that tells training from evaluation, if it has one;
+    with `train_argument="deterministic"` or `"use_running_average"` the value is negated, as those names ask.
+    Collections other than `params` become `Variables.state`.
 
     Example:
       >>> from flax import linen as nn

@@ -33,8 +33,8 @@ def from_nnx(
 ) -> Model:
     """`Model` of the nnx module that `create(rngs)` builds and that maps `batch["x"]` to outputs.
 
-    `nnx.Param`s become `Variables.params`; batch statistics and the like `Variables.state`. Random streams (dropout) are
-    neither: every call draws them from its `key`, or leaves the module in evaluation mode where there is none.
+    `nnx.Param`s become `Variables.params`; batch statistics and the like `Variables.state`. Random streams (dropout)
+    are neither: every call draws them from its `key`, or leaves the module in evaluation mode where there is none.
 
     Example:
       >>> from flax import nnx

@@ -1,9 +1,10 @@
 """Pooling of images with cheap gradients.
 
-`flax.linen.max_pool` differentiates into `select_and_scatter`, which costs more on CPUs than the small convolution before it.
-Windows that do not overlap need no such thing: the image is reshaped so that every window has axes of its own, the maximum is
-taken pair by pair with `where`, and its derivative is a `where` too. Values and gradients are flax's, also among equal values
-(frequent after ReLU): the first maximum in row-major order gets the gradient. Overlapping or padded windows go to flax.
+`flax.linen.max_pool` differentiates into `select_and_scatter`, which costs more on CPUs than the small convolution
+before it. Windows that do not overlap need no such thing: the image is reshaped so that every window has axes of its
+own, the maximum is taken pair by pair with `where`, and its derivative is a `where` too. Values and gradients are
+flax's, also among equal values (frequent after ReLU): the first maximum in row-major order gets the gradient.
+Overlapping or padded windows go to flax.
 """
 
 import functools

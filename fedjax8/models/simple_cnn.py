@@ -1,7 +1,7 @@
 """The small convolutional network that simulators of federated learning are compared on.
 
-Two 3x3 convolutions without padding (32 and 64 features), one 2x2 max-pool and two dense layers. On 32x32x3 images and 10
-classes: 1,626,442 parameters, of which 1,626,208 are kernels.
+Two 3x3 convolutions without padding (32 and 64 features), one 2x2 max-pool and two dense layers. On 32x32x3 images and
+10 classes: 1,626,442 parameters, of which 1,626,208 are kernels.
 """
 
 from flax import linen as nn

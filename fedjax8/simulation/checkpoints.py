@@ -21,7 +21,10 @@ class Checkpoints:
         self._manager = manager
 
     def save(self, state: SimulationState, seconds: float) -> None:
-        """Writes the state after `state.round` rounds; returns when it is on disk. Saving a round again does nothing."""
+        """Writes the state after `state.round` rounds;
+
+        returns when it is on disk. Saving a round again does nothing.
+        """
         import orbax.checkpoint as ocp
 
         if state.round in self._manager.all_steps():
@@ -49,7 +52,8 @@ class Checkpoints:
         except (ValueError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"--workdir: cannot read the checkpoint of round {step}: {reason}; remove it to go on from the one before"
+                f"--workdir: cannot read the checkpoint of round {step}: {reason}; "
+                "remove it to go on from the one before"
             ) from error
         server, down_states, clients = found.arrays
         state = SimulationState(step, server, down_states, clients, Ledger(**found.host["ledger"]))

@@ -16,8 +16,8 @@ def evaluation(
 ) -> Callable[[Variables], dict[str, float]]:
     """`evaluate(variables) -> metrics` over all rows of `columns` (leaves `[N, ...]`).
 
-    The model's own `apply` gives `test_loss` and one `test_<name>` per metric; a view called v gives `v_test_loss` and so on.
-    Batches are spread over devices by `execution`; the last ones are masked.
+    The model's own `apply` gives `test_loss` and one `test_<name>` per metric; a view called v gives `v_test_loss` and
+    so on. Batches are spread over devices by `execution`; the last ones are masked.
     """
     num_rows = len(next(iter(columns.values())))
     if num_rows == 0:

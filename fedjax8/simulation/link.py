@@ -5,9 +5,9 @@ A `Link` is a pytree that goes in and comes out of every call, so that it can al
     received, link = link.broadcast(key, tree, cohort)
     reduced, states, link = link.map_clients(client, received, cohort, key)
 
-Sizes are static and live in the *structure* of `link.sent` (its keys are `Channel`s with the bytes of one message, read off
-the encoded message's shapes); how many messages went is counted on the device. Bytes are their product, taken on the host in
-Python integers, and therefore exact even where the number of exchanges depends on data.
+Sizes are static and live in the *structure* of `link.sent` (its keys are `Channel`s with the bytes of one message,
+read off the encoded message's shapes); how many messages went is counted on the device. Bytes are their product, taken
+on the host in Python integers, and therefore exact even where the number of exchanges depends on data.
 """
 
 from collections.abc import Callable
@@ -74,9 +74,9 @@ class Link:
     ) -> tuple[Reduced, PyTree, "Link"]:
         """Runs `client(received, state, rows, key)` for every client and reduces what they send.
 
-        A contribution is encoded on the client, decoded to float32 on the server and added as it comes. One that is not finite
-        is excluded and counted (`report["excluded"]`); its client keeps its old state. Returns (Reduced, new client states,
-        link).
+        A contribution is encoded on the client, decoded to float32 on the server and added as it comes. One that is
+        not finite is excluded and counted (`report["excluded"]`); its client keeps its old state. Returns (Reduced,
+        new client states, link).
         """
         link, sizes = self, []
 

@@ -75,8 +75,8 @@ def run(
 ) -> Outcome:
     """Runs to the end of the schedule, or to the end of the round in which a signal came.
 
-    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`, which must
-    not change. `introduce` gives the lines printed first.
+    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`,
+    which must not change. `introduce` gives the lines printed first.
     """
     with contextlib.ExitStack() as stack:
         if workdir is None:

@@ -1,8 +1,8 @@
 """A federated run as three pure-looking functions: `init`, `run_round`, `evaluate`.
 
 Everything that decides a round is derived from (seed, round number), never carried in a generator: the cohort by
-`sample_cohort`, every key by `fold_in`. So a state and its round number are all that a checkpoint needs, and the result does
-not depend on devices, chunks or padding beyond the order of float32 summation.
+`sample_cohort`, every key by `fold_in`. So a state and its round number are all that a checkpoint needs, and the
+result does not depend on devices, chunks or padding beyond the order of float32 summation.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,8 +58,8 @@ class Simulation(NamedTuple):
 def deal(sizes: np.ndarray, num_shards: int, chunk: int) -> np.ndarray:
     """Positions into `sizes`, int `[C']`, laid out shard after shard; -1 is padding.
 
-    The largest first, dealt to the shards back and forth, so that shards have like work and chunks like lengths. `C'` is the
-    smallest multiple of `num_shards * chunk` that holds all clients.
+    The largest first, dealt to the shards back and forth, so that shards have like work and chunks like lengths. `C'`
+    is the smallest multiple of `num_shards * chunk` that holds all clients.
     """
     order = np.argsort(-np.asarray(sizes), kind="stable")
     lanes = num_shards * chunk
@@ -149,7 +149,7 @@ def simulate(
         return recorder.found
 
     def init() -> SimulationState:
-        variables, server, client = initial()
+        _, server, client = initial()
         found = discover_from(server, client)
         down = {d.channel.name: downlink.init(d.tree) for d in found if d.channel.direction == "down"}
         up = {d.channel.name: uplink.init(d.tree) for d in found if d.channel.direction == "up"}

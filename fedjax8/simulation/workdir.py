@@ -1,7 +1,7 @@
 """The files of a run: `config.json`, `metrics.jsonl`, `summary.json`, a lock. Every file is whole or absent.
 
-Metrics are written before the checkpoint of the same round, so that on resuming everything up to the checkpoint is there and
-what came after it is cut off and done again.
+Metrics are written before the checkpoint of the same round, so that on resuming everything up to the checkpoint is
+there and what came after it is cut off and done again.
 """
 
 import contextlib

@@ -7,20 +7,27 @@ A run is built from small pure parts:
     algorithm = algorithms.fedavg(local)                          what a round is
     run = simulate(model, algorithm, clients, uplink=codecs.fp8(), ...)   who takes part, and what travels
 
-`python -m fedjax8.train` does the same from a config and flags.
+`python -m fedjax8.train` does the same from a config and flags. Names are loaded when first used, so that reading the files of
+a run does not have to start JAX.
 """
 
-from fedjax8 import adapters, algorithms, codecs, cohorts, data, models, numerics
-from fedjax8.data.batches import batch_plan
-from fedjax8.local import local_training
-from fedjax8.simulation.simulation import simulate
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fedjax8.version import __version__
+
+if TYPE_CHECKING:
+    from fedjax8 import adapters, algorithms, codecs, cohorts, data, models, numerics
+    from fedjax8.local import local_training
+    from fedjax8.simulation.simulation import simulate
+
+_PACKAGES = ("adapters", "algorithms", "codecs", "cohorts", "data", "models", "numerics")
+_FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.simulation.simulation"}
 
 __all__ = [
     "__version__",
     "adapters",
     "algorithms",
-    "batch_plan",
     "codecs",
     "cohorts",
     "data",
@@ -29,3 +36,11 @@ __all__ = [
     "numerics",
     "simulate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"fedjax8.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'fedjax8' has no attribute {name!r}")

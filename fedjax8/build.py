@@ -144,6 +144,12 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
         shape = dataset.train["x"].shape[1:]
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.model does not fit rows of shape {shape} of {dataset.name}: {reason}") from error
+    empty = [name for name, x in trees.named_leaves(variables.params).items() if 0 in x.shape]
+    if empty:
+        shape = dataset.train["x"].shape[1:]
+        raise UserError(
+            f"config.model does not fit rows of shape {shape} of {dataset.name}: nothing is left at {empty[0]}"
+        )
     if outputs.shape[-1] < dataset.num_classes:
         raise UserError(
             f"config.model gives {outputs.shape[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"

@@ -69,7 +69,7 @@ def mean_update(params: PyTree, mean: Mean) -> PyTree:
 
 
 def outgoing(payload: str, new: PyTree, received: PyTree) -> dict[str, PyTree]:
-    """The contribution that carries a trained model: as `params`, or as `update`, its difference from the received one."""
+    """The contribution that carries a trained model: as `params`, or as `update`, its difference from what came."""
     return {"params": new} if payload == "params" else {"update": trees.subtract(new, received)}
 
 

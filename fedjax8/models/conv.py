@@ -135,7 +135,7 @@ def conv_general_dilated(
 def _depthwise(geometry: _Geometry, x: Array, kernel: Array) -> Array:
     """One channel per group: a sum of shifted images, for which autodiff and `vmap` already find good forms."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    windows = _windows(geometry, x, 1, 0).astype(wide)
+    windows = _windows(geometry, x, 1, 0).reshape(-1, x.shape[0], *geometry.output, x.shape[-1]).astype(wide)
     kernel = kernel.reshape(len(windows), x.shape[-1], -1).astype(wide)
     y = sum(window[..., None] * tap for window, tap in zip(windows, kernel, strict=True))
     return y.astype(x.dtype).reshape(*y.shape[:3], -1)
@@ -209,7 +209,7 @@ def _in_blocks(form, per_image: bool):
         channels = b.shape[2] if per_image else a.shape[-1]
         bytes_of_image = 4 * math.prod(geometry.output) * math.prod(geometry.kernel) * channels
         fitting = max(1, BLOCK_BYTES // bytes_of_image)
-        images = max(size for size in range(1, fitting + 1) if len(a) % size == 0)
+        images = max(size for size in range(1, min(fitting, len(a)) + 1) if len(a) % size == 0)
         if images == len(a):
             return form(geometry, a, b)
         a = a.reshape(-1, images, *a.shape[1:])
@@ -217,7 +217,7 @@ def _in_blocks(form, per_image: bool):
             out = lax.map(lambda a: form(geometry, a, b), a)
             return out.reshape(-1, *out.shape[2:])
         b = b.reshape(-1, images, *b.shape[1:])
-        first = form(geometry, a[0], b[0])
+        first = form(geometry, a[0], b[0])  # not zeros: under shard_map the sum has to vary over devices from the start
         return lax.fori_loop(1, len(a), lambda i, total: total + form(geometry, a[i], b[i]), first)
 
     return blocked
@@ -272,18 +272,17 @@ def _contract(geometry, a, b, axes):
 
 
 def _windows(geometry, x, height_axis, stack_axis):
-    """x at every tap of the kernel, stacked along a new axis in row-major order of the taps: `[..., kh * kw, ...]`."""
+    """x at every tap of the kernel: two new axes `kh, kw` at `stack_axis`, and the output's height and width."""
     edges = [(0, 0, 0)] * x.ndim
     edges[height_axis : height_axis + 2] = [(low, high, 0) for low, high in geometry.padding]
     x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-
-    def along(x, axis, tap):
-        size, stride = geometry.output[axis], geometry.stride[axis]
-        start = tap * geometry.dilation[axis]
-        return lax.slice_in_dim(x, start, start + (size - 1) * stride + 1, stride, height_axis + axis)
-
-    rows = [along(x, 0, i) for i in range(geometry.kernel[0])]
-    return jnp.stack([along(row, 1, j) for row in rows for j in range(geometry.kernel[1])], stack_axis)
+    for axis in range(2):
+        stride, reach = geometry.stride[axis], (geometry.output[axis] - 1) * geometry.stride[axis] + 1
+        starts = [tap * geometry.dilation[axis] for tap in range(geometry.kernel[axis])]
+        image_axis = height_axis + axis * (2 if stack_axis <= height_axis else 1)
+        views = [lax.slice_in_dim(x, start, start + reach, stride, image_axis) for start in starts]
+        x = jnp.stack(views, stack_axis + axis)
+    return x
 
 
 def _patches(geometry, x):

@@ -22,6 +22,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits of images."""
         for features in self.features:
             x = nn.Conv(features, (5, 5), padding="VALID", conv_general_dilated=conv_general_dilated)(x)
             x = max_pool(nn.relu(x), 2)

@@ -6,14 +6,15 @@ computes what `jax.lax.conv_general_dilated` computes. Only the way differs, bec
 many small clients: XLA's derivative of a convolution for the kernel is slow on CPUs (tens of times slower than its
 forward pass), and `jax.vmap` over per-client kernels turns a convolution into a grouped one, which is slow everywhere.
 
-With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form:
+With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form. On CPUs:
 
-| product | CPU | accelerator | one kernel per client (`vmap`) |
-|---|---|---|---|
-| y = x * k | lax; pixels-last patches for few channels | lax | patches and a batched matmul |
-| dx | one matmul, then overlapping taps are added | lax | the same as on CPU, batched |
-| dk | a convolution of x and g with batch and channels exchanged; pixels-last patches for few channels | lax | patches
-and a batched matmul |
+- y = x * k is lax's convolution; for few channels, a matmul of the kernel with patches whose pixels come last.
+- dx is one matmul of g with the kernel, whose results are added where the taps overlap.
+- dk is a forward convolution of x with g, batch and channels exchanged; for few channels, a matmul with the patches.
+- Large batches are worked off in blocks of images that fit the caches; under `vmap`, clients one after the other.
+
+Elsewhere they are lax's three convolutions, and under `vmap` over kernels a batched matmul with patches (for dx: the
+taps above).
 
 All three are derivatives of each other, so reverse-mode derivatives of any order use the fast forms. Forward mode
 (`jax.jvp`) is not defined, as for any `jax.custom_vjp`. The platform is `jax.default_backend()` when the function is
@@ -36,8 +37,10 @@ FEW_CHANNELS = 4
 """Up to here the channel axis is too short for a vector register, so pixels become the fastest axis instead."""
 NARROW_OUTPUT = 16
 """Forward with few input channels: with more outputs than this, lax fills its registers and needs no patches."""
-BLOCK_BYTES = 2**21
-"""On CPUs a batch is worked off in blocks of images whose patches are no larger: about a core's second-level cache."""
+TAPS_BYTES = 2 * 2**20
+"""CPU: images are worked off in blocks whose taps fit a core's second-level cache."""
+BATCH_BYTES = 12 * 2**20
+"""CPU: lax packs patches on the fly and needs no blocks until a batch has far more of them than caches hold."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -69,7 +72,7 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """The convolution of images with a kernel, as `jax.lax.conv_general_dilated` defines it (same arguments and errors).
+    """The convolution of images with a kernel: `jax.lax.conv_general_dilated`, with its arguments and errors.
 
     Args:
       lhs: images, `[B, height, width, channels]` (or `[B, length, channels]`) for the fast forms.
@@ -104,6 +107,7 @@ def conv_general_dilated(
         or math.prod(lhs_dilation or (1,)) != 1
         or batch_group_count != 1
         or not jnp.issubdtype(lhs.dtype, jnp.floating)
+        or lhs.dtype.itemsize < 2
         or result.dtype != lhs.dtype
         or 0 in (*lhs.shape, *rhs.shape, *result.shape)
     ):
@@ -147,19 +151,21 @@ def _depthwise(geometry: _Geometry, x: Array, kernel: Array) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(geometry: _Geometry, x: Array, kernel: Array) -> Array:
     """y `[B, H, W, O]` of x `[B, h, w, I]` and kernel `[kh, kw, I / groups, O]`."""
-    return _product(geometry, _forward_lax, _forward_cpu, _forward_patches)(x, kernel)
+    return _product(geometry, _forward_lax, _forward_cpu, _forward_patches, BATCH_BYTES)(x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(geometry: _Geometry, g: Array, kernel: Array) -> Array:
     """dx `[B, h, w, I]` of g `[B, H, W, O]` and the kernel."""
-    return _product(geometry, _input_gradient_lax, _input_gradient_taps, _input_gradient_taps)(g, kernel)
+    forms = _input_gradient_lax, _input_gradient_taps, _input_gradient_taps
+    return _product(geometry, *forms, TAPS_BYTES)(g, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: _Geometry, x: Array, g: Array) -> Array:
     """dk `[kh, kw, I / groups, O]` of x and g."""
-    return _product(geometry, _kernel_gradient_lax, _kernel_gradient_cpu, _kernel_gradient_patches, False)(x, g)
+    forms = _kernel_gradient_lax, _kernel_gradient_cpu, _kernel_gradient_patches
+    return _product(geometry, *forms, BATCH_BYTES, per_image=False)(x, g)
 
 
 _forward.defvjp(
@@ -176,7 +182,7 @@ _kernel_gradient.defvjp(
 )
 
 
-def _product(geometry, by_lax, on_cpu, per_client, per_image=True):
+def _product(geometry, by_lax, on_cpu, per_client, block_bytes, per_image=True):
     """`(a, b) -> product`: the form for this platform, and under `vmap` a form that needs no grouped convolution.
 
     `per_image` tells whether the result has a batch of images, like a, or is a sum over them.
@@ -184,7 +190,7 @@ def _product(geometry, by_lax, on_cpu, per_client, per_image=True):
     if geometry.groups > 1:
         on_cpu = per_client = _by_group(per_client)
     elif geometry.on_cpu:
-        on_cpu = _in_blocks(on_cpu, per_image)
+        on_cpu = _in_blocks(on_cpu, block_bytes, per_image)
     shared = on_cpu if geometry.on_cpu else by_lax
 
     @jax.custom_batching.custom_vmap
@@ -196,19 +202,25 @@ def _product(geometry, by_lax, on_cpu, per_client, per_image=True):
         if per_image and batched[0] and not batched[1]:  # one kernel: more images
             out = product(a.reshape(-1, *a.shape[2:]), b)
             return out.reshape(axis_size, -1, *out.shape[1:]), True
+        if geometry.on_cpu and geometry.groups == 1:
+
+            def of_client(i):
+                return product(*(v[i] if mapped else v for v, mapped in zip((a, b), batched, strict=True)))
+
+            return lax.map(of_client, jnp.arange(axis_size)), True
         axes = tuple(0 if mapped else None for mapped in batched)
         return jax.vmap(functools.partial(per_client, geometry), in_axes=axes)(a, b).astype(a.dtype), True
 
     return product
 
 
-def _in_blocks(form, per_image: bool):
-    """The form, applied to a few images at a time: their patches stay in the cache."""
+def _in_blocks(form, block_bytes, per_image):
+    """The form, applied to as many images at a time as have no more than `block_bytes` of patches."""
 
     def blocked(geometry, a, b):
         channels = b.shape[2] if per_image else a.shape[-1]
         bytes_of_image = 4 * math.prod(geometry.output) * math.prod(geometry.kernel) * channels
-        fitting = max(1, BLOCK_BYTES // bytes_of_image)
+        fitting = max(1, block_bytes // bytes_of_image)
         images = max(size for size in range(1, min(fitting, len(a)) + 1) if len(a) % size == 0)
         if images == len(a):
             return form(geometry, a, b)
@@ -217,14 +229,14 @@ def _in_blocks(form, per_image: bool):
             out = lax.map(lambda a: form(geometry, a, b), a)
             return out.reshape(-1, *out.shape[2:])
         b = b.reshape(-1, images, *b.shape[1:])
-        first = form(geometry, a[0], b[0])  # not zeros: under shard_map the sum has to vary over devices from the start
+        first = form(geometry, a[0], b[0])  # not zeros: under shard_map the sum must vary over devices from the start
         return lax.fori_loop(1, len(a), lambda i, total: total + form(geometry, a[i], b[i]), first)
 
     return blocked
 
 
 def _by_group(form):
-    """The form for one group, mapped over the groups, which lie in the last axis of both arguments and of the result."""
+    """The form for one group, mapped over the groups, which lie in the last axis of arguments and result."""
 
     def grouped(geometry, a, b):
         a, b = (v.reshape(*v.shape[:-1], geometry.groups, -1) for v in (a, b))
@@ -333,15 +345,18 @@ def _kernel_gradient_patches(geometry, x, g):
 
 
 def _kernel_gradient_cpu(geometry, x, g):
+    if geometry.kernel == (1, 1):
+        return _kernel_gradient_patches(geometry, x, g)
     if x.shape[-1] <= FEW_CHANNELS:
         dk = _contract(geometry, _patches_pixels_last(geometry, x), g.reshape(-1, g.shape[-1]), ((1,), (0,)))
         return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
-    # Channels become the batch, the batch becomes the channels, and the cotangent is the kernel. The image is cut (or padded)
-    # to what the taps reach, so that as many positions come out as there are taps.
+    # Channels become the batch, the batch becomes the channels, and the cotangent is the kernel. The image is cut (or
+    # padded) to what the taps reach, so that as many positions come out as there are taps.
     edges = [(0, 0, 0)] * 4
     for axis in range(2):
         low = geometry.padding[axis][0]
-        reach = (geometry.output[axis] - 1) * geometry.stride[axis] + (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1
+        steps = (geometry.output[axis] - 1) * geometry.stride[axis]
+        reach = steps + (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1
         edges[1 + axis] = (low, reach - low - geometry.image[axis], 0)
     swapped = lax.conv_general_dilated(
         lax.pad(x.transpose(3, 1, 2, 0), jnp.zeros((), x.dtype), edges),

@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, section II.B).
+"""LeNet-5 (LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, II.B).
 
 Two 5x5 convolutions (6 features with padding, 16 without), each followed by an activation and a 2x2 pool, and dense
 layers of 120, 84 and `num_classes`. On 28x28x1 images and 10 classes: 61,706 parameters, of which 61,470 are kernels.
@@ -39,6 +39,7 @@ class LeNet5(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits of images."""
         activation, pool = ACTIVATIONS[self.activation], POOLS[self.pool]
         for features, padding in ((6, self.padding), (16, "VALID")):
             x = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=conv_general_dilated)(x)
@@ -49,9 +50,7 @@ class LeNet5(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-def lenet5(
-    num_classes: int = 10, *, activation: str = "relu", pool: str = "max", padding: str = "SAME"
-) -> Model:
+def lenet5(num_classes: int = 10, *, activation: str = "relu", pool: str = "max", padding: str = "SAME") -> Model:
     """`LeNet5` as a `Model` for classification."""
     return from_linen(LeNet5(num_classes, activation, pool, padding))
 

@@ -13,6 +13,7 @@ class Logistic(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits of examples."""
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 

@@ -14,6 +14,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits of examples."""
         x = x.reshape(x.shape[0], -1)
         for features in self.hidden:
             x = nn.relu(nn.Dense(features)(x))

@@ -16,8 +16,11 @@ from flax import linen as nn
 
 from fedjax8.types import Array
 
+Size = int | Sequence[int]
+Padding = str | Sequence[tuple[int, int]]
 
-def max_pool(x: Array, window: int | Sequence[int], strides: int | Sequence[int] | None = None, padding="VALID") -> Array:
+
+def max_pool(x: Array, window: Size, strides: Size | None = None, padding: Padding = "VALID") -> Array:
     """The largest value in each window.
 
     Args:
@@ -42,7 +45,7 @@ def max_pool(x: Array, window: int | Sequence[int], strides: int | Sequence[int]
     return functools.reduce(_first_larger, values)
 
 
-def avg_pool(x: Array, window: int | Sequence[int], strides: int | Sequence[int] | None = None, padding="VALID") -> Array:
+def avg_pool(x: Array, window: Size, strides: Size | None = None, padding: Padding = "VALID") -> Array:
     """The mean of each window, padding counted as zeros; arguments and result as for `max_pool`."""
     window, strides = _pair(window), _pair(window if strides is None else strides)
     if not _is_tiling(x, window, strides, padding):
@@ -50,7 +53,7 @@ def avg_pool(x: Array, window: int | Sequence[int], strides: int | Sequence[int]
     return _tiles(x, window).sum((-4, -2)) / math.prod(window)
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+def _pair(value: Size) -> tuple[int, int]:
     height, width = (value, value) if isinstance(value, int) else value
     if min(height, width) < 1:
         raise ValueError(f"window and strides are at least 1 in each direction, got {value}")

@@ -21,6 +21,7 @@ class SimpleCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits of images."""
         for features in self.features:
             x = nn.relu(nn.Conv(features, (3, 3), padding="VALID", conv_general_dilated=conv_general_dilated)(x))
         x = max_pool(x, 2)

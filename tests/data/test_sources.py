@@ -204,7 +204,7 @@ def test_npz_reads_any_set_with_natural_clients_and_measures_it(tmp_path, monkey
     made = arrays((4, 3, 2), 3, y_train=np.arange(12)[:, None] % 3, **extra)
     np.savez(tmp_path / "mine.npz", **made)
     monkeypatch.setenv("FEDJAX8_DATA", str(tmp_path))
-    dataset = npz(name="mine")
+    dataset = npz(file="mine")
     assert_holds(dataset, made | {"y_train": np.arange(12) % 3}, (4, 3, 2))
     assert dataset.num_classes == 3 and dataset.num_natural_clients == 3
     np.testing.assert_array_equal(dataset.owners, owners)
@@ -239,7 +239,7 @@ def test_arrays_that_do_not_fit_are_named_with_their_file(tmp_path, changes, say
 
 
 def test_npz_needs_a_name():
-    with pytest.raises(ValueError, match="name is empty"):
+    with pytest.raises(ValueError, match="file is empty"):
         npz()
 
 

@@ -11,17 +11,17 @@ from fedjax8.data.federated import Dataset
 from fedjax8.data.sources._files import data_directory, load_npz_set, missing_set
 
 
-def npz(data_dir: str | None = None, name: str = "", *, num_classes: int | None = None) -> Dataset:
-    """The set from `NAME.npz` in the data directory or its folder NAME.
+def npz(data_dir: str | None = None, file: str = "", *, num_classes: int | None = None) -> Dataset:
+    """The set from `FILE.npz` in the data directory or its folder FILE.
 
     Args:
         data_dir: None for `$FEDJAX8_DATA`.
-        name: of the file, with or without `.npz`; needed.
+        file: its name, with or without `.npz`; needed.
         num_classes: largest label + 1 where None. Mean and deviation are measured on the training rows.
     """
-    name = name.removesuffix(".npz")
+    name = file.removesuffix(".npz")
     if not name:
-        raise ValueError("name is empty; it must be that of an .npz file in the data directory, such as 'femnist'")
+        raise ValueError("file is empty; it must be that of an .npz file in the data directory, such as 'femnist'")
     root = data_directory(name, data_dir)
     dataset = load_npz_set(name, root, num_classes=num_classes)
     if dataset is None:
@@ -29,4 +29,4 @@ def npz(data_dir: str | None = None, name: str = "", *, num_classes: int | None 
     return dataset
 
 
-EXAMPLES = ({"name": "femnist"}, {"name": "fsdd_logmel", "num_classes": 10})
+EXAMPLES = ({"file": "femnist"}, {"file": "fsdd_logmel", "num_classes": 10})

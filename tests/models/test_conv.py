@@ -1,0 +1,277 @@
+"""The convolution against lax's, on small integers: every sum is exact in float32, so results must be equal."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from fedjax8.models import conv
+from fedjax8.models.conv import conv_general_dilated
+
+IMAGE, LINE = ("NHWC", "HWIO", "NHWC"), ("NHC", "HIO", "NHC")
+# images, kernel, strides, padding, kernel dilation, groups
+CASES = {
+    "one channel": ((2, 7, 6, 1), (3, 3, 1, 6), (1, 1), "SAME", (1, 1), 1),
+    "three channels, narrow": ((2, 7, 7, 3), (3, 3, 3, 4), (1, 1), "VALID", (1, 1), 1),
+    "three channels, wide": ((2, 6, 6, 3), (3, 3, 3, 32), (1, 1), "VALID", (1, 1), 1),
+    "six channels, 5x5": ((3, 8, 8, 6), (5, 5, 6, 16), (1, 1), "VALID", (1, 1), 1),
+    "32 channels": ((2, 5, 5, 32), (3, 3, 32, 8), (1, 1), "SAME", (1, 1), 1),
+    "stride 2 leaves a rest": ((2, 8, 7, 6), (3, 2, 6, 4), (2, 2), "VALID", (1, 1), 1),
+    "stride 2, same": ((2, 8, 8, 3), (3, 3, 3, 4), (2, 2), "SAME", (1, 1), 1),
+    "uneven strides": ((2, 9, 8, 5), (2, 3, 5, 4), (3, 1), "SAME", (1, 1), 1),
+    "one by one, stride 2": ((2, 5, 6, 32), (1, 1, 32, 8), (2, 2), "VALID", (1, 1), 1),
+    "dilated kernel": ((2, 9, 9, 6), (3, 3, 6, 4), (1, 1), "SAME", (2, 3), 1),
+    "dilated and strided": ((2, 11, 9, 6), (3, 2, 6, 4), (2, 1), "VALID", (2, 2), 1),
+    "explicit padding": ((2, 6, 6, 6), (3, 3, 6, 4), (1, 1), ((2, 0), (1, 3)), (1, 1), 1),
+    "negative padding": ((2, 8, 8, 6), (3, 3, 6, 4), (1, 1), ((-1, 0), (2, -2)), (1, 1), 1),
+    "groups": ((2, 6, 6, 4), (3, 3, 2, 6), (1, 1), "SAME", (1, 1), 2),
+    "depthwise": ((2, 6, 6, 3), (3, 3, 1, 6), (2, 1), "SAME", (1, 1), 3),
+    "line": ((2, 9, 6), (3, 6, 4), (2,), "SAME", (1,), 1),
+    "line of one channel": ((2, 9, 1), (3, 1, 4), (1,), "SAME", (2,), 1),
+}
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def platform(request, monkeypatch):
+    """Chooses the forms of a platform; all of them run anywhere."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
+def both(case):
+    """`(ours, lax's)` as functions of images and kernel, and the two shapes."""
+    images, kernel, strides, padding, dilation, groups = case
+    layout = IMAGE if len(images) == 4 else LINE
+    settings = dict(
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=layout,
+        feature_group_count=groups,
+    )
+    functions = (functools.partial(f, **settings) for f in (conv_general_dilated, lax.conv_general_dilated))
+    return *functions, images, kernel
+
+
+def integers(rng, *shape):
+    return jnp.asarray(rng.integers(-3, 4, shape), jnp.float32)
+
+
+def value_and_gradients(f):
+    """y, dx and dk for a cotangent that depends on y, as it does in training: `2y`."""
+
+    def run(x, kernel):
+        y, pull = jax.vjp(f, x, kernel)
+        return y, *pull(2 * y)
+
+    return run
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_convolution_is_the_sum_over_the_window(rng):
+    x, kernel = rng.integers(-3, 4, (2, 5, 4, 6)), rng.integers(-3, 4, (3, 2, 6, 3))
+    expected = np.zeros((2, 3, 3, 3))
+    for i, j in np.ndindex(3, 2):
+        expected += np.einsum("nhwc,co->nhwo", x[:, i : i + 3, j : j + 3], kernel[i, j])
+    y = conv_general_dilated(x.astype(np.float32), kernel.astype(np.float32), (1, 1), "VALID", dimension_numbers=IMAGE)
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_values_and_both_gradients_are_those_of_lax(case, platform, rng):
+    ours, theirs, images, kernel = both(case)
+    x, k = integers(rng, *images), integers(rng, *kernel)
+    assert_equal(jax.jit(value_and_gradients(ours))(x, k), jax.jit(value_and_gradients(theirs))(x, k))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_one_kernel_per_client_gives_what_each_client_gets_alone(case, platform, rng):
+    ours, theirs, images, kernel = both(case)
+    x, k = integers(rng, 2, *images), integers(rng, 2, *kernel)
+    together = jax.jit(jax.vmap(value_and_gradients(ours)))(x, k)
+    alone = jax.jit(value_and_gradients(theirs))
+    assert_equal(together, jax.tree.map(lambda *v: jnp.stack(v), alone(x[0], k[0]), alone(x[1], k[1])))
+
+
+@pytest.mark.parametrize("name", ["three channels, wide", "six channels, 5x5", "groups", "depthwise", "line"])
+def test_a_kernel_shared_by_all_clients_folds_their_images(name, platform, rng):
+    ours, theirs, images, kernel = both(CASES[name])
+    x, k = integers(rng, 3, *images), integers(rng, *kernel)
+
+    def loss(f, x, k):
+        return jnp.sum(jax.vmap(f, (0, None))(x, k) ** 2)
+
+    # One image batch of lax's: the sum over clients of all their gradients.
+    gradients = jax.jit(jax.grad(functools.partial(loss, ours), (0, 1)))(x, k)
+    dx, dk = jax.grad(lambda x, k: jnp.sum(theirs(x, k) ** 2), (0, 1))(x.reshape(-1, *images[1:]), k)
+    assert_equal(gradients, (dx.reshape(x.shape), dk))
+
+
+@pytest.mark.parametrize("which", ["images", "kernels"])
+def test_mapping_over_one_argument_alone_works(which, platform, rng):
+    ours, theirs, images, kernel = both(CASES["six channels, 5x5"])
+    x, k = integers(rng, 2, *images), integers(rng, 2, *kernel)
+    axes, args = ((0, None), (x, k[0])) if which == "images" else ((None, 0), (x[0], k))
+    mapped = jax.jit(jax.vmap(value_and_gradients(ours), axes))(*args)
+    assert_equal(mapped, jax.vmap(value_and_gradients(theirs), axes)(*args))
+
+
+def test_nested_maps_work(platform, rng):
+    ours, theirs, images, kernel = both(CASES["dilated and strided"])
+    x, k = integers(rng, 2, 2, *images), integers(rng, 2, 2, *kernel)
+
+    def twice(f):
+        return jax.jit(jax.vmap(jax.vmap(value_and_gradients(f))))(x, k)
+
+    assert_equal(twice(ours), twice(theirs))
+
+
+@pytest.mark.parametrize("name", ["one channel", "six channels, 5x5", "32 channels", "line"])
+def test_blocks_of_images_change_nothing(name, rng, monkeypatch):
+    ours, theirs, images, kernel = both(CASES[name])
+    x, k = integers(rng, 6, *images[1:]), integers(rng, *kernel)
+    expected = jax.jit(value_and_gradients(theirs))(x, k)
+    for limit in (1, 4 * 3 * 900):  # one image at a time, and a few
+        monkeypatch.setattr(conv, "TAPS_BYTES", limit)
+        monkeypatch.setattr(conv, "BATCH_BYTES", limit)
+        assert_equal(jax.jit(value_and_gradients(ours))(x, k), expected)
+
+
+def training(f):
+    """A client's training: gradient steps in a loop whose length is known at run time only."""
+
+    def loss(k, x):
+        return jnp.mean(nn.relu(f(x, k)) ** 2)
+
+    return lambda steps, k, x: lax.fori_loop(0, steps, lambda _, k: k - 2.0**-6 * jax.grad(loss)(k, x), k)
+
+
+def test_training_in_a_loop_follows_lax(platform, rng):
+    ours, theirs, images, kernel = both(CASES["three channels, narrow"])
+    x, k = integers(rng, *images), integers(rng, *kernel) / 8
+    result, expected = (jax.jit(training(f))(3, k, x) for f in (ours, theirs))
+    # Three steps on values of order one; each sums at most 2 * 5 * 5 * 27 products in float32.
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    assert float(jnp.max(jnp.abs(expected - k))) > 1e-2
+
+
+def largest_group_count(f, *args) -> int:
+    return max(map(int, re.findall(r"(?:feature|batch)_group_count=(\d+)", str(jax.make_jaxpr(f)(*args)))), default=0)
+
+
+def test_training_with_one_kernel_per_client_holds_no_grouped_convolution(platform, rng):
+    ours, theirs, images, kernel = both(CASES["six channels, 5x5"])
+    x, k = integers(rng, 7, *images), integers(rng, 7, *kernel)
+    assert largest_group_count(jax.vmap(training(theirs), (None, 0, 0)), 2, k, x) == 7  # the test can see one
+    assert largest_group_count(jax.vmap(training(ours), (None, 0, 0)), 2, k, x) <= 1
+
+
+def test_on_accelerators_one_kernel_per_client_means_matmuls_only(monkeypatch, rng):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ours, _, images, kernel = both(CASES["three channels, wide"])
+    x, k = integers(rng, 7, *images), integers(rng, 7, *kernel)
+    text = str(jax.make_jaxpr(jax.vmap(value_and_gradients(ours)))(x, k))
+    assert "dot_general" in text
+    assert "conv_general_dilated[" not in text
+
+
+def test_devices_of_a_pmap_get_what_each_gets_alone(rng, monkeypatch):
+    monkeypatch.setattr(conv, "BATCH_BYTES", 1)  # also the loop over blocks
+    ours, theirs, images, kernel = both(CASES["six channels, 5x5"])
+    x, k = integers(rng, 2, *images), integers(rng, *kernel)
+    expected = jax.vmap(value_and_gradients(theirs), (0, None))(x, k)
+    assert_equal(jax.pmap(value_and_gradients(ours), in_axes=(0, None))(x, k), expected)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    shard = jax.sharding.PartitionSpec("d")
+    on_mesh = jax.shard_map(
+        lambda x, k: jax.tree.map(lambda v: v[None], value_and_gradients(ours)(x[0], k[0])),
+        mesh=mesh,
+        in_specs=shard,
+        out_specs=shard,
+    )
+    assert_equal(jax.jit(on_mesh)(x, jnp.stack([k, k])), expected)
+
+
+def test_derivatives_of_derivatives_are_those_of_lax(platform, rng):
+    ours, theirs, images, kernel = both(CASES["stride 2 leaves a rest"])
+    x, k, dx, dk = (integers(rng, *shape) for shape in (images, kernel) * 2)
+
+    def curvature(f):
+        """Gradient of the slope of |f|^2 along (dx, dk): a Hessian-vector product by reverse mode over reverse mode."""
+
+        def slope(x, k):
+            along_x, along_k = jax.grad(lambda x, k: jnp.sum(f(x, k) ** 2), (0, 1))(x, k)
+            return jnp.vdot(along_x, dx) + jnp.vdot(along_k, dk)
+
+        return jax.jit(jax.grad(slope, (0, 1)))(x, k)
+
+    assert_equal(curvature(ours), curvature(theirs))
+
+
+@pytest.mark.parametrize("name", ["three channels, narrow", "six channels, 5x5", "groups", "depthwise"])
+def test_bfloat16_stays_bfloat16_and_is_summed_in_float32(name, platform, rng):
+    ours, _, images, kernel = both(CASES[name])
+    x, k = integers(rng, *images), integers(rng, *kernel)
+    exact = jax.jit(value_and_gradients(ours))(x, k)
+    short = jax.jit(value_and_gradients(ours))(x.astype(jnp.bfloat16), k.astype(jnp.bfloat16))
+    for a, b in zip(short, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # y is rounded once (2^-9 of its size); the gradients use the rounded y in sums of up to 400 terms.
+        assert float(jnp.max(jnp.abs(a.astype(jnp.float32) - b))) <= 2.0**-7 * float(jnp.max(jnp.abs(b)))
+
+
+FALLBACKS = {
+    "dilated input": dict(lhs_dilation=(2, 2), dimension_numbers=IMAGE),
+    "channels first": dict(dimension_numbers=("NCHW", "OIHW", "NCHW")),
+    "batch groups": dict(batch_group_count=2, dimension_numbers=IMAGE),
+    "wider result": dict(preferred_element_type=jnp.float64, dimension_numbers=IMAGE),
+}
+
+
+@pytest.mark.parametrize("settings", FALLBACKS.values(), ids=FALLBACKS)
+def test_what_the_forms_do_not_cover_goes_to_lax(settings, rng):
+    x, k = integers(rng, 4, 4, 4, 4), integers(rng, 3, 3, 4, 4)
+    if "preferred_element_type" in settings:
+        x, k, settings = x.astype(jnp.bfloat16), k.astype(jnp.bfloat16), {**settings, "preferred_element_type": "float32"}
+    args = (x, k, (1, 1), "SAME")
+    assert_equal(conv_general_dilated(*args, **settings), lax.conv_general_dilated(*args, **settings))
+
+
+def test_integers_and_three_dimensions_go_to_lax(rng):
+    x, k = rng.integers(-3, 4, (2, 4, 4, 2)).astype(np.int32), rng.integers(-3, 4, (3, 3, 2, 2)).astype(np.int32)
+    args = (x, k, (1, 1), "SAME")
+    assert_equal(*(f(*args, dimension_numbers=IMAGE) for f in (conv_general_dilated, lax.conv_general_dilated)))
+    args = (integers(rng, 1, 3, 3, 3, 2), integers(rng, 2, 2, 2, 2, 2), (1, 1, 1), "VALID")
+    layout = ("NDHWC", "DHWIO", "NDHWC")
+    assert_equal(*(f(*args, dimension_numbers=layout) for f in (conv_general_dilated, lax.conv_general_dilated)))
+
+
+def test_wrong_shapes_are_refused_as_lax_refuses_them():
+    args = (np.ones((1, 4, 4, 3), np.float32), np.ones((3, 3, 2, 4), np.float32), (1, 1), "SAME")
+    messages = []
+    for f in (conv_general_dilated, lax.conv_general_dilated):
+        with pytest.raises(ValueError, match="feature dimension") as error:
+            f(*args, dimension_numbers=IMAGE)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", 1])
+def test_a_flax_layer_keeps_its_parameters_and_its_outputs(padding, rng):
+    x = integers(rng, 2, 6, 6, 3)
+    layers = [nn.Conv(5, (3, 3), padding=padding, conv_general_dilated=f) for f in (conv_general_dilated, None)]
+    made = [layer.init(jax.random.key(7), x) for layer in layers]
+    assert jax.tree.structure(made[0]) == jax.tree.structure(made[1])
+    assert_equal(*made)
+    outputs = [layer.apply(made[0], x) for layer in layers]
+    np.testing.assert_allclose(*outputs, atol=1e-5)  # 27 products of order one in float32

@@ -1,0 +1,140 @@
+"""flax modules, linen and nnx, as models: parameters, state, randomness, the hook on layer inputs."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from fedjax8 import trees
+from fedjax8.lookup import component_names
+from fedjax8.models import from_linen, from_nnx
+from fedjax8.types import Variables
+
+
+class Linen(nn.Module):
+    """Dense, batch norm, dropout, dense."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(6)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class NNX(nnx.Module):
+    """The same with nnx."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(self.norm(self.first(x))))
+
+
+MODELS = {"linen": lambda: from_linen(Linen(), train_argument="train"), "nnx": lambda: from_nnx(NNX)}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]()
+
+
+@pytest.fixture
+def batch(rng):
+    x = jnp.asarray(rng.standard_normal((8, 4)), jnp.float32)
+    return {"x": x, "y": jnp.asarray([0, 1, 2, 0, 1, 2, 0, 1]), "mask": jnp.ones(8)}
+
+
+def test_parameters_and_state_are_told_apart(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+    params, state = trees.named_leaves(variables.params), trees.named_leaves(variables.state)
+    assert sum(x.size for x in params.values()) == 4 * 6 + 6 + 6 + 6 + 6 * 3 + 3
+    assert sorted(x.shape for x in state.values()) == [(6,), (6,)]
+    assert all(x.dtype == jnp.float32 for x in (*params.values(), *state.values()))
+
+
+def test_training_moves_the_running_mean_towards_the_batch(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+    seen = {}
+    _, state = model.apply(variables, batch, key=jax.random.key(1), train=True)
+    model.apply(variables, batch, layer_input=lambda path, x: seen.setdefault(path, x))
+    (mean,) = (np.asarray(x) for n, x in trees.named_leaves(state).items() if n.endswith("mean"))
+    first = next(iter(variables.params[k] for k in ("Dense_0", "first") if k in variables.params))
+    hidden = np.asarray(batch["x"]) @ np.asarray(first["kernel"]) + np.asarray(first["bias"])
+    np.testing.assert_allclose(mean, 0.1 * hidden.mean(axis=0), atol=1e-6)
+
+
+def test_evaluation_changes_no_state_and_draws_nothing(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+    first, state = model.apply(variables, batch)
+    second, _ = model.apply(variables, batch, key=jax.random.key(5))
+    np.testing.assert_array_equal(first, second)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(variables.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dropout_is_a_function_of_the_key(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+    run = jax.jit(lambda key: model.apply(variables, batch, key=key, train=True)[0])
+    np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
+    assert np.any(np.asarray(run(jax.random.key(1)) != run(jax.random.key(2))))
+
+
+def test_the_hook_sees_every_layer_and_replaces_its_input(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+    paths = []
+
+    def zero(path, x):
+        paths.append(path)
+        return 0.0 * x
+
+    outputs, _ = model.apply(variables, batch, layer_input=zero)
+    assert len(paths) == 2
+    last = next(variables.params[k] for k in ("Dense_1", "last") if k in variables.params)
+    np.testing.assert_array_equal(outputs, np.broadcast_to(last["bias"], (8, 3)))
+
+
+def test_gradients_flow_under_vmap_over_clients(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+
+    def loss(params, key):
+        outputs, _ = model.apply(Variables(params, variables.state), batch, key=key, train=True)
+        return jnp.mean(model.loss(outputs, batch))
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.vmap(jax.grad(loss), (None, 0))(variables.params, keys)
+    alone = jax.grad(loss)(variables.params, keys[1])
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1], b, atol=1e-6)  # sums in another order
+
+
+def test_loss_and_accuracy_equal_numpy(model, batch, rng):
+    logits = rng.standard_normal((8, 3)).astype(np.float32)
+    exact = logits.astype(np.float64)
+    log_probability = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    y = np.asarray(batch["y"])
+    np.testing.assert_allclose(model.loss(logits, batch), -log_probability[np.arange(8), y], atol=1e-6)
+    np.testing.assert_array_equal(model.metrics(logits, batch)["accuracy"], exact.argmax(axis=1) == y)
+
+
+@pytest.mark.parametrize("name", component_names("fedjax8.models"))
+def test_every_example_of_every_model_runs_and_learns_something(name):
+    module = importlib.import_module(f"fedjax8.models.{name}")
+    for settings in module.EXAMPLES:
+        model = getattr(module, name)(**settings)
+        x = jnp.linspace(-1, 1, 3 * 28 * 28).reshape(3, 28, 28, 1)
+        batch = {"x": x, "y": jnp.asarray([0, 1, 2]), "mask": jnp.ones(3)}
+        variables = model.init(jax.random.key(0), batch)
+
+        def loss(params, batch=batch, model=model):
+            return jnp.mean(model.loss(model.apply(Variables(params, {}), batch, train=True)[0], batch))
+
+        before, gradients = jax.jit(jax.value_and_grad(loss))(variables.params)
+        after = loss(jax.tree.map(lambda p, g: p - 0.01 * g, variables.params, gradients))
+        assert float(after) < float(before)

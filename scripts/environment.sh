@@ -2,7 +2,7 @@
 # Installs again only when setup.cfg, the Python version or the extras wanted have changed.
 #   usage: . scripts/environment.sh EXTRAS
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-python3}"
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "fedjax8 needs Python 3.11 or newer, but $python is $("$python" --version); set PYTHON=/path/to/python3.11" >&2

@@ -7,8 +7,8 @@ A run is built from small pure parts:
     algorithm = algorithms.fedavg(local)                          what a round is
     run = simulate(model, algorithm, clients, uplink=codecs.fp8(), ...)   who takes part, and what travels
 
-`python -m fedjax8.train` does the same from a config and flags. Names are loaded when first used, so that reading the files of
-a run does not have to start JAX.
+`python -m fedjax8.train` does the same from a config and flags. Names are loaded when first used, so reading the
+files of a run does not have to start JAX.
 """
 
 import importlib

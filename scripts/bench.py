@@ -122,7 +122,7 @@ def layer_multiply_adds(model, variables, batch) -> list[int]:
 def matmul_clock() -> Callable[[], float]:
     """A function that measures float32 multiply-adds per second of the whole machine, in about a quarter of a second.
 
-    It multiplies large matrices on all devices at once. On CPU that is within a few percent of what NumPy's library reaches.
+    It multiplies large matrices on all devices at once; on CPU, within a few percent of what NumPy's library reaches.
     """
     import jax
     import jax.numpy as jnp

@@ -19,7 +19,7 @@ def test_a_file_dropped_into_a_package_is_a_component(tmp_path, monkeypatch):
     assert component_names("plugins_for_test") == ["mine"]
     assert find("mine", "plugins_for_test")(x=3) == 3
     assert find("plugins_for_test.helper:helper")() == 0
-    with pytest.raises(UserError, match="no 'mime'.*allowed are mine; did you mean 'mine'"):
+    with pytest.raises(UserError, match=r"no 'mime'.*allowed are mine; did you mean 'mine'"):
         find("mime", "plugins_for_test")
     del sys.modules["plugins_for_test"]
 

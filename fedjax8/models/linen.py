@@ -1,5 +1,6 @@
 """A flax linen module as a `Model`."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
@@ -23,7 +24,7 @@ def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
     return {"accuracy": (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)}
 
 
-def layer_interceptor(layer_input: Callable[[str, Array], Array]):
+def layer_interceptor(layer_input: Callable[[str, Array], Array]) -> contextlib.AbstractContextManager[None]:
     """For `nn.intercept_methods`:
 
     replaces the first argument of every layer's `__call__` by `layer_input(path, it)`.

@@ -168,7 +168,7 @@ def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
 
     client = config.client
     length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
-    plan = batch_plan(clients.sizes, client.batch_size, **length)
+    plan = batch_plan(client.batch_size, **length)
     local = local_training(model, build_optimizer(client), plan)
     rate = client.optimizer.get("learning_rate")
     algorithm = build_component(

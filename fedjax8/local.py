@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax8 import trees
-from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, shuffled_epochs, take_batch
+from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, steps_per_epoch, take_batch
 from fedjax8.types import Array, Batch, Key, Model, PyTree, Variables
 
 Adjust = Callable[[PyTree, PyTree], PyTree]
@@ -70,17 +70,16 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
         return gradients, state, sums
 
     def zero_sums(variables, rows, key):
-        batch = jax.eval_shape(lambda: take_batch(plan, rows, shuffled_epochs(plan, rows.size, key), jnp.int32(0)))
+        batch = jax.eval_shape(lambda: take_batch(plan, rows, key, jnp.int32(0)))
         return trees.zeros_like(jax.eval_shape(one_step, variables, batch, key)[2])
 
     def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
         shuffle_key, step_key = jax.random.split(key)
-        orders = shuffled_epochs(plan, rows.size, shuffle_key)
         steps = num_steps(plan, rows.size)
 
         def step(index, carry):
             variables, optimizer_state, sums = carry
-            batch = take_batch(plan, rows, orders, index)
+            batch = take_batch(plan, rows, shuffle_key, index)
             gradients, state, new = one_step(variables, batch, jax.random.fold_in(step_key, index))
             if adjust is not None:
                 gradients = adjust(gradients, variables.params)
@@ -93,15 +92,12 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
         return Trained(variables, steps, sums)
 
     def full_gradient(variables, rows, key):
-        in_order = jnp.arange(plan.padded_size, dtype=jnp.int32)[None]
-
         def add_batch(index, total):
-            batch = take_batch(plan, rows, in_order, index)
+            batch = take_batch(plan, rows, None, index)
             gradients = one_step(variables, batch, key)[0]
             return trees.add(total, trees.scale(jnp.sum(batch["mask"]), gradients))
 
-        batches = (rows.size + plan.batch_size - 1) // plan.batch_size
-        total = jax.lax.fori_loop(0, batches, add_batch, trees.zeros_like(variables.params))
+        total = jax.lax.fori_loop(0, steps_per_epoch(plan, rows.size), add_batch, trees.zeros_like(variables.params))
         return trees.scale(1.0 / jnp.maximum(rows.size, 1), total)
 
     return LocalTraining(train, full_gradient, model)

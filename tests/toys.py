@@ -43,7 +43,7 @@ def clients(a, b, rows=None) -> FederatedData:
 def build(make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, execution=None, batch_size=1, **length):
     """A simulation of `make_algorithm(local)` on `data`, with plain SGD on the clients and no codecs."""
     model = quadratic(start)
-    plan = batch_plan(data.sizes, batch_size, **length)
+    plan = batch_plan(batch_size, **length)
     local = local_training(model, optax.sgd(LEARNING_RATE), plan)
     return simulate(
         model,

@@ -1,12 +1,16 @@
 """A client's batches, cut on the device: shuffled epochs of rows that are gathered, masked and never copied per client.
 
-This is step work and therefore JAX, unlike the rest of `data/`. All columns lie on the device once, as they came
-(images as uint8). A client is a range of `Pool.order`; a batch is a gather by index inside the training step. Clients
-of different size run the same program: a client of n examples takes ceil(n / B) steps an epoch, and the last batch is
-masked.
+This is step work and therefore JAX, unlike the rest of `data/`. All columns lie on the device once, as they came (images as
+uint8). A client is a range of `Pool.order`; a batch is a gather by index inside the training step. Clients of different
+size run the same program: a client of n examples takes ceil(n / B) steps an epoch, and the last batch is masked.
+
+Shuffling needs no table: where a row lies in an epoch is computed for the rows of one batch at a time, by the swap-or-not
+shuffle (Hoang, Morris, Rogaway 2012), a permutation of 0 .. n - 1 for any n. In round r, with a random partner
+x' = K_r - x mod n, the pair {x, x'} is swapped or not by one hashed bit of max(x, x'). Each round leaves a row where it is
+with probability 1/2 and else puts it anywhere, so ROUNDS of them leave a bias of 2**-ROUNDS. A client pays for its own
+batches and nothing for the largest client's.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.types import Array, Batch, Key
+
+ROUNDS = 24
+"""Rounds of the shuffle: a bias below what float32 probabilities could express."""
 
 
 class Pool(NamedTuple):
@@ -35,63 +42,74 @@ class ClientRows(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """How clients cut their rows into local steps. Static: Python ints.
-
-    Give `epochs`, or `steps` to take the same number of steps on every client whatever its size (epochs are then begun
-    anew as often as needed).
-    """
+    """How clients cut their rows into local steps: whole epochs, or the same number of steps whatever the size."""
 
     batch_size: int
-    max_size: int
-    """Examples of the largest client: the padded length of a shuffled epoch."""
-    max_epochs: int
-    """Shuffles that the longest training needs."""
+    epochs: int | None
     steps: int | None
-    """Fixed number of steps, or None for whole epochs."""
-
-    @property
-    def padded_size(self) -> int:
-        """`max_size` rounded up to whole batches."""
-        return math.ceil(self.max_size / self.batch_size) * self.batch_size
 
 
-def batch_plan(sizes: np.ndarray, batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> BatchPlan:
-    """The plan that serves clients of these `sizes` (int `[K]`).
+def batch_plan(batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> BatchPlan:
+    """A plan of `epochs`, or of `steps` on every client, epochs begun anew as often as needed.
 
-    Raises ValueError unless one of epochs, steps is given.
+    Raises ValueError unless exactly one of the two is given and all are at least 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     length = epochs if steps is None else steps
-    if (epochs is None) == (steps is None) or length < 1:
-        raise ValueError(f"give one of epochs, steps, at least 1: got epochs={epochs}, steps={steps}")
-    if steps is not None:
-        smallest = max(int(np.min(sizes, initial=np.iinfo(np.int32).max, where=np.asarray(sizes) > 0)), 1)
-        epochs = math.ceil(steps / math.ceil(smallest / batch_size))
-    return BatchPlan(batch_size, max(int(np.max(sizes, initial=0)), 1), epochs, steps)
+    if (epochs is None) == (steps is None) or length < 1 or batch_size < 1:
+        raise ValueError(
+            f"give batch_size and one of epochs, steps, each at least 1; got batch_size={batch_size}, "
+            f"epochs={epochs}, steps={steps}"
+        )
+    return BatchPlan(batch_size, epochs, steps)
+
+
+def steps_per_epoch(plan: BatchPlan, size: Array | np.ndarray) -> Array:
+    """ceil(size / batch_size). Also on NumPy arrays."""
+    return (size + plan.batch_size - 1) // plan.batch_size
 
 
 def num_steps(plan: BatchPlan, size: Array | np.ndarray) -> Array:
     """int32 number of local steps of a client of `size` examples; 0 for an empty client. Also on NumPy arrays."""
-    per_epoch = (size + plan.batch_size - 1) // plan.batch_size
     if plan.steps is None:
-        return per_epoch * plan.max_epochs
+        return steps_per_epoch(plan, size) * plan.epochs
     return plan.steps * (size > 0)
 
 
-def shuffled_epochs(plan: BatchPlan, size: Array, key: Key) -> Array:
-    """int32 `[max_epochs, padded_size]`: each row a random order of 0 .. size - 1, then positions past the end."""
-    bits = jax.random.bits(key, (plan.max_epochs, plan.padded_size), jnp.uint32) >> 1
-    inside = jnp.arange(plan.padded_size) < size
-    return jnp.argsort(jnp.where(inside, bits, jnp.uint32(0xFFFFFFFF)), axis=1).astype(jnp.int32)
+def _mix(x: Array) -> Array:
+    """A 32-bit avalanche: every bit of the result depends on every bit of x (murmur3's finalizer)."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
-def take_batch(plan: BatchPlan, rows: ClientRows, orders: Array, step: Array) -> Batch:
-    """Batch number `step` of a client, columns `[B, ...]` and `mask` float32 `[B]`. `orders` from `shuffled_epochs`."""
-    per_epoch = jnp.maximum((rows.size + plan.batch_size - 1) // plan.batch_size, 1)
+def shuffled(key: Key, places: Array, size: Array) -> Array:
+    """Where `places` (int32, values in 0 .. size - 1) lie after a random permutation of 0 .. size - 1 drawn from `key`.
+
+    All calls with one key and size belong to one permutation: different places give different results.
+    """
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    modulus = jnp.maximum(size, 1).astype(jnp.uint32)
+    x = places.astype(jnp.uint32)
+    for r in range(ROUNDS):
+        partner_key = _mix(words[0] + np.uint32(0x9E3779B9 * (r + 1) & 0xFFFFFFFF)) % modulus
+        partner = (partner_key + modulus - x) % modulus
+        bit = _mix(jnp.maximum(x, partner) ^ _mix(words[1] + np.uint32(r))) & 1
+        x = jnp.where(bit == 1, partner, x)
+    return x.astype(jnp.int32)
+
+
+def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array) -> Batch:
+    """Batch number `step` of a client: columns `[B, ...]` and `mask` float32 `[B]`.
+
+    The order is drawn anew from `key` for every epoch, or is that of the data where `key` is None. A batch that is not full
+    repeats its own rows under a mask of 0, so that statistics over a batch see no foreign rows.
+    """
+    per_epoch = jnp.maximum(steps_per_epoch(plan, rows.size), 1)
     first = (step % per_epoch) * plan.batch_size
-    place = jax.lax.dynamic_slice(orders, (step // per_epoch, first), (1, plan.batch_size))[0]
-    mask = first + jnp.arange(plan.batch_size) < rows.size
-    index = rows.pool.order[rows.start + jnp.where(mask, place, 0)]
+    lane, count = jnp.arange(plan.batch_size), jnp.clip(rows.size - first, 1, plan.batch_size)
+    place = first + lane % count
+    if key is not None:
+        place = shuffled(jax.random.fold_in(key, step // per_epoch), place, rows.size)
+    index = rows.pool.order[rows.start + place]
     batch = {name: column[index] for name, column in rows.pool.columns.items()}
-    return batch | {"mask": mask.astype(jnp.float32)}
+    return batch | {"mask": (first + lane < rows.size).astype(jnp.float32)}

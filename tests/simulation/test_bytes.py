@@ -56,7 +56,7 @@ def test_metrics_count_exactly_what_was_serialized(adapter, codec, make, copies,
     data = FederatedData.from_owners(columns, np.repeat(np.arange(6), [5, 8, 10, 12, 12, 13]), 6)
     module = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(8), nn.relu, nn.Dense(3)])
     model = inputs(adapter(from_linen(module)), 0.5, 0.3)
-    local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 4, epochs=1))
+    local = local_training(model, optax.sgd(0.1), batch_plan(4, epochs=1))
     up, down = [], []
     sim = simulate(
         model,

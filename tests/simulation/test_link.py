@@ -28,7 +28,7 @@ def counting() -> Codec:
 
 def build(toys, data, *, uplink=None, downlink=None, execution=None, make=fedavg, cohort_size=None, start=0.0):
     model = toys.quadratic(start)
-    local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))
+    local = local_training(model, optax.sgd(0.1), batch_plan(1, epochs=1))
     return simulate(
         model,
         make(local),

@@ -104,7 +104,7 @@ def with_counter(toys):
 def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, own, message_bytes):
     data = toys.clients([1.0, 1.0, 1.0], [0.0, 1.0, 2.0], [1, 3, 2])
     model = with_counter(toys)
-    local = local_training(model, optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))
+    local = local_training(model, optax.sgd(0.1), batch_plan(1, epochs=1))
     algorithm = fedavg(local, weighting="uniform", model_state=policy)
     sim = simulate(model, algorithm, data, cohort_size=3, uplink=none(), downlink=none(), execution=loop())
     state, lines = run(sim, 2)
@@ -119,7 +119,7 @@ def test_a_cohort_larger_than_the_population_is_a_user_error(toys, data, cohort_
     with pytest.raises(UserError, match="between 1 and the number of clients, 6"):
         simulate(
             toys.quadratic(),
-            fedavg(local_training(toys.quadratic(), optax.sgd(0.1), batch_plan(data.sizes, 1, epochs=1))),
+            fedavg(local_training(toys.quadratic(), optax.sgd(0.1), batch_plan(1, epochs=1))),
             data,
             cohort_size=cohort_size,
             uplink=none(),

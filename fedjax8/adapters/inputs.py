@@ -33,8 +33,10 @@ def inputs(
         x = batch["x"]
         if train and augment is not None:
             x = augment(jax.random.fold_in(key, 1), x)
-        if jnp.issubdtype(x.dtype, jnp.integer):
+        if x.dtype == jnp.uint8:
             return batch | {"x": x.astype(jnp.float32) * (1.0 / (255.0 * std)) - mean / std}
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return batch
         return batch | {"x": (x.astype(jnp.float32) - mean) / std}
 
     def prepared(apply):

@@ -50,8 +50,8 @@ class Mean(NamedTuple):
 
     tree: dict[str, PyTree]
     """Weighted mean of the contributions."""
-    clients: Array
-    """int32: contributions in it."""
+    weight: Array
+    """float32: sum of the weights of the contributions in it."""
     num_clients: int
     """All registered clients."""
 
@@ -128,7 +128,7 @@ def from_parts(
 
         shared = received, model, link.round_number
         reduced, client_states, link = link.map_clients(run, shared, cohort, client_key)
-        mean = Mean(reduced.mean, reduced.clients, link.num_clients)
+        mean = Mean(reduced.mean, reduced.weight, link.num_clients)
         new_params, memory = server(state, mean)
         stepped = ServerState(Variables(new_params, reduced.mean.get("state", model)), memory)
         new_state = trees.select(reduced.weight > 0, stepped, state)

@@ -70,7 +70,7 @@ def scaffold(
 
     def server(state: ServerState, mean: Mean):
         params = trees.add(state.variables.params, trees.scale(server_learning_rate, mean.tree["update"]))
-        share = mean.clients / mean.num_clients
+        share = mean.weight / mean.num_clients  # weights are 1, or 0 for a client without examples
         return local.model.project(params), trees.add(state.memory, trees.scale(share, mean.tree["control"]))
 
     return from_parts(

@@ -5,6 +5,7 @@ Everything that decides a round is derived from (seed, round number), never carr
 result does not depend on devices, chunks or padding beyond the order of float32 summation.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.cohorts.auto import auto
+from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import Pool
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
 from fedjax8.simulation.evaluation import evaluation
 from fedjax8.simulation.ledger import Ledger
-from fedjax8.simulation.link import Discovery, Link, Recorder
+from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
 from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Variables
 
 CALIBRATION_ROWS = 256
@@ -48,7 +50,7 @@ class Simulation(NamedTuple):
     run_round: Callable[[SimulationState], tuple[SimulationState, dict[str, Any]]]
     """State to (next state, metrics of the round: `round`, `train_loss`, bytes, `clients`, ...)."""
     evaluate: Callable[[SimulationState, Mapping[str, np.ndarray]], dict[str, float]]
-    """Metrics of the global model on columns `[N, ...]`; compiled once per set of columns."""
+    """Metrics of the global model on columns `[N, ...]`; compiled again when another mapping than the last is given."""
     variables: Callable[[SimulationState], Variables]
     """The global model."""
     discover: Callable[[], list[Discovery]]
@@ -105,6 +107,8 @@ def simulate(
     num_clients = data.num_clients
     if not 1 <= cohort_size <= num_clients:
         raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
+    if not np.any(data.sizes):
+        raise UserError(f"none of the {num_clients} clients has any data")
     execution = auto() if execution is None else execution
     root = jax.random.key(seed)
     pool = execution.place(Pool({n: np.asarray(c) for n, c in data.columns.items()}, np.asarray(data.order)))
@@ -119,10 +123,7 @@ def simulate(
 
     compiled_round = execution.compile(round_program)
     gather = jax.jit(lambda tree, ids: jax.tree.map(lambda x: x.at[ids].get(mode="clip"), tree))
-    scatter = jax.jit(
-        lambda tree, ids, new: jax.tree.map(lambda x, y: x.at[ids].set(y, mode="drop"), tree, new),
-        donate_argnums=0,
-    )
+    scatter = jax.jit(lambda tree, ids, new: jax.tree.map(lambda x, y: x.at[ids].set(y, mode="drop"), tree, new))
 
     def make_cohort(ids: np.ndarray, states: PyTree) -> Cohort:
         """Of clients `ids`, where `num_clients` stands for padding."""
@@ -136,8 +137,6 @@ def simulate(
         return variables, algorithm.init(variables), algorithm.init_client(variables)
 
     def discover_from(server: PyTree, client: PyTree) -> list[Discovery]:
-        from fedjax8.cohorts.loop import loop
-
         recorder = Recorder()
         states = jax.tree.map(lambda x: jnp.asarray(x)[None], {"algorithm": client, "uplink": {}})
         shared = (server, {}, {}, pool, root, jnp.int32(0))
@@ -151,8 +150,10 @@ def simulate(
     def init() -> SimulationState:
         _, server, client = initial()
         found = discover_from(server, client)
-        down = {d.channel.name: downlink.init(d.tree) for d in found if d.channel.direction == "down"}
-        up = {d.channel.name: uplink.init(d.tree) for d in found if d.channel.direction == "up"}
+        down, up = (
+            {d.channel.name: d.codec.init(d.tree) for d in found if d.channel.direction == direction}
+            for direction in (DOWN, UP)
+        )
         own = {"algorithm": client, "uplink": up}
         clients = jax.tree.map(lambda x: jnp.tile(jnp.asarray(x)[None], (num_clients,) + (1,) * jnp.ndim(x)), own)
         return place(SimulationState(0, server, down, clients, Ledger()))
@@ -184,12 +185,12 @@ def simulate(
         after = SimulationState(state.round + 1, server, down, clients, ledger)
         return after, round_metrics(after, jax.device_get(report))
 
-    evaluators: dict[int, tuple] = {}
+    last_evaluated: list = [None, None]
 
     def evaluate(state: SimulationState, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        if id(columns) not in evaluators:
-            evaluators[id(columns)] = (columns, evaluation(model, columns, execution))
-        return evaluators[id(columns)][1](algorithm.variables(state.server))
+        if last_evaluated[0] is not columns:
+            last_evaluated[:] = columns, evaluation(model, columns, execution)
+        return last_evaluated[1](algorithm.variables(state.server))
 
     def variables(state: SimulationState) -> Variables:
         return algorithm.variables(state.server)
@@ -199,13 +200,13 @@ def simulate(
 
 def round_metrics(state: SimulationState, report: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One round's line: means of the clients' `train_*` sums, cumulative bytes, and what else the algorithm reports."""
-    examples = max(float(report.get("train_examples", 0)), 1.0)
+    examples = float(report.get("train_examples", 0)) or math.nan  # nobody trained: no mean, and not a loss of 0
     metrics: dict[str, Any] = {"round": state.round}
     for name, value in sorted(report.items()):
         if name.startswith("train_") and name != "train_examples":
             metrics[name] = float(value) / examples
         elif name != "train_examples":
-            metrics[name] = np.asarray(value).item()
+            metrics[name] = np.asarray(value).tolist()
     metrics["uplink_bytes"] = state.ledger.uplink_bytes
     metrics["downlink_bytes"] = state.ledger.downlink_bytes
     return metrics

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.parts import Update
+from fedjax8.algorithms.parts import Update, from_parts
+from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
 from fedjax8.cohorts.chunked import chunked
 from fedjax8.cohorts.loop import loop
@@ -18,7 +19,7 @@ from fedjax8.cohorts.vmap import vmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
 from fedjax8.simulation.simulation import deal, simulate
-from fedjax8.types import Codec
+from fedjax8.types import Codec, Contribution, RoundOutput
 
 
 def counting() -> Codec:
@@ -115,8 +116,6 @@ def test_the_broadcast_is_one_draw_for_all_clients(toys):
     """Each client reports what it received, as a sum and a sum of squares: equal values have no spread."""
 
     def make(local):
-        from fedjax8.algorithms.parts import from_parts
-
         def client(start, extra, memory, rows, key, round_number):
             x = start.params["x"]
             return Update({"params": start.params}, jnp.float32(1), start, (), {"sum": x, "squares": x * x})
@@ -150,3 +149,103 @@ def test_discovery_names_every_message_without_running(toys):
     sim = build(toys, toys.q2())
     found = {(d.channel.direction, d.channel.name): d.channel.message_bytes for d in sim.discover()}
     assert found == {("down", "model"): 4, ("up", "model"): 4}
+
+
+def mini_fda(threshold):
+    """Every client sends one float32 a step; the model goes down only once their sum has passed a threshold."""
+
+    def make(local):
+        def round_(link, state, cohort, key):
+            def say(received, own, rows, key):
+                return Contribution({"one": jnp.float32(1)}, jnp.float32(1), own, {})
+
+            def send(link):
+                model, link = link.broadcast(key, {"params": state.variables.params}, cohort)
+                return link
+
+            def step(index, carry):
+                link, total = carry
+                reduced, _, link = link.map_clients(say, (), cohort, key, name="monitor", codec=none())
+                total = total + reduced.weight
+                return jax.lax.cond(total > threshold, send, lambda link: link, link), total
+
+            link, total = jax.lax.fori_loop(0, 6, step, (link, jnp.float32(0)))
+            return RoundOutput(state, cohort.states, link, {"total": total})
+
+        return fedavg(local)._replace(round=round_)
+
+    return make
+
+
+@pytest.mark.parametrize("execution", [loop, functools.partial(pmap, 2)])
+def test_a_link_goes_through_loops_and_conditions_with_exact_counts(toys, execution):
+    data = toys.clients([1.0] * 4, [1.0] * 4)
+    sim = build(toys, data, make=mini_fda(threshold=9.0), downlink=counting(), execution=execution())
+    state, metrics = sim.run_round(sim.init())
+    assert metrics["total"] == 24
+    assert metrics["uplink_bytes"] == 6 * 4 * 4  # a float32 from each client in each step
+    assert metrics["downlink_bytes"] == 4 * 4 * 4  # steps 3 to 6, when 12, 16, 20, 24 have passed 9
+    assert int(state.down_states["model"]) == 4
+
+
+def test_two_trees_on_one_channel_are_refused(toys):
+    def make(local):
+        def round_(link, state, cohort, key):
+            _, link = link.broadcast(key, {"a": jnp.zeros(2)}, cohort)
+            _, link = link.broadcast(key, {"b": jnp.zeros(3)}, cohort)
+            return RoundOutput(state, cohort.states, link, {})
+
+        return fedavg(local)._replace(round=round_)
+
+    with pytest.raises(ValueError, match="two different trees are sent down as 'model'"):
+        build(toys, toys.q2(), make=make).discover()
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_a_weight_that_is_none_excludes_its_client(toys, weight):
+    def make(local):
+        def client(start, extra, memory, rows, key, round_number):
+            odd = rows.size == 3
+            return Update({"params": {"x": jnp.float32(1)}}, jnp.where(odd, weight, 1.0), start, (), {})
+
+        return from_parts(client=client, server=lambda state, mean: (mean.tree["params"], ()))
+
+    sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make)
+    state, metrics = sim.run_round(sim.init())
+    assert metrics["excluded"] == 1
+    assert float(sim.variables(state).params["x"]) == 1.0
+
+
+def test_an_infinity_is_seen_before_an_8_bit_format_saturates_it(toys):
+    def make(local):
+        def client(start, extra, memory, rows, key, round_number):
+            bad = jnp.where(rows.size == 3, jnp.inf, 1.0)
+            tree = {"params": {"kernel": jnp.full((2, 2), bad), "kernel_clip": jnp.float32(2)}}
+            return Update(tree, jnp.float32(1), start, (), {})
+
+        return from_parts(client=client, server=lambda state, mean: (state.variables.params, ()))
+
+    sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make, uplink=fp8())
+    assert sim.run_round(sim.init())[1]["excluded"] == 1
+
+
+def test_a_state_can_be_run_twice(toys):
+    sim = build(toys, toys.clients([1.0] * 4, [1.0] * 4), uplink=counting())
+    state = sim.init()
+    first, second = (sim.run_round(state)[0] for _ in range(2))
+    np.testing.assert_array_equal(first.clients["uplink"]["model"], second.clients["uplink"]["model"])
+
+
+def test_integers_in_a_contribution_stay_integers(toys):
+    def make(local):
+        def client(start, extra, memory, rows, key, round_number):
+            return Update({"count": rows.size}, jnp.float32(1), start, (), {})
+
+        def server(state, mean):
+            assert mean.tree["count"].dtype == jnp.int32
+            return {"x": mean.tree["count"].astype(jnp.float32)}, ()
+
+        return from_parts(client=client, server=server)
+
+    sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 5]), make=make)
+    assert float(sim.variables(sim.run_round(sim.init())[0]).params["x"]) == 3.0

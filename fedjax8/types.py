@@ -78,6 +78,12 @@ class Codec(NamedTuple):
     """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
 
 
+def check_codec(given: Any) -> None:
+    """Raises ValueError unless `given` is a `Codec`."""
+    if not isinstance(given, Codec):
+        raise ValueError(f"a codec is needed, such as fp8(); got {given!r}")
+
+
 class Channel(NamedTuple):
     """One kind of message: key of a traffic count. Static, so that it can stand in a pytree's structure."""
 

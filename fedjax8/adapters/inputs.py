@@ -1,6 +1,9 @@
 """Raw columns to what a model wants to see: cast, scale, normalize, and augment while training.
 
-x -> (x / 255 - mean) / std        for uint8 images; float columns are only normalized
+Columns are prepared on the device, so that they can stay as they came:
+
+    x -> (x / 255 - mean) / std        for uint8 images
+    x -> (x - mean) / std              for float columns; other integers are symbols and stay as they are
 """
 
 from collections.abc import Callable, Sequence

@@ -23,15 +23,20 @@ KERNEL, KERNEL_CLIP, INPUT_CLIP = "kernel", "kernel" + trees.CLIP_SUFFIX, "input
 def _node(params: PyTree, path: str) -> dict:
     """The dict of parameters of the layer at `path`."""
     for name in path.split("/") if path else ():
-        params = params[name]
+        params = params[_key(params, name)]
     return params
+
+
+def _key(params: PyTree, name: str) -> str | int:
+    """The key that a path's part stands for: nnx numbers the parts of a sequence."""
+    return name if name in params else int(name)
 
 
 def _with_node(params: dict, path: list[str], node: dict) -> dict:
     """`params` with the dict at `path` replaced."""
     if not path:
         return node
-    first, *rest = path
+    first, rest = _key(params, path[0]), path[1:]
     return params | {first: _with_node(params[first], rest, node)}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
-from fedjax8.types import Codec
+from fedjax8.types import Codec, check_codec
 
 
 def chain(codecs: Sequence[Codec]) -> Codec:
@@ -17,6 +17,8 @@ def chain(codecs: Sequence[Codec]) -> Codec:
     """
     if not codecs:
         raise ValueError("chain needs at least one codec")
+    for codec in codecs:
+        check_codec(codec)
 
     def init(tree):
         states = []

@@ -47,9 +47,9 @@ def fp8(
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
       clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
       them)
-        and falls back to the largest magnitude in trees that hold no clips; `max` always takes the largest magnitude,
+        and falls back to the largest magnitude in top-level entries that hold no clips; `max` always takes the largest magnitude,
         so that nothing is clipped.
-      min_ndim: in a tree without learnt clips, leaves of at least this many dimensions are quantized.
+      min_ndim: in a top-level entry without learnt clips, leaves of at least this many dimensions are quantized.
 
     Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not
     move.
@@ -69,9 +69,13 @@ def fp8(
     def to_quantize(tree: PyTree) -> tuple[dict[str, Array], dict[str, str], set[str]]:
         leaves = trees.named_leaves(tree)
         learnt = learnt_clips(leaves)
-        chosen = set(learnt) or {
-            name for name, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
+        with_clips = {name.split("/")[0] for name in learnt}
+        by_size = {
+            name
+            for name, x in leaves.items()
+            if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
         }
+        chosen = set(learnt) | {name for name in by_size if name.split("/")[0] not in with_clips}
         return leaves, learnt, chosen
 
     def encode(key, state, tree):

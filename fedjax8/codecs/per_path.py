@@ -13,7 +13,7 @@ from flax import struct
 from fedjax8 import trees
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
-from fedjax8.types import Codec, PyTree
+from fedjax8.types import Codec, PyTree, check_codec
 
 
 @struct.dataclass
@@ -38,6 +38,8 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
       UserError: when the run is set up, if a pattern matches no leaf; names the nearest path.
     """
     patterns, codecs = tuple(rules), (*rules.values(), default)
+    for codec in codecs:
+        check_codec(codec)
 
     def split(tree: PyTree) -> list[dict]:
         parts: list[dict] = [{} for _ in codecs]

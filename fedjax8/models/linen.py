@@ -33,7 +33,10 @@ def layer_interceptor(layer_input: Callable[[str, Array], Array]) -> contextlib.
     def intercept(next_call, args, kwargs, context):
         if isinstance(context.module, LAYERS) and context.method_name == "__call__":
             path = "/".join(context.module.path)
-            args = (layer_input(path, args[0]), *args[1:])
+            if args:
+                args = (layer_input(path, args[0]), *args[1:])
+            else:
+                kwargs = kwargs | {"inputs": layer_input(path, kwargs["inputs"])}
         return next_call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)

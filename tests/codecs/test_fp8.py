@@ -78,3 +78,17 @@ def test_different_leaves_draw_different_dithers():
 def test_bad_settings_are_named(settings, word):
     with pytest.raises(ValueError, match=word):
         fp8(**settings)
+
+
+def test_entries_without_clips_beside_parameters_with_clips_are_quantized_by_magnitude():
+    tree = model_tree() | {"extra": {"control": {"kernel": jnp.asarray([[0.5, -3.0]]), "bias": jnp.ones(2)}}}
+    message = encode(fp8(), tree)
+    assert float(message["extra"]["control"]["kernel"].clip) == 3.0
+    assert trees.num_bytes(message) == trees.num_bytes(encode(fp8(), model_tree())) + (2 + 4) + 2 * 4
+
+
+def test_a_large_parameter_without_a_clip_among_those_with_clips_stays_float32():
+    """Class tokens and positional embeddings of a quantization-aware model."""
+    tree = model_tree()
+    tree["params"]["embedding"] = jnp.ones((3, 4))
+    assert encode(fp8(), tree)["params"]["embedding"].dtype == jnp.float32

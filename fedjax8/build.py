@@ -15,10 +15,10 @@ from fedjax8.config import check_call, is_component, validate
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.errors import UserError
-from fedjax8.local import local_training
+from fedjax8.local import LocalTraining, local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.types import Model
+from fedjax8.types import Algorithm, Codec, Execution, Model
 
 
 class Experiment(NamedTuple):
@@ -46,58 +46,69 @@ def find_optimizer(name: str) -> Callable:
     raise UserError(f"no optimizer {name!r} in optax{suggest(name, known)}")
 
 
-def _finder(*packages: str) -> Callable[[str], Callable]:
-    return lambda name: find(name, *(f"fedjax8.{package}" for package in packages))
+def _finder(package: str) -> Callable[[str], Callable]:
+    return lambda name: find(name, f"fedjax8.{package}")
 
 
-FINDERS: dict[str, Callable[[str], Callable]] = {
-    "data": _finder("data.sources"),
-    "partition": _finder("data.partitions"),
-    "model": _finder("models"),
-    "adapter": _finder("adapters"),
-    "algorithm": _finder("algorithms"),
-    "uplink": _finder("codecs"),
-    "downlink": _finder("codecs"),
-    "executor": _finder("cohorts"),
-    "optimizer": find_optimizer,
-    "server_optimizer": find_optimizer,
+class Seam(NamedTuple):
+    """Where a field's components are looked up, and what they make."""
+
+    finder: Callable[[str], Callable]
+    kind: type | None
+
+
+SEAMS = {
+    "data": Seam(_finder("data.sources"), Dataset),
+    "partition": Seam(_finder("data.partitions"), None),
+    "model": Seam(_finder("models"), Model),
+    "adapter": Seam(_finder("adapters"), Model),
+    "algorithm": Seam(_finder("algorithms"), Algorithm),
+    "uplink": Seam(_finder("codecs"), Codec),
+    "downlink": Seam(_finder("codecs"), Codec),
+    "executor": Seam(_finder("cohorts"), Execution),
+    "optimizer": Seam(find_optimizer, optax.GradientTransformation),
+    "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
 }
-"""Where the component of a field is looked up.
-
-A component inside another is looked up by its own field, else like its parent.
-"""
+"""By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
 
 
-def build_component(where: str, config: ConfigDict, finder: Callable, **supplied: Any) -> Any:
+def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any) -> Any:
     """The object that a component config describes.
 
     Args:
       where: dotted path for messages.
-      finder: name to factory.
-      supplied: arguments that the program fills in where the factory takes them.
+      seam: where to look it up, and what must come out.
+      supplied: arguments that the program fills in where the factory takes them and the config does not; `local` and
+        `model` may not be set at all.
 
     Raises:
       UserError: unknown name or setting, wrong type, or a value that the factory refuses.
     """
-    factory = finder(config.name)
-    settings = {k: _build_nested(f"{where}.{k}", k, v, finder) for k, v in config.items() if k != "name"}
+    factory = seam.finder(config.name)
+    settings = {k: _build_nested(f"{where}.{k}", k, v, seam) for k, v in config.items() if k != "name"}
     takes = inspect.signature(factory).parameters
     given = {k: v for k, v in supplied.items() if k in takes and (k not in settings or k in ("local", "model"))}
     check_call(where, factory, settings, supplied=list(given))
     try:
-        return factory(**given, **settings)
+        made = factory(**given, **settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
+    if seam.kind is not None and not isinstance(made, seam.kind):
+        raise UserError(f"{where}: {config.name} gives a {type(made).__name__}, but a {seam.kind.__name__} is needed")
+    return made
 
 
-def _build_nested(where: str, field: str, value: Any, finder: Callable) -> Any:
+def _build_nested(where: str, field: str, value: Any, seam: Seam) -> Any:
     """Builds components that stand inside a setting: alone, in a list, or as values of a mapping."""
+    seam = SEAMS.get(field, seam)
     if is_component(value):
-        return build_component(where, value, FINDERS.get(field, finder))
-    if isinstance(value, list | tuple):
-        return tuple(_build_nested(f"{where}.{i}", field, v, finder) for i, v in enumerate(value))
+        return build_component(where, value, seam)
+    if field in SEAMS and isinstance(value, str):
+        raise UserError(f"{where} is a component: set --{where}.name={value}")
+    if type(value) in (list, tuple):
+        return tuple(_build_nested(f"{where}.{i}", field, v, seam) for i, v in enumerate(value))
     if isinstance(value, Mapping | ConfigDict):
-        return {k: _build_nested(f"{where}.{k}", field, v, finder) for k, v in value.items()}
+        return {k: _build_nested(f"{where}.{k}", field, v, seam) for k, v in value.items()}
     return value
 
 
@@ -114,23 +125,39 @@ def build_augment(names: tuple[str, ...]) -> Callable | None:
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The clients' optimizer, with decay of kernels (not of biases, norms or clips) in front if asked for."""
-    optimizer = build_component("config.client.optimizer", config.optimizer, find_optimizer)
+    optimizer = build_component("config.client.optimizer", config.optimizer, SEAMS["optimizer"])
     if not config.weight_decay:
         return optimizer
 
     def kernels(params):
-        return trees.map_named(lambda name, x: x.ndim > 1 and not trees.is_clip(name), params)
+        return jax.tree.map(lambda x: x.ndim > 1, params)
 
     return optax.chain(optax.add_decayed_weights(config.weight_decay, kernels), optimizer)
 
 
 def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:
     """The data split over clients as the config says."""
-    split = build_component("config.partition", config.partition, FINDERS["partition"])
+    split = build_component("config.partition", config.partition, SEAMS["partition"])
     num_clients = config.num_clients or dataset.num_natural_clients
     if not num_clients:
         raise UserError(f"config.num_clients is 0, but {dataset.name} names no clients; set it to at least 1")
     return federate(dataset, split, num_clients, config.seed)
+
+
+def build_algorithm(config: ConfigDict, local: LocalTraining) -> Algorithm:
+    """The algorithm; one that needs the clients' step size (SCAFFOLD) gets it, and is refused with other than plain SGD."""
+    optimizer = config.client.optimizer
+    plain_sgd = set(optimizer) <= {"name", "learning_rate"} and optimizer.name == "sgd"
+    takes = inspect.signature(SEAMS["algorithm"].finder(config.algorithm.name)).parameters
+    supplied = {"local": local}
+    if "learning_rate" in takes and "learning_rate" not in config.algorithm:
+        if not plain_sgd or config.client.weight_decay:
+            raise UserError(
+                f"config.algorithm: {config.algorithm.name} divides by the clients' step size and needs plain SGD; set "
+                "--config.client.optimizer.name=sgd with a learning_rate only, and no weight_decay"
+            )
+        supplied["learning_rate"] = optimizer.learning_rate
+    return build_component("config.algorithm", config.algorithm, SEAMS["algorithm"], **supplied)
 
 
 def check_shapes(model: Model, dataset: Dataset) -> None:
@@ -140,6 +167,8 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
     try:
         variables = jax.eval_shape(model.init, jax.random.key(0), batch)
         outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
+        key = jax.random.key(0)
+        jax.eval_shape(lambda v, b: model.apply(v, b, key=key, train=True), variables, batch)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         shape = dataset.train["x"].shape[1:]
         reason = " ".join(str(error).split())[:200]
@@ -159,10 +188,10 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
 def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
     """Everything that a config describes, checked; reads the data, runs nothing."""
     validate(config)
-    dataset = build_component("config.data", config.data, FINDERS["data"], data_dir=data_dir)
+    dataset = build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
     clients = build_clients(config, dataset)
-    model = build_component("config.model", config.model, FINDERS["model"], num_classes=dataset.num_classes)
-    model = build_component("config.adapter", config.adapter, FINDERS["adapter"], model=model)
+    model = build_component("config.model", config.model, SEAMS["model"], num_classes=dataset.num_classes)
+    model = build_component("config.adapter", config.adapter, SEAMS["adapter"], model=model)
     model = inputs(model, dataset.mean, dataset.std, augment=build_augment(config.augment))
     check_shapes(model, dataset)
 
@@ -170,18 +199,15 @@ def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
     length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
     plan = batch_plan(client.batch_size, **length)
     local = local_training(model, build_optimizer(client), plan)
-    rate = client.optimizer.get("learning_rate")
-    algorithm = build_component(
-        "config.algorithm", config.algorithm, FINDERS["algorithm"], local=local, learning_rate=rate
-    )
+    algorithm = build_algorithm(config, local)
     run = simulate(
         model,
         algorithm,
         clients,
         cohort_size=config.cohort_size,
-        uplink=build_component("config.uplink", config.uplink, FINDERS["uplink"]),
-        downlink=build_component("config.downlink", config.downlink, FINDERS["downlink"]),
+        uplink=build_component("config.uplink", config.uplink, SEAMS["uplink"]),
+        downlink=build_component("config.downlink", config.downlink, SEAMS["downlink"]),
         seed=config.seed,
-        execution=build_component("config.executor", config.executor, FINDERS["executor"]),
+        execution=build_component("config.executor", config.executor, SEAMS["executor"]),
     )
     return Experiment(config, dataset, clients, model, plan, run)

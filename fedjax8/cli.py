@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from fedjax8.errors import UserError
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None = None) -> None:
@@ -29,3 +30,9 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
     except UserError as error:
         print(f"fedjax8: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("fedjax8: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as stop:
+        asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
+        sys.exit(0 if asked_for_help and stop.code == 1 else stop.code)

@@ -8,12 +8,14 @@ into objects.
 import ast
 import importlib.util
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax8.errors import UserError
@@ -82,6 +84,8 @@ FIELDS = {
     "executor": "how clients are mapped over devices: a file in fedjax8/cohorts",
 }
 
+LARGEST_SEED = 2**32 - 1
+"""Beyond it two seeds could give the same random key."""
 MINIMUM = {"seed": 0, "rounds": 1, "eval_every": 1, "checkpoint_every": 1, "num_clients": 0, "cohort_size": 1}
 CLIENT_MINIMUM = {"batch_size": 1, "epochs": 1, "steps": 0, "weight_decay": 0.0}
 
@@ -97,7 +101,13 @@ def plain(value: Any) -> Any:
         return {key: plain(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(
+        f"a config holds {value!r}; for a run with files give component(name, ...) and plain values instead"
+    )
 
 
 def load_config(file: str | None) -> ConfigDict:
@@ -115,11 +125,15 @@ def load_config(file: str | None) -> ConfigDict:
         )
     module = importlib.util.module_from_spec(spec)
     try:
+        sys.modules[spec.name] = module  # dataclasses in the file look themselves up there
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise UserError(f"--config: {path} defines no get_config()")
-        return get_config(argument) if argument else get_config()
+        config = get_config(argument) if argument else get_config()
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"--config: get_config() of {path} must return a ConfigDict, got {type(config).__name__}")
+        return config
     except UserError:
         raise
     except Exception as error:
@@ -147,10 +161,16 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
 
 def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
     dotted = "config." + ".".join(path)
-    section = config
+    section: Any = config
     for depth, name in enumerate(path[:-1]):
+        here = "config." + ".".join(path[: depth + 1])
+        if isinstance(section, list | tuple) and name.isdigit() and int(name) < len(section):
+            section = section[int(name)]
+            continue
+        if is_component(section) and name not in section and path[depth + 1] == "name":
+            section[name] = component("")  # a component inside a component is made by naming it
         if not isinstance(section, ConfigDict) or name not in section:
-            raise UserError(_no_field(section, "config." + ".".join(path[: depth + 1]), name))
+            raise UserError(_no_field(section, here, name))
         section = section[name]
     last = path[-1]
     if not isinstance(section, ConfigDict) or (last not in section and not is_component(section)):
@@ -162,7 +182,7 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
                 del section[key]
             section["name"] = value
         return
-    if is_component(old) or isinstance(old, ConfigDict):
+    if isinstance(old, ConfigDict):
         hint = f"; to choose another, set --{dotted}.name={value}" if is_component(old) else ""
         raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")
     value = tuple(value) if isinstance(value, list) else value
@@ -174,7 +194,9 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
 
 def _no_field(section: Any, dotted: str, name: str) -> str:
     if not isinstance(section, ConfigDict):
-        return f"no field {dotted}: {dotted.rpartition('.')[0]} is a single value"
+        return f"no field {dotted}: {dotted.rpartition('.')[0]} is {section!r}"
+    if is_component(section):
+        return f"no field {dotted}: set --{dotted}.name=NAME first, or give it in a config file"
     return f"no field {dotted}: allowed are {', '.join(sorted(section))}{suggest(name, section)}"
 
 
@@ -184,7 +206,7 @@ def _as_type_of(where: str, value: Any, old: Any) -> Any:
         return float(value)
     if isinstance(old, tuple) and not isinstance(value, tuple):
         value = (value,)
-    if type(value) is not type(old) and value is not None:
+    if type(value) is not type(old):
         raise UserError(f"{where} must be a {type(old).__name__} like {old!r}; got {value!r}")
     return value
 
@@ -192,6 +214,8 @@ def _as_type_of(where: str, value: Any, old: Any) -> Any:
 def validate(config: ConfigDict) -> None:
     """Raises `UserError` for the first unknown, missing or impossible top-level or client setting."""
     expected = base_config()
+    if not isinstance(config, ConfigDict) or not isinstance(config.get("client", expected.client), ConfigDict):
+        raise UserError("a config, and its field client, must be a ConfigDict; start from fedjax8.config.base_config()")
     for section, wanted, minimum, prefix in (
         (config, expected, MINIMUM, "config"),
         (config.get("client", expected.client), expected.client, CLIENT_MINIMUM, "config.client"),
@@ -209,6 +233,8 @@ def validate(config: ConfigDict) -> None:
         for name, least in minimum.items():
             if section[name] is None or section[name] < least:
                 raise UserError(f"{prefix}.{name} is {section[name]}, but must be at least {least}")
+    if config.seed > LARGEST_SEED:
+        raise UserError(f"config.seed is {config.seed}, but must be at most {LARGEST_SEED}")
 
 
 def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied: Sequence[str] = ()) -> None:

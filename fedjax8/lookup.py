@@ -24,8 +24,8 @@ def component_names(package: str) -> list[str]:
     return [n for n in names if hasattr(importlib.import_module(f"{package}.{n}"), "EXAMPLES")]
 
 
-def find(name: str, *packages: str) -> Callable:
-    """The factory called `name` in the first of `packages` that has it, or what `package.module:factory` names.
+def find(name: str, package: str = "") -> Callable:
+    """The factory called `name` in `package`, or the object that `package.module:factory` names.
 
     Raises `UserError` with the nearest match.
     """
@@ -33,12 +33,10 @@ def find(name: str, *packages: str) -> Callable:
         module_name, _, attribute = name.partition(":")
         try:
             return getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"cannot load {name!r}: {error}") from error
-    names = [(package, n) for package in packages for n in component_names(package)]
-    for package, known in names:
-        if name == known:
-            return getattr(importlib.import_module(f"{package}.{name}"), name)
-    allowed = [n for _, n in names]
-    kind = packages[0].rpartition(".")[2]
+    allowed = component_names(package)
+    if name in allowed:
+        return getattr(importlib.import_module(f"{package}.{name}"), name)
+    kind = package.rpartition(".")[2]
     raise UserError(f"no {name!r} in {kind}: allowed are {', '.join(allowed)}{suggest(name, allowed)}")

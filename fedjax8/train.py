@@ -88,10 +88,10 @@ def introduction(experiment, state) -> str:
     from fedjax8 import trees
 
     config = experiment.config
-    params = sum(x.size for n, x in trees.named_leaves(state.server.variables.params).items() if not trees.is_clip(n))
+    weights = trees.float32_bytes(experiment.simulation.variables(state).params) // 4
     devices = jax.local_devices()
     return (
-        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {params:,} parameters "
+        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights:,} parameters "
         f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
         f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
         f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"

@@ -2,4 +2,5 @@
 # Runs the quick tests; any pytest argument may follow. Makes .venv on the first call.
 set -o pipefail
 . "$(dirname "$0")/environment.sh" test
-exec python -m pytest -n 2 "$@"
+cd "$root"
+exec "$python" -m pytest -n 2 "$@"

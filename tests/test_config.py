@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax8.build import FINDERS, build, build_clients, build_component
+from fedjax8.build import SEAMS, build, build_clients, build_component
 from fedjax8.config import base_config, component, load_config, override, parse_value, plain, validate
 from fedjax8.errors import UserError
 
@@ -57,7 +57,8 @@ def test_an_integer_is_taken_for_a_float():
         ("client.epoch", "3", "no field config.client.epoch.*did you mean 'epochs'"),
         ("rounds", "many", "config.rounds must be a int"),
         ("rounds", "1.5", "config.rounds must be a int"),
-        ("seed.x", "1", "single value"),
+        ("seed.x", "1", "config.seed is 0"),
+        ("client.optimizer.learning_rate", "none", "must be a float"),
         ("uplink", "fp8", "--config.uplink.name=fp8"),
         ("client", "3", "section"),
     ],
@@ -91,6 +92,12 @@ def test_a_mistyped_override_says_what_is_allowed(path, text, message):
         ("model.name", "lenet5", "config.model does not fit rows of shape"),
         ("model.hidden", "(0.5,)", "config.model.hidden must be"),
         ("executor.name", "chunked", None),
+        ("algorithm.server_optimizer.name", "fedyogi", "fedavg has no setting 'server_optimizer'"),
+        ("uplink.name", "fedjax8.models.mlp:mlp", "gives a Model, but a Codec is needed"),
+        ("client.optimizer.name", "constant_schedule", "constant_schedule needs value"),
+        ("uplink.name", ":x", "cannot load ':x'"),
+        ("augment", "flip", None),
+        ("seed", str(2**32), "must be at most"),
     ],
 )
 def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
@@ -151,16 +158,16 @@ def test_nested_components_are_built():
     codec = build_component(
         "config.uplink",
         component("per_path", rules={"*bias": component("none")}, default=component("fp8", min_ndim=0)),
-        FINDERS["uplink"],
+        SEAMS["uplink"],
     )
     assert codec.unbiased
     chained = component("chain", codecs=[component("none"), component("fp8", rounding="nearest")])
-    assert not build_component("config.uplink", chained, FINDERS["uplink"]).unbiased
+    assert not build_component("config.uplink", chained, SEAMS["uplink"]).unbiased
 
 
 def test_a_component_of_ones_own_is_found_by_module_and_name():
     config = configured(("uplink.name", "fedjax8.codecs.fp8:fp8"), ("uplink.format", "e5m2"))
-    assert build_component("config.uplink", config.uplink, FINDERS["uplink"]).unbiased
+    assert build_component("config.uplink", config.uplink, SEAMS["uplink"]).unbiased
 
 
 def test_the_split_depends_on_the_seed_alone():
@@ -176,3 +183,53 @@ def test_the_plain_config_is_json_ready():
     import json
 
     assert json.loads(json.dumps(plain(base_config())))["model"] == {"name": "mlp", "hidden": [128]}
+
+
+def test_a_component_inside_a_component_is_made_by_naming_it():
+    config = configured(
+        ("algorithm.name", "fedopt"),
+        ("algorithm.server_optimizer.name", "fedyogi"),
+        ("algorithm.server_optimizer.tau", "0.01"),
+    )
+    assert config.algorithm.server_optimizer.to_dict() == {"name": "fedyogi", "tau": 0.01}
+    assert build(config).clients.num_clients == 50
+
+
+def test_a_component_in_a_list_is_reached_by_its_place():
+    config = base_config()
+    config.uplink = component("chain", codecs=[component("none"), component("fp8")])
+    override(config, [("uplink.codecs.1.format", "e5m2")])
+    assert config.uplink.codecs[1].format == "e5m2"
+
+
+def test_a_string_where_a_component_belongs_is_told_so():
+    config = configured(("algorithm.name", "fedopt"), ("algorithm.server_optimizer", "fedyogi"))
+    with pytest.raises(UserError, match=r"--config\.algorithm\.server_optimizer\.name=fedyogi"):
+        build(config)
+    config = configured(("uplink.name", "chain"), ("uplink.codecs", "('none', 'fp8')"))
+    with pytest.raises(UserError, match=r"config\.uplink: a codec is needed"):
+        build(config)
+
+
+def test_scaffold_takes_the_clients_step_size_and_refuses_other_optimizers():
+    assert build(configured(("algorithm.name", "scaffold"))).clients.num_clients == 50
+    for path, text in (("client.optimizer.name", "adam"), ("client.weight_decay", "0.1")):
+        config = configured(("algorithm.name", "scaffold"), (path, text), ("client.optimizer.learning_rate", "0.1"))
+        with pytest.raises(UserError, match="needs plain SGD"):
+            build(config)
+
+
+def test_objects_may_stand_in_a_config_of_a_run_without_files():
+    import optax
+
+    config = base_config()
+    config.algorithm = component("fedopt", server_optimizer=optax.sgd(1.0))
+    assert build(config).clients.num_clients == 50
+    with pytest.raises(UserError, match=r"component\(name"):
+        plain(config)
+
+
+def test_random_changes_of_rows_without_pixels_are_refused():
+    config = configured(("data.name", "synthetic"), ("data.shape", "(20,)"), ("augment", "flip"))
+    with pytest.raises(UserError, match="does not fit rows of shape"):
+        build(config)

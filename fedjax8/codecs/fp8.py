@@ -71,9 +71,7 @@ def fp8(
         learnt = learnt_clips(leaves)
         with_clips = {name.split("/")[0] for name in learnt}
         by_size = {
-            name
-            for name, x in leaves.items()
-            if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
+            name for name, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
         }
         chosen = set(learnt) | {name for name in by_size if name.split("/")[0] not in with_clips}
         return leaves, learnt, chosen

@@ -66,7 +66,7 @@ class ProgressReport:
 
     def round_done(self, line: Mapping[str, Any]) -> None:
         """Moves the bar; prints a row if the round was evaluated."""
-        evaluated = "test_accuracy" in line
+        evaluated = "test_loss" in line
         note = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
         self._bar.update(self._task, completed=line["round"], **note)
         if not evaluated:

@@ -105,7 +105,9 @@ class Link:
             rows = ClientRows(pool, per_client.start, per_client.size)
             out = client(received, per_client.states["algorithm"], rows, train_key)
             own = per_client.states["uplink"]
-            message, codec_state = codec.encode(encode_key, codec.init(out.tree) if self.recorder else own[name], out.tree)
+            message, codec_state = codec.encode(
+                encode_key, codec.init(out.tree) if self.recorder else own[name], out.tree
+            )
             decoded = codec.decode(message)
             kinds.append((trees.shapes(out.tree), trees.shapes(message)))
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.simulation import workdir as files
-from fedjax8.simulation.checkpoints import Checkpoints, open_checkpoints
+from fedjax8.simulation.checkpoints import open_checkpoints
 from fedjax8.simulation.console import ProgressReport
 from fedjax8.simulation.simulation import Simulation, SimulationState
 
@@ -46,7 +47,10 @@ class Outcome(NamedTuple):
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the first SIGTERM or SIGINT received, or None. A second one kills at once."""
+    """Yields a function that tells the first SIGTERM or SIGINT received, or None; a second one acts as it did before.
+
+    Outside the main thread, where Python allows no handlers, signals are left alone.
+    """
     received: list[int] = []
 
     def note(number, frame):
@@ -54,9 +58,8 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
         signal.signal(number, before[number])
 
     before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.getsignal(number)
-        signal.signal(number, note)
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received[0] if received else None
     finally:
@@ -75,41 +78,29 @@ def run(
 ) -> Outcome:
     """Runs to the end of the schedule, or to the end of the round in which a signal came.
 
-    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`,
-    which must not change. `introduce` gives the lines printed first.
+    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`, which
+    must not change. `introduce` gives the lines printed first. Nothing is written before the run could be set up.
     """
+    state, seconds, lines, checkpoints = simulation.init(), 0.0, [], None
     with contextlib.ExitStack() as stack:
-        if workdir is None:
-            return _run(simulation, test, schedule, None, None, introduce)
-        stack.enter_context(files.locked(workdir))
-        files.claim(workdir, record or {"config": {}})
-        checkpoints = stack.enter_context(open_checkpoints(workdir))
-        return _run(simulation, test, schedule, workdir, checkpoints, introduce)
-
-
-def _run(
-    simulation: Simulation,
-    test: Mapping[str, np.ndarray],
-    schedule: Schedule,
-    workdir: Path | None,
-    checkpoints: Checkpoints | None,
-    introduce: Callable[[SimulationState], str] | None,
-) -> Outcome:
-    state, seconds, lines = simulation.init(), 0.0, []
-    found = checkpoints.restore(state) if checkpoints else None
-    if found:
-        state, seconds = simulation.place(found[0]), found[1]
-    if workdir:
-        lines = files.read_metrics(workdir, state.round)
-        files.rewrite_metrics(workdir, lines)
-    last = lines[-1] if lines else {}
-    started = time.monotonic() - seconds
-
-    with stop_on_signals() as stopped, ProgressReport(schedule.rounds, state.round) as report:
+        if workdir:
+            stack.enter_context(files.locked(workdir))
+            files.claim(workdir, record or {"config": {}})
+            checkpoints = stack.enter_context(open_checkpoints(workdir))
+            found = checkpoints.restore(state)
+            if found:
+                state, seconds = simulation.place(found[0]), found[1]
+            lines = files.read_metrics(workdir, state.round)
+            files.rewrite_metrics(workdir, lines)
+        last = lines[-1] if lines else {}
+        started = time.monotonic() - seconds
+        stopped = stack.enter_context(stop_on_signals())
+        report = stack.enter_context(ProgressReport(schedule.rounds, state.round))
         if introduce:
             report.say(introduce(state))
         if state.round:
             report.say(f"going on after round {state.round} of {schedule.rounds}")
+
         while state.round < schedule.rounds and stopped() is None:
             begun = time.monotonic()
             state, metrics = simulation.run_round(state)
@@ -120,12 +111,13 @@ def _run(
             if workdir:
                 files.append_metrics(workdir, last)
             report.round_done(last)
-            done = state.round == schedule.rounds or stopped() is not None
-            if checkpoints and (done or state.round % schedule.checkpoint_every == 0):
+            if checkpoints and state.round % schedule.checkpoint_every == 0:
                 checkpoints.save(state, time.monotonic() - started)
 
+        if checkpoints and state.round:
+            checkpoints.save(state, time.monotonic() - started)
         finished = state.round >= schedule.rounds
-        if "test_accuracy" not in last and state.round:
+        if "test_loss" not in last and state.round:
             last = last | simulation.evaluate(state, test)
         summary = _summary(state, last, time.monotonic() - started, finished)
         if workdir:
@@ -133,7 +125,7 @@ def _run(
         report.finished(summary, state.ledger)
         if not finished and workdir:
             report.say(f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there")
-    return Outcome(state, summary, stopped())
+        return Outcome(state, summary, stopped())
 
 
 def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:

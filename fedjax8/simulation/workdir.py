@@ -25,6 +25,8 @@ def json_ready(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         return {k: json_ready(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(v) for v in value]
     return value
 
 
@@ -69,10 +71,10 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
     path = directory / CONFIG
     if path.exists():
         try:
-            old = json.loads(path.read_text())["config"]
+            old = dict(json.loads(path.read_text())["config"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"--workdir: {path} is not a fedjax8 config ({error}); choose another directory") from error
-        changed = differences(old, json.loads(json.dumps(record["config"])))
+        changed = differences(old, json.loads(json.dumps(json_ready(record["config"]))))
         if changed:
             raise UserError(
                 f"--workdir: {directory} holds a run of another config ({'; '.join(changed)}); choose another directory"
@@ -88,7 +90,7 @@ def read_metrics(directory: Path, last_round: int) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break  # half a line: the run was killed while writing it
-        if line["round"] > last_round:
+        if not isinstance(line, dict) or not isinstance(line.get("round"), int) or line["round"] > last_round:
             break
         lines.append(line)
     if [line["round"] for line in lines] != list(range(1, last_round + 1)):

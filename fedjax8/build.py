@@ -145,7 +145,7 @@ def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:
 
 
 def build_algorithm(config: ConfigDict, local: LocalTraining) -> Algorithm:
-    """The algorithm; one that needs the clients' step size (SCAFFOLD) gets it, and is refused with other than plain SGD."""
+    """The algorithm; one that needs the clients' step size (SCAFFOLD) gets it, and is refused without plain SGD."""
     optimizer = config.client.optimizer
     plain_sgd = set(optimizer) <= {"name", "learning_rate"} and optimizer.name == "sgd"
     takes = inspect.signature(SEAMS["algorithm"].finder(config.algorithm.name)).parameters

@@ -200,10 +200,32 @@ def test_a_refused_config_leaves_no_file_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pattern_that_matches_nothing_leaves_no_file_behind(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from fedjax8.config import base_config, component\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.uplink = component('per_path', rules={'kernal': component('none')}, default=component('fp8'))\n"
+        "    return config\n"
+    )
+    done = train(f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "pattern 'kernal' matches none" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_outside_the_rounds_is_one_line_and_130():
+    code = "from fedjax8 import cli\ndef main(argv):\n    raise KeyboardInterrupt\ncli.run(main)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "fedjax8: interrupted\n")
+
+
 def test_help_names_every_field():
     from fedjax8.config import FIELDS
 
     done = train("--help")
+    assert done.returncode == 0
     assert "python -m fedjax8.train" in done.stdout
     joined = " ".join(done.stdout.split())
     for name in FIELDS:

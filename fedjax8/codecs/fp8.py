@@ -47,8 +47,8 @@ def fp8(
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
       clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
       them)
-        and falls back to the largest magnitude in top-level entries that hold no clips; `max` always takes the largest magnitude,
-        so that nothing is clipped.
+        and falls back to the largest magnitude in top-level entries that hold no clips; `max` always takes the largest
+        magnitude, so that nothing is clipped.
       min_ndim: in a top-level entry without learnt clips, leaves of at least this many dimensions are quantized.
 
     Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not

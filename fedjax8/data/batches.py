@@ -1,14 +1,15 @@
 """A client's batches, cut on the device: shuffled epochs of rows that are gathered, masked and never copied per client.
 
-This is step work and therefore JAX, unlike the rest of `data/`. All columns lie on the device once, as they came (images as
-uint8). A client is a range of `Pool.order`; a batch is a gather by index inside the training step. Clients of different
-size run the same program: a client of n examples takes ceil(n / B) steps an epoch, and the last batch is masked.
+This is step work and therefore JAX, unlike the rest of `data/`. All columns lie on the device once, as they came
+(images as uint8). A client is a range of `Pool.order`; a batch is a gather by index inside the training step. Clients
+of different size run the same program: a client of n examples takes ceil(n / B) steps an epoch, and the last batch is
+masked.
 
-Shuffling needs no table: where a row lies in an epoch is computed for the rows of one batch at a time, by the swap-or-not
-shuffle (Hoang, Morris, Rogaway 2012), a permutation of 0 .. n - 1 for any n. In round r, with a random partner
-x' = K_r - x mod n, the pair {x, x'} is swapped or not by one hashed bit of max(x, x'). Each round leaves a row where it is
-with probability 1/2 and else puts it anywhere, so ROUNDS of them leave a bias of 2**-ROUNDS. A client pays for its own
-batches and nothing for the largest client's.
+Shuffling needs no table: where a row lies in an epoch is computed for the rows of one batch at a time, by the
+swap-or-not shuffle (Hoang, Morris, Rogaway 2012), a permutation of 0 .. n - 1 for any n. In round r, with a random
+partner x' = K_r - x mod n, the pair {x, x'} is swapped or not by one hashed bit of max(x, x'). Each round leaves a row
+where it is with probability 1/2 and else puts it anywhere, so ROUNDS of them leave a bias of 2**-ROUNDS. A client pays
+for its own batches and nothing for the largest client's.
 """
 
 from typing import NamedTuple
@@ -101,8 +102,8 @@ def shuffled(key: Key, places: Array, size: Array) -> Array:
 def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array) -> Batch:
     """Batch number `step` of a client: columns `[B, ...]` and `mask` float32 `[B]`.
 
-    The order is drawn anew from `key` for every epoch, or is that of the data where `key` is None. A batch that is not full
-    repeats its own rows under a mask of 0, so that statistics over a batch see no foreign rows.
+    The order is drawn anew from `key` for every epoch, or is that of the data where `key` is None. A batch that is not
+    full repeats its own rows under a mask of 0, so that statistics over a batch see no foreign rows.
     """
     per_epoch = jnp.maximum(steps_per_epoch(plan, rows.size), 1)
     first = (step % per_epoch) * plan.batch_size

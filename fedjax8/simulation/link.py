@@ -69,8 +69,8 @@ class Link:
     ) -> tuple[PyTree, "Link"]:
         """One message to every client of the cohort: (the tree as they decode it, link).
 
-        It is encoded once, with one random draw, and counted once per client that receives it. `codec` stands in for the
-        downlink codec on this channel.
+        It is encoded once, with one random draw, and counted once per client that receives it. `codec` stands in for
+        the downlink codec on this channel.
         """
         codec = self.downlink if codec is None else codec
         state = codec.init(tree) if self.recorder else self.down_states[name]

@@ -78,8 +78,9 @@ def run(
 ) -> Outcome:
     """Runs to the end of the schedule, or to the end of the round in which a signal came.
 
-    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`, which
-    must not change. `introduce` gives the lines printed first. Nothing is written before the run could be set up.
+    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`,
+    which must not change. `introduce` gives the lines printed first. Nothing is written before the run could be set
+    up.
     """
     state, seconds, lines, checkpoints = simulation.init(), 0.0, [], None
     with contextlib.ExitStack() as stack:

@@ -160,7 +160,7 @@ def mini_fda(threshold):
                 return Contribution({"one": jnp.float32(1)}, jnp.float32(1), own, {})
 
             def send(link):
-                model, link = link.broadcast(key, {"params": state.variables.params}, cohort)
+                _, link = link.broadcast(key, {"params": state.variables.params}, cohort)
                 return link
 
             def step(index, carry):

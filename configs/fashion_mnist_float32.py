@@ -1,20 +1,15 @@
-"""FedAvg in float32 on Fashion-MNIST with LeNet-5: 100 clients with Dirichlet 0.3 label skew, 10 a round.
+"""FedAvg in float32 on Fashion-MNIST with LeNet-5: `fashion_mnist_fp8.py` with nothing quantized and nothing encoded.
 
 python -m fedjax8.train --config=configs/fashion_mnist_float32.py --data_dir=DIR
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from fedjax8.config import base_config, component, in_float32
+from fedjax8.config import in_float32, load_config
 
 
 def get_config() -> ConfigDict:
-    """LeNet-5, two local epochs of batch 20."""
-    config = base_config()
-    config.data = component("fashion_mnist")
-    config.num_clients, config.cohort_size = 100, 10
-    config.rounds = 60
-    config.model = component("lenet5")
-    config.client.batch_size, config.client.epochs = 20, 2
-    config.client.optimizer = component("sgd", learning_rate=0.1)
-    return in_float32(config)
+    """The settings of the FP8 run, in float32."""
+    return in_float32(load_config(str(Path(__file__).with_name("fashion_mnist_fp8.py"))))

@@ -1,5 +1,7 @@
 """Settings: overrides, checks, and objects built from them. Every mistake is one sentence that helps."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -233,3 +235,22 @@ def test_random_changes_of_rows_without_pixels_are_refused():
     config = configured(("data.name", "synthetic"), ("data.shape", "(20,)"), ("augment", "flip"))
     with pytest.raises(UserError, match="does not fit rows of shape"):
         build(config)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py")), ids=lambda f: f.stem
+)
+def test_every_shipped_config_is_valid_and_says_how_to_run_it(file):
+    config = load_config(str(file))
+    validate(config)
+    assert f"--config=configs/{file.name}" in file.read_text()
+    quantized = config.adapter.name == "qat" and config.uplink.name == config.downlink.name == "fp8"
+    plain_run = config.adapter.name == config.uplink.name == config.downlink.name == "none"
+    assert quantized if file.stem.endswith("fp8") else plain_run
+
+
+def test_fp8_and_float32_configs_of_a_data_set_differ_in_nothing_else():
+    folder = pathlib.Path(__file__).parents[1] / "configs"
+    for name in ("digits", "fashion_mnist", "cifar10"):
+        fp8, float32 = (plain(load_config(str(folder / f"{name}_{kind}.py"))) for kind in ("fp8", "float32"))
+        assert {key for key in fp8 if fp8[key] != float32[key]} == {"adapter", "uplink", "downlink"}

@@ -7,6 +7,8 @@ codecs both ways this is FP8FedAvg-UQ (Wang et al., arXiv 2407.02610). Traffic: 
 and round.
 """
 
+from collections.abc import Callable
+
 from fedjax8 import trees
 from fedjax8.algorithms.parts import Mean, ServerState, Update, check_choice, from_parts, mean_update, outgoing
 from fedjax8.local import LocalTraining
@@ -24,6 +26,19 @@ def client_weight(weighting: str, size: Array) -> Array:
 def step_scale(decay: float, round_number: Array) -> Array | float:
     """Factor on a client's updates in this round, decay ** round_number, with rounds counted from 0."""
     return 1.0 if decay == 1.0 else decay**round_number
+
+
+def training_client(local: LocalTraining, payload: str, weighting: str, client_decay: float) -> Callable[..., Update]:
+    """The client of FedAvg and of all that differ from it on the server alone: train, send the model or its update."""
+    check_choice("payload", payload, PAYLOADS)
+    check_choice("weighting", weighting, WEIGHTINGS)
+
+    def client(start, extra, memory, rows, key, round_number) -> Update:
+        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
+        sent = outgoing(payload, out.variables.params, start.params)
+        return Update(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
+
+    return client
 
 
 def fedavg(
@@ -45,13 +60,6 @@ def fedavg(
       client_decay: factor per round on the clients' step size.
       model_state: `average`, `local` or `fixed`; see `parts.from_parts`.
     """
-    check_choice("payload", payload, PAYLOADS)
-    check_choice("weighting", weighting, WEIGHTINGS)
-
-    def client(start, extra, memory, rows, key, round_number) -> Update:
-        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
-        sent = outgoing(payload, out.variables.params, start.params)
-        return Update(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
 
     def server(state: ServerState, mean: Mean):
         params = state.variables.params
@@ -60,6 +68,7 @@ def fedavg(
         step = trees.scale(server_learning_rate, mean_update(params, mean))
         return local.model.project(trees.add(params, step)), ()
 
+    client = training_client(local, payload, weighting, client_decay)
     return from_parts(client=client, server=server, model_state=model_state)
 
 

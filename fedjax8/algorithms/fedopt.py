@@ -11,8 +11,8 @@ do.
 import optax
 
 from fedjax8 import trees
-from fedjax8.algorithms.fedavg import PAYLOADS, WEIGHTINGS, client_weight, step_scale
-from fedjax8.algorithms.parts import Mean, ServerState, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.algorithms.fedavg import training_client
+from fedjax8.algorithms.parts import Mean, ServerState, from_parts, mean_update
 from fedjax8.algorithms.server_optimizers import fedadam
 from fedjax8.local import LocalTraining
 from fedjax8.types import Algorithm
@@ -28,14 +28,7 @@ def fedopt(
     model_state: str = "average",
 ) -> Algorithm:
     """Federated optimization with `server_optimizer` (default `fedadam()`); the other arguments as in `fedavg`."""
-    check_choice("payload", payload, PAYLOADS)
-    check_choice("weighting", weighting, WEIGHTINGS)
     optimizer = fedadam() if server_optimizer is None else server_optimizer
-
-    def client(start, extra, memory, rows, key, round_number) -> Update:
-        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
-        sent = outgoing(payload, out.variables.params, start.params)
-        return Update(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
 
     def server(state: ServerState, mean: Mean):
         params = state.variables.params
@@ -46,6 +39,7 @@ def fedopt(
     def init(variables):
         return optimizer.init(variables.params)
 
+    client = training_client(local, payload, weighting, client_decay)
     return from_parts(client=client, server=server, init=init, model_state=model_state)
 
 

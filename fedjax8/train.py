@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from fedjax8 import cli, version
-from fedjax8.config import FIELDS, load_config, override, plain
+from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.errors import UserError
 
 SIGNAL_STATUS = 128
@@ -60,12 +60,15 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, pairs
 
 
-def set_up_devices(cpu_devices: int | None) -> None:
-    """One CPU device per core, each computing on its own; must run before JAX starts. No effect on accelerators."""
+def set_up_devices(cpu_devices: int | None, cohort_size: int | None = None) -> None:
+    """One CPU device per core, each computing on its own; must run before JAX starts. No effect on accelerators.
+
+    By default no more devices than clients a round: each holds a copy of the data, and one without a client would idle.
+    """
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = cpu_devices or cores
+    count = cpu_devices or min(cores, cohort_size or cores)
     jax.config.update("jax_num_cpu_devices", count)
     if count > 1:
         flag = "--xla_cpu_multi_thread_eigen=false"
@@ -105,7 +108,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
     override(config, pairs)
-    set_up_devices(_CPU_DEVICES.value)
+    validate(config)
+    set_up_devices(_CPU_DEVICES.value, config.cohort_size)
 
     import jax
 

@@ -2,14 +2,13 @@
 
     python -m fedjax8.train [--config=FILE.py[:argument]] [--config.FIELD=VALUE ...] [--workdir=DIR] [--data_dir=DIR]
 
-Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, about a minute on two cores. With --workdir the run
+Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, well under a minute. With --workdir the run
 is written there and the same command goes on after an interruption.
 
 Examples:
   python -m fedjax8.train --workdir=runs/digits
   python -m fedjax8.train --config=configs/fashion_mnist_fp8.py --data_dir=DIR --config.rounds=30
-  python -m fedjax8.train --config.uplink.name=none --config.algorithm.name=scaffold
-  --config.client.optimizer.learning_rate=0.05
+  python -m fedjax8.train --config.uplink.name=none --config.client.optimizer.learning_rate=0.05
 """
 
 import os
@@ -30,7 +29,7 @@ _CONFIG = flags.DEFINE_string(
     None,
     "Config file, FILE.py or FILE.py:argument; the default digits job if not given. Any field can be set with "
     "--config.FIELD=VALUE, a component's setting with --config.COMPONENT.SETTING=VALUE, and another component chosen "
-    "with --config.COMPONENT.name=NAME. Fields: " + "; ".join(f"{name}: {text}" for name, text in FIELDS.items()) + ".",
+    "with --config.COMPONENT.name=NAME. Fields:\n" + "\n".join(f"{name}: {text}" for name, text in FIELDS.items()),
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",

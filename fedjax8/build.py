@@ -164,21 +164,17 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
     """Raises `UserError` if the model cannot run on the data: traced, not run."""
     batch = {name: jax.ShapeDtypeStruct((2, *c.shape[1:]), c.dtype) for name, c in dataset.train.items()}
     batch["mask"] = jax.ShapeDtypeStruct((2,), np.float32)
+    misfit = f"config.model does not fit rows of shape {dataset.train['x'].shape[1:]} of {dataset.name}"
     try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), batch)
-        outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
         key = jax.random.key(0)
+        variables = jax.eval_shape(model.init, key, batch)
+        outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
         jax.eval_shape(lambda v, b: model.apply(v, b, key=key, train=True), variables, batch)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        shape = dataset.train["x"].shape[1:]
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"config.model does not fit rows of shape {shape} of {dataset.name}: {reason}") from error
+        raise UserError(f"{misfit}: {' '.join(str(error).split())[:200]}") from error
     empty = [name for name, x in trees.named_leaves(variables.params).items() if 0 in x.shape]
     if empty:
-        shape = dataset.train["x"].shape[1:]
-        raise UserError(
-            f"config.model does not fit rows of shape {shape} of {dataset.name}: nothing is left at {empty[0]}"
-        )
+        raise UserError(f"{misfit}: nothing is left at {empty[0]}")
     if outputs.shape[-1] < dataset.num_classes:
         raise UserError(
             f"config.model gives {outputs.shape[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"

@@ -92,12 +92,14 @@ def from_parts(
 
     Args:
       client: `(start, extra, memory, rows, key, round_number) -> Update`: one client's work. `start` is the received
-      model. server: `(state, mean) -> (params, memory)`: the server's step. init: initial variables to the server's
-      memory. init_client: initial variables to one client's memory. extra: what travels down beside the model, by
-      name. model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
-      parameters),
-        `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the initial one, nothing
-        travels).
+        model.
+      server: `(state, mean) -> (params, memory)`: the server's step.
+      init: initial variables to the server's memory.
+      init_client: initial variables to one client's memory.
+      extra: what travels down beside the model, by name.
+      model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
+        parameters), `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the
+        initial one, nothing travels).
     """
     check_choice("model_state", model_state, MODEL_STATE)
 

@@ -46,9 +46,8 @@ def fp8(
       format: `e4m3fnuz` (the grid of the FP8 papers), `e4m3fn` or `e5m2`.
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
       clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
-      them)
-        and falls back to the largest magnitude in top-level entries that hold no clips; `max` always takes the largest
-        magnitude, so that nothing is clipped.
+        them) and falls back to the largest magnitude in top-level entries that hold no clips; `max` always takes the
+        largest magnitude, so that nothing is clipped.
       min_ndim: in a top-level entry without learnt clips, leaves of at least this many dimensions are quantized.
 
     Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not

@@ -30,8 +30,7 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
 
     Args:
       rules: shell-style patterns on path names, such as `params/*/bias` or `*kernel`, to codecs. A clip goes with its
-      kernel
-        when its pattern also matches `kernel_clip`.
+        kernel when its pattern also matches `kernel_clip`.
       default: for leaves that match nothing.
 
     Raises:

@@ -52,7 +52,7 @@ class Recorder:
 
 @struct.dataclass
 class Link:
-    """See the module. Build it with `Simulation`; algorithms only call its methods."""
+    """See the module. `simulate` builds it; algorithms only call its methods."""
 
     pool: Pool
     down_states: dict[str, PyTree]

@@ -1,4 +1,4 @@
-"""A federated run as three pure-looking functions: `init`, `run_round`, `evaluate`.
+"""A federated run as functions of its state: `init`, `run_round`, `evaluate`.
 
 Everything that decides a round is derived from (seed, round number), never carried in a generator: the cohort by
 `sample_cohort`, every key by `fold_in`. So a state and its round number are all that a checkpoint needs, and the
@@ -54,7 +54,7 @@ class Simulation(NamedTuple):
     variables: Callable[[SimulationState], Variables]
     """The global model."""
     discover: Callable[[], list[Discovery]]
-    """Every kind of message of a round with its size, found by tracing, without running."""
+    """Every kind of message of a round with its size, found by tracing the round, which is not run."""
 
 
 def deal(sizes: np.ndarray, num_shards: int, chunk: int) -> np.ndarray:
@@ -121,7 +121,7 @@ def simulate(
         out = algorithm.round(link, server, cohort, key)
         return (out.state, out.link.down_states, out.link.sent, out.report), out.client_states
 
-    compiled_round = execution.compile(round_program)
+    compiled_round, known = execution.compile(round_program), {}
     gather = jax.jit(lambda tree, ids: jax.tree.map(lambda x: x.at[ids].get(mode="clip"), tree))
     scatter = jax.jit(lambda tree, ids, new: jax.tree.map(lambda x, y: x.at[ids].set(y, mode="drop"), tree, new))
 
@@ -150,6 +150,7 @@ def simulate(
     def init() -> SimulationState:
         _, server, client = initial()
         found = discover_from(server, client)
+        known.update({d.channel: np.int32(0) for d in found})
         down, up = (
             {d.channel.name: d.codec.init(d.tree) for d in found if d.channel.direction == direction}
             for direction in (DOWN, UP)
@@ -168,8 +169,6 @@ def simulate(
             one = jax.tree.map(lambda x: x[0], state.clients)
             known.update({d.channel: np.int32(0) for d in discover_from(state.server, one["algorithm"])})
         return known
-
-    known: dict = {}
 
     def run_round(state: SimulationState) -> tuple[SimulationState, dict[str, Any]]:
         ids = sample_cohort(seed, state.round, num_clients, cohort_size)

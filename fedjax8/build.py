@@ -18,7 +18,7 @@ from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining, local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.types import Algorithm, Codec, Execution, Model
+from fedjax8.types import Algorithm, Codec, Execution, Model, Refinement
 
 
 class Experiment(NamedTuple):
@@ -66,6 +66,7 @@ SEAMS = {
     "uplink": Seam(_finder("codecs"), Codec),
     "downlink": Seam(_finder("codecs"), Codec),
     "executor": Seam(_finder("cohorts"), Execution),
+    "refine": Seam(_finder("algorithms.refinements"), Refinement),
     "optimizer": Seam(find_optimizer, optax.GradientTransformation),
     "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
 }

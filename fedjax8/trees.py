@@ -1,6 +1,6 @@
 """Pytree helpers that optax and jax lack: paths, clips beside their parameter, sizes, selection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,11 @@ def map_named(f: Callable, tree: PyTree, is_leaf: Callable | None = None) -> PyT
 def is_clip(name: str) -> bool:
     """Whether the leaf of that path name is a clipping value and not a weight."""
     return name.endswith(CLIP_SUFFIX)
+
+
+def clips_of(leaves: Mapping[str, Array]) -> dict[str, str]:
+    """Path name of each leaf that has a clip beside it, to that of the clip."""
+    return {name: name + CLIP_SUFFIX for name in leaves if name + CLIP_SUFFIX in leaves}
 
 
 def num_bytes(tree: PyTree) -> int:

@@ -18,6 +18,14 @@ PyTree = Any
 Batch = dict[str, Array]
 """Columns of one batch, `[B, ...]` each, and `mask` float32 `[B]`: 1 for an example, 0 for padding."""
 
+
+class Ratio(NamedTuple):
+    """A fraction that can be summed over clients before it is taken: float32 scalars `part` and `whole`."""
+
+    part: Array
+    whole: Array
+
+
 LayerInput = Callable[[str, Array], Array]
 """`(layer path, input of that layer) -> input to use instead`; see `Model.apply`."""
 
@@ -35,6 +43,10 @@ class Variables(NamedTuple):
 
 def _same(params: PyTree) -> PyTree:
     return params
+
+
+def _nothing(*_: PyTree) -> dict:
+    return {}
 
 
 class Model(NamedTuple):
@@ -57,6 +69,8 @@ class Model(NamedTuple):
     """`params -> params`: back into the feasible set, after every optimizer step."""
     views: Mapping[str, Callable[..., tuple[Array, PyTree]]] = {}
     """Other ways to run the same variables, evaluated beside `apply` (for example `float32` of a quantized model)."""
+    report: Callable[[PyTree], dict[str, Array]] = _nothing
+    """`params -> {name: scalar}`: what is worth logging about them at every evaluation (for example learnt clips)."""
 
 
 class Codec(NamedTuple):
@@ -76,6 +90,8 @@ class Codec(NamedTuple):
     """Whether the mean of `decode(encode(key, x))` over keys is x wherever nothing is clipped."""
     error_bound: Callable[[PyTree], PyTree] | None = None
     """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
+    measure: Callable[[PyTree, PyTree], dict[str, Ratio]] = _nothing
+    """`(tree, what it was decoded to) -> {name: Ratio}`: what encoding did to it, summed over messages and logged."""
 
 
 def check_codec(given: Any) -> None:
@@ -114,8 +130,17 @@ class Cohort(NamedTuple):
     """Persistent client state, leaves `[C, ...]`."""
 
 
+class Partial(NamedTuple):
+    """What one client adds to the totals of a cohort."""
+
+    sum: PyTree
+    """Added over clients."""
+    max: PyTree = ()
+    """float32 leaves of which the largest over clients is kept, element by element; -inf says nothing."""
+
+
 class Execution(NamedTuple):
-    """How a function is mapped over clients and summed. Knows nothing about learning.
+    """How a function is mapped over clients and reduced. Knows nothing about learning.
 
     `map_reduce` and `total` may be called only inside a function given to `compile`, any number of times and in loops.
     """
@@ -126,8 +151,8 @@ class Execution(NamedTuple):
     """Clients that a device works on at once; cohorts are padded to a multiple of `num_shards * chunk`."""
     compile: Callable[[Callable], Callable]
     """`f(shared, per_client) -> (shared_out, per_client_out)`, compiled; leaves of per_client have leading axis `C`."""
-    map_reduce: Callable[[Callable, PyTree, PyTree], tuple[PyTree, PyTree]]
-    """`(f, shared, per_client) -> (sum over all clients of f(...)[0], stacked f(...)[1])`."""
+    map_reduce: Callable[[Callable, PyTree, PyTree], tuple[Partial, PyTree]]
+    """`(f, shared, per_client) -> (reduction over all clients of the Partial f(...)[0], stacked f(...)[1])`."""
     total: Callable[[PyTree], PyTree]
     """Sum over the shards of a value that each shard holds."""
     place: Callable[[PyTree], PyTree]
@@ -158,6 +183,19 @@ class Reduced(NamedTuple):
     """int32: clients whose contribution was used."""
     report: dict[str, Array]
     """Sums over the clients used, and `excluded`: int32 number of clients left out for sending NaN or infinity."""
+    lowest: PyTree
+    """Smallest of each watched value over the clients of positive weight; +inf if there is none."""
+    highest: PyTree
+    """Largest likewise; -inf if there is none."""
+
+
+class Refinement(NamedTuple):
+    """A server's own step on an averaged model, before anyone receives it."""
+
+    watch: Callable[[PyTree], PyTree]
+    """A client's decoded params to the values in them whose smallest and largest over clients the step needs."""
+    step: Callable[[Key, PyTree, PyTree, PyTree], tuple[PyTree, dict[str, Any]]]
+    """`(key, averaged params, lowest, highest) -> (params, report)`."""
 
 
 class RoundOutput(NamedTuple):

@@ -2,6 +2,7 @@
 
 from fedjax8.adapters.inputs import inputs
 from fedjax8.adapters.none import none
+from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
 
-__all__ = ["inputs", "none", "qat"]
+__all__ = ["inputs", "none", "ptq", "qat"]

@@ -126,7 +126,12 @@ def qat(
 
         return trees.map_named(keep_positive, model.project(params))
 
-    return model._replace(init=init, apply=apply, project=project, views={**model.views, "float32": float32})
+    def report(params):
+        clips = {name: x for name, x in trees.named_leaves(params).items() if trees.is_clip(name)}
+        return model.report(params) | {f"clip/{name.removesuffix(trees.CLIP_SUFFIX)}": x for name, x in clips.items()}
+
+    views = {**model.views, "float32": float32}
+    return model._replace(init=init, apply=apply, project=project, views=views, report=report)
 
 
 EXAMPLES = ({}, {"format": "e4m3fn", "gradients": "e5m2"}, {"activations": False})

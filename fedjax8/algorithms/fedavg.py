@@ -3,16 +3,18 @@
     y_i = train(x, client i);      x <- (1 - eta_s) x + eta_s sum_i p_i y_i,      p_i = n_i / sum_j n_j
 
 With `payload="update"` clients send y_i - x instead and the server adds the mean. With the `qat` adapter and `fp8`
-codecs both ways this is FP8FedAvg-UQ (Wang et al., arXiv 2407.02610). Traffic: one model down, one model up per client
-and round.
+codecs both ways this is FP8FedAvg-UQ (Wang et al., arXiv 2407.02610), and with `refine=uq_plus()` FP8FedAvg-UQ+.
+Traffic: one model down, one model up per client and round.
 """
 
 from collections.abc import Callable
 
 from fedjax8 import trees
-from fedjax8.algorithms.parts import Mean, ServerState, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.algorithms.refinements.none import none
+from fedjax8.algorithms.refinements.uq_plus import uq_plus
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array
+from fedjax8.types import Algorithm, Array, PyTree, Refinement
 
 WEIGHTINGS = ("examples", "uniform")
 PAYLOADS = ("params", "update")
@@ -49,6 +51,7 @@ def fedavg(
     weighting: str = "examples",
     client_decay: float = 1.0,
     model_state: str = "average",
+    refine: Refinement | None = None,
 ) -> Algorithm:
     """Federated averaging.
 
@@ -59,17 +62,30 @@ def fedavg(
       weighting: clients weigh by `examples` or `uniform`.
       client_decay: factor per round on the clients' step size.
       model_state: `average`, `local` or `fixed`; see `parts.from_parts`.
+      refine: the server's step on the new model, from `algorithms.refinements`; none by default.
     """
+    if refine is not None and payload != "params":
+        raise ValueError("refine reads the clients' clips and needs payload='params'")
+    refine = none() if refine is None else refine
 
-    def server(state: ServerState, mean: Mean):
-        params = state.variables.params
+    def average(params: PyTree, mean: Mean) -> PyTree:
         if payload == "params" and server_learning_rate == 1.0:
-            return mean.tree["params"], ()  # the mean itself, not x + (mean - x), which rounds
+            return mean.tree["params"]  # the mean itself, not x + (mean - x), which rounds
         step = trees.scale(server_learning_rate, mean_update(params, mean))
-        return local.model.project(trees.add(params, step)), ()
+        return local.model.project(trees.add(params, step))
+
+    def server(state: ServerState, mean: Mean, key) -> Step:
+        params, report = refine.step(key, average(state.variables.params, mean), mean.lowest, mean.highest)
+        return Step(params, report=report)
 
     client = training_client(local, payload, weighting, client_decay)
-    return from_parts(client=client, server=server, model_state=model_state)
+    watch = lambda sent: refine.watch(sent.get("params"))
+    return from_parts(client=client, server=server, watch=watch, model_state=model_state)
 
 
-EXAMPLES = ({}, {"payload": "update"}, {"weighting": "uniform", "server_learning_rate": 0.5})
+EXAMPLES = (
+    {},
+    {"payload": "update"},
+    {"weighting": "uniform", "server_learning_rate": 0.5},
+    {"refine": uq_plus(points=3)},
+)

@@ -12,7 +12,7 @@ import optax
 
 from fedjax8 import trees
 from fedjax8.algorithms.fedavg import training_client
-from fedjax8.algorithms.parts import Mean, ServerState, from_parts, mean_update
+from fedjax8.algorithms.parts import Mean, ServerState, Step, from_parts, mean_update
 from fedjax8.algorithms.server_optimizers import fedadam
 from fedjax8.local import LocalTraining
 from fedjax8.types import Algorithm
@@ -30,11 +30,11 @@ def fedopt(
     """Federated optimization with `server_optimizer` (default `fedadam()`); the other arguments as in `fedavg`."""
     optimizer = fedadam() if server_optimizer is None else server_optimizer
 
-    def server(state: ServerState, mean: Mean):
+    def server(state: ServerState, mean: Mean, key) -> Step:
         params = state.variables.params
         gradient = trees.scale(-1.0, mean_update(params, mean))
         steps, memory = optimizer.update(gradient, state.memory, params)
-        return local.model.project(optax.apply_updates(params, steps)), memory
+        return Step(local.model.project(optax.apply_updates(params, steps)), memory)
 
     def init(variables):
         return optimizer.init(variables.params)

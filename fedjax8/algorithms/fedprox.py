@@ -9,7 +9,7 @@ import jax
 
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm
+from fedjax8.types import Algorithm, Refinement
 
 
 def fedprox(
@@ -21,6 +21,7 @@ def fedprox(
     weighting: str = "examples",
     client_decay: float = 1.0,
     model_state: str = "average",
+    refine: Refinement | None = None,
 ) -> Algorithm:
     """FedAvg with a proximal term of strength `mu` (usual search set 0.001, 0.01, 0.1, 1); the rest as in `fedavg`."""
     if mu < 0:
@@ -40,6 +41,7 @@ def fedprox(
         weighting=weighting,
         client_decay=client_decay,
         model_state=model_state,
+        refine=refine,
     )
 
 

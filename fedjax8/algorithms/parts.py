@@ -2,19 +2,19 @@
 
     received = link.broadcast({params, state, extra})                 one message for the cohort
     mean     = link.map_clients(client, received)                     weighted mean of decoded contributions
-    params, memory = server(state, mean)
+    params, memory, report = server(state, mean, key)
 
 A round in which nobody's contribution could be used changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from fedjax8 import trees
 from fedjax8.data.batches import ClientRows
-from fedjax8.types import Algorithm, Array, Cohort, Contribution, Key, PyTree, RoundOutput, Variables
+from fedjax8.types import Algorithm, Array, Cohort, Contribution, Key, PyTree, Ratio, RoundOutput, Variables
 
 MODEL_STATE = ("average", "local", "fixed")
 
@@ -54,6 +54,21 @@ class Mean(NamedTuple):
     """float32: sum of the weights of the contributions in it."""
     num_clients: int
     """All registered clients."""
+    lowest: PyTree
+    """Smallest of each watched value over the contributions in it."""
+    highest: PyTree
+    """Largest likewise."""
+
+
+class Step(NamedTuple):
+    """What an algorithm's server function returns."""
+
+    params: PyTree
+    """The new global model."""
+    memory: PyTree = ()
+    """What else the server remembers from now on."""
+    report: Mapping[str, Array | Ratio] = {}
+    """What is worth logging about the step."""
 
 
 def nothing(*_: Any) -> tuple:
@@ -82,10 +97,11 @@ def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
 def from_parts(
     *,
     client: Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], Update],
-    server: Callable[[ServerState, Mean], tuple[PyTree, PyTree]],
+    server: Callable[[ServerState, Mean, Key], Step],
     init: Callable[[Variables], PyTree] = nothing,
     init_client: Callable[[Variables], PyTree] = nothing,
     extra: Callable[[ServerState], dict[str, PyTree]] = lambda state: {},
+    watch: Callable[[dict[str, PyTree]], PyTree] = nothing,
     model_state: str = "average",
 ) -> Algorithm:
     """An `Algorithm` of the usual shape.
@@ -93,10 +109,11 @@ def from_parts(
     Args:
       client: `(start, extra, memory, rows, key, round_number) -> Update`: one client's work. `start` is the received
         model.
-      server: `(state, mean) -> (params, memory)`: the server's step.
+      server: `(state, mean, key) -> Step`: the server's step.
       init: initial variables to the server's memory.
       init_client: initial variables to one client's memory.
       extra: what travels down beside the model, by name.
+      watch: a decoded contribution to the values in it whose extremes over clients the server wants (`Mean.lowest`).
       model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
         parameters), `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the
         initial one, nothing travels).
@@ -111,7 +128,7 @@ def from_parts(
         return own | {"memory": init_client(variables)}
 
     def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
-        down_key, client_key = jax.random.split(key)
+        down_key, client_key, server_key = jax.random.split(key, 3)
         params, model = state.variables
         tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
         received, link = link.broadcast(down_key, tree, cohort)
@@ -129,11 +146,12 @@ def from_parts(
             return Contribution(sent, out.weight, new, out.report)
 
         shared = received, model, link.round_number
-        reduced, client_states, link = link.map_clients(run, shared, cohort, client_key)
-        mean = Mean(reduced.mean, reduced.weight, link.num_clients)
-        new_params, memory = server(state, mean)
-        stepped = ServerState(Variables(new_params, reduced.mean.get("state", model)), memory)
+        reduced, client_states, link = link.map_clients(run, shared, cohort, client_key, watch=watch)
+        mean = Mean(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
+        step = server(state, mean, server_key)
+        stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
         new_state = trees.select(reduced.weight > 0, stepped, state)
-        return RoundOutput(new_state, client_states, link, reduced.report | {"clients": reduced.clients})
+        report = reduced.report | step.report | {"clients": reduced.clients}
+        return RoundOutput(new_state, client_states, link, report)
 
     return Algorithm(start_state, start_client, round_, lambda state: state.variables)

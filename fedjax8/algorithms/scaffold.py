@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.algorithms.fedavg import client_weight, step_scale
-from fedjax8.algorithms.parts import Mean, ServerState, Update, check_choice, from_parts
+from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
 from fedjax8.local import LocalTraining
 from fedjax8.types import Algorithm
 
@@ -68,10 +68,10 @@ def scaffold(
         sent = {"update": update, "control": trees.subtract(control, memory)}
         return Update(sent, client_weight("uniform", rows.size), out.variables, control, out.report)
 
-    def server(state: ServerState, mean: Mean):
+    def server(state: ServerState, mean: Mean, key) -> Step:
         params = trees.add(state.variables.params, trees.scale(server_learning_rate, mean.tree["update"]))
         share = mean.weight / mean.num_clients  # weights are 1, or 0 for a client without examples
-        return local.model.project(params), trees.add(state.memory, trees.scale(share, mean.tree["control"]))
+        return Step(local.model.project(params), trees.add(state.memory, trees.scale(share, mean.tree["control"])))
 
     return from_parts(
         client=client,

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.numerics import formats, scales
-from fedjax8.types import Array, Codec, PyTree
+from fedjax8.types import Array, Codec, PyTree, Ratio
 
 ROUNDINGS = ("stochastic", "nearest")
-CLIPS = ("learnt", "max")
+CLIPS = ("learnt", "raised", "max")
 
 
 class Quantized(NamedTuple):
@@ -46,45 +46,45 @@ def fp8(
       format: `e4m3fnuz` (the grid of the FP8 papers), `e4m3fn` or `e5m2`.
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
       clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
-        them) and falls back to the largest magnitude in top-level entries that hold no clips; `max` always takes the
-        largest magnitude, so that nothing is clipped.
+        them) and falls back to the largest magnitude in top-level entries that hold no clips; `raised` does the same,
+        but first raises a learnt clip to the largest magnitude of its tensor and sends the raised one (the `alpha_up`
+        option: nothing is clipped, no byte is added); `max` always takes the largest magnitude and sends it beside the
+        codes.
       min_ndim: in a top-level entry without learnt clips, leaves of at least this many dimensions are quantized.
 
     Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not
     move.
+    Measures `clipped_fraction` and `quantization_error`.
     """
     fmt = formats.get_format(format)
     for name, given, allowed in (("rounding", rounding, ROUNDINGS), ("clip", clip, CLIPS)):
         if given not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
 
-    def learnt_clips(leaves: dict[str, Array]) -> dict[str, str]:
-        """Path of the clip of each parameter that has one. In trees of updates clips are differences, not scales."""
-        if clip == "max":
-            return {}
-        pairs = {name: name + trees.CLIP_SUFFIX for name in leaves}
-        return {n: c for n, c in pairs.items() if c in leaves and "params" in n.split("/")}
-
-    def to_quantize(tree: PyTree) -> tuple[dict[str, Array], dict[str, str], set[str]]:
+    def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], set[str]]:
+        """The tree with the clips that are sent, the clip of every leaf to quantize, and the leaves whose clip is a
+        leaf of the tree. In trees of updates clips are differences, not scales."""
         leaves = trees.named_leaves(tree)
-        learnt = learnt_clips(leaves)
-        with_clips = {name.split("/")[0] for name in learnt}
-        by_size = {
-            name for name, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(name)
-        }
-        chosen = set(learnt) | {name for name in by_size if name.split("/")[0] not in with_clips}
-        return leaves, learnt, chosen
+        pairs = {} if clip == "max" else {n: c for n, c in trees.clips_of(leaves).items() if "params" in n.split("/")}
+        with_clips = {name.split("/")[0] for name in pairs}
+        large = [n for n, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(n)]
+        alphas = {n: scales.max_abs(leaves[n]) for n in large if n.split("/")[0] not in with_clips}
+        learnt = {n: leaves[c] for n, c in pairs.items()}
+        if clip == "raised":
+            learnt = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learnt.items()}
+            sent = {pairs[n]: alpha for n, alpha in learnt.items()}
+            tree = trees.map_named(lambda name, x: sent.get(name, x), tree)
+        return tree, alphas | learnt, set(learnt)
 
     def encode(key, state, tree):
-        leaves, learnt, chosen = to_quantize(tree)
-        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(leaves)}
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(trees.named_leaves(tree))}
+        tree, alphas, learnt = prepare(tree)
 
         def encode_leaf(name, x):
-            if name not in chosen:
+            if name not in alphas:
                 return x
-            alpha = leaves[learnt[name]] if name in learnt else scales.max_abs(x)
-            codes = scales.encode(x, alpha, fmt, keys[name] if rounding == "stochastic" else None)
-            return Quantized(codes, None if name in learnt else alpha)
+            codes = scales.encode(x, alphas[name], fmt, keys[name] if rounding == "stochastic" else None)
+            return Quantized(codes, None if name in learnt else alphas[name])
 
         return trees.map_named(encode_leaf, tree), state
 
@@ -103,19 +103,35 @@ def fp8(
         return trees.map_named(decode_leaf, message, is_leaf=is_quantized)
 
     def error_bound(tree):
-        leaves, learnt, chosen = to_quantize(tree)
+        sent, alphas, _ = prepare(tree)
+        raised = trees.named_leaves(sent)
 
         def bound(name, x):
-            if name not in chosen:
-                return jnp.zeros_like(x)
-            alpha = leaves[learnt[name]] if name in learnt else scales.max_abs(x)
+            if name not in alphas:
+                return jnp.abs(raised[name] - x)  # zero but for a raised clip
+            alpha = alphas[name]
             smallest = scales.scale_for(alpha, fmt) * fmt.smallest_subnormal
             step = jnp.maximum(2.0**-fmt.mantissa_bits * jnp.minimum(jnp.abs(x), alpha), smallest)
             return jnp.maximum(jnp.abs(x) - alpha, 0.0) + step * (1.0 if rounding == "stochastic" else 0.5)
 
         return trees.map_named(bound, tree)
 
-    return Codec(lambda tree: (), encode, decode, rounding == "stochastic", error_bound)
+    def measure(tree, decoded):
+        """Fractions over all quantized leaves: values beyond their clip, and squared error over squared norm."""
+        _, alphas, _ = prepare(tree)
+        leaves, got = trees.named_leaves(tree), trees.named_leaves(decoded)
+        if not alphas:
+            return {}
+
+        def total(f):
+            return sum(jnp.sum(f(name), dtype=jnp.float32) for name in alphas)
+
+        clipped = total(lambda n: jnp.abs(leaves[n]) > scales.floor_alpha(alphas[n]))
+        count = jnp.float32(sum(leaves[n].size for n in alphas))
+        error, norm = total(lambda n: jnp.square(got[n] - leaves[n])), total(lambda n: jnp.square(leaves[n]))
+        return {"clipped_fraction": Ratio(clipped, count), "quantization_error": Ratio(error, norm)}
+
+    return Codec(lambda tree: (), encode, decode, rounding == "stochastic", error_bound, measure)
 
 
 EXAMPLES = (
@@ -124,4 +140,5 @@ EXAMPLES = (
     {"format": "e5m2", "clip": "max"},
     {"rounding": "nearest"},
     {"min_ndim": 0},
+    {"clip": "raised"},
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from fedjax8 import trees
@@ -74,9 +75,16 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
         bounds = [c.error_bound(part) for c, part in zip(codecs, split(tree), strict=True)]
         return join(bounds, jax.tree.structure(tree), trees.named_leaves(tree))
 
+    def measure(tree, decoded):
+        parts = zip(codecs, split(tree), split(decoded), strict=True)
+        total: dict = {}
+        for found in (codec.measure(part, got) for codec, part, got in parts):
+            total |= {n: jax.tree.map(jnp.add, total[n], r) if n in total else r for n, r in found.items()}
+        return total
+
     bounded = all(codec.error_bound is not None for codec in codecs)
     unbiased = all(codec.unbiased for codec in codecs)
-    return Codec(init, encode, decode, unbiased, error_bound if bounded else None)
+    return Codec(init, encode, decode, unbiased, error_bound if bounded else None, measure)
 
 
 def _examples():

@@ -11,16 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax8.cohorts._scan import leading, scan_map_reduce
-from fedjax8.types import Execution
+from fedjax8.types import Execution, Partial
 
 AXIS = "devices"
 
 
 def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
-    """Executor that shards the cohort over `num_devices` local devices (default:
-
-    all), `chunk` clients at once on each.
-    """
+    """Executor that shards the cohort over `num_devices` local devices (default all), `chunk` clients at once."""
     devices = jax.local_devices()
     num_devices = len(devices) if num_devices is None else num_devices
     if chunk < 1 or not 1 <= num_devices <= len(devices):
@@ -48,8 +45,8 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
         return jax.lax.psum(tree, AXIS)
 
     def map_reduce(f, shared, per_client):
-        summed, kept = scan_map_reduce(f, shared, per_client, chunk)
-        return total(summed), kept
+        partial, kept = scan_map_reduce(f, shared, per_client, chunk)
+        return Partial(total(partial.sum), jax.lax.pmax(partial.max, AXIS)), kept
 
     return Execution(
         num_shards=num_devices,

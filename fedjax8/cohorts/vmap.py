@@ -2,7 +2,7 @@
 
 import jax
 
-from fedjax8.cohorts._scan import sum_chunk
+from fedjax8.cohorts._scan import reduce_chunk
 from fedjax8.types import Execution
 
 
@@ -12,7 +12,7 @@ def vmap() -> Execution:
         num_shards=1,
         chunk=1,
         compile=jax.jit,
-        map_reduce=sum_chunk,
+        map_reduce=reduce_chunk,
         total=lambda tree: tree,
         place=jax.device_put,
     )

@@ -105,6 +105,15 @@ def stochastic_values(x: jax.Array, dither: jax.Array, fmt: Format) -> jax.Array
     return _finish_values(_magnitude(_dithered(pattern, dither, fmt) & -whole, fmt), pattern, fmt)
 
 
+def neighbors(x: jax.Array, fmt: Format) -> tuple[jax.Array, jax.Array]:
+    """Magnitudes (float32) of the grid values below and above |x|: `below <= |x| < above`; both fmt.max beyond it."""
+    fraction_bits = _MANTISSA - fmt.mantissa_bits
+    whole = np.int32(1 << fraction_bits)
+    below = _fixed_point(jnp.minimum(_as_int(x) & _MAGNITUDE_MASK, _pattern(fmt.max)), fmt) & -whole
+    above = jnp.minimum(below + whole, np.int32(fmt.max_code << fraction_bits))
+    return _as_float(_magnitude(below, fmt)), _as_float(_magnitude(above, fmt))
+
+
 def _magnitude(fixed: jax.Array, fmt: Format) -> jax.Array:
     """Float32 pattern of the grid value whose whole fixed-point code is given: the inverse of `_fixed_point`."""
     floor = _pattern(fmt.smallest_normal)

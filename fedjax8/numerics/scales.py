@@ -141,3 +141,18 @@ def decode(codes: jax.Array, alpha: jax.Array, fmt: str | Format) -> jax.Array:
     fmt = get_format(fmt)
     codes, fmt = as_codes(jnp.asarray(codes), fmt)
     return _from_units(bits.decode(codes, fmt), alpha, fmt)
+
+
+@functools.partial(jax.jit, static_argnames=("fmt",), inline=True)
+def cell(x: jax.Array, alpha: jax.Array, fmt: str | Format) -> tuple[jax.Array, jax.Array]:
+    """The values of the scaled grid around |x|: `low <= min(|x|, alpha) <= high`, up to float32 rounding.
+
+    Both are alpha where |x| >= alpha, and low is |x| where x lies on the grid. Stochastic rounding of x has the
+    variance `(|x| - low) * (high - |x|)`.
+
+    Returns:
+      Two float32 arrays of the shape of `x`. Their gradients are zero.
+    """
+    fmt = get_format(fmt)
+    low, high = bits.neighbors(_to_units(x, alpha, fmt), fmt)
+    return _from_units(low, alpha, fmt), _from_units(high, alpha, fmt)

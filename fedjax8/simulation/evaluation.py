@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.types import Execution, Model, Variables
+from fedjax8.types import Execution, Model, Partial, Variables
 
 BATCH_SIZE = 250
 
@@ -17,7 +17,8 @@ def evaluation(
     """`evaluate(variables) -> metrics` over all rows of `columns` (leaves `[N, ...]`).
 
     The model's own `apply` gives `test_loss` and one `test_<name>` per metric; a view called v gives `v_test_loss` and
-    so on. Batches are spread over devices by `execution`; the last ones are masked.
+    so on; what `model.report` says of the parameters stands beside them. Batches are spread over devices by
+    `execution`; the last ones are masked.
     """
     num_rows = len(next(iter(columns.values())))
     if num_rows == 0:
@@ -39,12 +40,13 @@ def evaluation(
             outputs, _ = apply(variables, batch)
             values = {"loss": model.loss(outputs, batch), **model.metrics(outputs, batch)}
             sums |= {f"{prefix}test_{name}": jnp.sum(v * mask) for name, v in values.items()}
-        return sums, ()
+        return Partial(sums), ()
 
     run = execution.compile(lambda shared, starts: execution.map_reduce(one_batch, shared, starts))
 
     def evaluate(variables: Variables) -> dict[str, float]:
-        sums, _ = run((variables, placed), starts)
-        return {name: float(total) / num_rows for name, total in sums.items()}
+        totals, _ = run((variables, placed), starts)
+        reported = {name: float(value) for name, value in model.report(variables.params).items()}
+        return {name: float(total) / num_rows for name, total in totals.sum.items()} | reported
 
     return evaluate

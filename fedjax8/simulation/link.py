@@ -8,6 +8,9 @@ A `Link` is a pytree that goes in and comes out of every call, so that it can al
 Sizes are static and live in the *structure* of `link.sent` (its keys are `Channel`s with the bytes of one message,
 read off the encoded message's shapes); how many messages went is counted on the device. Bytes are their product, taken
 on the host in Python integers, and therefore exact even where the number of exchanges depends on data.
+
+What a codec measures of its own work (clipped values, quantization error) is summed in `link.measured`, for the usable
+messages of both directions, under names such as `uplink_clipped_fraction`.
 """
 
 from collections.abc import Callable
@@ -19,9 +22,23 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.data.batches import ClientRows, Pool
-from fedjax8.types import Array, Channel, Codec, Cohort, Contribution, Execution, Key, PyTree, Reduced
+from fedjax8.types import (
+    Array,
+    Channel,
+    Codec,
+    Cohort,
+    Contribution,
+    Execution,
+    Key,
+    Partial,
+    PyTree,
+    Ratio,
+    Reduced,
+)
 
 DOWN, UP = "down", "up"
+MODEL = "model"
+"""The channel of the messages that every round has."""
 
 
 class Discovery(NamedTuple):
@@ -32,6 +49,8 @@ class Discovery(NamedTuple):
     """Shapes of the tree that is sent."""
     codec: Codec
     """What encodes it."""
+    measured: dict[str, Ratio]
+    """Shapes of what the codec measures, under the names it is logged by."""
 
 
 class Recorder:
@@ -57,6 +76,7 @@ class Link:
     pool: Pool
     down_states: dict[str, PyTree]
     sent: dict[Channel, Array]
+    measured: dict[str, Ratio]
     round_number: Array
     uplink: Codec = struct.field(pytree_node=False)
     downlink: Codec = struct.field(pytree_node=False)
@@ -65,7 +85,7 @@ class Link:
     recorder: Recorder | None = struct.field(pytree_node=False, default=None)
 
     def broadcast(
-        self, key: Key, tree: PyTree, cohort: Cohort, name: str = "model", codec: Codec | None = None
+        self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
     ) -> tuple[PyTree, "Link"]:
         """One message to every client of the cohort: (the tree as they decode it, link).
 
@@ -75,11 +95,12 @@ class Link:
         codec = self.downlink if codec is None else codec
         state = codec.init(tree) if self.recorder else self.down_states[name]
         message, state = codec.encode(key, state, tree)
+        decoded = codec.decode(message)
         count = self.execution.total(jnp.sum(cohort.valid, dtype=jnp.int32))
-        link = self._count(DOWN, name, codec, tree, message, count)
+        link = self._count(DOWN, name, codec, tree, message, count, codec.measure(tree, decoded))
         if not self.recorder:
             link = link.replace(down_states={**self.down_states, name: state})
-        return codec.decode(message), link
+        return decoded, link
 
     def map_clients(
         self,
@@ -87,14 +108,16 @@ class Link:
         received: PyTree,
         cohort: Cohort,
         key: Key,
-        name: str = "model",
+        name: str = MODEL,
         codec: Codec | None = None,
+        watch: Callable[[PyTree], PyTree] = lambda decoded: (),
     ) -> tuple[Reduced, PyTree, "Link"]:
         """Runs `client(received, state, rows, key)` for every client and reduces what they send.
 
         A contribution is encoded on the client, decoded to float32 on the server and added as it comes. A client whose
         contribution, state or report is not finite, or whose weight is not a number from 0 up, is excluded and counted
-        (`report["excluded"]`) and keeps its old state. `codec` stands in for the uplink codec on this channel. Returns
+        (`report["excluded"]`) and keeps its old state. `codec` stands in for the uplink codec on this channel; `watch`
+        names the values in a decoded contribution whose smallest and largest over clients are wanted too. Returns
         (Reduced, new client states, link).
         """
         codec, kinds = self.uplink if codec is None else codec, []
@@ -114,32 +137,50 @@ class Link:
             usable = per_client.valid & trees.all_finite((out.tree, out.state, out.report, decoded))
             usable &= jnp.isfinite(out.weight) & (out.weight >= 0)
             weight = jnp.where(usable, out.weight, 0.0)
-            summed = {
+            sums = {
                 "tree": jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded),
                 "weight": weight,
                 "clients": usable.astype(jnp.int32),
                 "sent": per_client.valid.astype(jnp.int32),
-                "report": trees.select(usable, out.report, trees.zeros_like(out.report)),
+                "report": _if(usable, (out.report, codec.measure(out.tree, decoded))),
             }
+            seen = watch(decoded)
+            extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
-            return summed, trees.select(usable, new, per_client.states)
+            return Partial(sums, extremes), trees.select(
+                usable, new, per_client.states
+            )
 
-        summed, states = self.execution.map_reduce(one, (received, self.pool, key), cohort)
+        (sums, (highest, negated)), states = self.execution.map_reduce(one, (received, self.pool, key), cohort)
         tree, message = kinds[0]
-        link = self._count(UP, name, codec, tree, message, summed["sent"])
-        total = jnp.where(summed["weight"] > 0, summed["weight"], 1.0)
-        mean = jax.tree.map(lambda x, like: _as_dtype(x / total, like.dtype), summed["tree"], tree)
-        report = summed["report"] | {"excluded": summed["sent"] - summed["clients"]}
-        return Reduced(mean, summed["weight"], summed["clients"], report), states, link
+        report, measured = sums["report"]
+        link = self._count(UP, name, codec, tree, message, sums["sent"], measured)
+        total = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
+        mean = jax.tree.map(lambda x, like: _as_dtype(x / total, like.dtype), sums["tree"], tree)
+        report = report | {"excluded": sums["sent"] - sums["clients"]}
+        lowest = jax.tree.map(jnp.negative, negated)
+        return Reduced(mean, sums["weight"], sums["clients"], report, lowest, highest), states, link
 
-    def _count(self, direction: str, name: str, codec: Codec, tree: Any, message: Any, count: Array) -> "Link":
+    def _count(
+        self, direction: str, name: str, codec: Codec, tree: Any, message: Any, count: Array, measured: dict[str, Ratio]
+    ) -> "Link":
         """The link with `count` more messages of this kind. A recorder notes the kind and leaves the link as it is, so
         that a round can be traced with the link in a loop before its channels are known."""
         channel = Channel(direction, name, trees.num_bytes(message), trees.float32_bytes(tree))
+        prefix = f"{direction}link_" if name == MODEL else f"{direction}link_{name}_"
+        measured = {prefix + what: ratio for what, ratio in measured.items()}
         if self.recorder:
-            self.recorder.note(Discovery(channel, trees.shapes(tree), codec))
+            self.recorder.note(Discovery(channel, trees.shapes(tree), codec, trees.shapes(measured)))
             return self
-        return self.replace(sent={**self.sent, channel: self.sent[channel] + count})
+        added = {what: trees.add(self.measured[what], ratio) for what, ratio in measured.items()}
+        return self.replace(
+            sent={**self.sent, channel: self.sent[channel] + count}, measured={**self.measured, **added}
+        )
+
+
+def _if(condition: Array, tree: PyTree) -> PyTree:
+    """`tree` where the condition holds, zeros elsewhere."""
+    return trees.select(condition, tree, trees.zeros_like(tree))
 
 
 def _as_dtype(mean: Array, dtype: Any) -> Array:

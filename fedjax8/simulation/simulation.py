@@ -21,7 +21,7 @@ from fedjax8.errors import UserError
 from fedjax8.simulation.evaluation import evaluation
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
-from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Variables
+from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables
 
 CALIBRATION_ROWS = 256
 """Rows of the sample batch that a model is initialized (and its input clips calibrated) on; outside the byte count."""
@@ -115,13 +115,14 @@ def simulate(
     starts, sizes = np.asarray(data.starts), np.asarray(data.sizes)
 
     def round_program(shared, cohort, run=execution, recorder=None):
-        server, down_states, sent, pool, key, round_number = shared
+        server, down_states, sent, measured, pool, key, round_number = shared
         settings = {"uplink": uplink, "downlink": downlink, "execution": run, "num_clients": num_clients}
-        link = Link(pool, down_states, sent, round_number, recorder=recorder, **settings)
+        link = Link(pool, down_states, sent, measured, round_number, recorder=recorder, **settings)
         out = algorithm.round(link, server, cohort, key)
-        return (out.state, out.link.down_states, out.link.sent, out.report), out.client_states
+        return (out.state, out.link.down_states, out.link.sent, out.report | out.link.measured), out.client_states
 
-    compiled_round, known = execution.compile(round_program), {}
+    compiled_round = execution.compile(round_program)
+    known: list[tuple[dict, dict]] = []
     gather = jax.jit(lambda tree, ids: jax.tree.map(lambda x: x.at[ids].get(mode="clip"), tree))
     scatter = jax.jit(lambda tree, ids, new: jax.tree.map(lambda x, y: x.at[ids].set(y, mode="drop"), tree, new))
 
@@ -139,7 +140,7 @@ def simulate(
     def discover_from(server: PyTree, client: PyTree) -> list[Discovery]:
         recorder = Recorder()
         states = jax.tree.map(lambda x: jnp.asarray(x)[None], {"algorithm": client, "uplink": {}})
-        shared = (server, {}, {}, pool, root, jnp.int32(0))
+        shared = (server, {}, {}, {}, pool, root, jnp.int32(0))
         jax.eval_shape(
             lambda shared, cohort: round_program(shared, cohort, loop(), recorder)[0][3],
             shared,
@@ -150,7 +151,7 @@ def simulate(
     def init() -> SimulationState:
         _, server, client = initial()
         found = discover_from(server, client)
-        known.update({d.channel: np.int32(0) for d in found})
+        known[:] = [zero_counts(found)]
         down, up = (
             {d.channel.name: d.codec.init(d.tree) for d in found if d.channel.direction == direction}
             for direction in (DOWN, UP)
@@ -163,12 +164,12 @@ def simulate(
         arrays = execution.place((state.server, state.down_states, state.clients))
         return state._replace(server=arrays[0], down_states=arrays[1], clients=arrays[2])
 
-    def channels(state: SimulationState) -> dict:
-        """Zero counts of every channel of this run, in the structure that the compiled round takes and returns."""
+    def counts(state: SimulationState) -> tuple[dict, dict]:
+        """`zero_counts` of this run, found again for a state that did not come from `init`."""
         if not known:
             one = jax.tree.map(lambda x: x[0], state.clients)
-            known.update({d.channel: np.int32(0) for d in discover_from(state.server, one["algorithm"])})
-        return known
+            known[:] = [zero_counts(discover_from(state.server, one["algorithm"]))]
+        return known[0]
 
     def run_round(state: SimulationState) -> tuple[SimulationState, dict[str, Any]]:
         ids = sample_cohort(seed, state.round, num_clients, cohort_size)
@@ -177,7 +178,7 @@ def simulate(
         stateful = bool(jax.tree.leaves(state.clients))
         states = gather(state.clients, ids) if stateful else state.clients
         key = jax.random.fold_in(jax.random.fold_in(root, 1), state.round)
-        shared = (state.server, state.down_states, channels(state), pool, key, np.int32(state.round))
+        shared = (state.server, state.down_states, *counts(state), pool, key, np.int32(state.round))
         (server, down, sent, report), new = compiled_round(shared, make_cohort(ids, states))
         clients = scatter(state.clients, ids, new) if stateful else state.clients
         ledger = state.ledger.add(jax.device_get(sent))
@@ -197,12 +198,23 @@ def simulate(
     return Simulation(init, place, run_round, evaluate, variables, lambda: discover_from(*initial()[1:]))
 
 
+def zero_counts(found: list[Discovery]) -> tuple[dict, dict]:
+    """Zero counts of every channel and zeros for all that is measured, in the structure that a round takes and returns."""
+    measured = {name: ratio for d in found for name, ratio in d.measured.items()}
+    return {d.channel: np.int32(0) for d in found}, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), measured)
+
+
 def round_metrics(state: SimulationState, report: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """One round's line: means of the clients' `train_*` sums, cumulative bytes, and what else the algorithm reports."""
+    """One round's line: means of the clients' `train_*` sums, cumulative bytes, what else algorithm and codecs tell.
+
+    A `Ratio` becomes a number; one with nothing to divide by is left out.
+    """
     examples = float(report.get("train_examples", 0)) or math.nan  # nobody trained: no mean, and not a loss of 0
     metrics: dict[str, Any] = {"round": state.round}
     for name, value in sorted(report.items()):
-        if name.startswith("train_") and name != "train_examples":
+        if isinstance(value, Ratio):
+            metrics |= {name: float(value.part) / float(value.whole)} if value.whole else {}
+        elif name.startswith("train_") and name != "train_examples":
             metrics[name] = float(value) / examples
         elif name != "train_examples":
             metrics[name] = np.asarray(value).tolist()

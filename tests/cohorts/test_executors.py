@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax8.lookup import component_names
+from fedjax8.types import Partial
 
 CASES = {
     f"{name}-{i}": (name, settings)
@@ -23,8 +24,9 @@ def execution(request):
 
 
 def affine(shared, client):
-    """To sum: scale * x and a count; to keep: x + 1."""
-    return {"x": shared * client["x"], "count": jnp.int32(1)}, client["x"] + 1
+    """To sum: scale * x and a count; to find the largest of: x, -x; to keep: x + 1."""
+    sums = {"x": shared * client["x"], "count": jnp.int32(1)}
+    return Partial(sums, {"x": client["x"], "negated": -client["x"]}), client["x"] + 1
 
 
 def run(execution, clients):
@@ -35,8 +37,10 @@ def run(execution, clients):
 
 def test_sums_and_kept_values_equal_numpy(execution):
     x, (total, kept) = run(execution, 8)
-    np.testing.assert_array_equal(total["x"], 2.0 * x.sum(axis=0))  # small integers: exact in any order
-    assert int(total["count"]) == 8
+    np.testing.assert_array_equal(total.sum["x"], 2.0 * x.sum(axis=0))  # small integers: exact in any order
+    assert int(total.sum["count"]) == 8
+    np.testing.assert_array_equal(total.max["x"], x.max(axis=0))
+    np.testing.assert_array_equal(-total.max["negated"], x.min(axis=0))
     np.testing.assert_array_equal(kept, x + 1)
 
 
@@ -53,13 +57,13 @@ def test_map_reduce_can_be_called_twice_and_in_a_loop(execution):
         first, _ = execution.map_reduce(affine, shared, clients)
 
         def again(_, carry):
-            return execution.map_reduce(affine, carry["x"][0] * 0.0 + shared, clients)[0]
+            return execution.map_reduce(affine, carry.sum["x"][0] * 0.0 + shared, clients)[0]
 
         return jax.lax.fori_loop(0, 3, again, first), ()
 
     x = np.arange(8, dtype=np.float32).reshape(8, 1)
     total, _ = execution.compile(program)(jnp.float32(3.0), {"x": x})
-    np.testing.assert_array_equal(total["x"], 3.0 * x.sum(axis=0))
+    np.testing.assert_array_equal(total.sum["x"], 3.0 * x.sum(axis=0))
 
 
 def test_total_sums_over_shards(execution):
@@ -77,7 +81,7 @@ def test_the_loop_runs_as_plain_python_without_jit():
 
     with jax.disable_jit():
         x, (total, _) = run(loop(), 3)
-    np.testing.assert_array_equal(total["x"], 2.0 * x.sum(axis=0))
+    np.testing.assert_array_equal(total.sum["x"], 2.0 * x.sum(axis=0))
 
 
 @pytest.mark.parametrize(

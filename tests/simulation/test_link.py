@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.parts import Update, from_parts
+from fedjax8.algorithms.parts import Step, Update, from_parts
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
 from fedjax8.cohorts.chunked import chunked
@@ -120,7 +120,7 @@ def test_the_broadcast_is_one_draw_for_all_clients(toys):
             x = start.params["x"]
             return Update({"params": start.params}, jnp.float32(1), start, (), {"sum": x, "squares": x * x})
 
-        return from_parts(client=client, server=lambda state, mean: (mean.tree["params"], ()))
+        return from_parts(client=client, server=lambda state, mean, key: Step(mean.tree["params"]))
 
     data = toys.clients([1.0] * 8, [1.0] * 8)
 
@@ -208,7 +208,7 @@ def test_a_weight_that_is_none_excludes_its_client(toys, weight):
             odd = rows.size == 3
             return Update({"params": {"x": jnp.float32(1)}}, jnp.where(odd, weight, 1.0), start, (), {})
 
-        return from_parts(client=client, server=lambda state, mean: (mean.tree["params"], ()))
+        return from_parts(client=client, server=lambda state, mean, key: Step(mean.tree["params"]))
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make)
     state, metrics = sim.run_round(sim.init())
@@ -223,7 +223,7 @@ def test_an_infinity_is_seen_before_an_8_bit_format_saturates_it(toys):
             tree = {"params": {"kernel": jnp.full((2, 2), bad), "kernel_clip": jnp.float32(2)}}
             return Update(tree, jnp.float32(1), start, (), {})
 
-        return from_parts(client=client, server=lambda state, mean: (state.variables.params, ()))
+        return from_parts(client=client, server=lambda state, mean, key: Step(state.variables.params))
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make, uplink=fp8())
     assert sim.run_round(sim.init())[1]["excluded"] == 1
@@ -241,9 +241,9 @@ def test_integers_in_a_contribution_stay_integers(toys):
         def client(start, extra, memory, rows, key, round_number):
             return Update({"count": rows.size}, jnp.float32(1), start, (), {})
 
-        def server(state, mean):
+        def server(state, mean, key):
             assert mean.tree["count"].dtype == jnp.int32
-            return {"x": mean.tree["count"].astype(jnp.float32)}, ()
+            return Step({"x": mean.tree["count"].astype(jnp.float32)})
 
         return from_parts(client=client, server=server)
 

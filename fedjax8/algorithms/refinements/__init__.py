@@ -1,0 +1,6 @@
+"""What a server may do to the averaged model before it is sent again, one file each; see `types.Refinement`."""
+
+from fedjax8.algorithms.refinements.none import none
+from fedjax8.algorithms.refinements.uq_plus import uq_plus
+
+__all__ = ["none", "uq_plus"]

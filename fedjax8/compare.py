@@ -1,14 +1,16 @@
-"""Bytes and rounds to a target accuracy, and the gain against the first run, as a table and a page of plots.
+"""Rounds and bytes to reach an accuracy, and the gain against the first setting, as a table and a page of plots.
 
     python -m fedjax8.compare DIR... [--target=0.9] [--smooth=N] [--html=FILE] [--png=FILE]
 
-Each DIR is the --workdir of a run. Runs that differ in their seed alone are one row: mean and standard
-deviation over seeds. Without --target, the lowest of the runs' best test accuracies is taken, which every run
-reaches. --smooth averages each test accuracy with those before it, N in all (by default 1, and 5 once every
-run has 50 evaluations).
+Each DIR is the --workdir of a run. Runs that differ in their seed alone are one setting and one row: mean and
+sample standard deviation over seeds. The first setting is the reference: each run is compared with the
+reference's run of the same seed, at the lower of the two best test accuracies, or at --target for all; settings
+that have no seed in common are compared by their means. --smooth averages each test accuracy with those before
+it, N in all (by default 1, and 5 once every run has 50 evaluations).
 
 The page is comparison.html unless --html names another file; --html= writes none. It can be opened without a
-network. Plots need matplotlib: pip install 'fedjax8[plot]'.
+network. --png writes a picture: accuracy against bytes, and gain against accuracy. Plots need matplotlib:
+pip install 'fedjax8[plot]'.
 """
 
 import importlib.util
@@ -21,7 +23,7 @@ from absl import flags
 
 from fedjax8.errors import UserError
 from fedjax8.simulation.comparison import Comparison, compare_runs
-from fedjax8.simulation.figures import check_png_name, draw, require_matplotlib, save_png, write_whole
+from fedjax8.simulation.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
 from fedjax8.simulation.report import COLUMNS, explanation, html_page, rows
 
 PAGE = "comparison.html"
@@ -31,10 +33,10 @@ UNLIMITED = 2**15
 
 def define_flags() -> None:
     """Registers the flags; not done on import, since other command lines have flags of the same names."""
-    flags.DEFINE_float("target", None, "test accuracy to reach, above 0 and up to 1")
+    flags.DEFINE_float("target", None, "test accuracy to compare at, above 0 and up to 1")
     flags.DEFINE_integer("smooth", None, "evaluations to average the test accuracy over")
     flags.DEFINE_string("html", None, f"page to write; {PAGE} by default, none if empty")
-    flags.DEFINE_string("png", None, "picture of accuracy against bytes to write")
+    flags.DEFINE_string("png", None, "picture to write: accuracy against bytes, and gain against accuracy")
 
 
 def main(argv: list[str]) -> int:
@@ -58,8 +60,7 @@ def main(argv: list[str]) -> int:
         write_whole(page, html_page(found).encode())
         print(f"wrote {page}")
     if args.png:
-        settings = [r.setting for r in found.results]
-        save_png(draw(settings, smooth=found.smooth, target=found.target), args.png)
+        save_png(draw_comparison(found), args.png)
         print(f"wrote {args.png}")
     return 0
 

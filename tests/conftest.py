@@ -32,12 +32,30 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20240702)
 
 
-@pytest.fixture(scope="session")
-def toys():
-    """The module tests/toys.py."""
+def _module(name: str):
+    """The module tests/`name`.py."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("fedjax8_test_toys", pathlib.Path(__file__).with_name("toys.py"))
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"fedjax8_test_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def toys():
+    """The module tests/toys.py."""
+    return _module("toys")
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Writes the folder of a run from its accuracies: see tests/run_folders.py."""
+    return _module("run_folders").write_run
+
+
+@pytest.fixture(scope="session")
+def write_folder():
+    """Writes the folder of a run from its config and lines: see tests/run_folders.py."""
+    return _module("run_folders").write_folder

@@ -1,5 +1,4 @@
 import io
-import json
 import os
 import re
 import subprocess
@@ -19,22 +18,12 @@ WITHOUT_MATPLOTLIB = (
 )
 
 
-def write_run(folder, accuracies, bytes_per_round, **config):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"config": {"seed": 0} | config}))
-    lines = [
-        {"round": r, "uplink_bytes": r * bytes_per_round, "downlink_bytes": 0, "test_accuracy": accuracy}
-        for r, accuracy in enumerate(accuracies, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    (folder / "summary.json").write_text(json.dumps({"rounds": len(lines), "saving": 4.0, "finished": True}))
-    return folder
-
-
 @pytest.fixture
-def runs(tmp_path):
-    write_run(tmp_path / "runs" / "full", [0.2, 0.6, 0.9], 4000, uplink={"name": "none"}, downlink={"name": "none"})
-    write_run(tmp_path / "runs" / "fp8", [0.2, 0.5, 0.8], 1000, uplink={"name": "fp8"}, downlink={"name": "fp8"})
+def runs(tmp_path, write_run):
+    write_run(
+        tmp_path / "runs" / "full", [0.2, 0.6, 0.9], (4000, 0), uplink={"name": "none"}, downlink={"name": "none"}
+    )
+    write_run(tmp_path / "runs" / "fp8", [0.2, 0.5, 0.8], (1000, 0), uplink={"name": "fp8"}, downlink={"name": "fp8"})
     return tmp_path
 
 
@@ -56,9 +45,10 @@ def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     assert tuple(cells[0]) == COLUMNS
     # 0.8 is reached in round 3 by both: 12000 and 3000 bytes
-    assert cells[1][:5] == ["uplink=none, downlink=none", "1", "3", "12.0 kB", "1.00x"]
-    assert cells[2][:5] == ["uplink=fp8, downlink=fp8", "1", "3", "3.00 kB", "4.00x"]
-    assert "Target: test accuracy 0.8, as given." in done.stdout
+    reference = ["3", "1.00x", "12.0 kB", "12.0 kB", "1.00x"]
+    assert cells[1][:9] == ["uplink=none, downlink=none", "1", "0.8000", "3", *reference]
+    assert cells[2][:9] == ["uplink=fp8, downlink=fp8", "1", "0.8000", "3", "3", "1.00x", "3.00 kB", "12.0 kB", "4.00x"]
+    assert "Accuracy a: 0.8, as given." in done.stdout
     assert "\x1b" not in done.stdout
     assert "<svg" in (runs / "comparison.html").read_text(encoding="utf-8")
     assert (runs / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -135,10 +125,10 @@ def test_into_a_file_the_table_is_not_folded(runs, monkeypatch):
     assert [cell.strip() for cell in line.split("|")[1:-1]] == rows(found)[1]
 
 
-def test_a_stream_that_cannot_write_plus_minus_does_not_fail(tmp_path):
+def test_a_stream_that_cannot_write_plus_minus_does_not_fail(tmp_path, write_run):
     raw = io.BytesIO()
-    write_run(tmp_path / "a", [0.5, 0.6], 1, seed=1)
-    write_run(tmp_path / "b", [0.7, 0.8], 1, seed=2)
+    write_run(tmp_path / "a", [0.5, 0.6], seed=1)
+    write_run(tmp_path / "b", [0.7, 0.8], seed=2)
     stream = io.TextIOWrapper(raw, encoding="ascii")
     print_comparison(compare_runs([tmp_path / "a", tmp_path / "b"]), stream)
     stream.flush()

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -12,23 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, write_folder):
     for name, factor in (("full", 4), ("fp8", 1)):
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"config": {"seed": 0, "uplink": {"name": name}}}))
         lines = [
-            {
-                "round": r,
-                "uplink_bytes": r * factor,
-                "downlink_bytes": r,
-                "test_accuracy": r / 10,
-                "epsilon": r,
-            }
+            {"round": r, "uplink_bytes": r * factor, "downlink_bytes": r, "test_accuracy": r / 10, "epsilon": r}
             for r in range(1, 6)
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-        (folder / "summary.json").write_text(json.dumps({"rounds": 5, "finished": True}))
+        write_folder(tmp_path / "runs" / name, {"seed": 0, "uplink": {"name": name}}, lines)
     return tmp_path
 
 

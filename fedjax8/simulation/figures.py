@@ -1,4 +1,4 @@
-"""Pictures of runs: accuracy, or any logged metric, against bytes, rounds or seconds.
+"""Pictures of runs: accuracy, or any logged metric, against bytes, rounds or seconds; and gain against accuracy.
 
 Drawn on matplotlib's object interface: no window, no display and no global state, so it works in a notebook,
 a batch job and a thread. matplotlib is an optional dependency: `pip install 'fedjax8[plot]'`.
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.comparison import Curve, curve
+from fedjax8.simulation.comparison import Comparison
+from fedjax8.simulation.curves import Curve, curve
+from fedjax8.simulation.gain import gain_curve
 from fedjax8.simulation.runs import Setting, read_settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -26,7 +28,19 @@ LOG_FROM = 8.0
 """Ratio of the largest to the smallest total of bytes from which the byte axis is logarithmic by default."""
 LEGEND_INSIDE = 7
 """Most lines of a legend inside the axes."""
+NAME_LENGTH = 24
+"""Longest name of a setting beside an axis, in characters."""
+UNRESOLVED = 4
+"""An accuracy that a run reaches within so many evaluations is reached at a round known to a quarter at best, and the
+gain there says more about when runs were evaluated: it is left out of curves, but for no more than a tenth of a run."""
+LEGEND_WIDTH = 150
+"""Characters in a line of a legend below two panels."""
+GUIDE: dict[str, Any] = {"color": "#888888", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
+"""How a target is drawn."""
 AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
+
+Entry = tuple[str, Any]
+"""Label and line of one entry of a legend."""
 
 
 def require_matplotlib() -> None:
@@ -73,23 +87,39 @@ def draw(
 ) -> Any:
     """As `plot_runs`, from settings already read, with a line at `target` if given."""
     require_matplotlib()
-    if smooth < 1:
-        raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
-    drawn = [(i, s, curve(s, x, y, smooth)) for i, s in enumerate(settings)]
-    drawn = [(i, s, c) for i, s, c in drawn if c is not None]
-    if not drawn:
-        logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
-        raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")
-    ax = _new_axes() if ax is None else ax
-    log = _wants_log([c for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
-    handles = [_draw_curve(ax, c, i, log) for i, _, c in drawn]
-    labels = [s.label for _, s, _ in drawn]
-    if target is not None:
-        handles.append(ax.axhline(target, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1))
-        labels.append(f"target {target:.4g}")
-    _style(ax, x, y, log)
-    _legend(ax, handles, labels)
+    given, ax = ax is not None, _new_axes(1)[0] if ax is None else ax
+    _legend(ax, _draw_metric(ax, settings, x, y, smooth, logx, target), widen=not given)
     return ax
+
+
+def draw_gain(found: Comparison, ax: Any = None) -> Any:
+    """Matplotlib axes with the gain in bytes of every setting but the first against the accuracy `a` it is taken at.
+
+    Steps, since the gain changes at evaluations only; a band of one standard deviation over pairs of seeds. Each
+    curve ends at the highest accuracy that all its runs and those of the first setting reach.
+
+    Raises `UserError` if there is nothing to compare or matplotlib is missing.
+    """
+    require_matplotlib()
+    given, ax = ax is not None, _new_axes(1)[0] if ax is None else ax
+    _legend(ax, _draw_gain(ax, found), widen=not given)
+    return ax
+
+
+def draw_comparison(found: Comparison) -> Any:
+    """A figure of two panels, accuracy against bytes and gain against accuracy, or of the first one if that is all.
+
+    Returns the axes of the first panel.
+    """
+    require_matplotlib()
+    settings = [result.setting for result in found.results]
+    if len(settings) == 1:
+        return draw(settings, smooth=found.smooth, target=found.target)
+    left, right = _new_axes(2)
+    entries = _draw_metric(left, settings, "bytes", "test_accuracy", found.smooth, None, found.target)
+    _draw_gain(right, found)
+    _legend_below(left.figure, entries)
+    return left
 
 
 def check_png_name(path: str) -> None:
@@ -141,21 +171,65 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
 
 
-def _new_axes() -> Any:
+def _new_axes(panels: int) -> Sequence[Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.0, 4.0) if panels == 1 else (5.2 * panels, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure.subplots(1, panels, squeeze=False)[0]
 
 
-def _wants_log(curves: Sequence[Curve]) -> bool:
-    ends = [float(c.x[-1]) for c in curves if c.x[-1] > 0]
-    return bool(ends) and max(ends) / min(ends) >= LOG_FROM
+def _draw_metric(
+    ax: Any, settings: Sequence[Setting], x: str, y: str, smooth: int, logx: bool | None, target: float | None
+) -> list[Entry]:
+    if smooth < 1:
+        raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
+    drawn = [(i, s, curve(s, x, y, smooth)) for i, s in enumerate(settings)]
+    drawn = [(i, s, c) for i, s, c in drawn if c is not None]
+    if not drawn:
+        logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
+        raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")
+    log = _wants_log([c.x[-1] for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
+    entries = [(s.label, _draw_curve(ax, c, i, log)) for i, s, c in drawn]
+    if target is not None:
+        entries.append((f"target {target:.4g}", ax.axhline(target, **GUIDE)))
+    if log:
+        _log_axis(ax.xaxis)
+    if x == "bytes":
+        from matplotlib.ticker import EngFormatter
+
+        ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    _style(ax, AXES[x], y.replace("_", " "))
+    return entries
 
 
-def _draw_curve(ax: Any, found: Curve, index: int, log: bool) -> Any:
+def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
+    reference, *others = found.results
+    evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
+    skip = min(UNRESOLVED, min(evaluated) // 10)
+    curves = [gain_curve(r.pairing, skip) or gain_curve(r.pairing) for r in others]
+    drawn = [(i, r.setting.label, c) for i, (r, c) in enumerate(zip(others, curves, strict=True), 1) if c is not None]
+    if not drawn:
+        raise UserError(f"no gain to draw: nothing to compare {reference.setting.label!r} with; give more runs")
+    entries = [(reference.setting.label, ax.axhline(1.0, color=COLORS[0], linewidth=1.6, zorder=2))]
+    entries += [(label, _draw_curve(ax, c, i, log=False, steps=True)) for i, label, c in drawn]
+    if found.target is not None:
+        entries.append((f"target {found.target:.4g}", ax.axvline(found.target, **GUIDE)))
+    if _wants_log([1.0, *(g for _, _, c in drawn for g in c.mean)]):
+        _log_axis(ax.yaxis)
+    ax.yaxis.set_major_formatter("{x:g}x")
+    name = reference.setting.label
+    _style(ax, "test accuracy a", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}")
+    return entries
+
+
+def _wants_log(values: Sequence[float]) -> bool:
+    positive = [float(v) for v in values if v > 0]
+    return bool(positive) and max(positive) / min(positive) >= LOG_FROM
+
+
+def _draw_curve(ax: Any, found: Curve, index: int, log: bool, steps: bool = False) -> Any:
     """One line with its band; on a logarithmic axis without the points at zero."""
     shown = found.x > 0 if log else slice(None)
     x, mean, spread = found.x[shown], found.mean[shown], found.spread[shown]
@@ -163,25 +237,35 @@ def _draw_curve(ax: Any, found: Curve, index: int, log: bool) -> Any:
     style = DASHES[index // len(COLORS) % len(DASHES)]
     # A curve of a few points is hard to see as a line alone; many markers would hide it.
     marker = "o" if len(x) <= 12 else None
-    (line,) = ax.plot(x, mean, style, color=color, linewidth=1.6, marker=marker, markersize=3.5, zorder=3)
-    ax.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0, zorder=2)
+    draws = ("steps-pre", "pre") if steps else ("default", None)
+    width = 1.2 if steps else 1.6
+    (line,) = ax.plot(
+        x, mean, style, color=color, linewidth=width, marker=marker, markersize=3.5, zorder=3, drawstyle=draws[0]
+    )
+    band = {"color": color, "alpha": 0.18, "linewidth": 0, "zorder": 2}
+    ax.fill_between(x, mean - spread, mean + spread, step=draws[1], **band)
     return line
 
 
-def _style(ax: Any, x: str, y: str, log: bool) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+def _log_axis(axis: Any) -> None:
+    """A logarithmic axis with about five labels."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    if log:
-        ax.set_xscale("log")
-        low, high = ax.get_xlim()
-        decades = math.log10(high / low)
-        steps = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 3 else (1.0,)
-        ax.xaxis.set_major_locator(LogLocator(subs=steps))
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    if x == "bytes":
-        ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    ax.set_xlabel(AXES[x], fontsize=10)
-    ax.set_ylabel(y.replace("_", " "), fontsize=10, parse_math=False)
+    if axis.axis_name == "x":
+        axis.axes.set_xscale("log")
+    else:
+        axis.axes.set_yscale("log")
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    choices = ((1.2, (1, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (3.0, (1, 3)), (math.inf, (1,)))
+    steps = next(steps for limit, steps in choices if decades < limit)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _style(ax: Any, x: str, y: str) -> None:
+    ax.set_xlabel(x, fontsize=10)
+    ax.set_ylabel(y, fontsize=10, parse_math=False)
     ax.tick_params(labelsize=9, color="#888888", length=3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color("#888888")
@@ -189,13 +273,28 @@ def _style(ax: Any, x: str, y: str, log: bool) -> None:
     ax.set_axisbelow(True)
 
 
-def _legend(ax: Any, handles: list[Any], labels: list[str]) -> None:
-    """A legend where the curves leave room, or beside the axes if it is long."""
-    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
-    chosen = beside if len(labels) > LEGEND_INSIDE else {"loc": "best"}
+def _legend(ax: Any, entries: Sequence[Entry], widen: bool) -> None:
+    """A legend where the curves leave room, or beside the axes if it is long; the figure may be widened for it."""
+    if len(entries) <= LEGEND_INSIDE:
+        _fill_legend(ax, entries, loc="best")
+        return
+    if widen:
+        ax.figure.set_figwidth(ax.figure.get_figwidth() + 0.5 + 0.075 * max(len(label) for label, _ in entries))
+    _fill_legend(ax, entries, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+
+
+def _legend_below(figure: Any, entries: Sequence[Entry]) -> None:
+    """One legend for all panels, in as many columns as the longest label leaves room for."""
+    longest = max(len(label) for label, _ in entries)
+    columns = max(1, min(len(entries), LEGEND_WIDTH // (longest + 8)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * (math.ceil(len(entries) / columns) - 1))
+    _fill_legend(figure, entries, loc="outside lower center", ncols=columns)
+
+
+def _fill_legend(place: Any, entries: Sequence[Entry], **options: Any) -> None:
     # Labels are put in afterwards: matplotlib drops those that begin with "_" and reads "$" as mathematics.
-    legend = ax.legend(handles, ["x"] * len(labels), fontsize=8.5, **chosen)
+    legend = place.legend([handle for _, handle in entries], ["x"] * len(entries), fontsize=8.5, **options)
     legend.get_frame().set(edgecolor="none", alpha=0.8)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
+    for text, (label, _) in zip(legend.get_texts(), entries, strict=True):
         text.set_parse_math(False)
         text.set_text(label)

@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.comparison import Comparison, Result, Statistic
-from fedjax8.simulation.figures import draw, inline_svg, require_matplotlib
+from fedjax8.simulation.comparison import Comparison, Result
+from fedjax8.simulation.curves import Statistic
+from fedjax8.simulation.figures import draw, draw_gain, inline_svg, require_matplotlib
 
 COLUMNS = (
     "setting",
     "seeds",
-    "rounds to target",
-    "bytes to target",
-    "gain",
+    "accuracy a",
+    "rounds to a",
+    "reference rounds",
+    "gain in rounds",
+    "bytes to a",
+    "reference bytes",
+    "gain in bytes",
     "best accuracy",
     "final accuracy",
     "rounds",
@@ -22,21 +27,23 @@ COLUMNS = (
     "saving",
     "seconds",
 )
-REACH = 7
-"""The first columns: what it takes to reach the target, and the accuracies; the others are totals."""
+GAIN = 9
+"""The first columns: what it takes to reach accuracy `a`; the others are about whole runs."""
 PLOTS = (
     ("accuracy-bytes", "bytes", "test_accuracy", "Test accuracy against bytes sent"),
+    ("gain-accuracy", "accuracy", "gain", "Gain in bytes against test accuracy"),
     ("accuracy-rounds", "rounds", "test_accuracy", "Test accuracy against rounds"),
     ("loss-rounds", "rounds", "test_loss", "Test loss against rounds"),
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
-body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem }
+body { max-width: 74rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
-th { font-weight: 600; border-bottom-color: #888 } th:first-child, td:first-child { text-align: left }
+th { font-weight: 600; border-bottom-color: #888; white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem }
 p.note { color: #555; font-size: .9rem; max-width: 46rem } ul.warnings { color: #8a4b00; font-size: .9rem }
 .plots { display: flex; flex-wrap: wrap; gap: 0 1.5rem } figure { margin: 1rem 0; max-width: 100% }
 figcaption { font-weight: 600; font-size: .95rem } svg { max-width: 100%; height: auto }
@@ -49,22 +56,34 @@ def rows(found: Comparison) -> list[list[str]]:
 
 
 def _row(result: Result) -> list[str]:
-    seeds = len(result.setting.runs)
-    part = f" ({result.reached} of {seeds})" if 0 < result.reached < seeds else ""
+    gain = result.gain
+    part = f" ({gain.reached} of {gain.compared})" if 0 < gain.reached < gain.compared else ""
+    missing = "not reached" if gain.compared and not gain.reached and gain.accuracy else "-"
     return [
         result.setting.label,
-        str(seeds),
-        _plain(result.rounds_to_target, 0) + part if result.reached else "not reached",
-        _bytes(result.bytes_to_target) if result.reached else "not reached",
-        "-" if result.gain is None else f"{result.gain:.2f}x",
+        str(len(result.setting.runs)),
+        _plain(gain.accuracy, 4),
+        _plain(gain.rounds, 0) + part if gain.reached else missing,
+        _plain(gain.reference_rounds, 0),
+        _times(gain.in_rounds),
+        _bytes(gain.num_bytes) if gain.reached else missing,
+        _bytes(gain.reference_bytes),
+        _times(gain.in_bytes),
         _plain(result.best_accuracy, 4),
         _plain(result.final_accuracy, 4),
         _plain(result.rounds, 0),
         _bytes(result.uplink_bytes),
         _bytes(result.downlink_bytes),
-        "-" if result.saving is None else f"{result.saving.mean:.2f}x",
+        _times(result.saving),
         _plain(result.seconds, 1),
     ]
+
+
+def _times(value: Statistic | None) -> str:
+    if value is None:
+        return "-"
+    spread = f" ± {value.spread:.2f}" if value.spread >= 0.005 else ""  # else one seed, or alike as far as shown
+    return f"{value.mean:.2f}{spread}x"
 
 
 def _plain(value: Statistic | None, digits: int) -> str:
@@ -91,21 +110,32 @@ def _bytes(value: Statistic | None) -> str:
 
 
 def explanation(found: Comparison) -> list[str]:
-    """Sentences under the table: the target, how it was chosen, and what the columns mean."""
-    chosen = (
-        "as given"
-        if found.target_given
-        else "the lowest of the runs' best, so that every run reaches it (choose another with --target)"
-    )
-    smoothed = f" Accuracies are means of {found.smooth} evaluations." if found.smooth > 1 else ""
-    several = any(len(r.setting.runs) > 1 for r in found.results)
-    spread = " ±: standard deviation over seeds." if several else ""
-    return [
-        f"Target: test accuracy {found.target:.4g}, {chosen}.",
-        "To target: first evaluated round that reaches it, and the bytes of all clients up and down by then. "
-        f"Gain: bytes to target of {found.results[0].setting.label} over those of the setting. "
-        f"Saving: bytes of the same exchanges in float32 over the bytes sent.{smoothed}{spread}",
+    """Sentences under the table: which accuracy the settings are compared at, and what the columns mean."""
+    reference = found.results[0].setting.label
+    sentences = [
+        "Accuracy a: the lower of the two best test accuracies of a run and the run of the reference with the same "
+        "seed, so that both reach it (choose one accuracy for all with --target)."
+        if found.target is None
+        else f"Accuracy a: {found.target:.4g}, as given."
     ]
+    sentences.append(
+        f"Reference: {reference}. Rounds and bytes to a: the first evaluated round whose test accuracy reaches a, and "
+        "the bytes of all clients up and down by then. Gain: what the reference needs over what the setting needs, "
+        "mean over the seeds in common. Saving: bytes of the same exchanges in float32 over the bytes sent."
+    )
+    unpaired = [r.setting.label for r in found.results if r.gain.accuracy and not r.gain.paired]
+    if unpaired:
+        lowest = "a is the lowest best accuracy of all runs of both, and " if found.target is None else ""
+        sentences.append(
+            f"No seed in common with the reference: {'; '.join(unpaired)}. There {lowest}the gain is a ratio of means "
+            "over seeds, without ±."
+        )
+    notes = []
+    if found.smooth > 1:
+        notes.append(f"Accuracies are means of {found.smooth} evaluations.")
+    if any(len(r.setting.runs) > 1 for r in found.results):
+        notes.append("±: sample standard deviation over seeds.")
+    return [*sentences, " ".join(notes)] if notes else sentences
 
 
 def html_page(found: Comparison) -> str:
@@ -116,17 +146,7 @@ def html_page(found: Comparison) -> str:
     settings = [result.setting for result in found.results]
     fields = list(settings[0].fields)
     cells = rows(found)
-    reach, whole = range(REACH), [0, *range(REACH, len(COLUMNS))]
-    figures = []
-    for name, x, y, title in PLOTS:
-        target = found.target if y == "test_accuracy" else None
-        try:
-            ax = draw(settings, x, y=y, smooth=found.smooth, target=target)
-        except UserError:
-            require_matplotlib()
-            continue  # that metric was not logged
-        svg = inline_svg(ax, name, title)
-        figures.append(f"<figure><figcaption>{_text(title)}</figcaption>{svg}</figure>")
+    to_accuracy, whole = range(GAIN), [0, *range(GAIN, len(COLUMNS))]
     differences = _table(["setting", *fields], [[s.label, *s.fields.values()] for s in settings])
     runs = _table(
         ["setting", "seed", "rounds", "finished", "folder"],
@@ -149,16 +169,32 @@ def html_page(found: Comparison) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>fedjax8: comparison of runs</title>\n<style>{STYLE}</style>\n</head>\n<body>",
             "<h1>Comparison of runs</h1>",
-            _table([COLUMNS[c] for c in reach], [[row[c] for c in reach] for row in cells]),
+            _table([COLUMNS[c] for c in to_accuracy], [[row[c] for c in to_accuracy] for row in cells]),
             *(f'<p class="note">{_text(sentence)}</p>' for sentence in explanation(found)),
             f'<ul class="warnings">{warnings}</ul>' if warnings else "",
-            f'<div class="plots">{"".join(figures)}</div>',
+            f'<div class="plots">{"".join(_figures(found))}</div>',
             "<h2>Whole runs</h2>",
             _table([COLUMNS[c] for c in whole], [[row[c] for c in whole] for row in cells]),
             f"<h2>What the settings differ in</h2>\n{differences}" if fields else "",
             f"<h2>Runs</h2>\n{runs}\n</body>\n</html>\n",
         ]
     )
+
+
+def _figures(found: Comparison) -> list[str]:
+    """The pictures of `PLOTS`, without those of what was not logged."""
+    settings = [result.setting for result in found.results]
+    figures = []
+    for name, x, y, title in PLOTS:
+        target = found.target if y == "test_accuracy" else None
+        try:
+            ax = draw_gain(found) if y == "gain" else draw(settings, x, y=y, smooth=found.smooth, target=target)
+        except UserError:
+            require_matplotlib()
+            continue
+        svg = inline_svg(ax, name, title)
+        figures.append(f"<figure><figcaption>{_text(title)}</figcaption>{svg}</figure>")
+    return figures
 
 
 def _text(value: Any) -> str:

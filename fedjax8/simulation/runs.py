@@ -219,7 +219,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
             warnings.append(f"same config and a seed in common, so each stands for itself: {names}")
             settings += [(run,) for run in group]
 
-    configs = [group[0].config or {} for group in settings]
+    configs = _components_named([group[0].config or {} for group in settings])
     every = dict.fromkeys(field for config in configs for field in config)
     fields = [f for f in every if len({_text(c, f) for c in configs}) > 1]
     differing = [{f: _text(c, f) for f in fields} for c in configs]
@@ -234,6 +234,12 @@ def _differing_origins(runs: Sequence[Run]) -> list[str]:
         return []
     shown = ", ".join(differing[:4]) + (", ..." if len(differing) > 4 else "")
     return [f"the runs were made with different {shown}: seconds may not compare"]
+
+
+def _components_named(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The configs with `part: none` as `part.name: none` where `part` is a component in another config."""
+    named = {f.removesuffix(".name") for config in configs for f in config if f.endswith(".name")}
+    return [{f"{f}.name" if v is None and f in named else f: v for f, v in c.items()} for c in configs]
 
 
 def _text(config: dict[str, Any], field: str) -> str:
@@ -273,7 +279,10 @@ def _directory_labels(groups: list[list[Path]]) -> list[str]:
     flat = [p for group in absolute for p in group]
     base = flat[0].parent if len(flat) == 1 else Path(os.path.commonpath(flat))
     names = [[p.relative_to(base).as_posix() if p != base else p.name for p in group] for group in absolute]
-    common = [(_beginning(group) or base.name) if len(group) > 1 else group[0] for group in names]
+    common = [(_beginning(group) or base.name) if len(group) > 1 else _without_seed(group[0]) for group in names]
+    if all(common) and len(set(common)) == len(common):
+        return common
+    common = [name if len(group) > 1 else group[0] for name, group in zip(common, names, strict=True)]
     if all(common) and len(set(common)) == len(common):
         return common
     return [group[0] if len(group) == 1 else f"{group[0]} and {len(group) - 1} more" for group in names]
@@ -282,3 +291,8 @@ def _directory_labels(groups: list[list[Path]]) -> list[str]:
 def _beginning(names: list[str]) -> str:
     same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return re.sub(r"([-_./ ]+(seed)?|seed)[-_.=/ ]*\d*$", "", "".join(letters[0] for letters in same))
+
+
+def _without_seed(name: str) -> str:
+    """The name of one run, without a `seed0` at its end unless that is all there is."""
+    return re.sub(r"[-_./ ]seed[-_.=]?\d+$", "", name)

@@ -1,41 +1,23 @@
-import json
 from html.parser import HTMLParser
 
 import pytest
 
-from fedjax8.simulation.comparison import Statistic, compare_runs
+from fedjax8.simulation.comparison import compare_runs
+from fedjax8.simulation.curves import Statistic
 from fedjax8.simulation.report import COLUMNS, _bytes, explanation, html_page, rows
 
 NAN = float("nan")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
-def write_run(folder, accuracies, bytes_per_round, seed=0, loss=True, **config):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed, **config}}))
-    rounds = len(accuracies)
-    lines = [
-        {
-            "round": r,
-            "uplink_bytes": r * bytes_per_round,
-            "downlink_bytes": r * bytes_per_round,
-            "test_accuracy": accuracy,
-            **({"test_loss": 1 / r} if loss else {}),
-        }
-        for r, accuracy in enumerate(accuracies, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    done = {"rounds": rounds, "saving": 3.98, "seconds": 12.34, "finished": True}
-    (folder / "summary.json").write_text(json.dumps(done))
-    return folder
-
-
 @pytest.fixture
-def found(tmp_path):
+def found(tmp_path, write_run):
+    full, eight = {"name": "<none> & more"}, {"name": "fp8"}
     folders = [
-        write_run(tmp_path / "a0", [0.2, 0.5, 0.8], 500_000, seed=0, uplink={"name": "<none> & more"}),
-        write_run(tmp_path / "a1", [0.2, 0.8, 0.9], 500_000, seed=1, uplink={"name": "<none> & more"}),
-        write_run(tmp_path / "b0", [0.1, 0.5, 0.85], 125_000, seed=0, uplink={"name": "fp8"}),
+        write_run(tmp_path / "a0", [0.2, 0.5, 0.8], (500_000, 500_000), seed=0, uplink=full),
+        write_run(tmp_path / "a1", [0.2, 0.8, 0.9], (500_000, 500_000), seed=1, uplink=full),
+        write_run(tmp_path / "b0", [0.1, 0.5, 0.85], (125_000, 125_000), seed=0, uplink=eight),
+        write_run(tmp_path / "b1", [0.1, 0.7, 0.8], (125_000, 125_000), seed=1, uplink=eight),
     ]
     return compare_runs(folders)
 
@@ -69,31 +51,49 @@ class Page(HTMLParser):
 
 def test_a_row_shows_the_figures_worked_out_by_hand(found):
     first, second = (dict(zip(COLUMNS, row, strict=True)) for row in rows(found))
-    # target 0.8: rounds 3 and 2 at 1 MB a round for the first, round 3 at 0.25 MB a round for the second
     assert first == {
         "setting": "uplink=<none> & more",
         "seeds": "2",
-        "rounds to target": "2.5 ± 0.7",
-        "bytes to target": "2.50 ± 0.71 MB",
-        "gain": "1.00x",
+        "accuracy a": "0.8500 ± 0.0707",  # the reference is compared with itself: its best, in round 3 of both
+        "rounds to a": "3",
+        "reference rounds": "3",
+        "gain in rounds": "1.00x",
+        "bytes to a": "3.00 MB",
+        "reference bytes": "3.00 MB",
+        "gain in bytes": "1.00x",
         "best accuracy": "0.8500 ± 0.0707",
         "final accuracy": "0.8500 ± 0.0707",
         "rounds": "3",
         "bytes up": "1.50 MB",
         "bytes down": "1.50 MB",
-        "saving": "3.98x",
-        "seconds": "12.3",
+        "saving": "4.00x",
+        "seconds": "9.0",
     }
-    assert (second["rounds to target"], second["bytes to target"], second["gain"]) == ("3", "750 kB", "3.33x")
+    # 0.8 with both seeds, in round 3 of 0.25 MB; the reference in rounds 3 and 2 of 1 MB: 3 / 0.75 = 4, 2 / 0.75 = 2.67
+    assert list(second.items())[2:9] == [
+        ("accuracy a", "0.8000"),
+        ("rounds to a", "3"),
+        ("reference rounds", "2.5 ± 0.7"),
+        ("gain in rounds", "0.83 ± 0.24x"),
+        ("bytes to a", "750 kB"),
+        ("reference bytes", "2.50 ± 0.71 MB"),
+        ("gain in bytes", "3.33 ± 0.94x"),
+    ]
 
 
-def test_a_row_says_what_was_not_reached_and_by_how_many(tmp_path):
-    a = write_run(tmp_path / "a", [0.2, 0.9], 10, seed=0)
-    b = write_run(tmp_path / "b", [0.2, 0.3], 10, seed=1)
+def test_a_row_says_what_was_not_reached_and_by_how_many(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.2, 0.9], (10, 10), seed=0)
+    b = write_run(tmp_path / "b", [0.2, 0.3], (10, 10), seed=1)
     (row,) = rows(compare_runs([a, b], target=0.5))
-    assert row[2:5] == ["2 (1 of 2)", "40 B", "-"]
+    assert row[2:9] == ["0.5000", "2 (1 of 2)", "2", "-", "40 B", "40 B", "-"]
     (row,) = rows(compare_runs([a, b], target=1.0))
-    assert row[2:5] == ["not reached", "not reached", "-"]
+    assert row[2:9] == ["1.0000", "not reached", "-", "-", "not reached", "-", "-"]
+
+
+def test_a_setting_that_has_not_been_evaluated_has_dashes(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.2, 0.9], bits=8)
+    b = write_run(tmp_path / "b", [None, None], bits=4)
+    assert rows(compare_runs([a, b]))[1][2:11] == ["-"] * 9
 
 
 @pytest.mark.parametrize(
@@ -115,19 +115,32 @@ def test_bytes_are_shown_with_three_digits_in_decimal_units(num_bytes, spread, t
     assert _bytes(Statistic(num_bytes, spread, 2)) == text
 
 
-def test_the_explanation_says_how_the_target_was_chosen(found, tmp_path):
-    assert "0.8, the lowest of the runs' best" in explanation(found)[0]
-    assert "±" in explanation(found)[1] and "evaluations" not in explanation(found)[1]
-    given = compare_runs([write_run(tmp_path / "c", [0.5], 1)], target=0.5, smooth=2)
-    assert explanation(given)[0] == "Target: test accuracy 0.5, as given."
-    assert "means of 2 evaluations" in explanation(given)[1] and "±" not in explanation(given)[1]
+def test_the_explanation_says_which_accuracy_is_compared_at(found, tmp_path, write_run):
+    sentences = explanation(found)
+    assert (
+        "the lower of the two best test accuracies of a run and the run of the reference with the same seed"
+        in (sentences[0])
+    )
+    assert sentences[1].startswith("Reference: uplink=<none> & more.")
+    assert sentences[2:] == ["±: sample standard deviation over seeds."]
+    given = compare_runs([write_run(tmp_path / "c", [0.5])], target=0.5, smooth=2)
+    assert explanation(given)[0] == "Accuracy a: 0.5, as given."
+    assert explanation(given)[2:] == ["Accuracies are means of 2 evaluations."]
+
+
+def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_run):
+    folders = [write_run(tmp_path / f"{bits}", [0.5, 0.6], bits=bits, seed=bits) for bits in (8, 4)]
+    text = explanation(compare_runs(folders))[2]
+    assert text.startswith("No seed in common with the reference: bits=4. There a is the lowest best accuracy of all")
+    text = explanation(compare_runs(folders, target=0.5))[2]
+    assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
 
 
 def test_the_page_is_well_formed_and_loads_nothing(found):
     text = html_page(found)
     page = Page(text)
     assert text.startswith("<!DOCTYPE html>")
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert len(page.ids) == len(set(page.ids))
     assert "http:" not in text and "https:" not in text and "//" not in text
     loads = {"script", "link", "img", "iframe", "object", "embed"}
@@ -148,14 +161,19 @@ def test_the_page_holds_every_cell_and_every_config_difference_escaped(found):
             assert str(run.path) in page.text
 
 
-def test_warnings_are_shown_escaped_on_the_page(tmp_path):
-    folder = write_run(tmp_path / "<b>", [0.5, 0.6], 10)
+def test_warnings_are_shown_escaped_on_the_page(tmp_path, write_run):
+    folder = write_run(tmp_path / "<b>", [0.5, 0.6], (10, 10))
     (folder / "summary.json").unlink()
     text = html_page(compare_runs([folder]))
     assert "&lt;b&gt;: the run is unfinished" in text
     Page(text)
 
 
-def test_a_plot_of_what_was_not_logged_is_left_out(tmp_path):
-    page = Page(html_page(compare_runs([write_run(tmp_path / "a", [0.5, 0.6], 10, loss=False)])))
+def test_the_page_plots_the_gain_against_accuracy_where_there_is_something_to_compare(found, tmp_path, write_run):
+    assert 'aria-label="Gain in bytes against test accuracy"' in html_page(found)
+    assert "Gain in bytes against" not in html_page(compare_runs([write_run(tmp_path / "c", [0.5, 0.6])]))
+
+
+def test_a_plot_of_what_was_not_logged_is_left_out(tmp_path, write_run):
+    page = Page(html_page(compare_runs([write_run(tmp_path / "a", [0.5, 0.6], (10, 10), loss=False)])))
     assert page.tags.count("svg") == 2

@@ -11,29 +11,14 @@ def line(number, **more):
     return {"round": number, "uplink_bytes": 10 * number, "downlink_bytes": 7 * number, **more}
 
 
-FIRST = (line(1),)
-
-
-def write_run(folder, config=None, lines=FIRST, summary=None, **document):
-    """A run folder; `summary=None` is a finished one, `summary=()` one without summary.json."""
-    folder.mkdir(parents=True)
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps({"config": config, **document}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    if summary != ():
-        done = {"rounds": lines[-1]["round"], "finished": True} if summary is None else summary
-        (folder / "summary.json").write_text(json.dumps(done))
-    return folder
-
-
 def labels(*folders):
     return [setting.label for setting in read_settings(folders)[0]]
 
 
-def test_a_run_is_read_back_with_its_lines_config_and_seed(tmp_path):
+def test_a_run_is_read_back_with_its_lines_config_and_seed(tmp_path, write_folder):
     lines = [line(1, round_seconds=0.5), line(2, round_seconds=0.25, test_accuracy=0.75)]
     config = {"seed": 3, "rounds": 2, "uplink": {"name": "fp8", "bits": 8}}
-    run = read_run(write_run(tmp_path / "a", config, lines, versions={"jax": "0.10.2"}, devices=["cpu:0"]))
+    run = read_run(write_folder(tmp_path / "a", config, lines, versions={"jax": "0.10.2"}, devices=["cpu:0"]))
     assert run.seed == 3
     assert run.config == {"rounds": 2, "uplink.name": "fp8", "uplink.bits": 8}
     assert run.origin == {"versions.jax": "0.10.2", "devices": ["cpu:0"]}
@@ -44,23 +29,23 @@ def test_a_run_is_read_back_with_its_lines_config_and_seed(tmp_path):
     assert run.notes == ()
 
 
-def test_seconds_of_one_round_are_counted_for_every_round_since_the_line_before(tmp_path):
+def test_seconds_of_one_round_are_counted_for_every_round_since_the_line_before(tmp_path, write_folder):
     lines = [line(2, round_seconds=0.5), line(5, round_seconds=1.0)]
-    assert read_run(write_run(tmp_path / "a", {}, lines)).elapsed_seconds.tolist() == [1.0, 4.0]
+    assert read_run(write_folder(tmp_path / "a", {}, lines)).elapsed_seconds.tolist() == [1.0, 4.0]
 
 
-def test_byte_totals_beyond_32_and_53_bits_stay_exact(tmp_path):
-    run = read_run(write_run(tmp_path / "a", {}, [line(1, uplink_bytes=2**60 + 1)]))
+def test_byte_totals_beyond_32_and_53_bits_stay_exact(tmp_path, write_folder):
+    run = read_run(write_folder(tmp_path / "a", {}, [line(1, uplink_bytes=2**60 + 1)]))
     assert run.uplink_bytes == (2**60 + 1,)
 
 
-def test_a_null_metric_reads_as_missing(tmp_path):
-    run = read_run(write_run(tmp_path / "a", {}, [line(1, test_loss=None, test_accuracy=0.5)]))
+def test_a_null_metric_reads_as_missing(tmp_path, write_folder):
+    run = read_run(write_folder(tmp_path / "a", {}, [line(1, test_loss=None, test_accuracy=0.5)]))
     assert np.isnan(run.metrics["test_loss"]).all()
 
 
-def test_a_half_written_last_line_is_ignored_and_reported(tmp_path):
-    folder = write_run(tmp_path / "a", {"seed": 0}, [line(1), line(2)])
+def test_a_half_written_last_line_is_ignored_and_reported(tmp_path, write_folder):
+    folder = write_folder(tmp_path / "a", {"seed": 0}, [line(1), line(2)])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"round": 3, "uplink_by')
     run = read_run(folder)
@@ -78,8 +63,8 @@ def test_a_half_written_last_line_is_ignored_and_reported(tmp_path):
         ('{"round": 2, "uplink_bytes": -1, "downlink_bytes": 0}', "uplink_bytes must be a whole number"),
     ],
 )
-def test_a_malformed_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_path, bad, reason):
-    folder = write_run(tmp_path / "a", {}, [line(1)])
+def test_a_malformed_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_path, bad, reason, write_folder):
+    folder = write_folder(tmp_path / "a", {}, [line(1)])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(bad + "\n" + json.dumps(line(3)) + "\n")
     with pytest.raises(UserError, match=reason) as caught:
@@ -88,42 +73,42 @@ def test_a_malformed_line_in_the_middle_is_an_error_that_names_file_and_line(tmp
     assert "\n" not in str(caught.value)
 
 
-def test_lines_logged_again_after_a_resume_replace_the_earlier_ones(tmp_path):
+def test_lines_logged_again_after_a_resume_replace_the_earlier_ones(tmp_path, write_folder):
     lines = [line(1, train_loss=1.0), line(2, train_loss=2.0), line(3, train_loss=3.0)]
     again = [line(2, train_loss=20.0), line(3, train_loss=30.0)]
-    run = read_run(write_run(tmp_path / "a", {}, lines + again))
+    run = read_run(write_folder(tmp_path / "a", {}, lines + again))
     assert run.rounds.tolist() == [1, 2, 3]
     assert run.metrics["train_loss"].tolist() == [1.0, 20.0, 30.0]
     assert "2 line(s)" in run.notes[0]
 
 
 @pytest.mark.parametrize("summary", [(), {"rounds": 1, "finished": False}, {"rounds": 1, "finished": True}])
-def test_an_unfinished_run_is_reported(tmp_path, summary):
+def test_an_unfinished_run_is_reported(tmp_path, summary, write_folder):
     # The third summary is older than the last line: the run has gone on since.
-    run = read_run(write_run(tmp_path / "a", {"seed": 0}, [line(1), line(2)], summary))
+    run = read_run(write_folder(tmp_path / "a", {"seed": 0}, [line(1), line(2)], summary))
     assert run.notes == (f"{tmp_path / 'a'}: the run is unfinished, read up to round 2",)
 
 
-def test_a_missing_folder_or_missing_metrics_is_an_error_that_says_what_to_give(tmp_path):
+def test_a_missing_folder_or_missing_metrics_is_an_error_that_says_what_to_give(tmp_path, write_folder):
     with pytest.raises(UserError, match="no such run folder"):
         read_run(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         read_run(tmp_path / "empty")
-    write_run(tmp_path / "outer" / "inner")
+    write_folder(tmp_path / "outer" / "inner")
     with pytest.raises(UserError, match=r"its subfolders do: give .*outer/\*"):
         read_run(tmp_path / "outer")
-    write_run(tmp_path / "begun")
+    write_folder(tmp_path / "begun")
     (tmp_path / "begun" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="not logged a round yet"):
         read_run(tmp_path / "begun")
 
 
-def test_an_unreadable_config_is_tolerated_and_keeps_the_run_apart(tmp_path):
-    a = write_run(tmp_path / "a")
-    b = write_run(tmp_path / "b", {"seed": 0})
+def test_an_unreadable_config_is_tolerated_and_keeps_the_run_apart(tmp_path, write_folder):
+    a = write_folder(tmp_path / "a")
+    b = write_folder(tmp_path / "b", {"seed": 0})
     (b / "config.json").write_text("{")
-    c = write_run(tmp_path / "c", {"seed": 0, "rounds": 1})
+    c = write_folder(tmp_path / "c", {"seed": 0, "rounds": 1})
     settings, warnings = read_settings([a, b, c])
     assert [len(setting.runs) for setting in settings] == [1, 1, 1]
     assert sum("setting of its own" in w for w in warnings) == 2
@@ -135,9 +120,9 @@ def test_flattening_names_leaves_by_dotted_path_and_keeps_plain_lists_whole():
     assert flatten(tree) == {"a.b": 1, "a.c": [1, 2], "d.0.e": 2, "d.1.e": 3, "f": {}, "g": None}
 
 
-def test_runs_that_differ_in_seed_alone_are_one_setting_in_the_order_given(tmp_path):
+def test_runs_that_differ_in_seed_alone_are_one_setting_in_the_order_given(tmp_path, write_folder):
     folders = [
-        write_run(tmp_path / name, {"seed": seed, "bits": bits, "workdir": name})
+        write_folder(tmp_path / name, {"seed": seed, "bits": bits, "workdir": name})
         for name, seed, bits in [("b0", 0, 8), ("a0", 0, 4), ("b1", 1, 8), ("a1", 1, 4), ("b2", 2, 8)]
     ]
     settings, warnings = read_settings(folders)
@@ -147,37 +132,47 @@ def test_runs_that_differ_in_seed_alone_are_one_setting_in_the_order_given(tmp_p
     assert warnings == []
 
 
-def test_a_label_names_components_shortly_and_more_fully_where_that_is_ambiguous(tmp_path):
+def test_a_label_names_components_shortly_and_more_fully_where_that_is_ambiguous(tmp_path, write_folder):
     def config(up, down, rate):
         return {"uplink": {"name": up}, "downlink": {"name": down}, "client": {"optimizer": {"rate": rate}}}
 
-    a = write_run(tmp_path / "a", config("fp8", "fp8", 0.1))
-    b = write_run(tmp_path / "b", config("fp8", "none", 0.2))
+    a = write_folder(tmp_path / "a", config("fp8", "fp8", 0.1))
+    b = write_folder(tmp_path / "b", config("fp8", "none", 0.2))
     assert labels(a, b) == ["downlink=fp8, rate=0.1", "downlink=none, rate=0.2"]
 
-    c = write_run(tmp_path / "c", {"uplink": {"bits": 4}, "downlink": {"bits": 4}})
-    d = write_run(tmp_path / "d", {"uplink": {"bits": 8}, "downlink": {"bits": 2}})
+    c = write_folder(tmp_path / "c", {"uplink": {"bits": 4}, "downlink": {"bits": 4}})
+    d = write_folder(tmp_path / "d", {"uplink": {"bits": 8}, "downlink": {"bits": 2}})
     assert labels(c, d) == ["uplink.bits=4, downlink.bits=4", "uplink.bits=8, downlink.bits=2"]
 
-    e = write_run(tmp_path / "e", {"uplink": {"codecs": [{"name": "topk"}]}})
-    f = write_run(tmp_path / "f", {"uplink": {"codecs": [{"name": "sign"}]}})
+    e = write_folder(tmp_path / "e", {"uplink": {"codecs": [{"name": "topk"}]}})
+    f = write_folder(tmp_path / "f", {"uplink": {"codecs": [{"name": "sign"}]}})
     assert labels(e, f) == ["codecs.0=topk", "codecs.0=sign"]
 
 
-def test_fields_that_only_some_settings_have_enter_the_label_only_if_needed(tmp_path):
-    a = write_run(tmp_path / "a", {"uplink": {"name": "fp8", "grid": "e4m3fn"}})
-    b = write_run(tmp_path / "b", {"uplink": {"name": "topk", "fraction": 0.01}})
+def test_a_component_that_is_none_in_one_setting_is_one_field_with_its_name_in_another(tmp_path, write_folder):
+    a = write_folder(tmp_path / "a", {"algorithm": {"name": "fedavg", "refine": None}})
+    b = write_folder(tmp_path / "b", {"algorithm": {"name": "fedavg", "refine": {"name": "clips", "points": 50}}})
+    assert labels(a, b) == ["refine=none", "refine=clips"]
+    assert [s.fields for s in read_settings([a, b])[0]] == [
+        {"algorithm.refine.name": "none", "algorithm.refine.points": "-"},
+        {"algorithm.refine.name": "clips", "algorithm.refine.points": "50"},
+    ]
+
+
+def test_fields_that_only_some_settings_have_enter_the_label_only_if_needed(tmp_path, write_folder):
+    a = write_folder(tmp_path / "a", {"uplink": {"name": "fp8", "grid": "e4m3fn"}})
+    b = write_folder(tmp_path / "b", {"uplink": {"name": "topk", "fraction": 0.01}})
     assert labels(a, b) == ["uplink=fp8", "uplink=topk"]
-    c = write_run(tmp_path / "c", {"rounds": 1})
-    d = write_run(tmp_path / "d", {"rounds": 1, "epsilon": None})
+    c = write_folder(tmp_path / "c", {"rounds": 1})
+    d = write_folder(tmp_path / "d", {"rounds": 1, "epsilon": None})
     assert labels(c, d) == ["epsilon=-", "epsilon=none"]
     assert [s.fields for s in read_settings([c, d])[0]] == [{"epsilon": "-"}, {"epsilon": "none"}]
 
 
-def test_long_differences_are_labeled_by_directory_without_the_seed(tmp_path):
+def test_long_differences_are_labeled_by_directory_without_the_seed(tmp_path, write_folder):
     fields = [f"setting_number_{i}" for i in range(5)]
     folders = [
-        write_run(tmp_path / name / f"seed{seed}", {"seed": seed, **dict.fromkeys(fields, value)})
+        write_folder(tmp_path / name / f"seed{seed}", {"seed": seed, **dict.fromkeys(fields, value)})
         for value, name in enumerate(["fp8-e4m3", "float32"])
         for seed in (10, 11)
     ]
@@ -186,17 +181,32 @@ def test_long_differences_are_labeled_by_directory_without_the_seed(tmp_path):
     assert labels(folders[0], folders[1]) == ["fp8-e4m3"]
 
 
-def test_equal_configs_and_seeds_are_told_apart_by_directory_with_a_warning(tmp_path):
-    a = write_run(tmp_path / "before", {"seed": 0})
-    b = write_run(tmp_path / "after", {"seed": 0})
+def test_directories_of_a_study_give_labels_without_the_seed_also_where_a_setting_has_one(tmp_path, write_folder):
+    fields = [f"setting_number_{i}" for i in range(5)]
+
+    def write(name, seed):
+        config = {"seed": seed, **dict.fromkeys(fields, name)}
+        return write_folder(tmp_path / "runs" / f"{name}-seed{seed}", config)
+
+    iid = [write(name, seed) for name in ("iid-float32", "iid-uq", "iid-uq_plus") for seed in (0, 1, 10)]
+    assert labels(*iid) == ["iid-float32", "iid-uq", "iid-uq_plus"]
+    assert labels(*iid, write("dirichlet-uq_plus", 2)) == ["iid-float32", "iid-uq", "iid-uq_plus", "dirichlet-uq_plus"]
+    # a name that another setting has is not shortened to
+    other = write_folder(tmp_path / "runs" / "iid-uq-seed7", {"seed": 7, **dict.fromkeys(fields, "other")})
+    assert labels(*iid[:6], other) == ["iid-float32", "iid-uq", "iid-uq-seed7"]
+
+
+def test_equal_configs_and_seeds_are_told_apart_by_directory_with_a_warning(tmp_path, write_folder):
+    a = write_folder(tmp_path / "before", {"seed": 0})
+    b = write_folder(tmp_path / "after", {"seed": 0})
     settings, warnings = read_settings([a, b])
     assert [s.label for s in settings] == ["before", "after"]
     assert [s.fields for s in settings] == [{}, {}]
     assert len(warnings) == 1 and "a seed in common" in warnings[0]
 
 
-def test_files_and_folders_given_twice_are_left_out_with_a_warning(tmp_path):
-    a = write_run(tmp_path / "a", {"seed": 0})
+def test_files_and_folders_given_twice_are_left_out_with_a_warning(tmp_path, write_folder):
+    a = write_folder(tmp_path / "a", {"seed": 0})
     (tmp_path / "notes.txt").write_text("x")
     settings, warnings = read_settings([a, tmp_path / "notes.txt", tmp_path / "." / "a"])
     assert [len(s.runs) for s in settings] == [1]
@@ -208,9 +218,9 @@ def test_files_and_folders_given_twice_are_left_out_with_a_warning(tmp_path):
         read_settings([tmp_path / "notes.txt"])
 
 
-def test_runs_on_different_versions_or_devices_are_reported(tmp_path):
-    a = write_run(tmp_path / "a", {"seed": 0}, versions={"jax": "0.10.2", "flax": "1"}, devices=["cpu"])
-    b = write_run(tmp_path / "b", {"seed": 1}, versions={"jax": "0.11.0", "flax": "1"}, devices=["gpu"])
+def test_runs_on_different_versions_or_devices_are_reported(tmp_path, write_folder):
+    a = write_folder(tmp_path / "a", {"seed": 0}, versions={"jax": "0.10.2", "flax": "1"}, devices=["cpu"])
+    b = write_folder(tmp_path / "b", {"seed": 1}, versions={"jax": "0.11.0", "flax": "1"}, devices=["gpu"])
     assert read_settings([a, b])[1] == [
         "the runs were made with different versions.jax, devices: seconds may not compare"
     ]

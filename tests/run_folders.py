@@ -1,0 +1,37 @@
+"""Writers of run folders: the files that a run leaves, without the run."""
+
+import json
+
+LINE = {"round": 1, "uplink_bytes": 10, "downlink_bytes": 7}
+
+
+def write_folder(folder, config=None, lines=(LINE,), summary=None, **document):
+    """The three files as given; without `config.json` for None, without `summary.json` for `summary=()`.
+
+    `summary=None` is that of a finished run.
+    """
+    folder.mkdir(parents=True)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps({"config": config, **document}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if summary != ():
+        done = {"rounds": lines[-1]["round"], "finished": True} if summary is None else summary
+        (folder / "summary.json").write_text(json.dumps(done))
+    return folder
+
+
+def write_run(folder, accuracies, per_round=(1, 1), *, seed=0, every=1, loss=True, timed=True, finished=True, **config):
+    """A run that sends `per_round` = (up, down) bytes a round and evaluates every `every` rounds.
+
+    A round takes half a second unless it is not `timed`; a run that is `finished` took 9 seconds and saved 4x.
+    """
+    lines = []
+    for r in range(1, every * len(accuracies) + 1):
+        line = {"round": r, "uplink_bytes": r * per_round[0], "downlink_bytes": r * per_round[1]}
+        line |= {"round_seconds": 0.5} if timed else {}
+        if r % every == 0:
+            line["test_accuracy"] = accuracies[r // every - 1]
+            line |= {"test_loss": 1.0 / r} if loss else {}
+        lines.append(line)
+    done = {"rounds": len(lines), "saving": 4.0, "seconds": 9.0, "finished": True} if finished else ()
+    return write_folder(folder, {"seed": seed, **config}, lines, done)

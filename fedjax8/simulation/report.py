@@ -79,20 +79,21 @@ def _row(result: Result) -> list[str]:
     ]
 
 
+def _spread(spread: float, digits: int) -> str:
+    """Nothing for one seed, or where all are alike as far as is shown."""
+    text = f"{spread:.{digits}f}"
+    return f" ± {text}" if float(text) > 0 else ""
+
+
 def _times(value: Statistic | None) -> str:
-    if value is None:
-        return "-"
-    spread = f" ± {value.spread:.2f}" if value.spread >= 0.005 else ""  # else one seed, or alike as far as shown
-    return f"{value.mean:.2f}{spread}x"
+    return "-" if value is None else f"{value.mean:.2f}{_spread(value.spread, 2)}x"
 
 
 def _plain(value: Statistic | None, digits: int) -> str:
     if value is None:
         return "-"
-    if not value.spread > 0:  # one seed, or all alike
-        return f"{value.mean:.{digits}f}"
-    digits = max(digits, 1)
-    return f"{value.mean:.{digits}f} ± {value.spread:.{digits}f}"
+    spread = _spread(value.spread, max(digits, 1))
+    return f"{value.mean:.{max(digits, 1) if spread else digits}f}{spread}"
 
 
 def _bytes(value: Statistic | None) -> str:
@@ -105,8 +106,7 @@ def _bytes(value: Statistic | None) -> str:
     unit = ("B", "kB", "MB", "GB", "TB", "PB")[power]
     mean = value.mean / 1000**power
     digits = 0 if power == 0 or mean >= 99.95 else 1 if mean >= 9.995 else 2
-    spread = "" if not value.spread > 0 else f" ± {value.spread / 1000**power:.{digits}f}"
-    return f"{mean:.{digits}f}{spread} {unit}"
+    return f"{mean:.{digits}f}{_spread(value.spread / 1000**power, digits)} {unit}"
 
 
 def explanation(found: Comparison) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 
 from fedjax8.simulation.comparison import compare_runs
 from fedjax8.simulation.curves import Statistic
-from fedjax8.simulation.report import COLUMNS, _bytes, explanation, html_page, rows
+from fedjax8.simulation.report import COLUMNS, _bytes, _plain, explanation, html_page, rows
 
 NAN = float("nan")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -108,11 +108,20 @@ def test_a_setting_that_has_not_been_evaluated_has_dashes(tmp_path, write_run):
         (999_600, NAN, "1.00 MB"),
         (12_345_678, 0.0, "12.3 MB"),
         (2.5e9, 3e8, "2.50 ± 0.30 GB"),
+        (2.5e9, 3e6, "2.50 GB"),
         (7e18, NAN, "7000 PB"),
     ],
 )
 def test_bytes_are_shown_with_three_digits_in_decimal_units(num_bytes, spread, text):
     assert _bytes(Statistic(num_bytes, spread, 2)) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "digits", "text"),
+    [(12.0, NAN, 0, "12"), (12.4, 0.6, 0, "12.4 ± 0.6"), (0.5, 1e-5, 4, "0.5000"), (12.0, 0.01, 0, "12")],
+)
+def test_a_spread_is_shown_where_it_is_seen_in_the_digits_shown(mean, spread, digits, text):
+    assert _plain(Statistic(mean, spread, 2), digits) == text
 
 
 def test_the_explanation_says_which_accuracy_is_compared_at(found, tmp_path, write_run):

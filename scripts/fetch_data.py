@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Gets the official files of MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 into a data directory.
+"""Gets the official files of MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and Speech Commands into a data directory.
 
     python scripts/fetch_data.py mnist cifar10 --data_dir DIR
 
 Files land in DIR/NAME/ as published, where `--data_dir=DIR` or `$FEDJAX8_DATA` finds them. A download goes to
-FILE.part, is resumed where it stopped, and becomes FILE only once its checksum is right. Needs nothing but
+FILE.part, is resumed where it stopped, and becomes FILE only once its checksum is right. Speech Commands (2.4 GB)
+is unpacked as well, as it is read from its folder; the archive may be deleted afterwards. Needs nothing but
 Python.
 
 Exit status: 0 when all files are there, 2 on an error (one line on stderr), 130 when interrupted.
@@ -15,11 +16,14 @@ import difflib
 import hashlib
 import http.client
 import os
+import shutil
 import ssl
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -42,10 +46,11 @@ class FetchError(Exception):
 
 
 class Source(NamedTuple):
-    """Where a data set is published, and the MD5 of each of its files."""
+    """Where a data set is published, and the checksum of each of its files."""
 
     base_url: str
-    files: dict[str, str]  # file name -> MD5 of its bytes
+    files: dict[str, str]  # file name -> MD5 (32 digits) or SHA-256 (64 digits) of its bytes
+    unpack_into: str = ""  # folder that the files, all tar archives, are unpacked into; "" to leave them as they are
 
 
 SOURCES = {
@@ -73,6 +78,11 @@ SOURCES = {
     "cifar100": Source(
         "https://www.cs.toronto.edu/~kriz/", {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"}
     ),
+    "speech_commands": Source(
+        "http://download.tensorflow.org/data/",
+        {"speech_commands_v0.02.tar.gz": "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"},
+        unpack_into="speech_commands_v0.02",
+    ),
 }
 
 
@@ -85,9 +95,16 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{name}: " + " ".join(source.base_url + file for file in source.files))
             return 0
         for name, source, folder in _plan(given):
-            for file, md5 in source.files.items():
-                outcome = fetch(source.base_url + file, folder / file, md5)
+            unpacked = folder / source.unpack_into
+            if source.unpack_into and unpacked.is_dir():
+                print(f"{name}: {unpacked} is already there")
+                continue
+            for file, checksum in source.files.items():
+                outcome = fetch(source.base_url + file, folder / file, checksum)
                 print(f"{name}: {folder / file} {outcome}")
+            if source.unpack_into:
+                unpack([folder / file for file in source.files], unpacked)
+                print(f"{name}: {unpacked} unpacked")
         return 0
     except (FetchError, OSError) as error:
         print(f"fetch_data: {error}", file=sys.stderr)
@@ -97,12 +114,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def fetch(url: str, path: Path, md5: str) -> str:
-    """Makes `path` hold the bytes with checksum `md5`, from `url` where needed; returns what was done.
+def fetch(url: str, path: Path, checksum: str) -> str:
+    """Makes `path` hold the bytes with this checksum, from `url` where needed; returns what was done.
 
     The file appears by an atomic rename once its checksum is verified; until then its bytes are in PATH.part.
     """
-    if path.exists() and _md5(path) == md5:
+    if path.exists() and _has_checksum(path, checksum):
         return "is already there"
     path.parent.mkdir(parents=True, exist_ok=True)
     part, problem = path.with_name(path.name + ".part"), ""
@@ -112,11 +129,11 @@ def fetch(url: str, path: Path, md5: str) -> str:
         problem = _download(url, part)
         if problem:
             continue
-        if _md5(part) == md5:
+        if _has_checksum(part, checksum):
             os.replace(part, path)
             return "fetched"
         part.unlink()  # wrong bytes: nothing in it is worth resuming
-        problem = f"its checksum is not {md5} (the file is damaged, or the server sent something else)"
+        problem = f"its checksum is not {checksum} (the file is damaged, or the server sent something else)"
     raise FetchError(f"{url}: {problem}; gave up after {_TRIES} tries, run it again to resume")
 
 
@@ -167,9 +184,29 @@ def _copy(response, file, done: int, total: int | None, name: str) -> int:
     return done
 
 
-def _md5(path: Path) -> str:
+def unpack(archives: list[Path], folder: Path) -> None:
+    """Unpacks tar archives into `folder`, which appears by a rename once everything is in it.
+
+    Members that would land outside of it, links out of it and devices are refused (tarfile's `data` filter).
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise FetchError(f"Python {sys.version.split()[0]} cannot unpack {archives[0]} safely; use 3.11.4 or newer")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was interrupted
+    try:
+        for path in archives:
+            with tarfile.open(path, "r:*") as archive:
+                archive.extractall(part, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise FetchError(f"{path} cannot be unpacked ({' '.join(str(error).split())})") from error
+    os.replace(part, folder)
+
+
+def _has_checksum(path: Path, checksum: str) -> bool:
+    kind = "sha256" if len(checksum) == 64 else "md5"
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest() == checksum
 
 
 def _plan(given: argparse.Namespace) -> list[tuple[str, Source, Path]]:

@@ -17,6 +17,7 @@ from fedjax8.data.sources.digits import digits
 from fedjax8.data.sources.fashion_mnist import fashion_mnist
 from fedjax8.data.sources.mnist import mnist
 from fedjax8.data.sources.npz import npz
+from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "quantity_skew",
     "sample_cohort",
     "shards",
+    "speech_commands",
     "synthetic",
     "synthetic_clients",
 ]

@@ -1,4 +1,4 @@
-"""Readers for the file formats data sets come in: idx, CIFAR binary and npz.
+"""Readers for the file formats data sets come in: idx, CIFAR binary, npz and wav.
 
 Each returns NumPy arrays as stored. A file that is not what it should be raises a `UserError` that names the
 file and says what is wrong with it. Nothing is ever unpickled and archives are read in place, never
@@ -6,9 +6,11 @@ extracted.
 """
 
 import gzip
+import io
 import math
 import struct
 import tarfile
+import wave
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -111,6 +113,31 @@ def read_npz(
     except (*_UNREADABLE, zipfile.BadZipFile, ValueError, KeyError, struct.error) as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
     return arrays
+
+
+def read_wav(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
+    """[samples] int16, at least one: the samples of a RIFF wav file, which must be 16-bit PCM and mono.
+
+    Args:
+        path: of the file.
+        sample_rate: that the file must have, in Hz; nothing is resampled.
+    """
+    raw = _read(Path(path))
+    try:
+        with wave.open(io.BytesIO(raw)) as file:
+            channels, sample_bytes, rate, promised = file.getparams()[:4]
+            data = file.readframes(promised)
+    except (*_UNREADABLE, wave.Error, struct.error, RuntimeError) as error:  # the last for a chunk beyond its file
+        # `wave` knows uncompressed PCM alone and calls everything else an unknown format.
+        raise UserError(f"{path}: not a PCM wav file, or truncated ({_reason(error)})") from error
+    if (channels, 8 * sample_bytes) != (1, 16):
+        raise UserError(f"{path}: {channels} channels of {8 * sample_bytes} bits; only mono of 16 bits is read")
+    if rate != sample_rate:
+        raise UserError(f"{path}: sampled at {rate} Hz, but {sample_rate} Hz is needed; resample it first")
+    if len(data) != 2 * promised or not promised:
+        problem = "truncated" if promised else "empty"
+        raise UserError(f"{path}: {problem}: its header promises {promised} samples, found {len(data) // 2}")
+    return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:

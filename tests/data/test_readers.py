@@ -4,11 +4,12 @@ import gzip
 import io
 import struct
 import tarfile
+import wave
 
 import numpy as np
 import pytest
 
-from fedjax8.data.readers import read_cifar_archive, read_cifar_folder, read_idx, read_npz
+from fedjax8.data.readers import read_cifar_archive, read_cifar_folder, read_idx, read_npz, read_wav
 from fedjax8.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -195,3 +196,75 @@ def test_pickled_objects_are_never_loaded(tmp_path, map_above_bytes):
 
 def test_the_idx_header_above_is_what_struct_makes_of_it():
     assert IDX[:16] == struct.pack(">I3I", 0x00000803, 5, 4, 3)
+
+
+SAMPLES = np.array([0, 1, -1, 32767, -32768, 258], np.int16)
+
+
+def wav(samples=SAMPLES, *, kind=1, channels=1, rate=16_000, bits=16, extra=b"", promised=None):
+    """A RIFF file by hand: a format chunk, perhaps others, and the data."""
+    data = samples.tobytes()
+    head = struct.pack("<HHIIHH", kind, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits)
+    body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + extra
+    body += b"data" + struct.pack("<I", len(data) if promised is None else promised) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def test_wav_files_give_their_samples(tmp_path):
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", None))
+        file.writeframes(SAMPLES.tobytes())
+    assert path.read_bytes() == wav()
+    for content in (wav(), wav(extra=b"LIST" + struct.pack("<I", 4) + b"INFO")):
+        path.write_bytes(content)
+        samples = read_wav(path)
+        assert samples.dtype == np.int16
+        np.testing.assert_array_equal(samples, SAMPLES)
+    path.write_bytes(wav(rate=8000))
+    np.testing.assert_array_equal(read_wav(path, 8000), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a PCM wav file, or truncated"),
+        (b"ID3" + wav(), "not a PCM wav file, or truncated .file does not start with RIFF id"),
+        (wav().replace(b"WAVE", b"AVI "), "not a WAVE file"),
+        (wav()[:30], "not a PCM wav file, or truncated"),
+        (wav()[:36], "not a PCM wav file, or truncated"),
+        (wav()[:-1], "truncated: its header promises 6 samples, found 5"),
+        (wav(promised=2**31), "truncated: its header promises 1073741824 samples, found 6"),
+        (wav(SAMPLES[:0]), "empty: its header promises 0 samples, found 0"),
+        (wav(rate=44_100), "sampled at 44100 Hz, but 16000 Hz is needed"),
+        (wav(channels=2), "2 channels of 16 bits; only mono"),
+        (wav(bits=8), "1 channels of 8 bits"),
+        (wav(bits=24), "1 channels of 24 bits"),
+        (wav(channels=0), "not a PCM wav file"),
+        (wav(bits=0), "not a PCM wav file"),
+        (wav(kind=3, bits=32), "unknown format: 3"),  # floating
+        (wav(kind=6, bits=8), "unknown format: 6"),  # A-law, compressed
+        (wav(kind=0x11, bits=4), "unknown format: 17"),  # ADPCM, compressed
+    ],
+)
+def test_malformed_wav_files_are_named_with_the_reason(tmp_path, content, says):
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    message = refused(read_wav, path)
+    assert message.startswith(f"{path}: ")
+    with pytest.raises(UserError, match=says):
+        read_wav(path)
+    path.unlink()
+    assert "No such file" in refused(read_wav, path)
+
+
+def test_a_wav_file_cut_or_changed_anywhere_is_read_or_refused_but_never_crashes(tmp_path):
+    path, whole, accepted = tmp_path / "a.wav", wav(), 0
+    changed = [whole[:place] + bytes([value]) + whole[place + 1 :] for place in range(44) for value in (0, 1, 127, 255)]
+    for content in [whole[:length] for length in range(len(whole))] + changed:
+        path.write_bytes(content)
+        try:
+            accepted += len(read_wav(path)) > 0
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert 0 < accepted < len(changed)  # bytes that do not matter, such as the bytes per second

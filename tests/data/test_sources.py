@@ -43,20 +43,21 @@ def no_data_directory(monkeypatch):
 def real_data(name):
     if not REAL_DATA:
         pytest.skip("$FEDJAX8_DATA is not set")
-    if not ((Path(REAL_DATA) / f"{name}.npz").exists() or (Path(REAL_DATA) / name).is_dir()):
+    folders = (name, "speech_commands_v0.02") if name == "speech_commands" else (name,)
+    if not ((Path(REAL_DATA) / f"{name}.npz").exists() or any((Path(REAL_DATA) / f).is_dir() for f in folders)):
         pytest.skip(f"$FEDJAX8_DATA has no {name}")
     return REAL_DATA
 
 
 def test_the_folder_is_not_empty():
-    known = {"digits", "synthetic", "mnist", "fashion_mnist", "cifar10", "cifar100", "npz"}
+    known = {"digits", "synthetic", "mnist", "fashion_mnist", "cifar10", "cifar100", "npz", "speech_commands"}
     assert known <= set(NAMES)
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_every_source_gives_a_valid_dataset_of_integers_below_num_classes(name, settings):
     reads_files = "data_dir" in inspect.signature(FACTORIES[name]).parameters
-    where = {"data_dir": real_data(settings.get("name", name))} if reads_files else {}
+    where = {"data_dir": real_data(settings.get("file", name))} if reads_files else {}
     dataset = FACTORIES[name](**where, **settings)
     assert dataset.validate() is dataset and isinstance(dataset, Dataset)
     for part in (dataset.train, dataset.test):

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import http.server
 import importlib.util
+import io
 import os
+import tarfile
 import threading
 from pathlib import Path
 
@@ -230,12 +232,91 @@ def test_the_list_names_every_file(script, capsys):
     assert script.main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("\n") == len(script.SOURCES)
-    for name in ("mnist", "fashion_mnist", "cifar10", "cifar100"):
+    for name in ("mnist", "fashion_mnist", "cifar10", "cifar100", "speech_commands"):
         assert all(file in listed for file in script.SOURCES[name].files)
 
 
-def test_checksums_are_md5_and_addresses_end_in_a_slash(script):
-    sums = [md5 for source in script.SOURCES.values() for md5 in source.files.values()]
-    assert all(len(md5) == 32 and set(md5) <= set("0123456789abcdef") for md5 in sums)
+def test_checksums_are_md5_or_sha256_and_addresses_end_in_a_slash(script):
+    sums = [checksum for source in script.SOURCES.values() for checksum in source.files.values()]
+    assert all(len(c) in (32, 64) and set(c) <= set("0123456789abcdef") for c in sums)
     assert len(set(sums)) == len(sums)
     assert all(source.base_url.endswith("/") for source in script.SOURCES.values())
+
+
+# Archives that are unpacked
+
+
+def packed(files, links=()):
+    """A gzipped tar archive in memory."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, goal in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, goal
+            archive.addfile(member)
+    return target.getvalue()
+
+
+@pytest.fixture
+def fetch_packed(script, serve, tmp_path, monkeypatch):
+    """`fetch_packed(content) -> (exit status, server)` for a data set that is one archive, by SHA-256."""
+
+    def run(content):
+        source = script.Source("http://127.0.0.1:9/", {"file.bin": hashlib.sha256(content).hexdigest()}, "unpacked")
+        monkeypatch.setitem(script.SOURCES, "packed", source)
+        server = serve(content)
+        return script.main(["packed", f"--data_dir={tmp_path}", f"--base_url={server.url}"]), server
+
+    return run
+
+
+FILES = {"./a/one.wav": b"1", "./list.txt": b"a/one.wav"}
+
+
+def test_an_archive_is_unpacked_beside_itself_and_only_once(fetch_packed, tmp_path, capsys):
+    content = packed(FILES)
+    assert fetch_packed(content)[0] == 0
+    unpacked = {"packed/unpacked/a/one.wav": b"1", "packed/unpacked/list.txt": b"a/one.wav"}
+    assert files_in(tmp_path) == {"packed/file.bin": content} | unpacked
+    (tmp_path / "packed" / "file.bin").unlink()  # as the user may, to save room
+    status, server = fetch_packed(content)
+    assert status == 0 and server.ranges == [] and files_in(tmp_path) == unpacked
+    assert "unpacked is already there" in capsys.readouterr().out
+
+
+def test_what_an_interrupted_run_unpacked_does_not_stay(fetch_packed, tmp_path):
+    (tmp_path / "packed" / "unpacked.part").mkdir(parents=True)
+    (tmp_path / "packed" / "unpacked.part" / "half").write_bytes(b"")
+    assert fetch_packed(packed(FILES))[0] == 0
+    assert set(files_in(tmp_path)) == {"packed/file.bin", "packed/unpacked/a/one.wav", "packed/unpacked/list.txt"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        packed(FILES | {"../../evil": b"!"}),
+        packed(FILES | {"a/../../../evil": b"!"}),
+        packed(FILES | {"way/evil": b"!"}, [("way", "../..")]),
+        packed(FILES, [("evil", "/etc/passwd")]),
+        packed({"a": CONTENT})[:1000],
+        b"no archive",
+    ],
+    ids=["above", "around", "through a link", "link", "truncated", "other"],
+)
+def test_archives_that_reach_outside_or_are_damaged_leave_nothing_unpacked(fetch_packed, tmp_path, capsys, content):
+    status, _ = fetch_packed(content)
+    assert status == 2 and files_in(tmp_path) == {"packed/file.bin": content}
+    assert [p.name for p in (tmp_path / "packed").iterdir()] == ["file.bin"]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot be unpacked" in error
+
+
+def test_without_a_safe_way_to_unpack_nothing_is(fetch_packed, tmp_path, capsys, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert fetch_packed(packed(FILES))[0] == 2
+    assert set(files_in(tmp_path)) == {"packed/file.bin"}
+    assert "use 3.11.4 or newer" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from fedjax8.data.federated import Dataset
 from fedjax8.errors import UserError
 
 _INT32 = np.iinfo(np.int32)
-_ROWS_AT_ONCE = 4096  # keeps the float64 copies of a chunk of rows at tens of MB for image-sized rows
+_ROWS_AT_ONCE = 4096
+_VALUES_AT_ONCE = 1 << 18  # keeps the float64 copies of a chunk of rows at 2 MB each, in reach of a core's cache
 
 
 def build_dataset(
@@ -64,8 +65,9 @@ def channel_stats(x: np.ndarray, where: str = "x") -> tuple[tuple[float, ...], t
     scale = 255.0 if x.dtype == np.uint8 else 1.0
     totals = np.zeros((2, channels))
     shift = x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0  # against cancellation
-    for start in range(0, len(x), _ROWS_AT_ONCE):
-        values = x[start : start + _ROWS_AT_ONCE].reshape(-1, channels).astype(np.float64) - shift
+    rows_at_once = max(1, min(_ROWS_AT_ONCE, _VALUES_AT_ONCE * len(x) // max(x.size, 1)))
+    for start in range(0, len(x), rows_at_once):
+        values = x[start : start + rows_at_once].reshape(-1, channels).astype(np.float64) - shift
         totals += values.sum(axis=0), np.square(values).sum(axis=0)
     if not np.isfinite(totals).all():
         raise UserError(f"{where}: the training inputs hold NaN, infinities or values too large to square")

@@ -104,7 +104,8 @@ def missing_set(name: str, root: Path, files: tuple[str, ...], incomplete: list[
 
 
 def _how_to_fetch(name: str, root: Path | None = None) -> str:
-    if name not in ("mnist", "fashion_mnist", "cifar10", "cifar100"):  # what scripts/fetch_data.py knows
+    # What scripts/fetch_data.py knows.
+    if name not in ("mnist", "fashion_mnist", "cifar10", "cifar100", "speech_commands"):
         return ""
     return f", or run: python scripts/fetch_data.py {name} --data_dir {root or 'DIR'}"
 

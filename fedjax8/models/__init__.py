@@ -1,11 +1,27 @@
 """Models on flax linen, and what turns any flax module, linen or nnx, into a `Model`."""
 
 from fedjax8.models.cnn import cnn
+from fedjax8.models.kwt1 import kwt1
 from fedjax8.models.lenet5 import lenet5
 from fedjax8.models.linen import from_linen
 from fedjax8.models.logistic import logistic
+from fedjax8.models.matchboxnet import matchboxnet
 from fedjax8.models.mlp import mlp
 from fedjax8.models.nnx import from_nnx
+from fedjax8.models.resnet18 import resnet18
+from fedjax8.models.resnet20 import resnet20
 from fedjax8.models.simple_cnn import simple_cnn
 
-__all__ = ["cnn", "from_linen", "from_nnx", "lenet5", "logistic", "mlp", "simple_cnn"]
+__all__ = [
+    "cnn",
+    "from_linen",
+    "from_nnx",
+    "kwt1",
+    "lenet5",
+    "logistic",
+    "matchboxnet",
+    "mlp",
+    "resnet18",
+    "resnet20",
+    "simple_cnn",
+]

@@ -16,6 +16,8 @@ With image x, kernel k and cotangent g, each of the three bilinear products of t
 Elsewhere they are lax's three convolutions, and under `vmap` over kernels a batched matmul with patches (for dx: the
 taps above).
 
+With one channel per group it is a sum of shifted images (`_depthwise.py`) on every platform.
+
 All three are derivatives of each other, so reverse-mode derivatives of any order use the fast forms. Forward mode
 (`jax.jvp`) is not defined, as for any `jax.custom_vjp`. The platform is `jax.default_backend()` when the function is
 traced; every form is correct on every platform. One-dimensional convolutions are lifted to two; anything else that the
@@ -31,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax8.models._depthwise import depthwise
 from fedjax8.types import Array
 
 FEW_CHANNELS = 4
@@ -132,17 +135,8 @@ def conv_general_dilated(
         on_cpu=jax.default_backend() == "cpu",
     )
     images = lhs.reshape(lhs.shape[0], *geometry.image, lhs.shape[-1])
-    form = _depthwise if 1 < feature_group_count == lhs.shape[-1] else _forward
+    form = depthwise if 1 < feature_group_count == lhs.shape[-1] else _forward
     return form(geometry, images, rhs.reshape(*geometry.kernel, *rhs.shape[-2:])).reshape(result.shape)
-
-
-def _depthwise(geometry: _Geometry, x: Array, kernel: Array) -> Array:
-    """One channel per group: a sum of shifted images, for which autodiff and `vmap` already find good forms."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    windows = _windows(geometry, x, 1, 0).reshape(-1, x.shape[0], *geometry.output, x.shape[-1]).astype(wide)
-    kernel = kernel.reshape(len(windows), x.shape[-1], -1).astype(wide)
-    y = sum(window[..., None] * tap for window, tap in zip(windows, kernel, strict=True))
-    return y.astype(x.dtype).reshape(*y.shape[:3], -1)
 
 
 # The three products. Each is linear in both arguments, and its derivatives are the other two.

@@ -32,6 +32,7 @@ CASES = {
     "groups": ((2, 6, 6, 4), (3, 3, 2, 6), (1, 1), "SAME", (1, 1), 2),
     "depthwise": ((2, 6, 6, 3), (3, 3, 1, 6), (2, 1), "SAME", (1, 1), 3),
     "line": ((2, 9, 6), (3, 6, 4), (2,), "SAME", (1,), 1),
+    "depthwise line, dilated": ((2, 11, 6), (5, 1, 6), (1,), "SAME", (2,), 6),
     "line of one channel": ((2, 9, 1), (3, 1, 4), (1,), "SAME", (2,), 1),
 }
 
@@ -236,8 +237,9 @@ def test_devices_of_a_pmap_get_what_each_gets_alone(rng, monkeypatch):
     assert_equal(jax.jit(on_mesh)(x, jnp.stack([k, k])), expected)
 
 
-def test_derivatives_of_derivatives_are_those_of_lax(platform, rng):
-    ours, theirs, images, kernel = both(CASES["stride 2 leaves a rest"])
+@pytest.mark.parametrize("name", ["stride 2 leaves a rest", "depthwise line, dilated"])
+def test_derivatives_of_derivatives_are_those_of_lax(name, platform, rng):
+    ours, theirs, images, kernel = both(CASES[name])
     x, k, dx, dk = (integers(rng, *shape) for shape in (images, kernel) * 2)
 
     def curvature(f):

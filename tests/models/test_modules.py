@@ -130,11 +130,13 @@ def test_every_example_of_every_model_runs_and_learns_something(name):
         model = getattr(module, name)(**settings)
         x = jnp.linspace(-1, 1, 3 * 28 * 28).reshape(3, 28, 28, 1)
         batch = {"x": x, "y": jnp.asarray([0, 1, 2]), "mask": jnp.ones(3)}
-        variables = model.init(jax.random.key(0), batch)
+        variables = jax.jit(model.init)(jax.random.key(0), batch)  # one program, not one per operation
 
-        def loss(params, batch=batch, model=model):
-            return jnp.mean(model.loss(model.apply(Variables(params, {}), batch, train=True)[0], batch))
+        def loss(params, batch=batch, model=model, variables=variables):
+            inputs = Variables(params, variables.state), batch
+            return jnp.mean(model.loss(model.apply(*inputs, key=jax.random.key(1), train=True)[0], batch))
 
-        before, gradients = jax.jit(jax.value_and_grad(loss))(variables.params)
-        after = loss(jax.tree.map(lambda p, g: p - 0.01 * g, variables.params, gradients))
+        step = jax.jit(jax.value_and_grad(loss))
+        before, gradients = step(variables.params)
+        after, _ = step(jax.tree.map(lambda p, g: p - 0.01 * g, variables.params, gradients))
         assert float(after) < float(before)

@@ -26,8 +26,20 @@ class Ratio(NamedTuple):
     whole: Array
 
 
-LayerInput = Callable[[str, Array], Array]
-"""`(layer path, input of that layer) -> input to use instead`; see `Model.apply`."""
+class Product(NamedTuple):
+    """The bilinear part of a layer, y = x * kernel. Float32 arrays or 8-bit floats in, sums in float32, float32 out."""
+
+    forward: Callable[[Array, Array], Array]
+    """`(x, kernel) -> y`; differentiable for float32 arrays."""
+    input_gradient: Callable[[Array, Array], Array]
+    """`(dy, kernel) -> dx`."""
+    kernel_gradient: Callable[[Array, Array], Array]
+    """`(x, dy) -> dkernel`."""
+
+
+Multiply = Callable[[str, Product, Array, Array], Array]
+"""`(layer path, product, x, kernel) -> y`: stands in for the product of every dense and convolution layer; see
+`Model.apply`. Plainly that is `product.forward(x, kernel)`."""
 
 
 class Variables(NamedTuple):
@@ -59,8 +71,8 @@ class Model(NamedTuple):
     init: Callable[[Key, Batch], Variables]
     """`(key, sample batch) -> Variables`. The batch gives shapes, and adapters may calibrate on its values."""
     apply: Callable[..., tuple[Array, PyTree]]
-    """`(variables, batch, *, key=None, train=False, layer_input=None) -> (outputs [B, ...], new state)`.
-    `layer_input` sees and may replace the input of every dense and convolution layer."""
+    """`(variables, batch, *, key=None, train=False, multiply=None) -> (outputs [B, ...], new state)`.
+    `multiply`, a `Multiply`, sees and may replace the product of every dense and convolution layer."""
     loss: Callable[[Array, Batch], Array]
     """`(outputs, batch) -> float32 [B]`."""
     metrics: Callable[[Array, Batch], dict[str, Array]]

@@ -11,7 +11,7 @@ for seed in ${3:-0 1 2}; do
     for split in iid dirichlet; do
         for method in float32 uq uq_plus biased no_qat; do
             "$python" -m fedjax8.train --config="configs/fp8.py:cifar10,lenet5,$split,$method" \
-                --config.seed="$seed" --config.rounds=100 --config.eval_every=2 --config.client.epochs=1 \
+                --config.seed="$seed" --config.rounds=60 --config.eval_every=2 --config.client.epochs=1 \
                 --cpu_devices="${CPU_DEVICES:-1}" --data_dir="$data" --workdir="$out/$split-$method-seed$seed"
         done
     done

@@ -43,8 +43,8 @@ def inputs(
         return batch | {"x": (x.astype(jnp.float32) - mean) / std}
 
     def prepared(apply):
-        def run(variables, batch, *, key=None, train=False, layer_input=None):
-            return apply(variables, prepare(batch, key, train), key=key, train=train, layer_input=layer_input)
+        def run(variables, batch, *, key=None, train=False, multiply=None):
+            return apply(variables, prepare(batch, key, train), key=key, train=train, multiply=multiply)
 
         return run
 

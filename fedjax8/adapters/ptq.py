@@ -9,9 +9,8 @@ There is nothing to learn: each tensor's clip is its own largest magnitude, meas
 
 import jax
 
-from fedjax8 import trees
 from fedjax8.numerics import formats, scales
-from fedjax8.types import Model, Variables
+from fedjax8.types import Model
 
 
 def ptq(model: Model, format: str = "e4m3fnuz") -> Model:
@@ -24,15 +23,14 @@ def ptq(model: Model, format: str = "e4m3fnuz") -> Model:
     def on_grid(x: jax.Array) -> jax.Array:
         return scales.quantize(x, scales.max_abs(x), fmt)
 
-    def apply(variables, batch, *, key=None, train=False, layer_input=None):
-        if train:
-            return model.apply(variables, batch, key=key, train=True, layer_input=layer_input)
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
+        def rounded(path, product, x, kernel):
+            forward = lambda x, kernel: product.forward(on_grid(x), on_grid(kernel))
+            if multiply is None:
+                return forward(x, kernel)
+            return multiply(path, product._replace(forward=forward), x, kernel)
 
-        def hook(path, x):
-            return on_grid(x if layer_input is None else layer_input(path, x))
-
-        params = trees.map_named(lambda n, x: on_grid(x) if n.rpartition("/")[2] == "kernel" else x, variables.params)
-        return model.apply(Variables(params, variables.state), batch, key=key, layer_input=hook)
+        return model.apply(variables, batch, key=key, train=train, multiply=multiply if train else rounded)
 
     return model._replace(apply=apply, views={**model.views, "float32": model.apply})
 

@@ -7,14 +7,18 @@ starts at max|w|) and `input_clip` (beta, starts at the largest input seen on th
 clips stay float32. Grid and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. That Wang et
 al. (arXiv 2407.02610) use the same, and the initial values, is inferred.
 
-The model's file is not touched: weights are quantized in the parameter tree, inputs through `layer_input`.
+The model's file is not touched: the product of each layer is replaced through `multiply` (see `types.Model.apply`).
+Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`) stay as they are.
 """
 
 import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.numerics import formats, scales, straight_through
+from fedjax8.adapters._products import quantized_product
+from fedjax8.errors import UserError
+from fedjax8.numerics import formats, scales
+from fedjax8.numerics.formats import Format
 from fedjax8.types import Model, PyTree, Variables
 
 KERNEL, KERNEL_CLIP, INPUT_CLIP = "kernel", "kernel" + trees.CLIP_SUFFIX, "input" + trees.CLIP_SUFFIX
@@ -40,6 +44,33 @@ def _with_node(params: dict, path: list[str], node: dict) -> dict:
     return params | {first: _with_node(params[first], rest, node)}
 
 
+COMPUTE = ("simulated", "native", "emulated")
+CAPABILITY = 8.9
+"""Compute capability from which NVIDIA GPUs have 8-bit floating-point matrix units (Ada, Hopper and later)."""
+
+
+def check_compute(compute: str, fmt: Format, back: Format | None, weights: bool, activations: bool) -> None:
+    """Raises UserError unless products of that kind can be computed in that way, here."""
+    if compute not in COMPUTE:
+        raise UserError(f"compute must be one of {', '.join(COMPUTE)}; got {compute!r}")
+    if compute == "simulated":
+        return
+    if fmt.name != "e4m3fn" or (back is not None and back.name != "e5m2") or not (weights and activations):
+        raise UserError(
+            f"compute={compute!r} needs weights and activations in e4m3fn and gradients in e5m2 or None, which is what "
+            f"8-bit matrix units take; got format={fmt.name!r}, gradients={back and back.name!r}, weights={weights}, "
+            f"activations={activations}"
+        )
+    if compute == "native":
+        device = jax.local_devices()[0]
+        if float(getattr(device, "compute_capability", 0.0) or 0.0) < CAPABILITY:
+            raise UserError(
+                f"compute='native' needs a GPU with 8-bit matrix units (NVIDIA compute capability {CAPABILITY} or "
+                f"more), but this is {device.device_kind}; use compute='simulated', which gives the same numbers up to "
+                "the order of float32 sums, or compute='emulated' to run the same program without such units, slowly"
+            )
+
+
 def qat(
     model: Model,
     format: str = "e4m3fnuz",
@@ -47,31 +78,39 @@ def qat(
     weights: bool = True,
     activations: bool = True,
     gradients: str | None = None,
+    compute: str = "simulated",
 ) -> Model:
     """`model` trained on the grid of an 8-bit float.
 
     Args:
-      model: any model whose dense and convolution layers report to `layer_input` (`from_linen`, `from_nnx`).
+      model: any model whose dense and convolution layers ask `multiply` (`from_linen`, `from_nnx`).
       format: grid of weights and inputs: `e4m3fnuz` (that of the FP8 papers), `e4m3fn` or `e5m2`.
       weights: quantize kernels.
       activations: quantize layer inputs.
-      gradients: None, or the format (`e5m2`) to which gradients of layer inputs are rounded on the way back.
+      gradients: None, or the format (`e5m2`) to which the gradient of a layer's product is rounded before it is
+        multiplied with the input and with the kernel; one scale per tensor, from its largest magnitude.
+      compute: `simulated` multiplies float32 numbers that lie on the grid, on any device. `native` hands the 8-bit
+        operands (weights and inputs e4m3fn, gradients e5m2 if asked for) to `dot_general` with float32 accumulation, on
+        GPUs that have units for it; convolutions become patches and a matmul. `emulated` is the program of `native` on
+        any device, slowly.
 
     Adds the view `float32`: the same parameters without quantization. Keeps clips at least `MIN_ALPHA`.
     """
     fmt = formats.get_format(format)
     back = None if gradients is None else formats.get_format(gradients)
+    check_compute(compute, fmt, back, weights, activations)
+    eight_bit = compute != "simulated"
 
     def layer_paths(variables: Variables, batch) -> dict[str, jax.Array]:
         """Path of every layer with a kernel, with the largest magnitude of its input on this batch."""
         seen: dict[str, jax.Array] = {}
 
-        def record(path, x):
+        def record(path, product, x, kernel):
             seen[path] = jnp.maximum(seen.get(path, 0.0), scales.max_abs(x))
-            return x
+            return product.forward(x, kernel)
 
-        model.apply(variables, batch, layer_input=record)
-        return {path: largest for path, largest in seen.items() if KERNEL in _node(variables.params, path)}
+        model.apply(variables, batch, multiply=record)
+        return seen
 
     def init(key, batch):
         variables = model.init(key, batch)
@@ -85,37 +124,24 @@ def qat(
             params = _with_node(params, path.split("/") if path else [], node)
         return Variables(params, variables.state)
 
-    def quantized_weights(params: PyTree) -> PyTree:
-        """Params without clips, each kernel on its grid."""
-        if not isinstance(params, dict):
-            return params
-        plain = {n: quantized_weights(v) for n, v in params.items() if n not in (KERNEL_CLIP, INPUT_CLIP)}
-        if KERNEL_CLIP in params:
-            plain[KERNEL] = straight_through.fake_quantize(params[KERNEL], params[KERNEL_CLIP], fmt)
-        return plain
-
     def without_clips(params: PyTree) -> PyTree:
         if not isinstance(params, dict):
             return params
         return {n: without_clips(v) for n, v in params.items() if n not in (KERNEL_CLIP, INPUT_CLIP)}
 
-    def quantize_inputs(params: PyTree, outer):
-        def hook(path, x):
-            if outer is not None:
-                x = outer(path, x)
-            clip = _node(params, path).get(INPUT_CLIP)
-            if clip is None:
-                return x
-            x = straight_through.fake_quantize(x, clip, fmt)
-            return x if back is None else straight_through.quantize_gradient(x, back)
-
-        return hook
-
-    def apply(variables, batch, *, key=None, train=False, layer_input=None):
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
         params, state = variables
-        hook = quantize_inputs(params, layer_input)
-        inner = Variables(quantized_weights(params), state)
-        return model.apply(inner, batch, key=key, train=train, layer_input=hook)
+
+        def on_grid(path, product, x, kernel):
+            node = _node(params, path)
+            clips = node.get(INPUT_CLIP), node.get(KERNEL_CLIP)
+            forward = lambda x, kernel: quantized_product(product, x, kernel, *clips, fmt, back, eight_bit)
+            if multiply is None:
+                return forward(x, kernel)
+            return multiply(path, product._replace(forward=forward), x, kernel)
+
+        inner = Variables(without_clips(params), state)
+        return model.apply(inner, batch, key=key, train=train, multiply=on_grid)
 
     def float32(variables, batch, **settings):
         return model.apply(Variables(without_clips(variables.params), variables.state), batch, **settings)
@@ -134,4 +160,9 @@ def qat(
     return model._replace(init=init, apply=apply, project=project, views=views, report=report)
 
 
-EXAMPLES = ({}, {"format": "e4m3fn", "gradients": "e5m2"}, {"activations": False})
+EXAMPLES = (
+    {},
+    {"format": "e4m3fn", "gradients": "e5m2"},
+    {"format": "e4m3fn", "gradients": "e5m2", "compute": "emulated"},
+    {"activations": False},
+)

@@ -48,7 +48,7 @@ BATCH_BYTES = 12 * 2**20
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
     """Static description of a two-dimensional convolution; height first in every pair."""
 
     image: tuple[int, int]
@@ -60,6 +60,10 @@ class _Geometry(NamedTuple):
     groups: int
     precision: Any
     on_cpu: bool
+
+    def lift(self, x: Array, kernel: Array) -> tuple[Array, Array]:
+        """Images and kernel with the axes that a one-dimensional convolution lacks."""
+        return x.reshape(len(x), *self.image, x.shape[-1]), kernel.reshape(*self.kernel, *kernel.shape[-2:])
 
 
 def conv_general_dilated(
@@ -88,45 +92,71 @@ def conv_general_dilated(
       >>> from flax import linen as nn
       >>> layer = nn.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
     """
-    by_lax = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        batch_group_count=batch_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-    result = jax.eval_shape(by_lax, lhs, rhs)  # lax's own checks of the arguments
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    settings = {
+        "window_strides": window_strides,
+        "padding": padding,
+        "lhs_dilation": lhs_dilation,
+        "rhs_dilation": rhs_dilation,
+        "dimension_numbers": dimension_numbers,
+        "feature_group_count": feature_group_count,
+        "batch_group_count": batch_group_count,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+    }
+    result = jax.eval_shape(functools.partial(lax.conv_general_dilated, **settings), lhs, rhs)  # lax's own checks
+    geometry = geometry_of(lhs, rhs, **settings)
+    if geometry is None or lhs.dtype.itemsize < 2 or result.dtype != lhs.dtype:
+        return lax.conv_general_dilated(lhs, rhs, **settings)
+    images, kernel = geometry.lift(lhs, rhs)
+    form = depthwise if 1 < feature_group_count == lhs.shape[-1] else _forward
+    return form(geometry, images, kernel).reshape(result.shape)
+
+
+def geometry_of(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Geometry | None:
+    """What the forms of this file have to know of a convolution of arrays of these shapes; None if they do not cover it.
+
+    Arguments as for `conv_general_dilated`.
+    """
     last = lhs.ndim - 1
     channels_last = (0, last, *range(1, last))
     if (
         lhs.ndim not in (3, 4)
-        or numbers != (channels_last, (last, last - 1, *range(last - 1)), channels_last)
+        or lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        != (channels_last, (last, last - 1, *range(last - 1)), channels_last)
         or math.prod(lhs_dilation or (1,)) != 1
         or batch_group_count != 1
         or not jnp.issubdtype(lhs.dtype, jnp.floating)
-        or lhs.dtype.itemsize < 2
-        or result.dtype != lhs.dtype
-        or 0 in (*lhs.shape, *rhs.shape, *result.shape)
+        or 0 in (*lhs.shape, *rhs.shape)
     ):
-        return by_lax(lhs, rhs)
+        return None
     dilation = tuple(rhs_dilation or (1,) * (last - 1))
+    reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
     if isinstance(padding, str):
-        reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape, dilation, strict=False)]
         padding = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
+    sizes = zip(lhs.shape[1:-1], padding, reach, window_strides, strict=True)
+    output = [(size + low + high - length) // stride + 1 for size, (low, high), length, stride in sizes]
+    if min(output) < 1:
+        return None
 
     def lift(values, one):
         return (*(one,) * (3 - last), *values)
 
-    geometry = _Geometry(
+    return Geometry(
         image=lift(lhs.shape[1:-1], 1),
         kernel=lift(rhs.shape[:-2], 1),
-        output=lift(result.shape[1:-1], 1),
+        output=lift(output, 1),
         stride=lift(window_strides, 1),
         padding=lift((tuple(p) for p in padding), (0, 0)),
         dilation=lift(dilation, 1),
@@ -134,31 +164,28 @@ def conv_general_dilated(
         precision=precision,
         on_cpu=jax.default_backend() == "cpu",
     )
-    images = lhs.reshape(lhs.shape[0], *geometry.image, lhs.shape[-1])
-    form = depthwise if 1 < feature_group_count == lhs.shape[-1] else _forward
-    return form(geometry, images, rhs.reshape(*geometry.kernel, *rhs.shape[-2:])).reshape(result.shape)
 
 
 # The three products. Each is linear in both arguments, and its derivatives are the other two.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(geometry: _Geometry, x: Array, kernel: Array) -> Array:
+def _forward(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """y `[B, H, W, O]` of x `[B, h, w, I]` and kernel `[kh, kw, I / groups, O]`."""
-    return _product(geometry, _forward_lax, _forward_cpu, _forward_patches, BATCH_BYTES)(x, kernel)
+    return _product(geometry, _forward_lax, _forward_cpu, forward_patches, BATCH_BYTES)(x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _input_gradient(geometry: _Geometry, g: Array, kernel: Array) -> Array:
+def _input_gradient(geometry: Geometry, g: Array, kernel: Array) -> Array:
     """dx `[B, h, w, I]` of g `[B, H, W, O]` and the kernel."""
-    forms = _input_gradient_lax, _input_gradient_taps, _input_gradient_taps
+    forms = _input_gradient_lax, input_gradient_taps, input_gradient_taps
     return _product(geometry, *forms, TAPS_BYTES)(g, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel_gradient(geometry: _Geometry, x: Array, g: Array) -> Array:
+def _kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
     """dk `[kh, kw, I / groups, O]` of x and g."""
-    forms = _kernel_gradient_lax, _kernel_gradient_cpu, _kernel_gradient_patches
+    forms = _kernel_gradient_lax, _kernel_gradient_cpu, kernel_gradient_patches
     return _product(geometry, *forms, BATCH_BYTES, per_image=False)(x, g)
 
 
@@ -273,7 +300,7 @@ def _kernel_gradient_lax(geometry, x, g):
 
 def _contract(geometry, a, b, axes):
     """`lax.dot_general` over these axes of a and b; sums in float32 or wider, and stays there."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+    wide = jnp.float32 if a.dtype.itemsize == 1 else jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (axes, ((), ())), precision=geometry.precision, preferred_element_type=wide)
 
 
@@ -301,7 +328,8 @@ def _patches_pixels_last(geometry, x):
     return _windows(geometry, x.transpose(3, 0, 1, 2), 2, 0).reshape(math.prod(geometry.kernel) * x.shape[-1], -1)
 
 
-def _forward_patches(geometry, x, kernel):
+def forward_patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
+    """y, every pixel's patch times the kernel."""
     y = _contract(geometry, _patches(geometry, x), kernel.reshape(-1, kernel.shape[-1]), ((1,), (0,)))
     return y.reshape(x.shape[0], *geometry.output, -1)
 
@@ -313,7 +341,7 @@ def _forward_cpu(geometry, x, kernel):
     return y.reshape(-1, x.shape[0], *geometry.output).transpose(1, 2, 3, 0)
 
 
-def _input_gradient_taps(geometry, g, kernel):
+def input_gradient_taps(geometry: Geometry, g: Array, kernel: Array) -> Array:
     """Every output pixel's cotangent times the kernel, added where the taps lie in the image."""
     kh, kw, channels, features = kernel.shape
     taps = _contract(geometry, g.reshape(-1, features), kernel.reshape(-1, features), ((1,), (1,)))
@@ -333,14 +361,15 @@ def _input_gradient_taps(geometry, g, kernel):
     return sum(place(taps[:, :, :, j], 1, j) for j in range(kw))
 
 
-def _kernel_gradient_patches(geometry, x, g):
+def kernel_gradient_patches(geometry: Geometry, x: Array, g: Array) -> Array:
+    """dk, every pixel's patch times its cotangent, summed over pixels."""
     dk = _contract(geometry, _patches(geometry, x), g.reshape(-1, g.shape[-1]), ((0,), (0,)))
     return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
 
 
 def _kernel_gradient_cpu(geometry, x, g):
     if geometry.kernel == (1, 1):
-        return _kernel_gradient_patches(geometry, x, g)
+        return kernel_gradient_patches(geometry, x, g)
     if x.shape[-1] <= FEW_CHANNELS:
         dk = _contract(geometry, _patches_pixels_last(geometry, x), g.reshape(-1, g.shape[-1]), ((1,), (0,)))
         return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])

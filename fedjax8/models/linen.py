@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from fedjax8.types import Array, Batch, Model, Variables
+from fedjax8.models.products import conv_stand_in, dot_stand_in
+from fedjax8.types import Array, Batch, Model, Multiply, Variables
 
-LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose, nn.ConvLocal)
-"""Linen layers that have a `kernel`; their inputs are what `layer_input` sees."""
+PRODUCTS = {
+    nn.Dense: ("dot_general", dot_stand_in),
+    nn.DenseGeneral: ("dot_general", dot_stand_in),
+    nn.Conv: ("conv_general_dilated", conv_stand_in),
+}
+"""Linen layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
 
 
 def cross_entropy(logits: Array, batch: Batch) -> Array:
@@ -24,20 +29,22 @@ def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
     return {"accuracy": (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)}
 
 
-def layer_interceptor(layer_input: Callable[[str, Array], Array]) -> contextlib.AbstractContextManager[None]:
-    """For `nn.intercept_methods`:
-
-    replaces the first argument of every layer's `__call__` by `layer_input(path, it)`.
-    """
+def layer_interceptor(multiply: Multiply) -> contextlib.AbstractContextManager[None]:
+    """For `nn.intercept_methods`: lets `multiply` do the product of every layer in `PRODUCTS`."""
 
     def intercept(next_call, args, kwargs, context):
-        if isinstance(context.module, LAYERS) and context.method_name == "__call__":
-            path = "/".join(context.module.path)
-            if args:
-                args = (layer_input(path, args[0]), *args[1:])
-            else:
-                kwargs = kwargs | {"inputs": layer_input(path, kwargs["inputs"])}
-        return next_call(*args, **kwargs)
+        module = context.module
+        found = next((entry for kind, entry in PRODUCTS.items() if isinstance(module, kind)), None)
+        if found is None or context.method_name != "__call__":
+            return next_call(*args, **kwargs)
+        field, stand_in = found
+        before = getattr(module, field)
+        # A bound module is frozen for its users; this one is ours until the call is over.
+        object.__setattr__(module, field, stand_in(multiply, "/".join(module.path), before))
+        try:
+            return next_call(*args, **kwargs)
+        finally:
+            object.__setattr__(module, field, before)
 
     return nn.intercept_methods(intercept)
 
@@ -80,10 +87,10 @@ def from_linen(
         )
         return outputs, dict(state)
 
-    def apply(variables, batch, *, key=None, train=False, layer_input=None):
-        if layer_input is None:
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
+        if multiply is None:
             return run(variables, batch, key, train)
-        with layer_interceptor(layer_input):
+        with layer_interceptor(multiply):
             return run(variables, batch, key, train)
 
     return Model(init, apply, loss, metrics)

@@ -7,22 +7,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax8.models.linen import accuracy, cross_entropy
-from fedjax8.types import Array, Batch, Model, Variables
+from fedjax8.models.products import conv_stand_in, dot_stand_in
+from fedjax8.types import Array, Batch, Model, Multiply, Variables
 
-LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.ConvTranspose)
-"""nnx layers that have a `kernel`; their inputs are what `layer_input` sees."""
+PRODUCTS = {
+    nnx.Linear: ("dot_general", dot_stand_in),
+    nnx.LinearGeneral: ("dot_general", dot_stand_in),
+    nnx.Conv: ("conv_general_dilated", conv_stand_in),
+}
+"""nnx layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
 
 
-def _hook_layers(module: nnx.Module, layer_input: Callable[[str, Array], Array]) -> None:
-    """Gives every layer of this (freshly merged) module a `__call__` that first asks `layer_input`."""
+def _hook_layers(module: nnx.Module, multiply: Multiply) -> None:
+    """Lets `multiply` do the product of every layer of this (freshly merged) module."""
     for path, layer in list(nnx.iter_modules(module)):
-        if isinstance(layer, LAYERS):
-            name, original = "/".join(map(str, path)), type(layer)
-
-            def call(self, inputs, *args, _name=name, _original=original, **kwargs):
-                return _original.__call__(self, layer_input(_name, inputs), *args, **kwargs)
-
-            layer.__class__ = type(original.__name__, (original,), {"__call__": call})
+        for kind, (field, stand_in) in PRODUCTS.items():
+            if isinstance(layer, kind):
+                setattr(layer, field, stand_in(multiply, "/".join(map(str, path)), getattr(layer, field)))
 
 
 def from_nnx(
@@ -55,11 +56,11 @@ def from_nnx(
         keys = jax.tree.map(lambda _: jax.random.fold_in(base, next(streams)), keys)
         return nnx.merge(structure, params, keys, jax.tree.map(lambda c: jnp.zeros(c.shape, c.dtype), counts), state)
 
-    def apply(variables, batch, *, key=None, train=False, layer_input=None):
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
         module = assemble(variables, key)
         module.train() if train and key is not None else module.eval()
-        if layer_input is not None:
-            _hook_layers(module, layer_input)
+        if multiply is not None:
+            _hook_layers(module, multiply)
         outputs = module(batch["x"])
         if not train:
             return outputs, variables.state

@@ -50,6 +50,23 @@ def fake_quantize(x: jax.Array, alpha: jax.Array, fmt: str | Format) -> jax.Arra
     return _fake_quantize(get_format(fmt), jnp.asarray(x, jnp.float32), jnp.asarray(alpha, jnp.float32))
 
 
+def pass_through(
+    x: jax.Array, rounded: jax.Array, alpha: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients for x and alpha, given that of `rounded` = Q(x; alpha), by the rule above.
+
+    Returns:
+      float32 of the shape of `x`, and a float32 scalar.
+    """
+    alpha = floor_alpha(alpha)
+    inside = jnp.abs(x) <= alpha
+    # Outside, rounded is sign(x) * alpha, so one division after the sum serves both branches. The select is the last
+    # operation before the sum for the reason given in scales._from_units: three times faster on CPU.
+    terms = jnp.where(inside, cotangent * (rounded - x), cotangent * rounded)
+    dalpha = jnp.sum(terms) / alpha
+    return jnp.where(inside, cotangent, jnp.zeros_like(cotangent)), dalpha
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fake_quantize(fmt: Format, x: jax.Array, alpha: jax.Array) -> jax.Array:
     return quantize(x, alpha, fmt)
@@ -61,13 +78,7 @@ def _fake_quantize_forward(fmt: Format, x: jax.Array, alpha: jax.Array):
 
 def _fake_quantize_backward(fmt: Format, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array):
     x, alpha = saved
-    alpha = floor_alpha(alpha)
-    rounded = quantize(x, alpha, fmt)
-    inside = jnp.abs(x) <= alpha
-    # Outside, rounded is sign(x) * alpha, so one division after the sum serves both branches. The select is the last
-    # operation before the sum for the reason given in scales._from_units: three times faster on CPU.
-    terms = jnp.where(inside, cotangent * (rounded - x), cotangent * rounded)
-    return jnp.where(inside, cotangent, jnp.zeros_like(cotangent)), jnp.sum(terms) / alpha
+    return pass_through(x, quantize(x, alpha, fmt), alpha, cotangent)
 
 
 _fake_quantize.defvjp(_fake_quantize_forward, _fake_quantize_backward)

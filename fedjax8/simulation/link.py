@@ -147,9 +147,7 @@ class Link:
             seen = watch(decoded)
             extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
-            return Partial(sums, extremes), trees.select(
-                usable, new, per_client.states
-            )
+            return Partial(sums, extremes), trees.select(usable, new, per_client.states)
 
         (sums, (highest, negated)), states = self.execution.map_reduce(one, (received, self.pool, key), cohort)
         tree, message = kinds[0]

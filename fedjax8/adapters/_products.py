@@ -1,0 +1,99 @@
+"""The product of a layer on an FP8 grid, with its gradients: in float32 arithmetic, or on 8-bit operands.
+
+    y = Q(x; beta) * Q(w; alpha)                                               forward
+    dx = G(dy) * Q(w; alpha)^T,    dw = Q(x; beta)^T * G(dy)                   backward, then straight through each Q
+
+Q rounds to nearest on the layer's grid; G is the identity, or rounds to a gradient format scaled to max|dy|.
+*Simulated* means that the rounded values are float32 numbers; *native*, that the products get the 8-bit codes
+themselves and their float32 sums are scaled afterwards. Both sum the same numbers; they differ in the order of the sums
+and by a rounding of the scale.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8.numerics import scales, straight_through
+from fedjax8.numerics.formats import Format
+from fedjax8.types import Array, Product
+
+Clip = Array | None
+
+
+class Operand(NamedTuple):
+    """A rounded array: what a product takes, and the factor that its result has to be multiplied by."""
+
+    values: Array
+    factor: Array | float
+
+
+def simulated(x: Array, alpha: Clip, fmt: Format) -> Operand:
+    """Values of the grid in float32; `x` itself without a clip."""
+    return Operand(x if alpha is None else scales.quantize(x, alpha, fmt), 1.0)
+
+
+def native(x: Array, alpha: Array, fmt: Format) -> Operand:
+    """8-bit codes."""
+    return Operand(scales.encode(x, alpha, fmt), scales.scale_for(alpha, fmt))
+
+
+def multiply(product: Callable[[Array, Array], Array], a: Operand, b: Operand) -> Array:
+    """One bilinear product of two operands, float32."""
+    y = product(a.values, b.values)
+    factor = a.factor * b.factor
+    return y if isinstance(factor, float) else y * factor
+
+
+def quantized_product(
+    product: Product,
+    x: Array,
+    kernel: Array,
+    beta: Clip,
+    alpha: Clip,
+    fmt: Format,
+    back: Format | None,
+    eight_bit: bool,
+) -> Array:
+    """y of a layer whose input x and kernel are rounded to the grid of `fmt` with clips beta and alpha.
+
+    Args:
+      beta, alpha: clips, float32 scalars; an operand whose clip is None stays as it is.
+      back: format of the gradients of y, or None.
+      eight_bit: hand 8-bit operands to the product, forward, and backward too if `back` is given.
+
+    Memory: of the forward pass x and the kernel are kept, which training keeps anyway; the backward pass rounds them
+    again (or XLA, where it sees the two roundings together, keeps the first: 8-bit codes if `eight_bit`).
+    """
+    forward_operand = native if eight_bit else simulated
+    backward_operand = native if eight_bit and back else simulated
+
+    @jax.custom_vjp
+    def run(x, kernel, beta, alpha):
+        return multiply(product.forward, forward_operand(x, beta, fmt), forward_operand(kernel, alpha, fmt))
+
+    def run_forward(x, kernel, beta, alpha):
+        return run(x, kernel, beta, alpha), (x, kernel, beta, alpha)
+
+    def run_backward(saved, dy):
+        x, kernel, beta, alpha = saved
+        x_operand, kernel_operand = backward_operand(x, beta, fmt), backward_operand(kernel, alpha, fmt)
+        gradient = Operand(dy, 1.0) if back is None else backward_operand(dy, scales.max_abs(dy), back)
+
+        def through(value, clip, cotangent):
+            if clip is None:
+                return cotangent, None
+            return straight_through.pass_through(value, simulated(value, clip, fmt).values, clip, cotangent)
+
+        dkernel = multiply(product.kernel_gradient, x_operand, gradient)
+        dkernel, dalpha = through(kernel, alpha, dkernel)
+        if dalpha is not None:
+            # An optimizer steps on the kernel in place. Made to wait for dalpha, which reads the old kernel, it needs
+            # no copy of it: 6 of 28 MB of a client's memory with the 1.6 million parameters of `simple_cnn` on CPU.
+            dkernel = dkernel + 0.0 * dalpha
+        dx, dbeta = through(x, beta, multiply(product.input_gradient, gradient, kernel_operand))
+        return dx, dkernel, dbeta, dalpha
+
+    run.defvjp(run_forward, run_backward)
+    return run(x, kernel, beta, alpha)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from fedjax8.numerics import scales, straight_through
 from fedjax8.numerics.formats import Format

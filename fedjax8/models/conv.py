@@ -125,7 +125,7 @@ def geometry_of(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Geometry | None:
-    """What the forms of this file have to know of a convolution of arrays of these shapes; None if they do not cover it.
+    """What the forms of this file know of a convolution of arrays of these shapes, or None if they do not cover it.
 
     Arguments as for `conv_general_dilated`.
     """

@@ -199,7 +199,7 @@ def simulate(
 
 
 def zero_counts(found: list[Discovery]) -> tuple[dict, dict]:
-    """Zero counts of every channel and zeros for all that is measured, in the structure that a round takes and returns."""
+    """Zero counts of every channel and zeros for what is measured, in the structure that a round takes and returns."""
     measured = {name: ratio for d in found for name, ratio in d.measured.items()}
     return {d.channel: np.int32(0) for d in found}, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), measured)
 

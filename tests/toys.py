@@ -21,7 +21,7 @@ LEARNING_RATE = 0.1
 def quadratic(start: float = 0.0) -> Model:
     """The model x with loss a/2 (x - b)^2 on rows with columns a and b; its parameter is a scalar at `params/x`."""
 
-    def apply(variables, batch, *, key=None, train=False, layer_input=None):
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
         return jnp.broadcast_to(variables.params["x"], batch["a"].shape), variables.state
 
     return Model(

@@ -50,6 +50,14 @@ def on_grid(x, alpha):
     return scaled.astype(np.float32).astype(ml_dtypes.float8_e4m3fnuz).astype(np.float64) * (alpha / 240.0)
 
 
+def same_patches(x, size):
+    """`[B, H, W, size * size * C]`: the windows of a convolution with stride 1 and zeros around the image."""
+    edge = size // 2
+    padded = np.pad(x, [(0, 0), (edge, edge), (edge, edge), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(*x.shape[:-1], -1)
+
+
 @pytest.mark.parametrize("make", [lambda: from_linen(Small()), lambda: from_nnx(SmallNNX)], ids=["linen", "nnx"])
 def test_each_layer_gets_a_clip_for_its_kernel_and_one_for_its_input(make, batch):
     base, model = make(), qat(make())
@@ -64,28 +72,28 @@ def test_each_layer_gets_a_clip_for_its_kernel_and_one_for_its_input(make, batch
 
 @pytest.mark.parametrize("make", [lambda: from_linen(Small()), lambda: from_nnx(SmallNNX)], ids=["linen", "nnx"])
 def test_the_forward_pass_runs_on_the_grid(make, batch):
-    """Against NumPy for the dense layer; the convolution by quantized inputs and kernel fed to the plain one."""
-    base, model = make(), qat(make())
+    """Layer by layer: what the quantized model itself put in and got out, against NumPy in float64."""
+    model = qat(make())
     variables = model.init(jax.random.key(1), batch)
-    p = jax.tree.map(np.asarray, variables.params)
-    conv = {"kernel": on_grid(p["conv"]["kernel"], p["conv"]["kernel_clip"]), "bias": p["conv"]["bias"]}
-    hidden = {}
+    seen = {}
 
-    def remember(path, x):
-        hidden[path] = x
-        return x
+    def remember(path, product, x, kernel):
+        y = product.forward(x, kernel)
+        seen[path] = [np.asarray(v) for v in (x, kernel, y)]
+        return y
 
-    rounded = {"conv": conv, "dense": {"kernel": p["dense"]["kernel"], "bias": p["dense"]["bias"]}}
-    rounded = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rounded)
-    seen = batch | {"x": jnp.asarray(on_grid(batch["x"], p["conv"]["input_clip"]), jnp.float32)}
-    base.apply(Variables(rounded, {}), seen, layer_input=remember)
-    dense_in = on_grid(hidden["dense"], p["dense"]["input_clip"])
-    expected = dense_in @ on_grid(p["dense"]["kernel"], p["dense"]["kernel_clip"]) + p["dense"]["bias"]
-    outputs, _ = model.apply(variables, batch)
-    # The two convolutions sum in different orders, so an input of the dense layer within a rounding of the middle
-    # between two grid points may fall on the other side: a few outputs then differ by one grid step times a weight.
-    np.testing.assert_allclose(outputs, expected, atol=0.03)
-    assert np.median(np.abs(outputs - expected)) < 1e-5
+    outputs, _ = model.apply(variables, batch, multiply=remember)
+    assert list(seen) == ["conv", "dense"]
+    for path, (x, kernel, y) in seen.items():
+        node = variables.params[path]
+        np.testing.assert_array_equal(kernel, node["kernel"])  # the layer's own numbers arrive unrounded
+        x, kernel = on_grid(x, float(node["input_clip"])), on_grid(kernel, float(node["kernel_clip"]))
+        patches = x if path == "dense" else same_patches(x, 3)
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+        # float32: every factor is off by three roundings of 2^-24, every partial sum by one more
+        bound = (kernel.shape[0] + 6) * 2.0**-24 * (np.abs(patches) @ np.abs(kernel))
+        assert np.all(np.abs(y - patches @ kernel) <= bound)
+    np.testing.assert_allclose(outputs, seen["dense"][2] + variables.params["dense"]["bias"], rtol=2.0**-23)
 
 
 def test_without_quantizers_it_is_the_model_itself(batch):

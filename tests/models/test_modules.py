@@ -1,4 +1,4 @@
-"""flax modules, linen and nnx, as models: parameters, state, randomness, the hook on layer inputs."""
+"""flax modules, linen and nnx, as models: parameters, state, randomness, the hook on layer products."""
 
 import importlib
 
@@ -61,9 +61,7 @@ def test_parameters_and_state_are_told_apart(model, batch):
 
 def test_training_moves_the_running_mean_towards_the_batch(model, batch):
     variables = model.init(jax.random.key(0), batch)
-    seen = {}
     _, state = model.apply(variables, batch, key=jax.random.key(1), train=True)
-    model.apply(variables, batch, layer_input=lambda path, x: seen.setdefault(path, x))
     (mean,) = (np.asarray(x) for n, x in trees.named_leaves(state).items() if n.endswith("mean"))
     first = next(iter(variables.params[k] for k in ("Dense_0", "first") if k in variables.params))
     hidden = np.asarray(batch["x"]) @ np.asarray(first["kernel"]) + np.asarray(first["bias"])
@@ -86,18 +84,27 @@ def test_dropout_is_a_function_of_the_key(model, batch):
     assert np.any(np.asarray(run(jax.random.key(1)) != run(jax.random.key(2))))
 
 
-def test_the_hook_sees_every_layer_and_replaces_its_input(model, batch):
+def test_the_hook_sees_every_layer_and_replaces_its_product(model, batch):
     variables = model.init(jax.random.key(0), batch)
-    paths = []
+    layers = [p for p in (variables.params.get(k) for k in ("Dense_0", "first", "Dense_1", "last")) if p]
+    seen = []
 
-    def zero(path, x):
-        paths.append(path)
-        return 0.0 * x
+    def zero(path, product, x, kernel):
+        seen.append((path, x, kernel))
+        return 0.0 * product.forward(x, kernel)
 
-    outputs, _ = model.apply(variables, batch, layer_input=zero)
-    assert len(paths) == 2
-    last = next(variables.params[k] for k in ("Dense_1", "last") if k in variables.params)
-    np.testing.assert_array_equal(outputs, np.broadcast_to(last["bias"], (8, 3)))
+    outputs, _ = model.apply(variables, batch, multiply=zero)
+    assert [variables.params[path] for path, *_ in seen] == layers
+    np.testing.assert_array_equal(seen[0][1], batch["x"])
+    for (*_, kernel), layer in zip(seen, layers, strict=True):
+        np.testing.assert_array_equal(kernel, layer["kernel"])
+    np.testing.assert_array_equal(outputs, np.broadcast_to(layers[1]["bias"], (8, 3)))
+
+
+def test_a_hook_that_only_forwards_changes_nothing(model, batch):
+    variables = model.init(jax.random.key(0), batch)
+    forwarded, _ = model.apply(variables, batch, multiply=lambda path, product, x, kernel: product.forward(x, kernel))
+    np.testing.assert_array_equal(forwarded, model.apply(variables, batch)[0])
 
 
 def test_gradients_flow_under_vmap_over_clients(model, batch):

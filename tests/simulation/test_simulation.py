@@ -84,7 +84,7 @@ def with_counter(toys):
     """The quadratic with a state that counts the training batches it saw."""
     model = toys.quadratic()
 
-    def apply(variables, batch, *, key=None, train=False, layer_input=None):
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
         outputs, _ = model.apply(variables, batch)
         return outputs, {"seen": variables.state["seen"] + 1.0 if train else variables.state["seen"]}
 

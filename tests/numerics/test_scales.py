@@ -8,6 +8,7 @@ import pytest
 
 from fedjax8.errors import UserError
 from fedjax8.numerics import FORMATS, MIN_ALPHA, bits, decode, encode, get_format, max_abs, quantize, scale_for
+from fedjax8.numerics.scales import cell
 
 EPS = 2.0**-24  # relative error of one float32 rounding
 FORMAT_LIST = tuple(FORMATS.values())
@@ -220,6 +221,66 @@ def test_law_10_the_error_of_an_average_shrinks_with_its_size():
             errors[count] = ((total / count - x) ** 2).mean() / nearest
     for count, ratio in errors.items():
         assert ratio == pytest.approx(2 / count, rel=0.02)
+
+
+# The cell of a value: the two values of the grid that it lies between.
+
+
+def inside_every_cell(alpha, fmt):
+    """Two points inside each cell of the grid, of alternating sign, and the ends of their cells, in float64."""
+    grid = magnitudes(fmt) * (np.float64(np.float32(alpha)) / fmt.max)
+    share = np.array([[0.05], [0.8]])  # far from the ends, where float32 may see the next cell
+    x = (grid[:-1] + share * np.diff(grid)) * (-1.0) ** np.arange(len(grid) - 1)
+    return x.astype(np.float32), *(np.broadcast_to(ends, x.shape) for ends in (grid[:-1], grid[1:]))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("fmt", FORMAT_LIST, ids=lambda f: f.name)
+def test_the_ends_of_a_cell_are_the_neighbors_in_the_sorted_grid(fmt, alpha):
+    """Every cell of the grid, against all values of the ml_dtypes type; three roundings as in law 2."""
+    x, below, above = inside_every_cell(alpha, fmt)
+    low, high = (np.asarray(end).astype(np.float64) for end in cell(x, np.float32(alpha), fmt))
+    np.testing.assert_allclose(low, below, rtol=3 * EPS)
+    np.testing.assert_allclose(high, above, rtol=3 * EPS)
+    assert ((low <= np.abs(x)) & (np.abs(x) <= high)).all()
+
+
+@pytest.mark.parametrize("fmt", FORMAT_LIST, ids=lambda f: f.name)
+def test_beyond_the_clip_both_ends_of_the_cell_are_the_clip(fmt):
+    for alpha in np.float32(ALPHAS):
+        for end in cell(alpha * np.float32([1.001, -3.0, np.inf]), alpha, fmt):
+            np.testing.assert_array_equal(np.asarray(end), alpha)
+
+
+@pytest.mark.parametrize("fmt", FORMAT_LIST, ids=lambda f: f.name)
+def test_a_value_on_the_grid_is_an_end_of_its_cell(fmt):
+    """The lower end where scaling is exact; else the scaled value may fall short by a rounding, and it is the upper."""
+    codes = np.arange(fmt.max_code + 1, dtype=np.uint8)
+    for alpha in np.float32(fmt.max) * np.float32(2.0) ** np.arange(-20, 21, 8, dtype=np.float32):
+        x = np.asarray(decode(codes, alpha, fmt))
+        low, high = map(np.asarray, cell(-x, alpha, fmt))
+        np.testing.assert_array_equal(low, x)
+        np.testing.assert_array_equal(high, np.append(x[1:], alpha))
+    for alpha in np.float32(ALPHAS):
+        x = np.asarray(decode(codes, alpha, fmt))
+        low, high = map(np.asarray, cell(x, alpha, fmt))
+        np.testing.assert_array_equal((x - low) * (high - x), 0.0)
+        assert ((low == x) | (high == x)).all()
+
+
+@pytest.mark.parametrize("fmt", FORMAT_LIST, ids=lambda f: f.name)
+def test_the_cell_gives_the_variance_of_stochastic_rounding(fmt):
+    """4 * 10**4 draws of each of some 30 values. (Q - x)^2 takes two values, s^2 f^2 and s^2 (1 - f)^2, and has the
+    standard error s^2 |1 - 2 f| sqrt(f (1 - f) / draws); 4.5 of them are allowed, and 10**-5 s^2 for rounding."""
+    count, alpha = 40_000, np.float32(0.37)
+    x = inside_every_cell(alpha, fmt)[0][:, 3::8].reshape(-1)
+    low, high = (np.asarray(end).astype(np.float64) for end in cell(x, alpha, fmt))
+    variance = (np.abs(x) - low) * (high - np.abs(x))
+    draws = np.asarray(decode(encode(np.tile(x, (count, 1)), alpha, fmt, jax.random.key(11)), alpha, fmt))
+    step, fraction = high - low, (np.abs(x) - low) / (high - low)
+    error = step**2 * np.abs(1 - 2 * fraction) * np.sqrt(fraction * (1 - fraction) / count)
+    got = ((draws.astype(np.float64) - x) ** 2).mean(0)
+    assert (np.abs(got - variance) <= 4.5 * error + 1e-5 * step**2).all()
 
 
 # Edges.

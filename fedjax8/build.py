@@ -125,14 +125,15 @@ def build_augment(names: tuple[str, ...]) -> Callable | None:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The clients' optimizer, with decay of kernels (not of biases, norms or clips) in front if asked for."""
-    optimizer = build_component("config.client.optimizer", config.optimizer, SEAMS["optimizer"])
-    if not config.weight_decay:
-        return optimizer
+    """The clients' optimizer. Only kernels decay: by `weight_decay`, in front of it, and by its own decay if it takes a
+    `mask` (`adamw`, `lion`, `lamb`), so that biases, norms and clips do not."""
 
     def kernels(params):
         return jax.tree.map(lambda x: x.ndim > 1, params)
 
+    optimizer = build_component("config.client.optimizer", config.optimizer, SEAMS["optimizer"], mask=kernels)
+    if not config.weight_decay:
+        return optimizer
     return optax.chain(optax.add_decayed_weights(config.weight_decay, kernels), optimizer)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from fedjax8.data.features import FeatureSettings, compute_features, feature_shape, preset
 from fedjax8.data.federated import Dataset
 from fedjax8.data.readers import read_wav
-from fedjax8.data.sources._build import build_dataset
+from fedjax8.data.sources._build import build_dataset, channel_stats
 from fedjax8.data.sources._cache import cache_folders, cache_key, cached_array
 from fedjax8.data.sources._files import data_directory, missing_set
 from fedjax8.errors import UserError
@@ -57,10 +57,11 @@ def speech_commands(
     test: str = "testing",
     cache: bool = True,
 ) -> Dataset:
-    """Speech Commands with x [N, frames, coefficients, 1] float32, y the place of the word among the sorted words.
+    """Speech Commands with x [N, frames, coefficients] float32, y the place of the word among the sorted words.
 
     Rows are sorted by word, then by file name. Owners number the sorted speakers of the whole folder, whatever the
-    words chosen, so they agree between training and test rows. Mean and deviation are measured on the training rows.
+    words chosen, so they agree between training and test rows. Mean and deviation are measured on the training rows,
+    for each coefficient: the loudness would drown the others.
 
     Args:
         data_dir: holds `speech_commands_v0.02/` or `speech_commands/`, or is that folder; None for `$FEDJAX8_DATA`.
@@ -87,8 +88,9 @@ def speech_commands(
         arrays[f"x_{key}"] = _features(folder, rows, f"{_NAME}-{part}-{features}", settings, cache)
         arrays[f"y_{key}"] = np.array([label_of[clip.word] for clip in rows], np.int32)
         arrays[f"client_{key}"] = np.array([owner_of[clip.speaker] for clip in rows], np.int32)
-    row_shape = (*feature_shape(settings.sample_rate, settings), 1)
-    return build_dataset(_NAME, str(folder), arrays, num_classes=len(chosen), row_shape=row_shape)
+    row_shape = feature_shape(settings.sample_rate, settings)
+    mean, std = channel_stats(arrays["x_train"][:, :, None, :], str(folder))
+    return build_dataset(_NAME, str(folder), arrays, num_classes=len(chosen), row_shape=row_shape, mean=mean, std=std)
 
 
 def _find_folder(root: Path) -> Path:

@@ -67,7 +67,7 @@ def widened_product(multiply: Callable[[Array, Array], Array], x_shape: tuple, k
     """The `Product` of any bilinear function of float32 arrays, its transposes found by JAX."""
 
     def wide(x: Array) -> Array:
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(jnp.float32 if _is_8_bit(x) else jnp.promote_types(x.dtype, jnp.float32))
 
     def gradient(of: int, shape: tuple, fixed: Array, dy: Array) -> Array:
         place = lambda v: multiply(v, wide(fixed)) if of == 0 else multiply(wide(fixed), v)

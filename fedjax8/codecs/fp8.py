@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax8 import trees
 from fedjax8.numerics import formats, scales
@@ -22,6 +23,9 @@ from fedjax8.types import Array, Codec, PyTree, Ratio
 
 ROUNDINGS = ("stochastic", "nearest")
 CLIPS = ("learnt", "raised", "max")
+BEYOND = np.float32(1 + 2.0**-18)
+"""A value counts as clipped beyond this many alphas: within it, as an average of values that are alpha may lie by float32
+rounding, stochastic rounding takes it for alpha itself (see `numerics.rounding`)."""
 
 
 class Quantized(NamedTuple):
@@ -126,7 +130,7 @@ def fp8(
         def total(f):
             return sum(jnp.sum(f(name), dtype=jnp.float32) for name in alphas)
 
-        clipped = total(lambda n: jnp.abs(leaves[n]) > scales.floor_alpha(alphas[n]))
+        clipped = total(lambda n: jnp.abs(leaves[n]) > scales.floor_alpha(alphas[n]) * BEYOND)
         count = jnp.float32(sum(leaves[n].size for n in alphas))
         error, norm = total(lambda n: jnp.square(got[n] - leaves[n])), total(lambda n: jnp.square(leaves[n]))
         return {"clipped_fraction": Ratio(clipped, count), "quantization_error": Ratio(error, norm)}

@@ -10,7 +10,9 @@ W6: 100 clients of 600 images 28x28, 10 a round, 30 steps of batch 20, LeNet-5 w
 The floor of a round is the multiply-adds of its dense and convolution layers (forward and both gradients, without the
 input gradient of the first layer) over the rate of large float32 matrix products on the whole machine. That rate is
 measured in the same process right before and after each round, so that a machine whose speed drifts does not spoil the
-ratio. Each workload runs in a process of its own, so that its peak memory is its own.
+ratio. Each workload runs in a process of its own, so that its peak memory is its own; several precisions, as in
+`--precision=float32,fp8`, take turns round by round in one process, each is compared with the first pair by pair, and
+the peak is that of all together.
 """
 
 import functools
@@ -28,7 +30,9 @@ from typing import Any
 from absl import app, flags
 
 _WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], "What to run: W1, W2, W6.")
-_PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "fp8"], "fp8: QAT and FP8 messages both ways.")
+_PRECISION = flags.DEFINE_list(
+    "precision", ["float32"], "float32, fp8 (QAT and FP8 messages both ways), or both in turn."
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds; the median is reported.", lower_bound=1)
 _CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.")
 _JSON = flags.DEFINE_string("json", None, "Write the results there.")
@@ -63,6 +67,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "parameters": 61_706,
     },
 }
+PRECISIONS = ("float32", "fp8")
 LEARNING_RATE = 0.1
 MATMUL_SIZE = 1024
 CLOCK_SECONDS = 0.25
@@ -158,21 +163,12 @@ def peak_memory_bytes() -> int:
     return int(stats.get("peak_bytes_in_use", 0)) or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def run_workload(name: str, precision: str, rounds: int, chunk: int) -> dict[str, Any]:
-    """Measures one workload in this process."""
-    from fedjax8.train import set_up_devices
-
-    set_up_devices(None)
+def prepare(workload: dict[str, Any], precision: str, chunk: int) -> tuple[Callable[[], float], int]:
+    """(a function that runs one more round and returns its seconds, the round's multiply-adds)."""
     import jax
 
     from fedjax8.build import build
 
-    compiling: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiling.append(seconds) if event in COMPILE_EVENTS else None
-    )
-
-    workload = WORKLOADS[name]
     experiment = build(experiment_config(workload, precision, chunk))
     simulation = experiment.simulation
     state = simulation.init()
@@ -183,40 +179,67 @@ def run_workload(name: str, precision: str, rounds: int, chunk: int) -> dict[str
     batch["mask"] = jax.ShapeDtypeStruct((workload["batch"],), "float32")
     layers = layer_multiply_adds(experiment.model, variables, batch)
     steps = math.ceil(workload["examples"] / workload["batch"]) * workload["cohort"]
-    multiply_adds = steps * (3 * sum(layers) - layers[0])
 
-    def one_round():
+    def one_round() -> float:
         nonlocal state
         begun = time.perf_counter()
         state, _ = simulation.run_round(state)
         jax.block_until_ready(state.server)
         return time.perf_counter() - begun
 
-    compiling.clear()
-    one_round()
-    compile_seconds, clock = sum(compiling), matmul_clock()
-    one_round()
-    times, floors, before = [], [], clock()
+    return one_round, steps * (3 * sum(layers) - layers[0])
+
+
+def run_workload(name: str, precisions: list[str], rounds: int, chunk: int) -> list[dict[str, Any]]:
+    """Measures one workload in this process, in each precision, round by round in turn."""
+    from fedjax8.train import set_up_devices
+
+    set_up_devices(None)
+    import jax
+
+    compiling: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiling.append(seconds) if event in COMPILE_EVENTS else None
+    )
+    workload = WORKLOADS[name]
+    runs, works, compile_seconds = [], [], []
+    for precision in precisions:
+        one_round, multiply_adds = prepare(workload, precision, chunk)
+        compiling.clear()
+        one_round()
+        compile_seconds.append(sum(compiling))
+        one_round()
+        runs.append(one_round)
+        works.append(multiply_adds)
+    clock = matmul_clock()
+    times, floors, before = [[] for _ in runs], [[] for _ in runs], clock()
     for _ in range(rounds):
-        times.append(one_round())
-        after = clock()
-        floors.append(2 * multiply_adds / (before + after))
-        before = after
-    seconds, floor = statistics.median(times), statistics.median(floors)
-    return {
-        "workload": name,
-        "precision": precision,
-        "platform": jax.default_backend(),
-        "devices": jax.local_device_count(),
-        "seconds_per_round": seconds,
-        "floor_seconds": floor,
-        "floor_ratio": statistics.median(t / f for t, f in zip(times, floors, strict=True)),
-        "clients_per_second": workload["cohort"] / seconds,
-        "samples_per_second": workload["cohort"] * workload["examples"] / seconds,
-        "matmul_gflops": 2e-9 * multiply_adds / floor,
-        "compile_seconds": compile_seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
+        for i, one_round in enumerate(runs):
+            times[i].append(one_round())
+            after = clock()
+            floors[i].append(2 * works[i] / (before + after))
+            before = after
+    peak = peak_memory_bytes()
+
+    def result(i: int) -> dict[str, Any]:
+        seconds, floor = statistics.median(times[i]), statistics.median(floors[i])
+        return {
+            "workload": name,
+            "precision": precisions[i],
+            "platform": jax.default_backend(),
+            "devices": jax.local_device_count(),
+            "seconds_per_round": seconds,
+            "floor_seconds": floor,
+            "floor_ratio": statistics.median(t / f for t, f in zip(times[i], floors[i], strict=True)),
+            "ratio_to_first": statistics.median(t / f for t, f in zip(times[i], times[0], strict=True)),
+            "clients_per_second": workload["cohort"] / seconds,
+            "samples_per_second": workload["cohort"] * workload["examples"] / seconds,
+            "matmul_gflops": 2e-9 * works[i] / floor,
+            "compile_seconds": compile_seconds[i],
+            "peak_memory_bytes": peak,
+        }
+
+    return [result(i) for i in range(len(runs))]
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -225,7 +248,7 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(
-        "workload", "precision", "s/round", "floor s", "ratio", "clients/s", "samples/s", "compile s", "peak MB"
+        "workload", "precision", "s/round", "floor s", "to floor", "to first", "clients/s", "compile s", "peak MB"
     )
     for r in results:
         table.add_row(
@@ -234,8 +257,8 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{r['seconds_per_round']:.3f}",
             f"{r['floor_seconds']:.3f}",
             f"{r['floor_ratio']:.2f}",
+            f"{r['ratio_to_first']:.2f}",
             f"{r['clients_per_second']:.0f}",
-            f"{r['samples_per_second']:.0f}",
             f"{r['compile_seconds']:.1f}",
             f"{r['peak_memory_bytes'] / 1e6:.0f}",
         )
@@ -245,19 +268,21 @@ def show(results: list[dict[str, Any]]) -> None:
 def main(argv: list[str]) -> None:
     """Runs every workload in its own process and collects what they print."""
     unknown = sorted(set(_WORKLOADS.value) - set(WORKLOADS))
-    if argv[1:] or unknown:
-        sys.exit(f"bench: unknown {', '.join(argv[1:] + unknown)}; workloads are {', '.join(WORKLOADS)}")
+    unknown += [precision for precision in _PRECISION.value if precision not in PRECISIONS]
+    if argv[1:] or unknown or not _PRECISION.value:
+        allowed = f"workloads are {', '.join(WORKLOADS)}, precisions {', '.join(PRECISIONS)}"
+        sys.exit(f"bench: unknown {', '.join(argv[1:] + unknown) or 'precision'}; {allowed}")
     if _WORKER.value:
         print(json.dumps(run_workload(_WORKLOADS.value[0], _PRECISION.value, _ROUNDS.value, _CHUNK.value)))
         return
     results = []
     for name in _WORKLOADS.value:
-        settings = [f"--precision={_PRECISION.value}", f"--rounds={_ROUNDS.value}", f"--chunk={_CHUNK.value}"]
+        settings = [f"--precision={','.join(_PRECISION.value)}", f"--rounds={_ROUNDS.value}", f"--chunk={_CHUNK.value}"]
         command = [sys.executable, os.path.abspath(__file__), "--worker", f"--workloads={name}", *settings]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(f"bench: {name} failed; its message is above")
-        results.append(json.loads(done.stdout.splitlines()[-1]))
+        results += json.loads(done.stdout.splitlines()[-1])
     show(results)
     if _JSON.value:
         with open(_JSON.value, "w") as file:

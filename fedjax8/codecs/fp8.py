@@ -24,8 +24,8 @@ from fedjax8.types import Array, Codec, PyTree, Ratio
 ROUNDINGS = ("stochastic", "nearest")
 CLIPS = ("learnt", "raised", "max")
 BEYOND = np.float32(1 + 2.0**-18)
-"""A value counts as clipped beyond this many alphas: within it, as an average of values that are alpha may lie by float32
-rounding, stochastic rounding takes it for alpha itself (see `numerics.rounding`)."""
+"""A value counts as clipped beyond this many alphas. Within it, where an average of values that are alpha may lie by
+float32 rounding, stochastic rounding takes it for alpha itself (see `numerics.rounding`)."""
 
 
 class Quantized(NamedTuple):

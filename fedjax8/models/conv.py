@@ -61,9 +61,13 @@ class Geometry(NamedTuple):
     precision: Any
     on_cpu: bool
 
-    def lift(self, x: Array, kernel: Array) -> tuple[Array, Array]:
-        """Images and kernel with the axes that a one-dimensional convolution lacks."""
-        return x.reshape(len(x), *self.image, x.shape[-1]), kernel.reshape(*self.kernel, *kernel.shape[-2:])
+    def images(self, x: Array) -> Array:
+        """x with the axis that a one-dimensional convolution lacks."""
+        return x.reshape(len(x), *self.image, x.shape[-1])
+
+    def taps(self, kernel: Array) -> Array:
+        """The kernel likewise."""
+        return kernel.reshape(*self.kernel, *kernel.shape[-2:])
 
 
 def conv_general_dilated(
@@ -107,9 +111,8 @@ def conv_general_dilated(
     geometry = geometry_of(lhs, rhs, **settings)
     if geometry is None or lhs.dtype.itemsize < 2 or result.dtype != lhs.dtype:
         return lax.conv_general_dilated(lhs, rhs, **settings)
-    images, kernel = geometry.lift(lhs, rhs)
     form = depthwise if 1 < feature_group_count == lhs.shape[-1] else _forward
-    return form(geometry, images, kernel).reshape(result.shape)
+    return form(geometry, geometry.images(lhs), geometry.taps(rhs)).reshape(result.shape)
 
 
 def geometry_of(

@@ -89,27 +89,25 @@ def conv_product(multiply: Callable[..., Array], x: Array, kernel: Array, **sett
     geometry = conv.geometry_of(x, kernel, **settings)
     if geometry is None or geometry.groups > 1:
         return plain
-    y = jax.eval_shape(plain.forward, x, kernel).shape
+    x_shape, kernel_shape = x.shape, kernel.shape
+    y_shape = jax.eval_shape(plain.forward, x, kernel).shape
+
+    def forward(x, kernel):
+        return conv.forward_patches(geometry, geometry.images(x), geometry.taps(kernel)).reshape(y_shape)
+
+    def input_gradient(dy, kernel):
+        return conv.input_gradient_taps(geometry, in_2d(dy), geometry.taps(kernel)).reshape(x_shape)
+
+    def kernel_gradient(x, dy):
+        return conv.kernel_gradient_patches(geometry, geometry.images(x), in_2d(dy)).reshape(kernel_shape)
+
+    def in_2d(dy):
+        return dy.reshape(len(dy), *geometry.output, dy.shape[-1])
 
     def choose(by_patches, otherwise):
         return lambda a, b: by_patches(a, b) if _is_8_bit(a) else otherwise(a, b)
 
-    def lifted(dy):
-        return dy.reshape(len(dy), *geometry.output, dy.shape[-1])
-
-    return Product(
-        choose(lambda v, k: conv.forward_patches(geometry, *geometry.lift(v, k)).reshape(y), plain.forward),
-        choose(
-            lambda dy, k: conv.input_gradient_taps(geometry, lifted(dy), geometry.lift(x, k)[1]).reshape(x.shape),
-            plain.input_gradient,
-        ),
-        choose(
-            lambda v, dy: conv.kernel_gradient_patches(geometry, geometry.lift(v, kernel)[0], lifted(dy)).reshape(
-                kernel.shape
-            ),
-            plain.kernel_gradient,
-        ),
-    )
+    return Product(*map(choose, (forward, input_gradient, kernel_gradient), plain))
 
 
 # What flax calls instead of `lax.dot_general` and `lax.conv_general_dilated`, while a layer's product is handed over.

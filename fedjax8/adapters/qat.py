@@ -102,11 +102,12 @@ def qat(
     eight_bit = compute != "simulated"
 
     def layer_paths(variables: Variables, batch) -> dict[str, jax.Array]:
-        """Path of every layer with a kernel, with the largest magnitude of its input on this batch."""
+        """Path of every layer with a kernel, with the largest finite magnitude of its input on this batch."""
         seen: dict[str, jax.Array] = {}
 
         def record(path, product, x, kernel):
-            seen[path] = jnp.maximum(seen.get(path, 0.0), scales.max_abs(x))
+            finite = jnp.where(jnp.isfinite(x), x, 0.0)  # one bad row must not spoil a clip that everyone receives
+            seen[path] = jnp.maximum(seen.get(path, 0.0), scales.max_abs(finite))
             return product.forward(x, kernel)
 
         model.apply(variables, batch, multiply=record)

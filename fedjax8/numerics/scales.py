@@ -147,8 +147,8 @@ def decode(codes: jax.Array, alpha: jax.Array, fmt: str | Format) -> jax.Array:
 def cell(x: jax.Array, alpha: jax.Array, fmt: str | Format) -> tuple[jax.Array, jax.Array]:
     """The values of the scaled grid around |x|: `low <= min(|x|, alpha) <= high`, up to float32 rounding.
 
-    Both are alpha where |x| >= alpha, and low is |x| where x lies on the grid. Stochastic rounding of x has the
-    variance `(|x| - low) * (high - |x|)`.
+    Where x lies on the grid, one of them is |x| (low, unless scaling falls a rounding short of it); both are alpha well
+    beyond alpha. Stochastic rounding of x has the variance `(|x| - low) * (high - |x|)`.
 
     Returns:
       Two float32 arrays of the shape of `x`. Their gradients are zero.

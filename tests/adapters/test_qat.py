@@ -182,3 +182,12 @@ def test_a_quantized_model_learns(batch):
 def test_an_unknown_format_is_named_with_the_nearest_one():
     with pytest.raises(ValueError, match=r"e4m3fm.*e4m3fn"):
         qat(from_linen(Small()), "e4m3fm")
+
+
+def test_a_row_that_is_not_finite_does_not_spoil_the_clips(batch):
+    model = qat(from_linen(Small()))
+    x = batch["x"].at[0, 0, 0, 0].set(jnp.nan).at[1, 2, 2, 1].set(jnp.inf)
+    clips = {n: float(x) for n, x in trees.named_leaves(model.init(jax.random.key(0), batch | {"x": x}).params).items()
+             if trees.is_clip(n)}  # fmt: skip
+    assert len(clips) == 4 and all(np.isfinite(clip) and clip > 0 for clip in clips.values())
+    assert clips["conv/input_clip"] == float(np.abs(x, where=np.isfinite(x), out=np.zeros(x.shape)).max())

@@ -77,7 +77,7 @@ def uq_plus(
 
     Args:
       objective: `expected`, `det` or `rand`, see `objective_function`.
-      points: clips tried per tensor, between the clients' smallest and largest.
+      points: clips tried per tensor, from the clients' smallest to their largest (1: the smallest alone).
       grad_steps: steps on the weights before each search of the clip.
       step_size: of those steps, above 0.
       alternations: how often steps and search are repeated.

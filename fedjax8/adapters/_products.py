@@ -87,11 +87,12 @@ def quantized_product(
 
         dkernel = multiply(product.kernel_gradient, x_operand, gradient)
         dkernel, dalpha = through(kernel, alpha, dkernel)
-        if dalpha is not None:
-            # An optimizer steps on the kernel in place. Made to wait for dalpha, which reads the old kernel, it needs
-            # no copy of it: 6 of 28 MB of a client's memory with the 1.6 million parameters of `simple_cnn` on CPU.
-            dkernel = dkernel + 0.0 * dalpha
         dx, dbeta = through(x, beta, multiply(product.input_gradient, gradient, kernel_operand))
+        if dalpha is not None:
+            # Both wait for dalpha, which reads the old kernel. The optimizer, so that it steps on the kernel in place,
+            # without a copy; the layers before, because this one has then freed its memory for them. With the 1.6
+            # million parameters of `simple_cnn` on CPU, a client takes 29.1, 24.7 (kernel waits) or 22.6 MB (both).
+            dkernel, dx = dkernel + 0.0 * dalpha, dx + 0.0 * dalpha
         return dx, dkernel, dbeta, dalpha
 
     run.defvjp(run_forward, run_backward)

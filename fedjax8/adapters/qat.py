@@ -11,6 +11,8 @@ The model's file is not touched: the product of each layer is replaced through `
 Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`) stay as they are.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 
@@ -63,7 +65,8 @@ def check_compute(compute: str, fmt: Format, back: Format | None, weights: bool,
         )
     if compute == "native":
         device = jax.local_devices()[0]
-        if float(getattr(device, "compute_capability", 0.0) or 0.0) < CAPABILITY:
+        capability = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))  # not AMD's "gfx942"
+        if capability is None or float(capability[0]) < CAPABILITY:
             raise UserError(
                 f"compute='native' needs a GPU with 8-bit matrix units (NVIDIA compute capability {CAPABILITY} or "
                 f"more), but this is {device.device_kind}; use compute='simulated', which gives the same numbers up to "

@@ -117,11 +117,11 @@ def dot_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | No
     """`plain` (lax's where None) with `multiply` doing the product of the layer at `path`."""
 
     def dot_general(x, kernel, dimension_numbers, precision=None, **settings):
-        if plain in (None, lax.dot_general):
+        if plain in (None, lax.dot_general) and settings.get("preferred_element_type") is None:
             product = dot_product(x.ndim, kernel.ndim, dimension_numbers, precision)
         else:
             settings |= {"dimension_numbers": dimension_numbers, "precision": precision}
-            product = widened_product(functools.partial(plain, **settings), x.shape, kernel.shape)
+            product = widened_product(functools.partial(plain or lax.dot_general, **settings), x.shape, kernel.shape)
         return multiply(path, product, x, kernel)
 
     return dot_general

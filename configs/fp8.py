@@ -10,7 +10,8 @@
              uq_plus   FP8FedAvg-UQ+: the same with the clips of the server's model chosen to err least
              biased    the same as uq with messages rounded to nearest
              no_qat    float32 training, unbiased FP8 messages scaled to each tensor's largest weight; evaluated on the
-                       FP8 grid (the `float32` view is evaluated too)
+                       FP8 grid (the `float32` view is evaluated too). Without clips to tell kernels, every array of two
+                       dimensions or more is quantized: for kwt1 also class token and positions
 
 Which data and models Wang et al. (arXiv 2407.02610) use could not be confirmed, and none of their settings: what
 follows is what the closest public sources have. Vision: 100 clients, 5 local epochs of batch 50, SGD 0.1, weight decay

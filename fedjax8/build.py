@@ -125,16 +125,17 @@ def build_augment(names: tuple[str, ...]) -> Callable | None:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The clients' optimizer. Only kernels decay: by `weight_decay`, in front of it, and by its own decay if it takes a
-    `mask` (`adamw`, `lion`, `lamb`), so that biases, norms and clips do not."""
+    """The clients' optimizer. Biases, norms and clips do not decay, only arrays of two dimensions or more: by
+    `weight_decay`, in front of it, and by its own decay if it takes a mask (`adamw`, `lion`, `lamb`, `lars`)."""
 
-    def kernels(params):
+    def arrays(params):
         return jax.tree.map(lambda x: x.ndim > 1, params)
 
-    optimizer = build_component("config.client.optimizer", config.optimizer, SEAMS["optimizer"], mask=kernels)
+    masks = {"mask": arrays, "weight_decay_mask": arrays}
+    optimizer = build_component("config.client.optimizer", config.optimizer, SEAMS["optimizer"], **masks)
     if not config.weight_decay:
         return optimizer
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, kernels), optimizer)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, arrays), optimizer)
 
 
 def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:

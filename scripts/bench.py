@@ -99,7 +99,7 @@ def experiment_config(workload: dict[str, Any], precision: str, chunk: int) -> A
     return config
 
 
-def layer_multiply_adds(model, variables, batch) -> list[int]:
+def layer_multiply_adds(model: Any, variables: Any, batch: dict[str, Any]) -> list[int]:
     """Multiply-adds of each matrix product and convolution of the forward pass, in order."""
     import jax
 

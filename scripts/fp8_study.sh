@@ -3,8 +3,9 @@
 #   usage: scripts/fp8_study.sh OUT_DIR DATA_DIR [SEEDS]      for example: scripts/fp8_study.sh runs/fp8 data "0 1 2"
 # Runs one after another; start it several times, each with its own seeds, to use more machines.
 set -euo pipefail
-out="$(mkdir -p "$1" && cd "$1" && pwd)"
-data="$(cd "$2" && pwd)"
+usage="usage: scripts/fp8_study.sh OUT_DIR DATA_DIR [SEEDS]"
+out="$(mkdir -p "${1:?$usage}" && cd "$1" && pwd)"
+data="$(cd "${2:?$usage}" && pwd)"
 cd "$(dirname "$0")/.."
 . scripts/environment.sh plot
 for seed in ${3:-0 1 2}; do

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax8.numerics import scales, straight_through
 from fedjax8.numerics.formats import Format
@@ -70,7 +71,8 @@ def quantized_product(
 
     @jax.custom_vjp
     def run(x, kernel, beta, alpha):
-        return multiply(product.forward, forward_operand(x, beta, fmt), forward_operand(kernel, alpha, fmt))
+        y = multiply(product.forward, forward_operand(x, beta, fmt), forward_operand(kernel, alpha, fmt))
+        return y.astype(jnp.result_type(x, kernel))
 
     def run_forward(x, kernel, beta, alpha):
         return run(x, kernel, beta, alpha), (x, kernel, beta, alpha)
@@ -91,9 +93,10 @@ def quantized_product(
         if dalpha is not None:
             # Both wait for dalpha, which reads the old kernel. The optimizer, so that it steps on the kernel in place,
             # without a copy; the layers before, because this one has then freed its memory for them. With the 1.6
-            # million parameters of `simple_cnn` on CPU, a client takes 29.1, 24.7 (kernel waits) or 22.6 MB (both).
+            # million parameters of `simple_cnn` on CPU, a client takes 29.1, 24.7 (kernel waits) or 22.6 MB (both). It
+            # costs an addition; on accelerators it was not measured.
             dkernel, dx = dkernel + 0.0 * dalpha, dx + 0.0 * dalpha
-        return dx, dkernel, dbeta, dalpha
+        return dx.astype(x.dtype), dkernel.astype(kernel.dtype), dbeta, dalpha
 
     run.defvjp(run_forward, run_backward)
     return run(x, kernel, beta, alpha)

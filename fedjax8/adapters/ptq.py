@@ -3,8 +3,8 @@
     training      layer(x, w)
     evaluation    layer(Q(x; max|x|), Q(w; max|w|))          Q rounds to nearest
 
-There is nothing to learn: each tensor's clip is its own largest magnitude, measured where it is used. Compare with
-`qat`, whose training sees the grid.
+There is nothing to learn: each tensor's clip is its own largest magnitude, measured where it is used (for inputs: over
+the evaluation batch). Compare with `qat`, whose training sees the grid.
 """
 
 import jax

@@ -8,10 +8,11 @@ clips stay float32. Grid and gradients: Kuzmin et al., arXiv 2208.09225, section
 al. (arXiv 2407.02610) use the same, and the initial values, is inferred.
 
 The model's file is not touched: the product of each layer is replaced through `multiply` (see `types.Model.apply`).
-Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`) stay as they are.
+Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`) stay as they are, with a warning.
 """
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def qat(
 
     Args:
       model: any model whose dense and convolution layers ask `multiply` (`from_linen`, `from_nnx`).
-      format: grid of weights and inputs: `e4m3fnuz` (that of the FP8 papers), `e4m3fn` or `e5m2`.
+      format: grid of weights and inputs: `e4m3fnuz` (with a clip, that of Kuzmin et al.), `e4m3fn` or `e5m2`.
       weights: quantize kernels.
       activations: quantize layer inputs.
       gradients: None, or the format (`e5m2`) to which the gradient of a layer's product is rounded before it is
@@ -98,6 +99,10 @@ def qat(
         any device, slowly.
 
     Adds the view `float32`: the same parameters without quantization. Keeps clips at least `MIN_ALPHA`.
+
+    Raises:
+      UserError: for settings that do not go together; when the model is initialized, if it has no layer to quantize or
+        hides its layers in `nn.scan`, `nn.remat` or a recurrent layer.
     """
     fmt = formats.get_format(format)
     back = None if gradients is None else formats.get_format(gradients)
@@ -113,7 +118,18 @@ def qat(
             seen[path] = jnp.maximum(seen.get(path, 0.0), scales.max_abs(finite))
             return product.forward(x, kernel)
 
-        model.apply(variables, batch, multiply=record)
+        try:
+            model.apply(variables, batch, multiply=record)
+        except jax.errors.UnexpectedTracerError as error:
+            raise UserError(
+                "qat cannot look into nn.scan, nn.remat or recurrent layers of flax: write the layers out"
+            ) from error
+        if not seen:
+            raise UserError("qat found no dense or convolution layer whose product it could round; use adapter none")
+        left = [n for n, x in trees.named_leaves(variables.params).items() if n.endswith(f"/{KERNEL}") and x.ndim > 1]
+        left = [name for name in left if name.removesuffix(f"/{KERNEL}") not in seen]
+        if left:
+            warnings.warn(f"qat leaves {', '.join(left)} in float32: flax has no seam for their product", stacklevel=2)
         return seen
 
     def init(key, batch):

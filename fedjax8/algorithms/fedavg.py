@@ -3,7 +3,9 @@
     y_i = train(x, client i);      x <- (1 - eta_s) x + eta_s sum_i p_i y_i,      p_i = n_i / sum_j n_j
 
 With `payload="update"` clients send y_i - x instead and the server adds the mean. With the `qat` adapter and `fp8`
-codecs both ways this is FP8FedAvg-UQ (Wang et al., arXiv 2407.02610), and with `refine=uq_plus()` FP8FedAvg-UQ+.
+codecs both ways this is what this project calls FP8FedAvg-UQ, after Wang et al. (arXiv 2407.02610: 8-bit clients and
+messages, float32 server), and with `refine=uq_plus()` FP8FedAvg-UQ+; both names and the details are inferred.
+
 Traffic: one model down, one model up per client and round.
 """
 

@@ -13,7 +13,8 @@ from fedjax8.types import Codec, check_codec
 def chain(codecs: Sequence[Codec]) -> Codec:
     """Codec that applies `codecs` in order, for example a sparsifier and then a quantizer of the kept values.
 
-    Unbiased if each part is: their randomness is independent. No elementwise bound is stated for more than one part.
+    Unbiased if each part is: their randomness is independent. No elementwise bound is stated, and nothing measured, for
+    more than one part.
     """
     if not codecs:
         raise ValueError("chain needs at least one codec")
@@ -40,7 +41,8 @@ def chain(codecs: Sequence[Codec]) -> Codec:
         return message
 
     bound = codecs[0].error_bound if len(codecs) == 1 else None
-    return Codec(init, encode, decode, all(codec.unbiased for codec in codecs), bound)
+    measure = codecs[0].measure if len(codecs) == 1 else lambda tree, decoded: {}
+    return Codec(init, encode, decode, all(codec.unbiased for codec in codecs), bound, measure)
 
 
 def _examples():

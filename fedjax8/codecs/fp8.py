@@ -2,9 +2,10 @@
 
     code = round_to_grid(x * max / alpha),   x^ = code * alpha / max,   E[x^] = clip(x, -alpha, alpha)
 
-This is the message of FP8FedAvg-UQ (Wang et al., arXiv 2407.02610: 8-bit floating-point messages, unbiased
-quantization; the grid with a clip per tensor is that of Kuzmin et al., arXiv 2208.09225). Which tensors are quantized,
-and that clips travel as float32, is this project's choice.
+This is the message of FP8FedAvg-UQ, after Wang et al. (arXiv 2407.02610: clients and messages in 8-bit floating point).
+That messages are rounded without bias is known from second hand, the formula is inferred; the grid with a clip per
+tensor is that of Kuzmin et al. (arXiv 2208.09225). Which tensors are quantized, and that clips travel as float32, is
+this project's choice.
 
 Message layout, in tree order: a quantized leaf becomes its codes (native 8-bit floats, 1 byte each) and, unless a clip
 already stands beside it in the tree, the float32 clip; every other leaf stays float32. A learnt clip is sent once, as
@@ -47,7 +48,7 @@ def fp8(
     """Codec that sends weights in 8 bits.
 
     Args:
-      format: `e4m3fnuz` (the grid of the FP8 papers), `e4m3fn` or `e5m2`.
+      format: `e4m3fnuz` (with a clip, the grid of Kuzmin et al.), `e4m3fn` or `e5m2`.
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
       clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
         them) and falls back to the largest magnitude in top-level entries that hold no clips; `raised` does the same,

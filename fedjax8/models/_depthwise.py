@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax8.models._conv_forms import Geometry
 from fedjax8.types import Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def depthwise(geometry, x: Array, kernel: Array) -> Array:
+def depthwise(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """y `[B, H, W, O]` in the dtype of x, of x `[B, h, w, I]` and kernel `[kh, kw, 1, O]`; sums in float32 or wider.
 
     `geometry` is what `conv.geometry_of` gives.

@@ -27,47 +27,21 @@ forms do not cover (dilated inputs, other layouts, three dimensions, integers) g
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax8.models import _conv_forms as forms
+from fedjax8.models._conv_forms import Geometry
 from fedjax8.models._depthwise import depthwise
 from fedjax8.types import Array
 
-FEW_CHANNELS = 4
-"""Up to here the channel axis is too short for a vector register, so pixels become the fastest axis instead."""
-NARROW_OUTPUT = 16
-"""Forward with few input channels: with more outputs than this, lax fills its registers and needs no patches."""
 TAPS_BYTES = 2 * 2**20
 """CPU: images are worked off in blocks whose taps fit a core's second-level cache."""
 BATCH_BYTES = 12 * 2**20
 """CPU: lax packs patches on the fly and needs no blocks until a batch has far more of them than caches hold."""
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-class Geometry(NamedTuple):
-    """Static description of a two-dimensional convolution; height first in every pair."""
-
-    image: tuple[int, int]
-    kernel: tuple[int, int]
-    output: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    groups: int
-    precision: Any
-    on_cpu: bool
-
-    def images(self, x: Array) -> Array:
-        """x with the axis that a one-dimensional convolution lacks."""
-        return x.reshape(len(x), *self.image, x.shape[-1])
-
-    def taps(self, kernel: Array) -> Array:
-        """The kernel likewise."""
-        return kernel.reshape(*self.kernel, *kernel.shape[-2:])
 
 
 def conv_general_dilated(
@@ -175,21 +149,21 @@ def geometry_of(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """y `[B, H, W, O]` of x `[B, h, w, I]` and kernel `[kh, kw, I / groups, O]`."""
-    return _product(geometry, _forward_lax, _forward_cpu, forward_patches, BATCH_BYTES)(x, kernel)
+    return _product(geometry, forms.forward_lax, forms.forward_cpu, forms.forward_patches, BATCH_BYTES)(x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(geometry: Geometry, g: Array, kernel: Array) -> Array:
     """dx `[B, h, w, I]` of g `[B, H, W, O]` and the kernel."""
-    forms = _input_gradient_lax, input_gradient_taps, input_gradient_taps
-    return _product(geometry, *forms, TAPS_BYTES)(g, kernel)
+    by_taps = forms.input_gradient_taps
+    return _product(geometry, forms.input_gradient_lax, by_taps, by_taps, TAPS_BYTES)(g, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
     """dk `[kh, kw, I / groups, O]` of x and g."""
-    forms = _kernel_gradient_lax, _kernel_gradient_cpu, kernel_gradient_patches
-    return _product(geometry, *forms, BATCH_BYTES, per_image=False)(x, g)
+    chosen = forms.kernel_gradient_lax, forms.kernel_gradient_cpu, forms.kernel_gradient_patches
+    return _product(geometry, *chosen, BATCH_BYTES, per_image=False)(x, g)
 
 
 _forward.defvjp(
@@ -269,129 +243,3 @@ def _by_group(form):
         return out.reshape(*out.shape[:-2], -1)
 
     return grouped
-
-
-# Forms by lax.
-
-
-def _forward_lax(geometry, x, kernel):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        geometry.stride,
-        geometry.padding,
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=_LAYOUT,
-        feature_group_count=geometry.groups,
-        precision=geometry.precision,
-    )
-
-
-def _input_gradient_lax(geometry, g, kernel):
-    channels = kernel.shape[2] * geometry.groups
-    x = jax.ShapeDtypeStruct((g.shape[0], *geometry.image, channels), g.dtype)
-    return jax.linear_transpose(lambda x: _forward_lax(geometry, x, kernel), x)(g)[0]
-
-
-def _kernel_gradient_lax(geometry, x, g):
-    kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[-1] // geometry.groups, g.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda kernel: _forward_lax(geometry, x, kernel), kernel)(g)[0]
-
-
-# Forms by matmul.
-
-
-def _contract(geometry, a, b, axes):
-    """`lax.dot_general` over these axes of a and b; sums in float32 or wider, and stays there."""
-    wide = jnp.float32 if a.dtype.itemsize == 1 else jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, (axes, ((), ())), precision=geometry.precision, preferred_element_type=wide)
-
-
-def _windows(geometry, x, height_axis, stack_axis):
-    """x at every tap of the kernel: two new axes `kh, kw` at `stack_axis`, and the output's height and width."""
-    edges = [(0, 0, 0)] * x.ndim
-    edges[height_axis : height_axis + 2] = [(low, high, 0) for low, high in geometry.padding]
-    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
-    for axis in range(2):
-        stride, reach = geometry.stride[axis], (geometry.output[axis] - 1) * geometry.stride[axis] + 1
-        starts = [tap * geometry.dilation[axis] for tap in range(geometry.kernel[axis])]
-        image_axis = height_axis + axis * (2 if stack_axis <= height_axis else 1)
-        views = [lax.slice_in_dim(x, start, start + reach, stride, image_axis) for start in starts]
-        x = jnp.stack(views, stack_axis + axis)
-    return x
-
-
-def _patches(geometry, x):
-    """`[B * H * W, kh * kw * I]`."""
-    return _windows(geometry, x, 1, 3).reshape(-1, math.prod(geometry.kernel) * x.shape[-1])
-
-
-def _patches_pixels_last(geometry, x):
-    """`[kh * kw * I, B * H * W]`."""
-    return _windows(geometry, x.transpose(3, 0, 1, 2), 2, 0).reshape(math.prod(geometry.kernel) * x.shape[-1], -1)
-
-
-def forward_patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """y, every pixel's patch times the kernel."""
-    y = _contract(geometry, _patches(geometry, x), kernel.reshape(-1, kernel.shape[-1]), ((1,), (0,)))
-    return y.reshape(x.shape[0], *geometry.output, -1)
-
-
-def _forward_cpu(geometry, x, kernel):
-    if x.shape[-1] > FEW_CHANNELS or kernel.shape[-1] > NARROW_OUTPUT:
-        return _forward_lax(geometry, x, kernel)
-    y = _contract(geometry, kernel.reshape(-1, kernel.shape[-1]), _patches_pixels_last(geometry, x), ((0,), (0,)))
-    return y.reshape(-1, x.shape[0], *geometry.output).transpose(1, 2, 3, 0)
-
-
-def input_gradient_taps(geometry: Geometry, g: Array, kernel: Array) -> Array:
-    """Every output pixel's cotangent times the kernel, added where the taps lie in the image."""
-    kh, kw, channels, features = kernel.shape
-    taps = _contract(geometry, g.reshape(-1, features), kernel.reshape(-1, features), ((1,), (1,)))
-    taps = taps.reshape(g.shape[0], *geometry.output, kh, kw, channels)
-
-    def edges(axis, tap):
-        low = tap * geometry.dilation[axis] - geometry.padding[axis][0]
-        covered = (geometry.output[axis] - 1) * geometry.stride[axis] + 1
-        return low, geometry.image[axis] - covered - low, geometry.stride[axis] - 1
-
-    def place(x, axis, tap):
-        around = [(0, 0, 0)] * x.ndim
-        around[1 + axis] = edges(axis, tap)
-        return lax.pad(x, jnp.zeros((), x.dtype), around)
-
-    taps = sum(place(taps[:, :, :, i], 0, i) for i in range(kh))
-    return sum(place(taps[:, :, :, j], 1, j) for j in range(kw))
-
-
-def kernel_gradient_patches(geometry: Geometry, x: Array, g: Array) -> Array:
-    """dk, every pixel's patch times its cotangent, summed over pixels."""
-    dk = _contract(geometry, _patches(geometry, x), g.reshape(-1, g.shape[-1]), ((0,), (0,)))
-    return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
-
-
-def _kernel_gradient_cpu(geometry, x, g):
-    if geometry.kernel == (1, 1):
-        return kernel_gradient_patches(geometry, x, g)
-    if x.shape[-1] <= FEW_CHANNELS:
-        dk = _contract(geometry, _patches_pixels_last(geometry, x), g.reshape(-1, g.shape[-1]), ((1,), (0,)))
-        return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
-    # Channels become the batch, the batch becomes the channels, and the cotangent is the kernel. The image is cut (or
-    # padded) to what the taps reach, so that as many positions come out as there are taps.
-    edges = [(0, 0, 0)] * 4
-    for axis in range(2):
-        low = geometry.padding[axis][0]
-        steps = (geometry.output[axis] - 1) * geometry.stride[axis]
-        reach = steps + (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1
-        edges[1 + axis] = (low, reach - low - geometry.image[axis], 0)
-    swapped = lax.conv_general_dilated(
-        lax.pad(x.transpose(3, 1, 2, 0), jnp.zeros((), x.dtype), edges),
-        g.transpose(1, 2, 0, 3),
-        geometry.dilation,
-        "VALID",
-        rhs_dilation=geometry.stride,
-        dimension_numbers=_LAYOUT,
-        precision=geometry.precision,
-        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-    )
-    return swapped.transpose(1, 2, 0, 3)

@@ -38,13 +38,18 @@ def layer_interceptor(multiply: Multiply) -> contextlib.AbstractContextManager[N
         if found is None or context.method_name != "__call__":
             return next_call(*args, **kwargs)
         field, stand_in = found
-        before = getattr(module, field)
-        # A bound module is frozen for its users; this one is ours until the call is over.
-        object.__setattr__(module, field, stand_in(multiply, "/".join(module.path), before))
+        before = {name: getattr(module, name) for name in (field, f"{field}_cls")}
+        make = before[f"{field}_cls"]  # flax asks it first
+        plain = make() if make is not None else before[field]
+        during = {field: stand_in(multiply, "/".join(module.path), plain), f"{field}_cls": None}
         try:
+            # A bound module is frozen for its users; this one is ours until the call is over.
+            for name, value in during.items():
+                object.__setattr__(module, name, value)
             return next_call(*args, **kwargs)
         finally:
-            object.__setattr__(module, field, before)
+            for name, value in before.items():
+                object.__setattr__(module, name, value)
 
     return nn.intercept_methods(intercept)
 

@@ -23,7 +23,11 @@ def _hook_layers(module: nnx.Module, multiply: Multiply) -> None:
     for path, layer in list(nnx.iter_modules(module)):
         for kind, (field, stand_in) in PRODUCTS.items():
             if isinstance(layer, kind):
-                setattr(layer, field, stand_in(multiply, "/".join(map(str, path)), getattr(layer, field)))
+                make = getattr(layer, f"{field}_cls", None)  # flax asks it first
+                plain = getattr(layer, field) if make is None else make()
+                setattr(layer, field, stand_in(multiply, "/".join(map(str, path)), plain))
+                if make is not None:
+                    setattr(layer, f"{field}_cls", None)
 
 
 def from_nnx(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax8.models import _conv_forms as forms
 from fedjax8.models import conv
 from fedjax8.types import Array, Multiply, Product
 
@@ -28,8 +29,9 @@ def _is_8_bit(x: Array) -> bool:
 
 
 def _contract(x: Array, kernel: Array, dimension_numbers: tuple[Axes, Axes], precision: Any) -> Array:
-    wide = jnp.float32 if _is_8_bit(x) or _is_8_bit(kernel) else None
-    return lax.dot_general(x, kernel, dimension_numbers, precision=precision, preferred_element_type=wide)
+    if not (_is_8_bit(x) or _is_8_bit(kernel)):
+        return lax.dot_general(x, kernel, dimension_numbers, precision=precision)
+    return forms.contract_8_bit(x, kernel, dimension_numbers)
 
 
 def _kept(ndim: int, *used: Sequence[int]) -> list[int]:
@@ -71,7 +73,8 @@ def widened_product(multiply: Callable[[Array, Array], Array], x_shape: tuple, k
 
     def gradient(of: int, shape: tuple, fixed: Array, dy: Array) -> Array:
         place = lambda v: multiply(v, wide(fixed)) if of == 0 else multiply(wide(fixed), v)
-        return jax.vjp(place, jnp.zeros(shape, jnp.float32))[1](wide(dy))[0]
+        y, pull = jax.vjp(place, jnp.zeros(shape, jnp.float32))
+        return pull(dy.astype(y.dtype))[0]
 
     return Product(
         forward=lambda x, kernel: multiply(wide(x), wide(kernel)),
@@ -93,13 +96,13 @@ def conv_product(multiply: Callable[..., Array], x: Array, kernel: Array, **sett
     y_shape = jax.eval_shape(plain.forward, x, kernel).shape
 
     def forward(x, kernel):
-        return conv.forward_patches(geometry, geometry.images(x), geometry.taps(kernel)).reshape(y_shape)
+        return forms.forward_patches(geometry, geometry.images(x), geometry.taps(kernel)).reshape(y_shape)
 
     def input_gradient(dy, kernel):
-        return conv.input_gradient_taps(geometry, in_2d(dy), geometry.taps(kernel)).reshape(x_shape)
+        return forms.input_gradient_taps(geometry, in_2d(dy), geometry.taps(kernel)).reshape(x_shape)
 
     def kernel_gradient(x, dy):
-        return conv.kernel_gradient_patches(geometry, geometry.images(x), in_2d(dy)).reshape(kernel_shape)
+        return forms.kernel_gradient_patches(geometry, geometry.images(x), in_2d(dy)).reshape(kernel_shape)
 
     def in_2d(dy):
         return dy.reshape(len(dy), *geometry.output, dy.shape[-1])
@@ -117,7 +120,7 @@ def dot_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | No
     """`plain` (lax's where None) with `multiply` doing the product of the layer at `path`."""
 
     def dot_general(x, kernel, dimension_numbers, precision=None, **settings):
-        if plain in (None, lax.dot_general) and settings.get("preferred_element_type") is None:
+        if plain in (None, lax.dot_general) and settings.get("preferred_element_type") in (None, jnp.float32):
             product = dot_product(x.ndim, kernel.ndim, dimension_numbers, precision)
         else:
             settings |= {"dimension_numbers": dimension_numbers, "precision": precision}

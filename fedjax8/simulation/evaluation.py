@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -46,7 +47,7 @@ def evaluation(
 
     def evaluate(variables: Variables) -> dict[str, float]:
         totals, _ = run((variables, placed), starts)
-        reported = {name: float(value) for name, value in model.report(variables.params).items()}
+        reported = {name: float(value) for name, value in jax.device_get(model.report(variables.params)).items()}
         return {name: float(total) / num_rows for name, total in totals.sum.items()} | reported
 
     return evaluate

@@ -1,4 +1,4 @@
-"""No refinement: the average is the new model. With FP8 clients and messages this is FP8FedAvg-UQ."""
+"""No refinement: the average is the new model. With FP8 clients and messages: FP8FedAvg-UQ."""
 
 from fedjax8.types import Refinement
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
+from fedjax8.errors import UserError
 from fedjax8.numerics import formats, scales
 from fedjax8.types import Array, Key, PyTree, Ratio, Refinement
 
@@ -84,7 +85,7 @@ def uq_plus(
       format: the grid of the downlink codec.
 
     Reports `refine_error_before` and `refine_error_after`: L less its constant, over ||v||^2, of all quantized tensors.
-    A tensor without a clip beside it stays as it is.
+    A tensor without a clip beside it stays as it is; a model without clips is a UserError when the run is set up.
     """
     fmt = formats.get_format(format)
     if objective not in OBJECTIVES:
@@ -94,6 +95,8 @@ def uq_plus(
             "need points >= 1, grad_steps >= 0, alternations >= 1 and step_size > 0; got "
             f"{points}, {grad_steps}, {alternations}, {step_size}"
         )
+    if alternations > 1 and not grad_steps:
+        raise ValueError(f"alternations={alternations} repeats one search unless grad_steps moves the weights between")
     loss = objective_function(objective, fmt)
 
     def refine_tensor(key: Key, v: Array, alpha: Array, lowest: Array, highest: Array):
@@ -125,6 +128,8 @@ def uq_plus(
 
     def watch(params: PyTree) -> dict[str, Array]:
         leaves = trees.named_leaves(params)
+        if not trees.clips_of(leaves):
+            raise UserError("uq_plus chooses learnt clips, but the model has none: use adapter qat")
         return {clip: leaves[clip] for clip in trees.clips_of(leaves).values()}
 
     return Refinement(watch, step)

@@ -2,10 +2,12 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax8.build import SEAMS, build, build_clients, build_component
+from fedjax8.build import SEAMS, build, build_clients, build_component, build_optimizer
 from fedjax8.config import base_config, component, load_config, override, parse_value, plain, validate
 from fedjax8.errors import UserError
 
@@ -254,3 +256,14 @@ def test_fp8_and_float32_configs_of_a_data_set_differ_in_nothing_else():
     for name in ("digits", "fashion_mnist", "cifar10"):
         fp8, float32 = (plain(load_config(str(folder / f"{name}_{kind}.py"))) for kind in ("fp8", "float32"))
         assert {key for key in fp8 if fp8[key] != float32[key]} == {"adapter", "uplink", "downlink"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "lars"])
+def test_clips_biases_and_norms_do_not_decay(optimizer):
+    client = base_config().client
+    client.optimizer = component(optimizer, learning_rate=0.1, weight_decay=0.5)
+    params = {"kernel": jnp.ones((2, 2)), "kernel_clip": jnp.float32(1), "bias": jnp.ones(2), "scale": jnp.ones(2)}
+    made = build_optimizer(client)
+    updates, _ = made.update(jax.tree.map(jnp.zeros_like, params), made.init(params), params)
+    moved = {name for name, update in updates.items() if np.any(np.asarray(update) != 0)}
+    assert moved == {"kernel"}

@@ -110,7 +110,7 @@ def qat(
     eight_bit = compute != "simulated"
 
     def layer_paths(variables: Variables, batch) -> dict[str, jax.Array]:
-        """Path of every layer with a kernel, with the largest finite magnitude of its input on this batch."""
+        """Path of every layer with a kernel, with the largest finite magnitude of its input on this batch, at least MIN_ALPHA."""
         seen: dict[str, jax.Array] = {}
 
         def record(path, product, x, kernel):
@@ -120,6 +120,7 @@ def qat(
 
         try:
             model.apply(variables, batch, multiply=record)
+            seen = {path: jnp.maximum(largest, scales.MIN_ALPHA) for path, largest in seen.items()}
         except jax.errors.UnexpectedTracerError as error:
             raise UserError(
                 "qat cannot look into nn.scan, nn.remat or recurrent layers of flax: write the layers out"
@@ -140,7 +141,7 @@ def qat(
             if weights:
                 node[KERNEL_CLIP] = scales.max_abs(node[KERNEL])
             if activations:
-                node[INPUT_CLIP] = jnp.maximum(largest, scales.MIN_ALPHA)
+                node[INPUT_CLIP] = largest
             params = _with_node(params, path.split("/") if path else [], node)
         return Variables(params, variables.state)
 

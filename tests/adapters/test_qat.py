@@ -12,6 +12,7 @@ from flax import nnx
 from fedjax8 import trees
 from fedjax8.adapters.inputs import inputs
 from fedjax8.adapters.qat import qat
+from fedjax8.errors import UserError
 from fedjax8.models.linen import from_linen
 from fedjax8.models.nnx import from_nnx
 from fedjax8.types import Variables
@@ -191,3 +192,72 @@ def test_a_row_that_is_not_finite_does_not_spoil_the_clips(batch):
              if trees.is_clip(n)}  # fmt: skip
     assert len(clips) == 4 and all(np.isfinite(clip) and clip > 0 for clip in clips.values())
     assert clips["conv/input_clip"] == float(np.abs(x, where=np.isfinite(x), out=np.zeros(x.shape)).max())
+
+
+class Grown(nn.Module):
+    """A dense layer, then one whose product flax does not let one replace."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(2, name="dense")(x.reshape(x.shape[0], -1))
+        return nn.ConvTranspose(3, (2,), name="grown")(x[:, :, None]).sum(1)
+
+
+def test_a_layer_that_cannot_be_quantized_is_named_in_a_warning(batch):
+    with pytest.warns(UserWarning, match="qat leaves grown/kernel in float32"):
+        variables = qat(from_linen(Grown())).init(jax.random.key(0), batch)
+    assert set(variables.params["grown"]) == {"kernel", "bias"} and "kernel_clip" in variables.params["dense"]
+
+
+class Hidden(nn.Module):
+    """A layer inside flax's remat, whose values cannot be seen from outside."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.remat(nn.Dense)(3)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [(nn.Sequential([lambda x: x.mean((1, 2))]), "no dense or convolution layer"), (Hidden(), r"nn\.scan, nn\.remat")],
+    ids=["no layer", "remat"],
+)
+def test_a_model_that_cannot_be_quantized_is_refused(batch, module, message):
+    base = from_linen(module)
+    if not jax.tree.leaves(jax.eval_shape(lambda: module.init(jax.random.key(0), batch["x"]))):
+        base = base._replace(init=lambda key, batch: Variables({}, {}))
+    with pytest.raises(UserError, match=message):
+        qat(base).init(jax.random.key(0), batch)
+
+
+def test_a_layer_made_with_a_product_class_is_quantized_too(batch):
+    class Own:
+        def __call__(self, *args, **settings):
+            return jax.lax.dot_general(*args, **settings)
+
+    module = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(4, dot_general_cls=Own)])
+    model = qat(from_linen(module))
+    variables = model.init(jax.random.key(0), batch)
+    (clips,) = [n for n in variables.params.values() if "kernel_clip" in n]
+    outputs, _ = model.apply(variables, batch)
+    x, node = np.asarray(batch["x"]).reshape(6, -1), jax.tree.map(np.asarray, clips)
+    expected = on_grid(x, node["input_clip"]) @ on_grid(node["kernel"], node["kernel_clip"])
+    np.testing.assert_allclose(outputs, expected, atol=2e-5)  # sums of 50 products of order one in float32
+
+
+@pytest.mark.parametrize("narrow", [{"dtype": jnp.bfloat16}, {"preferred_element_type": jnp.bfloat16}])
+def test_a_bfloat16_layer_stays_one_forward_and_backward(batch, narrow):
+    def create(rngs):
+        return nnx.Linear(50, 4, rngs=rngs, **narrow)
+
+    base = from_nnx(create)
+    flat = batch | {"x": batch["x"].reshape(6, -1)}
+    model = qat(base)
+    variables = model.init(jax.random.key(0), flat)
+    plain, _ = base.apply(base.init(jax.random.key(0), flat), flat)
+    outputs, _ = model.apply(variables, flat)
+    assert outputs.dtype == plain.dtype
+    gradient = jax.grad(lambda p: jnp.mean(model.apply(Variables(p, {}), flat)[0].astype(jnp.float32)))
+    found = gradient(variables.params)
+    assert all(jnp.isfinite(g).all() and g.dtype == jnp.float32 for g in jax.tree.leaves(found))
+    assert float(jnp.abs(found["kernel"]).max()) > 0

@@ -7,6 +7,7 @@ import pytest
 
 from fedjax8 import trees
 from fedjax8.algorithms.refinements.uq_plus import EXAMPLES, OBJECTIVES, objective_function, toward_nearest, uq_plus
+from fedjax8.errors import UserError
 from fedjax8.numerics import decode, encode, get_format, quantize
 
 PAPER = get_format("e4m3fnuz")
@@ -252,3 +253,10 @@ def test_it_watches_the_clips_of_quantized_tensors_and_nothing_else(rng):
 def test_bad_settings_are_named_with_what_is_allowed(settings, message):
     with pytest.raises(ValueError, match=message):
         uq_plus(**settings)
+
+
+def test_a_model_without_clips_and_a_repeated_search_are_refused():
+    with pytest.raises(UserError, match="adapter qat"):
+        uq_plus().watch({"dense": {"kernel": jnp.ones((2, 2))}})
+    with pytest.raises(ValueError, match="alternations=2 repeats"):
+        uq_plus(alternations=2)

@@ -62,3 +62,13 @@ def test_a_message_can_cross_a_jit_boundary():
     codec = per_path({"*bias": none()}, fp8())
     message = jax.jit(lambda k: codec.encode(k, codec.init(TREE), TREE)[0])(jax.random.key(0))
     assert jax.tree.structure(jax.jit(codec.decode)(message)) == jax.tree.structure(TREE)
+
+
+def test_a_chain_of_one_measures_what_its_codec_does():
+    alone, chained = fp8(clip="max"), chain([fp8(clip="max")])
+    decoded = jax.tree.map(lambda x: 0.5 * x, TREE)
+    assert {n: tuple(map(float, r)) for n, r in chained.measure(TREE, decoded).items()} == {
+        "clipped_fraction": (0.0, 12.0),
+        "quantization_error": tuple(map(float, alone.measure(TREE, decoded)["quantization_error"])),
+    }
+    assert chain([none(), fp8(clip="max")]).measure(TREE, decoded) == {}

@@ -110,7 +110,7 @@ def qat(
     eight_bit = compute != "simulated"
 
     def layer_paths(variables: Variables, batch) -> dict[str, jax.Array]:
-        """Path of every layer with a kernel, with the largest finite magnitude of its input on this batch, at least MIN_ALPHA."""
+        """Path of every layer, with the largest finite magnitude of its input on this batch, at least MIN_ALPHA."""
         seen: dict[str, jax.Array] = {}
 
         def record(path, product, x, kernel):

@@ -16,9 +16,9 @@ Guarantees
   sign and cancels over uniformly distributed fractions.
 - Saturates at +-fmt.max; NaN stays NaN; no negative zero in the fnuz formats.
 
-The form is the only unbiased one with two neighbors. Wang et al., "Towards Federated Learning with On-device Training
-and Communication in 8-bit Floating Point" (arXiv 2407.02610), send messages rounded without bias; the formula is
-inferred, not copied from their text.
+The form is the only unbiased one with two neighbors. That Wang et al., "Towards Federated Learning with On-device
+Training and Communication in 8-bit Floating Point" (arXiv 2407.02610), round messages without bias is known from second
+hand; the formula is inferred.
 """
 
 import functools

@@ -1,0 +1,137 @@
+"""What clients remember between rounds (SCAFFOLD's variates, error feedback), for up to millions of them.
+
+Three stores with the same methods; `client_states` chooses:
+
+    NoStates      clients remember nothing
+    DeviceStates  all states side by side on the device, leaves [K, ...]
+    DiskStates    one row per client in a sparse file (`disk_states.py`)
+
+    read(ids)           -> states of these clients, leaves [n, ...]
+    write(ids, rows)    -> the store to go on with
+    arrays()            -> what a checkpoint must hold
+    with_arrays(arrays) -> the store with what a checkpoint held
+    mark(round)            the state after `round` rounds is complete, and its checkpoint comes next
+    rewind(round)          back to the mark of `round`, after its checkpoint was read
+
+A store too large to be copied into every checkpoint keeps an undo log instead (`undo_log.py`). For that, `mark` stands
+*before* the checkpoint of the same round: whichever checkpoint a run then goes on from, there is a mark for it.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax8 import trees
+from fedjax8.simulation.disk_states import DiskStates
+from fedjax8.types import PyTree
+
+
+def client_states(
+    initial: PyTree, num_clients: int, *, folder: Path | None = None, limit_bytes: int = 1 << 30
+) -> "NoStates | DeviceStates | DiskStates":
+    """The store for `num_clients` states that all begin as `initial`.
+
+    Args:
+      initial: one client's state; leaves of any shape and dtype.
+      num_clients: K.
+      folder: where states on disk go, and where those of an interrupted run are found; None for a temporary directory
+        that goes with the store. Not made unless it is needed.
+      limit_bytes: states of all clients up to this size are held on the device.
+
+    Raises:
+      UserError: the folder holds something else, or states of another number, shape or dtype, or cannot be written.
+    """
+    initial = jax.tree.map(jnp.asarray, initial)
+    if not jax.tree.leaves(initial):
+        return NoStates(initial)
+    if num_clients * trees.num_bytes(initial) <= limit_bytes:
+        return DeviceStates(initial, jax.tree.map(lambda x: jnp.tile(x[None], (num_clients,) + (1,) * x.ndim), initial))
+    return DiskStates(initial, num_clients, folder)
+
+
+class NoStates:
+    """The store of clients that remember nothing."""
+
+    def __init__(self, initial: PyTree):
+        self._initial = initial
+
+    def read(self, ids: np.ndarray) -> PyTree:
+        """A tree without leaves."""
+        return self._initial
+
+    def write(self, ids: np.ndarray, rows: PyTree) -> "NoStates":
+        """The same store."""
+        return self
+
+    def arrays(self) -> PyTree:
+        """A tree without leaves."""
+        return self._initial
+
+    def with_arrays(self, arrays: PyTree) -> "NoStates":
+        """The same store."""
+        return self
+
+    def mark(self, round_number: int) -> None:
+        """Nothing to do."""
+
+    def rewind(self, round_number: int) -> None:
+        """Nothing to do."""
+
+
+class DeviceStates:
+    """All states on the device that holds `arrays`, leaves `[K, ...]`; checkpoints hold them whole."""
+
+    def __init__(self, initial: PyTree, arrays: PyTree):
+        self._initial, self._arrays = initial, arrays
+
+    def read(self, ids: np.ndarray) -> PyTree:
+        """States of clients `ids` `[n]`, leaves `[n, ...]` on the device; the initial state outside 0 .. K - 1."""
+        return _gather(self._arrays, self._initial, np.asarray(ids, np.int32))
+
+    def write(self, ids: np.ndarray, rows: PyTree) -> "DeviceStates":
+        """The store in which clients `ids` `[n]`, all different, have the states `rows`, leaves `[n, ...]`.
+
+        Ids outside 0 .. K - 1 are padding and ignored. This store's memory goes to the new one, which is why nothing
+        is copied; used again, this one raises JAX's RuntimeError about a deleted array.
+        """
+        moved = jax.tree.map(lambda row, array: jax.device_put(row, array.sharding), rows, self._arrays)
+        return DeviceStates(self._initial, _scatter(self._arrays, np.asarray(ids, np.int32), moved))
+
+    def arrays(self) -> PyTree:
+        """All states, leaves `[K, ...]`; valid until the next `write`."""
+        return self._arrays
+
+    def with_arrays(self, arrays: PyTree) -> "DeviceStates":
+        """The store with these states, leaves `[K, ...]`, copied to the device."""
+        return DeviceStates(
+            self._initial, jax.tree.map(lambda new, old: jnp.array(new, old.dtype), arrays, self._arrays)
+        )
+
+    def mark(self, round_number: int) -> None:
+        """Nothing to do: checkpoints hold the arrays."""
+
+    def rewind(self, round_number: int) -> None:
+        """Nothing to do: `with_arrays` did it."""
+
+
+@jax.jit
+def _gather(arrays: PyTree, initial: PyTree, ids: jax.Array) -> PyTree:
+    def of_leaf(array, first):
+        real = (ids >= 0) & (ids < len(array))
+        rows = array[jnp.where(real, ids, 0)]
+        return jnp.where(real.reshape(-1, *(1,) * first.ndim), rows, first)
+
+    return jax.tree.map(of_leaf, arrays, initial)
+
+
+def _scatter(arrays: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
+    def of_leaf(array, new):
+        # A negative index would count from the end; one beyond the end is dropped.
+        return array.at[jnp.where(ids < 0, len(array), ids)].set(new, mode="drop")
+
+    return jax.tree.map(of_leaf, arrays, rows)
+
+
+_scatter = jax.jit(_scatter, donate_argnums=0)

@@ -182,6 +182,13 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
         raise UserError(
             f"config.model gives {outputs.shape[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
+    try:
+        jax.eval_shape(model.loss, outputs, batch)
+    except (TypeError, ValueError) as error:
+        labels = "a label a row" if batch["y"].ndim == 1 else f"{batch['y'].shape[1]} labels a row (try char_lstm)"
+        raise UserError(
+            f"config.model gives outputs of shape {outputs.shape[1:]} a row, but {dataset.name} has {labels}"
+        ) from error
 
 
 def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
@@ -189,7 +196,8 @@ def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
     validate(config)
     dataset = build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
     clients = build_clients(config, dataset)
-    model = build_component("config.model", config.model, SEAMS["model"], num_classes=dataset.num_classes)
+    outputs = {"num_classes": dataset.num_classes, "vocabulary": dataset.num_classes}
+    model = build_component("config.model", config.model, SEAMS["model"], **outputs)
     model = build_component("config.adapter", config.adapter, SEAMS["adapter"], model=model)
     model = inputs(model, dataset.mean, dataset.std, augment=build_augment(config.augment))
     check_shapes(model, dataset)

@@ -21,16 +21,22 @@ _COHORT_STREAM = 0xC0407
 
 _SPLIT_STREAM = 1
 
+NO_TARGET = -1
+"""The label of a position in a sequence at which there is nothing to predict, such as padding."""
+
 
 class Dataset(NamedTuple):
     """Training and test rows of one data set, with what a model needs to know about them.
 
+    A row has one label, or, as a sequence [T, ...], a label at each of its T positions. What counts is the row:
+    its loss and its accuracy are means over its labels that are not `NO_TARGET`.
+
     Invariants (`validate` checks them): the columns of a part have equal length, at least one row; `y` is
-    int32 [N] with values in [0, num_classes); rows of `train` and `test` have the same shape; owners are
-    non-negative.
+    int32 [N] with values in [0, num_classes), or int32 [N, T] for x [N, T, ...] with `NO_TARGET` as another value
+    but not the only one of a row; rows of `train` and `test` have the same shape; owners are non-negative.
     """
 
-    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y [N] int32
+    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y [N] or [N, T] int32
     test: Mapping[str, np.ndarray]
     num_classes: int
     mean: tuple[float, ...]  # per channel, of x / 255 where x is uint8, else of x
@@ -57,15 +63,7 @@ class Dataset(NamedTuple):
             rows = _common_length(columns, where)
             if rows == 0:
                 raise UserError(f"{where} is empty; it needs at least one row")
-            labels = columns["y"]
-            if labels.ndim != 1 or labels.dtype != np.int32:
-                raise UserError(f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{rows}]")
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= self.num_classes:
-                raise UserError(
-                    f"{where} labels run from {low} to {high}; {self.num_classes} classes allow 0 to "
-                    f"{self.num_classes - 1}"
-                )
+            _check_labels(columns["x"], columns["y"], self.num_classes, where)
             if owners is not None and (owners.shape != (rows,) or owners.dtype.kind not in "iu" or owners.min() < 0):
                 raise UserError(
                     f"{where} owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers from 0"
@@ -75,6 +73,8 @@ class Dataset(NamedTuple):
                 f"{self.name}: train rows have shape {self.train['x'].shape[1:]} but test rows "
                 f"{self.test['x'].shape[1:]}; they must agree"
             )
+        if self.train["y"].ndim != self.test["y"].ndim:
+            raise UserError(f"{self.name}: only one of train and test has a label for each position; both must or none")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise UserError(f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0")
         return self
@@ -174,7 +174,8 @@ class FederatedData:
         labels = self.columns["y"][self.order]
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(
-                f"labels are {labels.dtype} with rows of shape {labels.shape[1:]}; counting needs one integer per row"
+                f"labels are {labels.dtype} with rows of shape {labels.shape[1:]}; counting needs one integer per row "
+                "(label sequences have no class to count; look at the sizes instead)"
             )
         if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
             raise UserError(f"labels run from {labels.min()} to {labels.max()}; num_classes is {num_classes}")
@@ -239,6 +240,24 @@ def sample_cohort(seed: int, round_number: int, num_clients: int, cohort_size: i
     # the clients, by the tail of a shuffled range.
     ids = rng.choice(num_clients, size=cohort_size, replace=False, shuffle=False)
     return np.sort(ids).astype(np.int32)
+
+
+def _check_labels(x: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> None:
+    """UserError unless there is a valid label for each row, or for each position of each row."""
+    if labels.dtype != np.int32 or labels.shape not in (x.shape[:1], x.shape[:2]):
+        raise UserError(
+            f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{len(x)}], or one for each "
+            f"position of a sequence"
+        )
+    low, high, lowest = int(labels.min()), int(labels.max()), 0 if labels.ndim == 1 else NO_TARGET
+    if low < lowest or high >= num_classes:
+        padding = "" if lowest == 0 else f" and {NO_TARGET} where there is no target"
+        raise UserError(
+            f"{where} labels run from {low} to {high}; {num_classes} classes allow 0 to {num_classes - 1}{padding}"
+        )
+    if labels.ndim > 1 and not (labels >= 0).any(axis=1).all():
+        row = int((labels >= 0).any(axis=1).argmin())
+        raise UserError(f"{where} row {row} has no target at any position; leave such rows out")
 
 
 def _common_length(columns: Mapping[str, np.ndarray], where: str) -> int:

@@ -48,7 +48,7 @@ def label_skew(data: FederatedData, num_classes: int) -> LabelSkew:
     """Jensen-Shannon divergence (bits) and Hellinger distance of every client's labels to the pooled labels.
 
     Args:
-        data: needs an integer label column `y`.
+        data: needs an integer label column `y`, one label a row.
         num_classes: labels lie in [0, num_classes).
     """
     counts = data.label_counts(num_classes)

@@ -19,14 +19,24 @@ PRODUCTS = {
 """Linen layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
 
 
+def _per_row(values: Array, labels: Array) -> Array:
+    """`[B]`: the value of each row; of label sequences `[B, T]` the mean over the positions with a label, not -1."""
+    if labels.ndim == 1:
+        return values
+    real = labels >= 0
+    return jnp.sum(jnp.where(real, values, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+
 def cross_entropy(logits: Array, batch: Batch) -> Array:
-    """Softmax cross-entropy against integer labels `batch["y"]`, float32 `[B]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["y"])
+    """Softmax cross-entropy against integer labels `batch["y"]`, `[B]` or `[B, T]`; float32 `[B]`."""
+    labels = batch["y"]
+    return _per_row(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels), labels)
 
 
 def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
-    """1 where the largest logit is the label, float32 `[B]`."""
-    return {"accuracy": (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)}
+    """1 where the largest logit is the label, for label sequences the share of such positions; float32 `[B]`."""
+    hits = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)
+    return {"accuracy": _per_row(hits, batch["y"])}
 
 
 def layer_interceptor(multiply: Multiply) -> contextlib.AbstractContextManager[None]:

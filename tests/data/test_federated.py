@@ -130,6 +130,40 @@ def test_an_inconsistent_dataset_is_named(changes, says):
         small_dataset(**changes).validate()
 
 
+SEQUENCES = {"x": np.arange(12, dtype=np.int32).reshape(4, 3), "y": np.arange(12, dtype=np.int32).reshape(4, 3) % 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([[0, 1, -1], [2, -1, -1], [2, 2, 2], [0, 0, 0]], None),
+        ([[0, 1, -2], [2, -1, -1], [2, 2, 2], [0, 0, 0]], "from -2 to 2; 3 classes allow 0 to 2 and -1 where there is"),
+        ([[0, 1, 3], [2, -1, -1], [2, 2, 2], [0, 0, 0]], "from -1 to 3"),
+        ([[0, 1, 2], [2, -1, -1], [-1, -1, -1], [0, 0, 0]], "row 2 has no target"),
+        ([[0, 1], [2, -1], [2, 2], [0, 0]], r"\(4, 2\); they must be int32 \[4\], or one for each position"),
+    ],
+)
+def test_a_row_may_have_a_label_for_each_position_or_none_there_but_not_for_all(labels, says):
+    dataset = small_dataset(train=SEQUENCES | {"y": np.array(labels, np.int32)}, test=SEQUENCES)
+    if says is None:
+        assert dataset.validate() is dataset
+        return
+    with pytest.raises(UserError, match=says):
+        dataset.validate()
+
+
+def test_train_and_test_are_labeled_alike():
+    with pytest.raises(UserError, match="only one of train and test has a label for each position"):
+        small_dataset(train=SEQUENCES, test=SEQUENCES | {"y": np.zeros(4, np.int32)}).validate()
+
+
+def test_label_sequences_have_no_classes_to_count():
+    data = FederatedData.from_owners(SEQUENCES, np.array([0, 1, 1, 0]), 2)
+    assert data.client(1)["y"].tolist() == [[0, 1, 2], [0, 1, 2]]
+    with pytest.raises(UserError, match=r"rows of shape \(3,\); counting needs one integer per row"):
+        data.label_counts(3)
+
+
 def test_natural_clients_are_counted():
     assert small_dataset().num_natural_clients == 0
     assert small_dataset(owners=np.array([4, 0, 4, 9])).num_natural_clients == 3

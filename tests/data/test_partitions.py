@@ -298,3 +298,13 @@ def test_a_minimum_size_beyond_the_rows_is_named(split, dataset):
 def test_bad_hyperparameters_are_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_rows_of_label_sequences_are_split_by_anything_but_their_labels():
+    part = {"x": np.zeros((9, 4), np.int32), "y": np.zeros((9, 4), np.int32)}
+    dataset = Dataset(part, part, 2, (0.0,), (1.0,), "text", np.arange(9, dtype=np.int32) % 3).validate()
+    for split in (by_key(), iid(), quantity_skew()):
+        assert set(split(np.random.default_rng(0), dataset, 3).tolist()) == {0, 1, 2}
+    for split in (dirichlet(), dirichlet(balanced=False), shards(1)):
+        with pytest.raises(UserError, match=r"text has a label for each of 4 positions of a row.*use by_key"):
+            split(np.random.default_rng(0), dataset, 3)

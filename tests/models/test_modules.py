@@ -130,6 +130,25 @@ def test_loss_and_accuracy_equal_numpy(model, batch, rng):
     np.testing.assert_array_equal(model.metrics(logits, batch)["accuracy"], exact.argmax(axis=1) == y)
 
 
+def test_a_sequence_counts_by_the_mean_over_its_labels(rng):
+    logits = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    y = jnp.asarray([[2, 0, 1], [3, -1, -1]])
+    model, exact = MODELS["linen"](), logits.astype(np.float64)
+    log_probability = exact - np.log(np.exp(exact).sum(axis=2, keepdims=True))
+    losses = [-(log_probability[0, 0, 2] + log_probability[0, 1, 0] + log_probability[0, 2, 1]) / 3]
+    losses.append(-log_probability[1, 0, 3])
+    np.testing.assert_allclose(model.loss(logits, {"y": y}), losses, atol=1e-6)  # float32 sums of values of order one
+    hits = exact.argmax(axis=2) == np.asarray(y)
+    expected = [hits[0].mean(), hits[1, 0]]
+    np.testing.assert_allclose(model.metrics(logits, {"y": y})["accuracy"], expected, atol=1e-7)
+
+
+def test_a_position_without_a_label_has_no_gradient(rng):
+    logits, y = jnp.asarray(rng.standard_normal((2, 3, 4)), jnp.float32), jnp.asarray([[2, 0, -1], [3, -1, -1]])
+    gradient = jax.grad(lambda logits: jnp.sum(MODELS["linen"]().loss(logits, {"y": y})))(logits)
+    np.testing.assert_array_equal(np.any(np.asarray(gradient) != 0, axis=-1), np.asarray(y) >= 0)
+
+
 @pytest.mark.parametrize("name", component_names("fedjax8.models"))
 def test_every_example_of_every_model_runs_and_learns_something(name):
     module = importlib.import_module(f"fedjax8.models.{name}")

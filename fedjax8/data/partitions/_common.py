@@ -20,6 +20,17 @@ def checked_rows(dataset: Dataset, num_clients: int, rows_per_client: int = 1) -
     return rows
 
 
+def row_labels(dataset: Dataset) -> np.ndarray:
+    """[N] int32: the label of each training row; UserError where rows are label sequences."""
+    labels = dataset.train["y"]
+    if labels.ndim > 1:
+        raise UserError(
+            f"{dataset.name} has a label for each of {labels.shape[1]} positions of a row, so its rows cannot be split "
+            "by label; use by_key, iid or quantity_skew"
+        )
+    return labels
+
+
 def even_sizes(rows: int, num_clients: int) -> np.ndarray:
     """[K] int64 sizes that sum to `rows` and differ by at most one, larger ones first."""
     sizes = np.full(num_clients, rows // num_clients, np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedjax8.data.federated import Dataset
 from fedjax8.data.partitions import Split
-from fedjax8.data.partitions._common import checked_rows, client_ids, even_sizes, rows_by_class
+from fedjax8.data.partitions._common import checked_rows, client_ids, even_sizes, row_labels, rows_by_class
 from fedjax8.errors import UserError
 
 # Label-wise draws before giving up; one takes under a millisecond for 1000 clients and 10 classes.
@@ -42,7 +42,7 @@ def dirichlet(concentration: float = 0.3, *, balanced: bool = True, min_size: in
 
     def split(rng: np.random.Generator, dataset: Dataset, num_clients: int) -> np.ndarray:
         rows = checked_rows(dataset, num_clients, min_size)
-        labels = dataset.train["y"]
+        labels = row_labels(dataset)
         available = np.bincount(labels, minlength=dataset.num_classes)
         if balanced:
             priors = rng.dirichlet(np.full(dataset.num_classes, concentration), size=num_clients)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax8.data.federated import Dataset
 from fedjax8.data.partitions import Split
-from fedjax8.data.partitions._common import checked_rows, even_sizes, rows_by_class
+from fedjax8.data.partitions._common import checked_rows, even_sizes, row_labels, rows_by_class
 
 
 def shards(shards_per_client: int = 2) -> Split:
@@ -21,10 +21,10 @@ def shards(shards_per_client: int = 2) -> Split:
         raise ValueError(f"shards_per_client is {shards_per_client}; it must be a whole number, at least 1")
 
     def split(rng: np.random.Generator, dataset: Dataset, num_clients: int) -> np.ndarray:
-        rows = checked_rows(dataset, num_clients, shards_per_client)
+        rows, labels = checked_rows(dataset, num_clients, shards_per_client), row_labels(dataset)
         dealt = rng.permutation(np.repeat(np.arange(num_clients, dtype=np.int32), shards_per_client))
         owners = np.empty(rows, np.int32)
-        owners[rows_by_class(rng, dataset.train["y"])] = np.repeat(dealt, even_sizes(rows, len(dealt)))
+        owners[rows_by_class(rng, labels)] = np.repeat(dealt, even_sizes(rows, len(dealt)))
         return owners
 
     return split

@@ -28,7 +28,7 @@ def build_dataset(
         name: of the data set.
         where: the file or folder, for errors.
         arrays: inputs uint8, floating (becomes float32) or integer (becomes int32); labels [N] or [N, 1]
-            integers.
+            integers, or [N, T] for sequences x [N, T, ...].
         num_classes: largest label + 1 where None.
         row_shape: what a row must look like; a missing last axis of length 1 is added.
         mean: per channel; measured on the training rows where None, as is `std`.
@@ -37,7 +37,7 @@ def build_dataset(
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
-        parts[part] = {"x": x, "y": _integers(arrays[f"y_{part}"], f"{where}: y_{part}", len(x))}
+        parts[part] = {"x": x, "y": _labels(arrays[f"y_{part}"], f"{where}: y_{part}", x)}
     if num_classes is None:
         num_classes = 1 + max(int(part["y"].max(initial=0)) for part in parts.values())
     owners = [
@@ -89,6 +89,12 @@ def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.
     if x.dtype.kind == "f":
         return x.astype(np.float32, copy=False)
     return _to_int32(x, where)
+
+
+def _labels(values: np.ndarray, where: str, x: np.ndarray) -> np.ndarray:
+    if x.ndim > 1 and x.shape[1] > 1 and values.shape == x.shape[:2] and values.dtype.kind in "iu":
+        return _to_int32(values, where)
+    return _integers(values, where, len(x))
 
 
 def _integers(values: np.ndarray, where: str, rows: int) -> np.ndarray:

@@ -88,6 +88,8 @@ def synthetic_clients(
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(rows).astype(np.int32)
+    if by_label and columns["y"].ndim > 1:
+        raise UserError("by_label needs one label a row; leave it out for label sequences")
     if by_label:
         order = order[np.argsort(columns["y"][order], kind="stable")]
     client_sizes = rng.integers(low, high, size=num_clients, dtype=np.int32, endpoint=True)

@@ -17,8 +17,10 @@ from fedjax8.data.sources.digits import digits
 from fedjax8.data.sources.fashion_mnist import fashion_mnist
 from fedjax8.data.sources.mnist import mnist
 from fedjax8.data.sources.npz import npz
+from fedjax8.data.sources.shakespeare import shakespeare
 from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
+from fedjax8.data.sources.synthetic_text import synthetic_text
 
 __all__ = [
     "Dataset",
@@ -38,8 +40,10 @@ __all__ = [
     "npz",
     "quantity_skew",
     "sample_cohort",
+    "shakespeare",
     "shards",
     "speech_commands",
     "synthetic",
     "synthetic_clients",
+    "synthetic_text",
 ]

@@ -34,8 +34,10 @@ def simulated(x: Array, alpha: Clip, fmt: Format) -> Operand:
     return Operand(x if alpha is None else scales.quantize(x, alpha, fmt), 1.0)
 
 
-def native(x: Array, alpha: Array, fmt: Format) -> Operand:
-    """8-bit codes."""
+def native(x: Array, alpha: Clip, fmt: Format) -> Operand:
+    """8-bit codes; `x` itself without a clip."""
+    if alpha is None:
+        return Operand(x, 1.0)
     return Operand(scales.encode(x, alpha, fmt), scales.scale_for(alpha, fmt))
 
 

@@ -3,9 +3,10 @@
     layer(x, w)  ->  layer(Q(x; beta), Q(w; alpha))          Q rounds to nearest, its gradient goes straight through
 
 Every dense and convolution layer gets two learnable clips, float32 scalars beside its kernel: `kernel_clip` (alpha,
-starts at max|w|) and `input_clip` (beta, starts at the largest input seen on the sample batch). Biases, norms and
-clips stay float32. Grid and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. That Wang et
-al. (arXiv 2407.02610) use the same, and the initial values, is inferred.
+starts at max|w|) and `input_clip` (beta, starts at the largest input seen on the sample batch). Biases, norms and clips
+stay float32. A kernel that a recurrence uses at every step has no `input_clip`: it is rounded, the state is not. Grid
+and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. That Wang et al. (arXiv 2407.02610) use
+the same, and the initial values, is inferred.
 
 The model's file is not touched: the product of each layer is replaced through `multiply` (see `types.Model.apply`).
 Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`) stay as they are, with a warning.
@@ -109,18 +110,22 @@ def qat(
     check_compute(compute, fmt, back, weights, activations)
     eight_bit = compute != "simulated"
 
-    def layer_paths(variables: Variables, batch) -> dict[str, jax.Array]:
-        """Path of every layer, with the largest finite magnitude of its input on this batch, at least MIN_ALPHA."""
-        seen: dict[str, jax.Array] = {}
+    def layer_paths(variables: Variables, batch) -> dict[str, jax.Array | None]:
+        """Path of every layer, with the largest finite magnitude of its input on this batch, at least MIN_ALPHA; None
+        where the input is a mere number (1, by which a layer asks for a kernel that it uses many times)."""
+        seen: dict[str, jax.Array | None] = {}
 
         def record(path, product, x, kernel):
+            if x.ndim == 0:
+                seen[path] = None
+                return product.forward(x, kernel)
             finite = jnp.where(jnp.isfinite(x), x, 0.0)  # one bad row must not spoil a clip that everyone receives
             seen[path] = jnp.maximum(seen.get(path, 0.0), scales.max_abs(finite))
             return product.forward(x, kernel)
 
         try:
             model.apply(variables, batch, multiply=record)
-            seen = {path: jnp.maximum(largest, scales.MIN_ALPHA) for path, largest in seen.items()}
+            seen = {path: m if m is None else jnp.maximum(m, scales.MIN_ALPHA) for path, m in seen.items()}
         except jax.errors.UnexpectedTracerError as error:
             raise UserError(
                 "qat cannot look into nn.scan, nn.remat or recurrent layers of flax: write the layers out"
@@ -140,7 +145,7 @@ def qat(
             node = dict(_node(params, path))
             if weights:
                 node[KERNEL_CLIP] = scales.max_abs(node[KERNEL])
-            if activations:
+            if activations and largest is not None:
                 node[INPUT_CLIP] = largest
             params = _with_node(params, path.split("/") if path else [], node)
         return Variables(params, variables.state)

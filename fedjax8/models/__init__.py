@@ -1,5 +1,6 @@
 """Models on flax linen, and what turns any flax module, linen or nnx, into a `Model`."""
 
+from fedjax8.models.char_lstm import char_lstm
 from fedjax8.models.cnn import cnn
 from fedjax8.models.kwt1 import kwt1
 from fedjax8.models.lenet5 import lenet5
@@ -13,6 +14,7 @@ from fedjax8.models.resnet20 import resnet20
 from fedjax8.models.simple_cnn import simple_cnn
 
 __all__ = [
+    "char_lstm",
     "cnn",
     "from_linen",
     "from_nnx",

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from fedjax8.models.products import conv_stand_in, dot_stand_in
+from fedjax8.models._lstm import Kernel
+from fedjax8.models.products import conv_stand_in, dot_stand_in, scale_stand_in
 from fedjax8.types import Array, Batch, Model, Multiply, Variables
 
 PRODUCTS = {
     nn.Dense: ("dot_general", dot_stand_in),
     nn.DenseGeneral: ("dot_general", dot_stand_in),
     nn.Conv: ("conv_general_dilated", conv_stand_in),
+    Kernel: ("scale", scale_stand_in),
 }
 """Linen layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
 

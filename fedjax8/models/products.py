@@ -113,7 +113,8 @@ def conv_product(multiply: Callable[..., Array], x: Array, kernel: Array, **sett
     return Product(*map(choose, (forward, input_gradient, kernel_gradient), plain))
 
 
-# What flax calls instead of `lax.dot_general` and `lax.conv_general_dilated`, while a layer's product is handed over.
+# What is called instead of `lax.dot_general`, `lax.conv_general_dilated` and `jnp.multiply`, while a layer's product is
+# handed over.
 
 
 def dot_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | None) -> Callable[..., Array]:
@@ -140,3 +141,8 @@ def conv_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | N
         return multiply(path, product, x, kernel)
 
     return conv_general_dilated
+
+
+def scale_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array]) -> Callable[..., Array]:
+    """`plain` with `multiply` doing the product of a number and the kernel at `path`."""
+    return lambda one, kernel: multiply(path, widened_product(plain, one.shape, kernel.shape), one, kernel)

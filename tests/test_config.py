@@ -174,6 +174,14 @@ def test_a_component_of_ones_own_is_found_by_module_and_name():
     assert build_component("config.uplink", config.uplink, SEAMS["uplink"]).unbiased
 
 
+def test_a_config_may_ask_for_more_clients_than_rows():
+    from fedjax8.data.sources.digits import digits
+
+    config = configured(("num_clients", "100000"), ("partition.name", "windows"), ("partition.largest", "20"))
+    clients = build_clients(config, digits())
+    assert clients.num_clients == 100_000 and clients.sizes.max() == 20
+
+
 def test_the_split_depends_on_the_seed_alone():
     from fedjax8.data.sources.digits import digits
 

@@ -4,27 +4,31 @@ Everything here is NumPy except `augment` and `batches`, which run on the device
 """
 
 from fedjax8.data.batches import batch_plan
-from fedjax8.data.federated import Dataset, FederatedData, federate, match_test_owners, sample_cohort
+from fedjax8.data.federated import Dataset, FederatedData, Windows, federate, match_test_owners, sample_cohort
 from fedjax8.data.heterogeneity import label_skew
 from fedjax8.data.partitions.by_key import by_key
 from fedjax8.data.partitions.dirichlet import dirichlet
 from fedjax8.data.partitions.iid import iid
 from fedjax8.data.partitions.quantity_skew import quantity_skew
 from fedjax8.data.partitions.shards import shards
+from fedjax8.data.partitions.windows import windows
 from fedjax8.data.sources.cifar10 import cifar10
 from fedjax8.data.sources.cifar100 import cifar100
 from fedjax8.data.sources.digits import digits
 from fedjax8.data.sources.fashion_mnist import fashion_mnist
+from fedjax8.data.sources.mapped import mapped
 from fedjax8.data.sources.mnist import mnist
 from fedjax8.data.sources.npz import npz
 from fedjax8.data.sources.shakespeare import shakespeare
 from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
 from fedjax8.data.sources.synthetic_text import synthetic_text
+from fedjax8.data.storage import open_federated, save_clients, save_federated
 
 __all__ = [
     "Dataset",
     "FederatedData",
+    "Windows",
     "batch_plan",
     "by_key",
     "cifar10",
@@ -35,15 +39,20 @@ __all__ = [
     "federate",
     "iid",
     "label_skew",
+    "mapped",
     "match_test_owners",
     "mnist",
     "npz",
+    "open_federated",
     "quantity_skew",
     "sample_cohort",
+    "save_clients",
+    "save_federated",
     "shakespeare",
     "shards",
     "speech_commands",
     "synthetic",
     "synthetic_clients",
     "synthetic_text",
+    "windows",
 ]

@@ -3,7 +3,8 @@
 `Dataset` is what a source returns. A partition gives every training row an owner, and
 `FederatedData.from_owners` turns that into clients: row numbers grouped by client, with a start and a size
 for each. Clients are windows into one row order, so millions of them can share one pool of rows at twelve
-bytes a client.
+bytes a client; a partition may also give the windows themselves. Where rows lie client by client, as in a
+folder opened by `storage.open_federated`, there is no order to keep.
 """
 
 import dataclasses
@@ -20,6 +21,16 @@ from fedjax8.errors import UserError
 _COHORT_STREAM = 0xC0407
 
 _SPLIT_STREAM = 1
+_CLIENTS_AT_ONCE = 1 << 20  # bounds the temporaries of a check to 8 MB
+_GATHER_BYTES = 1 << 26  # of rows that are held twice while they are read in another order
+
+
+class Windows(NamedTuple):
+    """Clients as windows into one row order, the fields of `FederatedData` that say who owns which rows."""
+
+    order: np.ndarray | None  # [M] int32 row numbers; None for rows as they lie
+    starts: np.ndarray  # [K] int64
+    sizes: np.ndarray  # [K] int32
 
 NO_TARGET = -1
 """The label of a position in a sequence at which there is nothing to predict, such as padding."""
@@ -44,10 +55,13 @@ class Dataset(NamedTuple):
     name: str
     owners: np.ndarray | None = None  # [N] int32: the natural client of each training row
     test_owners: np.ndarray | None = None
+    clients: Windows | None = None  # natural clients as windows, instead of an owner for each of too many rows
 
     @property
     def num_natural_clients(self) -> int:
         """How many different natural clients own training rows; 0 where the set has none."""
+        if self.clients is not None:
+            return len(self.clients.starts)
         return 0 if self.owners is None else len(np.unique(self.owners))
 
     def validate(self) -> "Dataset":
@@ -84,36 +98,46 @@ class Dataset(NamedTuple):
 class FederatedData:
     """Rows grouped by client: client c owns rows `order[starts[c] : starts[c] + sizes[c]]` of every column.
 
+    Without an `order`, rows are where they lie: client c owns rows `starts[c] : starts[c] + sizes[c]`.
+
     Checked when made: columns have equal length, `order` holds valid row numbers, every window lies inside
-    `order`. Windows may overlap (clients that share rows) and may be empty.
+    `order`. Windows may overlap (clients that share rows) and may be empty. `checked=True` says that this is
+    known, and skips what would read `order`, `starts` and `sizes` from end to end.
     """
 
     columns: Mapping[str, np.ndarray]  # name -> [N, ...]
-    order: np.ndarray  # [M] int32 row numbers
+    order: np.ndarray | None  # [M] int32 row numbers
     starts: np.ndarray  # [K] int64 positions in order
     sizes: np.ndarray  # [K] int32
+    checked: dataclasses.InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, checked: bool) -> None:
         """Raises `UserError` for the first thing that does not fit."""
-        rows = _common_length(self.columns, "columns")
+        rows = _common_length(self.columns, "columns", numbered=self.order is not None)
         for name, array, dtype in (
             ("order", self.order, np.int32),
             ("starts", self.starts, np.int64),
             ("sizes", self.sizes, np.int32),
         ):
-            if array.ndim != 1 or array.dtype != dtype:
+            if array is not None and (array.ndim != 1 or array.dtype != dtype):
                 raise UserError(f"{name} is {array.dtype} {array.shape}; it must be one-dimensional {np.dtype(dtype)}")
         if len(self.starts) != len(self.sizes) or len(self.starts) == 0:
             raise UserError(
                 f"{len(self.starts)} starts and {len(self.sizes)} sizes; both must count the clients, at least one"
             )
-        if len(self.order) and (self.order.min() < 0 or self.order.max() >= rows):
+        if checked:
+            return
+        if self.order is not None and len(self.order) and (self.order.min() < 0 or self.order.max() >= rows):
             raise UserError(f"order holds rows {self.order.min()} to {self.order.max()}; the columns have {rows}")
-        if self.sizes.min() < 0 or self.starts.min() < 0 or (self.starts + self.sizes).max() > len(self.order):
-            raise UserError(
-                f"a client's window leaves the {len(self.order)} entries of order; starts and sizes must "
-                "not be negative, nor start + size exceed it"
-            )
+        for first in range(0, self.num_clients, _CLIENTS_AT_ONCE):
+            block = slice(first, first + _CLIENTS_AT_ONCE)
+            starts, sizes = self.starts[block], self.sizes[block]
+            if sizes.min() < 0 or starts.min() < 0 or (starts + sizes).max() > self.num_positions:
+                raise UserError(
+                    f"a client's window leaves the {self.num_positions} "
+                    f"{'rows' if self.order is None else 'entries of order'}; starts and sizes must not be negative, "
+                    "nor start + size exceed it"
+                )
 
     @classmethod
     def from_owners(cls, columns: Mapping[str, np.ndarray], owners: np.ndarray, num_clients: int) -> "FederatedData":
@@ -149,13 +173,69 @@ class FederatedData:
         """Sum of the client sizes; a row that several clients share counts once for each."""
         return int(self.sizes.sum(dtype=np.int64))
 
+    @property
+    def num_positions(self) -> int:
+        """M: entries of `order`, or rows where there is none."""
+        return len(next(iter(self.columns.values()))) if self.order is None else len(self.order)
+
+    def rows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Row numbers at `positions`, integers in [0, num_positions): `order[positions]` where there is an order."""
+        return np.asarray(positions) if self.order is None else self.order[positions]
+
+    def windows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`(starts [n] int64, sizes [n] int32)` of clients `ids` `[n]`, in time and memory of n.
+
+        Ids outside 0 .. K - 1 are padding: an empty window at 0.
+        """
+        ids = np.asarray(ids)
+        real = (ids >= 0) & (ids < self.num_clients)
+        inside = np.where(real, ids, 0)
+        return np.where(real, self.starts[inside], 0), np.where(real, self.sizes[inside], np.int32(0))
+
+    def gather(
+        self, ids: np.ndarray, out: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Copies of the rows of clients `ids` `[n]`, one client after another.
+
+        Only these rows are read; from columns on disk in the order in which they lie there.
+
+        Args:
+            ids: those outside 0 .. K - 1 are padding, without rows.
+            out: name -> [at least the sum of sizes, ...], arrays to write to, such as those of an earlier call.
+
+        Returns:
+            Columns, name -> [sum of sizes, ...], the beginning of those in `out` if given; and `[n]` int64, where each
+            client's rows start in them.
+
+        Raises:
+            ValueError: `out` lacks a column, or one is too short or of another dtype or row shape.
+        """
+        starts, sizes = self.windows(ids)
+        ends = np.cumsum(sizes, dtype=np.int64)
+        new_starts, total = ends - sizes, int(ends[-1]) if len(ends) else 0
+        gathered = {name: _room(name, column, total, out) for name, column in self.columns.items()}
+        if self.order is None:
+            by_place = [(int(starts[i]), int(new_starts[i]), int(sizes[i])) for i in np.argsort(starts, kind="stable")]
+            for name, column in self.columns.items():
+                into = gathered[name]
+                for start, new_start, size in by_place:
+                    into[new_start : new_start + size] = column[start : start + size]
+        else:
+            rows = self.order[np.repeat(starts - new_starts, sizes) + np.arange(total)]
+            for name, column in self.columns.items():
+                _take_rows(column, rows, gathered[name])
+        return gathered, new_starts
+
     def rows(self, client: int) -> np.ndarray:
-        """[size] int32 row numbers of one client; IndexError unless 0 <= client < num_clients."""
+        """[size] row numbers of one client, int64 where there is no order, else int32;
+
+        IndexError unless 0 <= client < num_clients.
+        """
         client = operator.index(client)
         if not 0 <= client < self.num_clients:
             raise IndexError(f"client {client} of {self.num_clients}")
         start = int(self.starts[client])
-        return self.order[start : start + int(self.sizes[client])]
+        return self.rows_at(np.arange(start, start + int(self.sizes[client])))
 
     def client(self, client: int) -> dict[str, np.ndarray]:
         """One client's columns, name -> [size, ...], copied."""
@@ -164,14 +244,14 @@ class FederatedData:
 
     def select(self, clients: np.ndarray) -> "FederatedData":
         """The listed clients only, in that order, over the same columns."""
-        return dataclasses.replace(self, starts=self.starts[clients], sizes=self.sizes[clients])
+        return dataclasses.replace(self, starts=self.starts[clients], sizes=self.sizes[clients], checked=True)
 
     def label_counts(self, num_classes: int) -> np.ndarray:
         """[K, num_classes] int32: how many rows of each class in column `y` each client holds.
 
         Running totals along `order` make this cost (M + K) per class, however much the clients overlap.
         """
-        labels = self.columns["y"][self.order]
+        labels = np.asarray(self.columns["y"] if self.order is None else self.columns["y"][self.order])
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
             raise UserError(
                 f"labels are {labels.dtype} with rows of shape {labels.shape[1:]}; counting needs one integer per row "
@@ -190,10 +270,13 @@ class FederatedData:
 def federate(dataset: Dataset, split: Callable, num_clients: int, seed: int = 0) -> FederatedData:
     """The training rows of `dataset` as `num_clients` clients, by a `split` such as `dirichlet(0.3)`;
 
-    same seed, same clients.
+    same seed, same clients. A split gives owners or `Windows`.
     """
     rng = np.random.default_rng([seed, _SPLIT_STREAM])
-    return FederatedData.from_owners(dataset.train, split(rng, dataset, num_clients), num_clients)
+    made = split(rng, dataset, num_clients)
+    if isinstance(made, Windows):
+        return FederatedData(dataset.train, *made)
+    return FederatedData.from_owners(dataset.train, made, num_clients)
 
 
 def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
@@ -260,13 +343,37 @@ def _check_labels(x: np.ndarray, labels: np.ndarray, num_classes: int, where: st
         raise UserError(f"{where} row {row} has no target at any position; leave such rows out")
 
 
-def _common_length(columns: Mapping[str, np.ndarray], where: str) -> int:
+def _common_length(columns: Mapping[str, np.ndarray], where: str, numbered: bool = True) -> int:
+    """Of all columns; `numbered` rows must have int32 numbers."""
     if not columns:
         raise UserError(f"{where}: no columns given; at least one is needed")
     lengths = {name: len(column) if np.ndim(column) else None for name, column in columns.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
         raise UserError(f"{where}: columns have lengths {lengths}; they must be arrays of equal length")
     length = next(iter(lengths.values()))
-    if length > np.iinfo(np.int32).max:
-        raise UserError(f"{where}: {length} rows; at most {np.iinfo(np.int32).max} are supported")
+    if numbered and length > np.iinfo(np.int32).max:
+        raise UserError(f"{where}: {length} rows; at most {np.iinfo(np.int32).max} are supported in an order")
     return length
+
+
+def _room(name: str, column: np.ndarray, rows: int, out: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    """[rows, ...]: the beginning of `out[name]`, or new."""
+    if out is None:
+        return np.empty((rows, *column.shape[1:]), column.dtype)
+    given = out.get(name)
+    if given is None or len(given) < rows or given.shape[1:] != column.shape[1:] or given.dtype != column.dtype:
+        found = "missing" if given is None else f"{given.dtype} {given.shape}"
+        raise ValueError(f"out[{name!r}] is {found}; it must be {column.dtype} [{rows} or more, *{column.shape[1:]}]")
+    return given[:rows]
+
+
+def _take_rows(column: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """`out[:] = column[rows]`; from disk in ascending order of rows."""
+    if not isinstance(column, np.memmap):
+        np.take(column, rows, axis=0, out=out, mode="clip")  # any mode but the default writes to `out` directly
+        return
+    ascending = np.argsort(rows, kind="stable")
+    rows_at_once = max(1, _GATHER_BYTES * len(column) // max(column.nbytes, 1))
+    for first in range(0, len(rows), rows_at_once):
+        places = ascending[first : first + rows_at_once]
+        out[places] = column[rows[places]]

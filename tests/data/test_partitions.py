@@ -4,26 +4,30 @@ import importlib
 import inspect
 import pkgutil
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import fedjax8.data.partitions
-from fedjax8.data.federated import Dataset, FederatedData
+from fedjax8.data.federated import Dataset, FederatedData, Windows, federate
 from fedjax8.data.heterogeneity import label_skew
 from fedjax8.data.partitions.by_key import by_key
 from fedjax8.data.partitions.dirichlet import dirichlet
 from fedjax8.data.partitions.iid import iid
 from fedjax8.data.partitions.quantity_skew import quantity_skew
 from fedjax8.data.partitions.shards import shards
+from fedjax8.data.partitions.windows import windows
 from fedjax8.errors import UserError
 
 NAMES = [m.name for m in pkgutil.iter_modules(fedjax8.data.partitions.__path__) if m.name[0] != "_"]
+SHARING = ("windows",)  # whose clients share rows: they give windows instead of owners
 MODULES = {name: importlib.import_module(f"fedjax8.data.partitions.{name}") for name in NAMES}
 CASES = [
     pytest.param(getattr(module, name)(**settings), id=f"{name}{settings}")
     for name, module in MODULES.items()
     for settings in module.EXAMPLES
+    if name not in SHARING
 ]
 NUM_KEYS = 40
 
@@ -93,7 +97,7 @@ def test_a_split_leaves_the_data_set_as_it_was(split, dataset):
     np.testing.assert_array_equal(dataset.owners, owners)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "by_key"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("by_key", *SHARING)])
 def test_a_thousand_clients_of_sixty_thousand_rows_take_under_a_second(name):
     dataset = dataset_of(np.random.default_rng(0).integers(0, 10, 60_000), 10)
     split = getattr(MODULES[name], name)()
@@ -168,6 +172,72 @@ def test_by_key_needs_natural_clients_and_enough_of_them(dataset):
         by_key()(np.random.default_rng(0), dataset._replace(owners=None), 3)
     with pytest.raises(UserError, match="has 40 natural clients"):
         by_key()(np.random.default_rng(0), dataset, 41)
+
+
+@pytest.fixture
+def with_windows(dataset):
+    """The data set with nine natural clients of 1 to 9 rows as windows."""
+    sizes = np.arange(1, 10, dtype=np.int32)
+    return dataset._replace(owners=None, clients=Windows(None, np.cumsum(sizes) - sizes, sizes))
+
+
+def test_by_key_takes_natural_clients_that_are_windows_as_they_are(with_windows):
+    assert with_windows.num_natural_clients == 9
+    assert by_key()(np.random.default_rng(0), with_windows, 9) is with_windows.clients
+    clients = federate(with_windows, by_key(), 9)
+    assert clients.rows(3).tolist() == [6, 7, 8, 9]
+
+
+def test_by_key_with_fewer_clients_keeps_whole_windows(with_windows):
+    kept = by_key()(np.random.default_rng(0), with_windows, 5)
+    assert len(set(kept.sizes.tolist())) == 5 and kept.sizes.tolist() == sorted(kept.sizes)
+    np.testing.assert_array_equal(kept.starts, with_windows.clients.starts[kept.sizes - 1])
+    for number in (0, 10):
+        with pytest.raises(UserError, match=f"num_clients is {number} but made_up has 9 natural clients"):
+            by_key()(np.random.default_rng(0), with_windows, number)
+
+
+@pytest.mark.parametrize("settings", MODULES["windows"].EXAMPLES)
+@pytest.mark.parametrize("num_clients", [1, 13, 5000])
+def test_windows_lie_inside_the_rows_and_have_the_asked_sizes(dataset, settings, num_clients):
+    order, starts, sizes = windows(**settings)(np.random.default_rng(0), dataset, num_clients)
+    assert sorted(order.tolist()) == list(range(1234))
+    assert len(starts) == len(sizes) == num_clients
+    assert starts.min() >= 0 and (starts + sizes).max() <= 1234
+    allowed = range(settings.get("smallest", 1), settings.get("largest", 200) + 1)
+    assert set(sizes.tolist()) <= set(allowed)
+    assert num_clients < 5000 or set(sizes.tolist()) == set(allowed)
+
+
+def test_windows_depend_on_the_seed_alone(dataset):
+    first, again, other = (federate(dataset, windows(), 50, seed) for seed in (1, 1, 2))
+    for name in ("order", "starts", "sizes"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+
+
+def test_windows_by_label_see_neighboring_classes_only(dataset):
+    counts = federate(dataset, windows(1, 20, by_label=True), 300).label_counts(7)
+    held = [np.flatnonzero(row) for row in counts]
+    assert all(len(labels) == labels[-1] - labels[0] + 1 <= 2 for labels in held)  # the rarest class has 44 rows
+
+
+def test_impossible_windows_are_named(dataset):
+    with pytest.raises(UserError, match="sizes are 1 to 1235; they must run from at least 1 to at most 1234 rows"):
+        windows(largest=1235)(np.random.default_rng(0), dataset, 3)
+    with pytest.raises(UserError, match="num_clients is 0"):
+        windows()(np.random.default_rng(0), dataset, 0)
+
+
+def test_ten_million_clients_as_windows_keep_twelve_bytes_each(dataset):
+    tracemalloc.start()
+    clients = federate(dataset, windows(), 10_000_000)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert clients.num_clients == 10_000_000
+    assert kept < 10_000_000 * 12 + 2**20
+    # While they are drawn, besides: how far a start may go, as int32 and as the int64 that NumPy makes of it.
+    assert peak < 10_000_000 * 26
 
 
 def one_by_one_dirichlet(rng, available, concentration, num_clients):
@@ -291,6 +361,8 @@ def test_a_minimum_size_beyond_the_rows_is_named(split, dataset):
         (lambda: dirichlet(min_size=0), "min_size is 0"),
         (lambda: quantity_skew(-1.0), "sigma is -1.0"),
         (lambda: quantity_skew(min_size=0), "min_size is 0"),
+        (lambda: windows(0), "sizes are 0 to 200"),
+        (lambda: windows(3, 2), "sizes are 3 to 2"),
         (lambda: shards(0), "shards_per_client is 0"),
         (lambda: shards(1.5), "shards_per_client is 1.5"),
     ],

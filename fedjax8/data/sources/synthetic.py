@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedjax8.data.federated import Dataset, FederatedData
+from fedjax8.data.partitions.windows import random_windows
 from fedjax8.data.sources._build import build_dataset
-from fedjax8.errors import UserError
 
 _GRAY_PER_DEVIATION = 40.0  # 3.2 deviations of noise on either side of the middle before clipping
 _BLOCK = 4
@@ -70,6 +70,8 @@ def synthetic_clients(
 ) -> FederatedData:
     """Any number of clients as random windows into one pool of rows, at twelve bytes a client.
 
+    What the partition `windows` does, for rows that need not be a `Dataset`.
+
     Args:
         columns: the pool, name -> [N, ...], such as `synthetic().train`; rows are shared, not copied.
         num_clients: K, may be far above N.
@@ -78,23 +80,9 @@ def synthetic_clients(
             rows in random order.
         seed: of order, sizes and starts.
     """
-    low, high = sizes
-    rows = len(next(iter(columns.values())))
-    if num_clients < 1:
-        raise UserError(f"num_clients is {num_clients}; it must be at least 1")
-    if not 1 <= low <= high <= rows:
-        raise UserError(
-            f"sizes are {low} to {high}; they must run from at least 1 to at most the {rows} rows of the pool"
-        )
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(rows).astype(np.int32)
-    if by_label and columns["y"].ndim > 1:
-        raise UserError("by_label needs one label a row; leave it out for label sequences")
-    if by_label:
-        order = order[np.argsort(columns["y"][order], kind="stable")]
-    client_sizes = rng.integers(low, high, size=num_clients, dtype=np.int32, endpoint=True)
-    starts = rng.integers(0, rows - client_sizes, dtype=np.int64, endpoint=True)
-    return FederatedData(columns, order, starts, client_sizes)
+    rng, rows = np.random.default_rng(seed), len(next(iter(columns.values())))
+    labels = columns["y"] if by_label else None
+    return FederatedData(columns, *random_windows(rng, rows, num_clients, sizes, labels))
 
 
 def _center(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

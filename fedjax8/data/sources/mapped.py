@@ -1,0 +1,94 @@
+"""A data set larger than memory, whose natural clients are kept in a folder: opened in a moment, read where it is used.
+
+The folder has two parts, `train` and `test`, each written by `fedjax8.data.save_clients` (client by client, as they
+come) or `save_federated`, with the columns `x` (uint8, float32 or int32) and `y` (int32 labels from 0).
+
+    save_clients(({"x": x, "y": y} for x, y in train_users), "DATA/reddit/train")
+    save_clients([{"x": x_test, "y": y_test}], "DATA/reddit/test")
+
+    --data_dir=DATA --config.data.name=mapped --config.data.folder=reddit \
+        --config.partition.name=by_key --config.num_clients=0
+
+Labels are checked, and mean and deviation of the training rows measured, in one pass the first time; what was found is
+kept in the folder as `measured.json`.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax8.data.federated import Dataset, FederatedData, Windows
+from fedjax8.data.sources._build import build_dataset
+from fedjax8.data.sources._files import data_directory
+from fedjax8.data.storage import open_federated, read_header
+from fedjax8.errors import UserError
+
+_MEASURED = "measured.json"
+
+
+def mapped(data_dir: str | None = None, folder: str = "", *, num_classes: int | None = None) -> Dataset:
+    """The set in a folder of the data directory, its clients as windows for the partition `by_key`.
+
+    Args:
+        data_dir: None for `$FEDJAX8_DATA`.
+        folder: with parts `train` and `test`; needed.
+        num_classes: largest label + 1 where None.
+    """
+    if not folder:
+        raise ValueError("folder is empty; it must be one in the data directory with parts train and test")
+    path = data_directory(folder, data_dir) / folder
+    parts = {part: open_federated(path / part) for part in ("train", "test")}
+    for part, data in parts.items():
+        _check_columns(path / part, data)
+    measured = _measure(path, parts)
+    if num_classes is not None and num_classes < measured["num_classes"]:
+        raise UserError(
+            f"num_classes is {num_classes}, but {path} has labels up to {measured['num_classes'] - 1}; use at least "
+            f"{measured['num_classes']}"
+        )
+    return Dataset(
+        train=parts["train"].columns,
+        test=parts["test"].columns,
+        num_classes=num_classes or measured["num_classes"],
+        mean=tuple(measured["mean"]),
+        std=tuple(measured["std"]),
+        name=path.name,
+        clients=Windows(parts["train"].order, parts["train"].starts, parts["train"].sizes),
+    )
+
+
+def _check_columns(where: Path, data: FederatedData) -> None:
+    """What `build_dataset` would convert, it would have to hold in memory."""
+    for name, dtypes in (("x", ("uint8", "float32", "int32")), ("y", ("int32",))):
+        if name not in data.columns:
+            raise UserError(f"{where} has columns {', '.join(data.columns)}; it needs x and y")
+        if data.columns[name].dtype not in map(np.dtype, dtypes):
+            raise UserError(f"{where}: {name} is {data.columns[name].dtype}; write it as {' or '.join(dtypes)}")
+
+
+def _measure(path: Path, parts: dict[str, FederatedData]) -> dict[str, Any]:
+    """`num_classes`, `mean` and `std`: as measured before on these very parts, else by reading all rows."""
+    ids = {part: read_header(path / part)["id"] for part in parts}
+    try:
+        kept = json.loads((path / _MEASURED).read_text())
+        if kept["parts"] == ids:
+            return kept
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not measured yet
+    arrays = {f"{name}_{part}": data.columns[name] for part, data in parts.items() for name in "xy"}
+    dataset = build_dataset(path.name, str(path), arrays)
+    measured = {"num_classes": dataset.num_classes, "mean": dataset.mean, "std": dataset.std, "parts": ids}
+    part = path / f"{_MEASURED}.{os.getpid()}.part"
+    try:
+        part.write_text(json.dumps(measured, indent=2) + "\n")
+        os.replace(part, path / _MEASURED)
+    except OSError as error:  # a folder that one may only read is measured each time
+        logging.getLogger(__name__).info("%s cannot be written (%s)", path / _MEASURED, error)
+    return measured
+
+
+EXAMPLES = ({"folder": "mapped"},)

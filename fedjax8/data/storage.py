@@ -1,0 +1,231 @@
+"""Federated data on disk, for sets larger than memory: written once, then mapped and read where it is used.
+
+A folder holds
+
+    federated.json      format version, an id of its own, numbers of rows and clients, dtype and row shape by column
+    starts.npy          int64 [K]
+    sizes.npy           int32 [K]
+    columns/NAME.npy    [M, ...], rows in the order of the clients
+
+so one client's rows lie side by side and are one read, and no order has to be kept. The files are what `numpy.load`
+reads. A folder is written under another name and renamed once complete; what is written is checked, so that opening
+it reads no more than the headers.
+
+    save_clients(({"x": x, "y": y} for x, y in my_users), "data/reddit/train")
+    data = open_federated("data/reddit/train")
+"""
+
+import array
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax8.data.federated import FederatedData
+from fedjax8.errors import UserError
+
+HEADER = "federated.json"
+_FORMAT = 1  # raise it when the files change their meaning
+_BLOCK_BYTES = 1 << 26  # of rows held at once while they are written
+
+
+def save_federated(data: FederatedData, folder: str | Path) -> None:
+    """Writes the data to a new folder, a block at a time: columns may be larger than memory.
+
+    A row comes out as often as `data.order` lists it, and windows stay as they are, also where they overlap.
+
+    Raises:
+        UserError: the folder exists and is not empty, cannot be written, or a column cannot be stored.
+    """
+    with _new_folder(Path(folder)) as writer:
+        columns = {name: np.asanyarray(column) for name, column in data.columns.items()}
+        row_bytes = sum(column.nbytes for column in columns.values()) // max(data.num_positions, 1)
+        rows_at_once = max(1, _BLOCK_BYTES // max(row_bytes, 1))
+        writer.append({name: column[:0] for name, column in columns.items()})
+        for first in range(0, data.num_positions, rows_at_once):
+            rows = slice(first, first + rows_at_once)
+            rows = rows if data.order is None else data.order[rows]
+            writer.append({name: column[rows] for name, column in columns.items()})
+        writer.finish(data.starts, data.sizes)
+
+
+def save_clients(clients: Iterable[Mapping[str, np.ndarray]], folder: str | Path) -> None:
+    """Writes clients to a new folder, one after another as they come; only one is held in memory.
+
+    Args:
+        clients: columns, name -> [size, ...], of client 0, 1, ...: the same names, dtypes and row shapes for all.
+        folder: new or empty.
+
+    Raises:
+        UserError: as `save_federated`; or there are no clients, or one is unlike the first.
+    """
+    sizes = array.array("i")
+    with _new_folder(Path(folder)) as writer:
+        for columns in clients:
+            sizes.append(writer.append({name: np.asarray(column) for name, column in columns.items()}))
+        if not sizes:
+            raise UserError(f"{folder}: no clients given; at least one is needed")
+        counted = np.asarray(sizes, np.int32)
+        writer.finish(np.cumsum(counted, dtype=np.int64) - counted, counted)
+
+
+def open_federated(folder: str | Path) -> FederatedData:
+    """The data in a folder, memory-mapped and read-only; nothing but headers is read, whatever its size.
+
+    UserError where the folder or a file is missing, or is not as it was written.
+    """
+    folder = Path(folder)
+    header = read_header(folder)
+    rows, num_clients = header["num_rows"], header["num_clients"]
+    columns = {
+        name: _map(folder / "columns" / f"{name}.npy", np.dtype(dtype), (rows, *row_shape))
+        for name, (dtype, row_shape) in header["columns"].items()
+    }
+    starts = _map(folder / "starts.npy", np.dtype(np.int64), (num_clients,))
+    sizes = _map(folder / "sizes.npy", np.dtype(np.int32), (num_clients,))
+    return FederatedData(columns, None, starts, sizes, checked=True)
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """What `federated.json` says; UserError where there is none, or one of another format."""
+    try:
+        header = json.loads((folder / HEADER).read_text())
+        found = header["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder} does not hold federated data; write it with fedjax8.data.save_federated or save_clients"
+        ) from error
+    if found != _FORMAT:
+        raise UserError(f"{folder} is of format {found}, but {_FORMAT} is needed; write it again with this version")
+    return header
+
+
+class _Column:
+    """An npy file that grows."""
+
+    def __init__(self, path: Path, like: np.ndarray):
+        if like.dtype.kind not in "biufc":
+            raise UserError(f"column {path.stem} is {like.dtype}; it must be of a number type that NumPy itself has")
+        self.dtype, self.row_shape = like.dtype, like.shape[1:]
+        self._file = path.open("wb")
+        self._write_header(0)
+        self._start = self._file.tell()
+
+    def append(self, rows: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+
+    def complete(self, rows: int) -> None:
+        """Puts the number of rows into the header; returns when the file is on disk."""
+        self._file.seek(0)
+        self._write_header(rows)
+        if self._file.tell() != self._start:  # NumPy leaves room for a first axis of any length
+            raise RuntimeError("the header of an npy file has grown beyond the room that NumPy left for it")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_header(self, rows: int) -> None:
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (rows, *self.row_shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+class _Writer:
+    """Of the files in `part`, which becomes `folder`."""
+
+    def __init__(self, part: Path, folder: Path):
+        self._part, self._folder, self._rows, self._blocks = part, folder, 0, 0
+        self.columns: dict[str, _Column] = {}
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> int:
+        """Adds rows, the first call also says which columns there are; returns how many rows."""
+        where = f"client {self._blocks}"
+        lengths = {name: len(column) if column.ndim else None for name, column in columns.items()}
+        if not lengths or None in lengths.values() or len(set(lengths.values())) != 1:
+            raise UserError(f"{where}: columns have lengths {lengths}; there must be one or more, of equal length")
+        if not self._blocks:
+            for name, column in columns.items():
+                if not name or name.startswith(".") or "/" in name:
+                    raise UserError(f"column {name!r} cannot be the name of a file; use letters, digits and _")
+                with _writing(self._folder):
+                    self.columns[name] = _Column(self._part / "columns" / f"{name}.npy", column)
+        found = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+        wanted = {name: (column.dtype, column.row_shape) for name, column in self.columns.items()}
+        if found != wanted:
+            raise UserError(f"{where} has columns {found}, unlike those before it, {wanted}")
+        with _writing(self._folder):
+            for name, column in self.columns.items():
+                column.append(columns[name])
+        length = next(iter(lengths.values()))
+        self._rows, self._blocks = self._rows + length, self._blocks + 1
+        return length
+
+    def finish(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+        header = {
+            "format": _FORMAT,
+            "id": secrets.token_hex(8),
+            "num_rows": self._rows,
+            "num_clients": len(starts),
+            "columns": {name: [column.dtype.str, list(column.row_shape)] for name, column in self.columns.items()},
+        }
+        with _writing(self._folder):
+            for column in self.columns.values():
+                column.complete(self._rows)
+            for name, values in (("starts", starts), ("sizes", sizes)):
+                column = _Column(self._part / f"{name}.npy", values)
+                column.append(values)
+                column.complete(len(values))
+            with (self._part / HEADER).open("w") as file:
+                file.write(json.dumps(header, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[_Writer]:
+    """Writes next to the folder and renames at the end."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists; choose another folder, or remove it first")
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    writer = _Writer(part, folder)
+    try:
+        with _writing(folder):
+            (part / "columns").mkdir(parents=True)
+        yield writer
+        with _writing(folder):
+            os.replace(part, folder)
+    finally:
+        for column in writer.columns.values():
+            column.close()
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Only around what writes: the caller's clients may come from files as well, and fail on their own account."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); make room or choose another folder") from error
+
+
+def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is missing or damaged ({reason}); write the folder again") from error
+    if mapped.dtype != dtype or mapped.shape != shape:
+        raise UserError(
+            f"{path} is {mapped.dtype} {mapped.shape}, but {dtype} {shape} was written; write the folder again"
+        )
+    return mapped

@@ -216,5 +216,8 @@ def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
         downlink=build_component("config.downlink", config.downlink, SEAMS["downlink"]),
         seed=config.seed,
         execution=build_component("config.executor", config.executor, SEAMS["executor"]),
+        batches=plan,
+        rounds_per_call=config.rounds_per_call or None,
+        feed_mode=config.feed,
     )
     return Experiment(config, dataset, clients, model, plan, run)

@@ -55,6 +55,8 @@ def base_config() -> ConfigDict:
     config.uplink = component("fp8")
     config.downlink = component("fp8")
     config.executor = component("auto")
+    config.rounds_per_call = 0
+    config.feed = "auto"
     return config
 
 
@@ -82,11 +84,13 @@ FIELDS = {
     "uplink": "codec of what clients send: a file in fedjax8/codecs",
     "downlink": "codec of what clients receive",
     "executor": "how clients are mapped over devices: a file in fedjax8/cohorts",
+    "rounds_per_call": "most rounds run as one dispatch; 0 for as many as are useful",
+    "feed": "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",
 }
 
 LARGEST_SEED = 2**32 - 1
 """Beyond it two seeds could give the same random key."""
-MINIMUM = {"seed": 0, "rounds": 1, "eval_every": 1, "checkpoint_every": 1, "num_clients": 0, "cohort_size": 1}
+MINIMUM = {"seed": 0, "rounds": 1, "eval_every": 1, "checkpoint_every": 1, "num_clients": 0, "cohort_size": 1, "rounds_per_call": 0}
 CLIENT_MINIMUM = {"batch_size": 1, "epochs": 1, "steps": 0, "weight_decay": 0.0}
 
 

@@ -7,7 +7,7 @@ Everything here is a `NamedTuple` of pure functions, built by a factory that clo
 write a function that returns the tuple; nothing has to be registered.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -158,11 +158,14 @@ class Execution(NamedTuple):
     """
 
     num_shards: int
-    """Devices that share a cohort."""
+    """Devices that share a cohort, those of other processes included."""
+    shards: Sequence[int]
+    """Which of them are this process's own."""
     chunk: int
-    """Clients that a device works on at once; cohorts are padded to a multiple of `num_shards * chunk`."""
+    """Clients that a device works on at once, at most; see `cohorts.groups`."""
     compile: Callable[[Callable], Callable]
-    """`f(shared, per_client) -> (shared_out, per_client_out)`, compiled; leaves of per_client have leading axis `C`."""
+    """`f(shared, split) -> (shared_out, split_out)`, compiled. Leaves of `split` have a leading axis that is divided over
+    the shards in order; a process gives, and gets back, the part of its own shards."""
     map_reduce: Callable[[Callable, PyTree, PyTree], tuple[Partial, PyTree]]
     """`(f, shared, per_client) -> (reduction over all clients of the Partial f(...)[0], stacked f(...)[1])`."""
     total: Callable[[PyTree], PyTree]

@@ -14,6 +14,20 @@ def leading(per_client: PyTree) -> int:
     return jax.tree.leaves(per_client)[0].shape[0]
 
 
+def groups(count: int, chunk: int) -> int:
+    """How many groups, of at most `chunk` clients each, `count` clients of one device are worked off in.
+
+    As few as possible; `padded` makes them equally large.
+    """
+    return -(-count // chunk)
+
+
+def padded(count: int, chunk: int) -> int:
+    """The smallest number of clients from `count` on that divides into equal groups of at most `chunk`."""
+    parts = max(1, groups(count, chunk))
+    return parts * max(1, -(-count // parts))
+
+
 def reduce_chunk(f: Callable, shared: PyTree, chunk: PyTree) -> tuple[Partial, PyTree]:
     """`f` vmapped over one chunk: (its reduction, stacked rest)."""
     partial, kept = jax.vmap(f, in_axes=(None, 0))(shared, chunk)
@@ -22,14 +36,15 @@ def reduce_chunk(f: Callable, shared: PyTree, chunk: PyTree) -> tuple[Partial, P
 
 
 def scan_map_reduce(f: Callable, shared: PyTree, per_client: PyTree, chunk: int) -> tuple[Partial, PyTree]:
-    """(reduction of `f(shared, client)[0]`, stacked `f(shared, client)[1]`), `chunk` clients at once.
+    """(reduction of `f(shared, client)[0]`, stacked `f(shared, client)[1]`), at most `chunk` clients at once.
 
-    Memory holds one running reduction and one chunk, whatever `C` is. With `chunk` 1 nothing is vmapped, so that a
-    client's kernels stay plain kernels.
+    Memory holds one running reduction and one group, whatever `C` is. Where groups are of one client nothing is
+    vmapped, so that a client's kernels stay plain kernels.
     """
     count = leading(per_client)
-    if count % chunk:
-        raise ValueError(f"{count} clients do not divide into chunks of {chunk}")
+    if padded(count, chunk) != count:
+        raise ValueError(f"{count} clients do not divide into {groups(count, chunk)} groups of at most {chunk}")
+    chunk = count // groups(count, chunk)
     if chunk == 1:
         step, parts = f, per_client
     else:

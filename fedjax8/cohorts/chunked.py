@@ -17,6 +17,7 @@ def chunked(chunk: int = 1) -> Execution:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     return Execution(
         num_shards=1,
+        shards=range(1),
         chunk=chunk,
         compile=jax.jit,
         map_reduce=functools.partial(scan_map_reduce, chunk=chunk),

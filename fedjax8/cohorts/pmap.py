@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax8.cohorts._scan import leading, scan_map_reduce
+from fedjax8.cohorts._scan import scan_map_reduce
 from fedjax8.types import Execution, Partial
 
 AXIS = "devices"
@@ -31,13 +31,13 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
     def compile_(f):
         mapped = jax.pmap(f, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=devices)
 
-        def call(shared, per_client):
-            count = leading(per_client)
-            if count % num_devices:
-                raise ValueError(f"{count} clients do not divide over {num_devices} devices")
-            shards = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), per_client)
-            shared_out, kept = mapped(shared, jax.device_put(shards, split))
-            return shared_out, jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), kept)
+        def call(shared, parts):
+            for x in jax.tree.leaves(parts):
+                if len(x) % num_devices:
+                    raise ValueError(f"{len(x)} clients do not divide over {num_devices} devices")
+            shards = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), parts)
+            shared_out, parts_out = mapped(shared, jax.device_put(shards, split))
+            return shared_out, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts_out)
 
         return call
 
@@ -50,6 +50,7 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
 
     return Execution(
         num_shards=num_devices,
+        shards=range(num_devices),
         chunk=chunk,
         compile=compile_,
         map_reduce=map_reduce,

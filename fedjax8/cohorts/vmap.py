@@ -5,12 +5,16 @@ import jax
 from fedjax8.cohorts._scan import reduce_chunk
 from fedjax8.types import Execution
 
+EVERYONE = 2**31 - 1
+"""A chunk that no cohort fills."""
+
 
 def vmap() -> Execution:
     """Executor that vmaps the whole cohort. Fastest on a GPU while it fits: memory grows with the cohort."""
     return Execution(
         num_shards=1,
-        chunk=1,
+        shards=range(1),
+        chunk=EVERYONE,
         compile=jax.jit,
         map_reduce=reduce_chunk,
         total=lambda tree: tree,

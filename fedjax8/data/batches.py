@@ -27,11 +27,12 @@ ROUNDS = 24
 class Pool(NamedTuple):
     """All rows of a data set and whose they are, on the device.
 
-    `columns` leaves `[N, ...]`; `order` int32 `[M]`: row numbers, those of one client side by side.
+    `columns` leaves `[N, ...]`; `order` int32 `[M]`: row numbers, those of one client side by side, or None where the
+    rows themselves lie side by side.
     """
 
     columns: dict[str, Array]
-    order: Array
+    order: Array | None
 
 
 class ClientRows(NamedTuple):
@@ -111,6 +112,8 @@ def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array) 
     place = first + lane % count
     if key is not None:
         place = shuffled(jax.random.fold_in(key, step // per_epoch), place, rows.size)
-    index = rows.pool.order[rows.start + place]
+    index = rows.start + place
+    if rows.pool.order is not None:
+        index = rows.pool.order[index]
     batch = {name: column[index] for name, column in rows.pool.columns.items()}
     return batch | {"mask": (first + lane < rows.size).astype(jnp.float32)}

@@ -29,7 +29,8 @@ class Checkpoints:
 
         if state.round in self._manager.all_steps():
             return
-        arrays = jax.device_get((state.server, state.down_states, state.clients))
+        state.clients.mark(state.round)
+        arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
         host = {"ledger": state.ledger._asdict(), "seconds": seconds}
         self._manager.save(
             state.round, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
@@ -41,9 +42,10 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = self._manager.latest_step()
+        like.clients.rewind(step or 0)
         if step is None:
             return None
-        template = jax.device_get((like.server, like.down_states, like.clients))
+        template = jax.device_get((like.server, like.down_states, like.clients.arrays()))
         try:
             found = self._manager.restore(
                 step,
@@ -56,7 +58,8 @@ class Checkpoints:
                 "remove it to go on from the one before"
             ) from error
         server, down_states, clients = found.arrays
-        state = SimulationState(step, server, down_states, clients, Ledger(**found.host["ledger"]))
+        store = like.clients.with_arrays(clients)
+        state = SimulationState(step, server, down_states, store, Ledger(**found.host["ledger"]))
         return state, found.host["seconds"]
 
 

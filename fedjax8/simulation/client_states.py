@@ -135,3 +135,6 @@ def _scatter(arrays: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
 
 
 _scatter = jax.jit(_scatter, donate_argnums=0)
+
+
+ClientStates = NoStates | DeviceStates | DiskStates

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.simulation import workdir as files
-from fedjax8.simulation.checkpoints import open_checkpoints
+from fedjax8.simulation.checkpoints import Checkpoints, open_checkpoints
 from fedjax8.simulation.console import ProgressReport
 from fedjax8.simulation.simulation import Simulation, SimulationState
 
@@ -28,12 +28,37 @@ LINE_ORDER = (
 """The fields of a metrics line that everyone reads, in order; the rest follow by name."""
 
 
+CALL_SECONDS = 1.0
+"""How long a user may wait for an answer to Ctrl-C, or for the progress bar to move, where rounds are shorter."""
+
+
 class Schedule(NamedTuple):
     """When to stop, evaluate and save, in rounds."""
 
     rounds: int
     eval_every: int
     checkpoint_every: int
+
+
+class Pace:
+    """How many rounds to run as one dispatch: as many as end within `CALL_SECONDS`, in powers of two, and none beyond the
+    next round that is evaluated or saved. A signal is answered, and progress shown, between calls."""
+
+    def __init__(self, schedule: Schedule):
+        self._schedule, self._most = schedule, 1
+        self._compiled = False
+
+    def count(self, done: int) -> int:
+        """Rounds of the call after `done` rounds; 0 at the end."""
+        every = (self._schedule.eval_every, self._schedule.checkpoint_every)
+        return min(self._most, self._schedule.rounds - done, *(period - done % period for period in every))
+
+    def learn(self, rounds: int, seconds: float) -> None:
+        """Takes in how long a call took; the first one compiles and tells nothing."""
+        if self._compiled:
+            fitting = max(1, int(CALL_SECONDS * rounds / max(seconds, 1e-9)))
+            self._most = 1 << (fitting.bit_length() - 1)
+        self._compiled = True
 
 
 class Outcome(NamedTuple):
@@ -67,6 +92,55 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
+class Recording:
+    """What one run leaves on disk, and what it finds there. Without a `workdir` nothing is written."""
+
+    def __init__(self, simulation: Simulation, workdir: Path | None, record: Mapping[str, Any] | None):
+        self._simulation, self._workdir, self._record = simulation, workdir, record or {"config": {}}
+        self._checkpoints: Checkpoints | None = None
+        self._started = time.monotonic()
+        self.last: Mapping[str, Any] = {}
+
+    def open(self, stack: contextlib.ExitStack) -> SimulationState:
+        """The state to go on from. Nothing is written before the run could be set up."""
+        self._simulation.discover()
+        if not self._workdir:
+            return self._simulation.init()
+        stack.enter_context(files.locked(self._workdir))
+        files.claim(self._workdir, self._record)
+        state = self._simulation.init(self._workdir / files.CLIENT_STATES)
+        self._checkpoints = stack.enter_context(open_checkpoints(self._workdir))
+        found = self._checkpoints.restore(state)
+        if found:
+            state = self._simulation.place(found[0])
+            self._started -= found[1]
+        lines = files.read_metrics(self._workdir, state.round)
+        files.rewrite_metrics(self._workdir, lines)
+        self.last = lines[-1] if lines else {}
+        return state
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Takes in one round's line."""
+        self.last = _ordered(metrics)
+        if self._workdir:
+            files.append_metrics(self._workdir, self.last)
+
+    def save(self, state: SimulationState) -> None:
+        """A checkpoint."""
+        if self._checkpoints and state.round:
+            self._checkpoints.save(state, time.monotonic() - self._started)
+
+    def finish(self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool) -> dict[str, Any]:
+        """Saves what is not saved; returns the summary."""
+        self.save(state)
+        if "test_loss" not in self.last and state.round:
+            self.last = {**self.last, **self._simulation.evaluate(state, test)}
+        summary = _summary(state, self.last, time.monotonic() - self._started, finished)
+        if self._workdir:
+            files.write_json(self._workdir / files.SUMMARY, summary)
+        return summary
+
+
 def run(
     simulation: Simulation,
     test: Mapping[str, np.ndarray],
@@ -76,25 +150,15 @@ def run(
     record: Mapping[str, Any] | None = None,
     introduce: Callable[[SimulationState], str] | None = None,
 ) -> Outcome:
-    """Runs to the end of the schedule, or to the end of the round in which a signal came.
+    """Runs to the end of the schedule, or to the end of the call of some rounds in which a signal came.
 
     With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`,
     which must not change. `introduce` gives the lines printed first. Nothing is written before the run could be set
     up.
     """
-    state, seconds, lines, checkpoints = simulation.init(), 0.0, [], None
+    recording, pace = Recording(simulation, workdir, record), Pace(schedule)
     with contextlib.ExitStack() as stack:
-        if workdir:
-            stack.enter_context(files.locked(workdir))
-            files.claim(workdir, record or {"config": {}})
-            checkpoints = stack.enter_context(open_checkpoints(workdir))
-            found = checkpoints.restore(state)
-            if found:
-                state, seconds = simulation.place(found[0]), found[1]
-            lines = files.read_metrics(workdir, state.round)
-            files.rewrite_metrics(workdir, lines)
-        last = lines[-1] if lines else {}
-        started = time.monotonic() - seconds
+        state = recording.open(stack)
         stopped = stack.enter_context(stop_on_signals())
         report = stack.enter_context(ProgressReport(schedule.rounds, state.round))
         if introduce:
@@ -103,26 +167,20 @@ def run(
             report.say(f"going on after round {state.round} of {schedule.rounds}")
 
         while state.round < schedule.rounds and stopped() is None:
-            begun = time.monotonic()
-            state, metrics = simulation.run_round(state)
-            metrics["round_seconds"] = time.monotonic() - begun
+            begun, count = time.monotonic(), pace.count(state.round)
+            state, lines = simulation.run_rounds(state, count, then=pace.count(state.round + count))
+            seconds = time.monotonic() - begun
+            pace.learn(len(lines), seconds)
             if state.round % schedule.eval_every == 0 or state.round == schedule.rounds:
-                metrics |= simulation.evaluate(state, test)
-            last = _ordered(metrics)
-            if workdir:
-                files.append_metrics(workdir, last)
-            report.round_done(last)
-            if checkpoints and state.round % schedule.checkpoint_every == 0:
-                checkpoints.save(state, time.monotonic() - started)
+                lines[-1] |= simulation.evaluate(state, test)
+            for line in lines:
+                recording.write(line | {"round_seconds": seconds / len(lines)})
+                report.round_done(recording.last)
+            if state.round % schedule.checkpoint_every == 0:
+                recording.save(state)
 
-        if checkpoints and state.round:
-            checkpoints.save(state, time.monotonic() - started)
         finished = state.round >= schedule.rounds
-        if "test_loss" not in last and state.round:
-            last = last | simulation.evaluate(state, test)
-        summary = _summary(state, last, time.monotonic() - started, finished)
-        if workdir:
-            files.write_json(workdir / files.SUMMARY, summary)
+        summary = recording.finish(state, test, finished)
         report.finished(summary, state.ledger)
         if not finished and workdir:
             report.say(f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there")

@@ -1,30 +1,47 @@
-"""A federated run as functions of its state: `init`, `run_round`, `evaluate`.
+"""A federated run as functions of its state: `init`, `run_rounds`, `evaluate`.
 
 Everything that decides a round is derived from (seed, round number), never carried in a generator: the cohort by
 `sample_cohort`, every key by `fold_in`. So a state and its round number are all that a checkpoint needs, and the
-result does not depend on devices, chunks or padding beyond the order of float32 summation.
+result does not depend on devices, chunks, padding or the number of rounds per call, beyond the order of float32
+summation.
+
+    plan (planning) and rows (feeding) of the next call, made by a thread while the present one runs
+    -> one dispatch of several rounds (call)
+    -> states of the clients back into their store (client_states), bytes into the ledger
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax8 import trees
 from fedjax8.cohorts.auto import auto
 from fedjax8.cohorts.loop import loop
-from fedjax8.data.batches import Pool
+from fedjax8.data.batches import BatchPlan, Pool
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
+from fedjax8.simulation.call import Carried, Outcome, Settings, Share, call_program
+from fedjax8.simulation.client_states import ClientStates, client_states
 from fedjax8.simulation.evaluation import evaluation
+from fedjax8.simulation.feeding import Feed, Rows, feed
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
+from fedjax8.simulation.planning import Plan, planner
 from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables
 
 CALIBRATION_ROWS = 256
 """Rows of the sample batch that a model is initialized (and its input clips calibrated) on; outside the byte count."""
+ROUNDS_PER_CALL = 64
+"""Enough for the host's part of a call to vanish, few enough for plans and logs of a call to be small."""
+CALL_STATE_BYTES = 1 << 27
+"""Client states that a call of several rounds may hold on one device."""
 
 
 class SimulationState(NamedTuple):
@@ -36,19 +53,25 @@ class SimulationState(NamedTuple):
     """The algorithm's server state."""
     down_states: dict[str, PyTree]
     """State of the downlink codec by channel."""
-    clients: PyTree
-    """Persistent state of all registered clients, leaves `[K, ...]`."""
+    clients: ClientStates
+    """Persistent states of all registered clients. What is large is updated in place: after a round go on from the state
+    that it returned."""
     ledger: Ledger
 
 
 class Simulation(NamedTuple):
     """A run; see `simulate`."""
 
-    init: Callable[[], SimulationState]
+    init: Callable[..., SimulationState]
+    """`init(folder=None)`; client states too large for the device go to files in `folder`."""
     place: Callable[[SimulationState], SimulationState]
     """Puts a state (one read from a checkpoint, as NumPy arrays) where rounds expect it."""
+    run_rounds: Callable[..., tuple[SimulationState, list[dict[str, Any]]]]
+    """`(state, count, then=0) -> (next state, one dict of metrics per round)`: at least one round and at most `count`, in
+    one dispatch. `then` is the `count` of the next call, which is prepared meanwhile. Metrics: `round`, `train_loss`,
+    cumulative bytes, `clients`, `padding`, ..."""
     run_round: Callable[[SimulationState], tuple[SimulationState, dict[str, Any]]]
-    """State to (next state, metrics of the round: `round`, `train_loss`, bytes, `clients`, ...)."""
+    """One round: (next state, its metrics)."""
     evaluate: Callable[[SimulationState, Mapping[str, np.ndarray]], dict[str, float]]
     """Metrics of the global model on columns `[N, ...]`; compiled again when another mapping than the last is given."""
     variables: Callable[[SimulationState], Variables]
@@ -57,26 +80,27 @@ class Simulation(NamedTuple):
     """Every kind of message of a round with its size, found by tracing the round, which is not run."""
 
 
-def deal(sizes: np.ndarray, num_shards: int, chunk: int) -> np.ndarray:
-    """Positions into `sizes`, int `[C']`, laid out shard after shard; -1 is padding.
-
-    The largest first, dealt to the shards back and forth, so that shards have like work and chunks like lengths. `C'`
-    is the smallest multiple of `num_shards * chunk` that holds all clients.
-    """
-    order = np.argsort(-np.asarray(sizes), kind="stable")
-    lanes = num_shards * chunk
-    padded = np.full(-(-max(len(order), 1) // lanes) * lanes, -1)
-    padded[: len(order)] = order
-    hands = padded.reshape(-1, num_shards)
-    hands[1::2] = hands[1::2, ::-1]
-    return hands.T.reshape(-1)
-
-
 def sample_batch(data: FederatedData, rows: int = CALIBRATION_ROWS) -> dict[str, jax.Array]:
     """A batch of up to `rows` training rows, evenly spaced over all clients' rows."""
-    places = np.linspace(0, len(data.order) - 1, min(rows, len(data.order))).astype(np.int64)
-    batch = {name: jnp.asarray(column[data.order[places]]) for name, column in data.columns.items()}
+    positions = data.num_positions
+    places = data.rows_at(np.linspace(0, positions - 1, min(rows, positions)).astype(np.int64))
+    batch = {name: jnp.asarray(column[places]) for name, column in data.columns.items()}
     return batch | {"mask": jnp.ones(len(places), jnp.float32)}
+
+
+class Traced(NamedTuple):
+    """What tracing one round tells."""
+
+    found: list[Discovery]
+    outcome: Outcome
+    """Shapes of what a round leaves."""
+
+
+class Prepared(NamedTuple):
+    """A call, ready to be dispatched but for the states."""
+
+    plan: Plan
+    rows: Rows
 
 
 def simulate(
@@ -89,6 +113,9 @@ def simulate(
     downlink: Codec,
     seed: int = 0,
     execution: Execution | None = None,
+    batches: BatchPlan | None = None,
+    rounds_per_call: int | None = None,
+    feed_mode: str = "auto",
 ) -> Simulation:
     """A federated run of `algorithm` on `data`.
 
@@ -100,6 +127,10 @@ def simulate(
       uplink, downlink: codecs of what clients send and what they receive.
       seed: of initialization, cohorts and all training randomness.
       execution: how clients are mapped over devices; default `cohorts.auto`.
+      batches: the plan that clients cut their rows by, for sharing out work and measuring padding; without it, work is
+        counted in rows.
+      rounds_per_call: most rounds of one dispatch; default as many as are useful and fit.
+      feed_mode: how rows reach the device, see `feeding.feed`.
 
     Raises:
       UserError: if the cohort is larger than the number of clients, or clients have no data at all.
@@ -107,83 +138,116 @@ def simulate(
     num_clients = data.num_clients
     if not 1 <= cohort_size <= num_clients:
         raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
-    if not np.any(data.sizes):
+    if not data.num_positions or not np.any(data.sizes):
         raise UserError(f"none of the {num_clients} clients has any data")
     execution = auto() if execution is None else execution
     root = jax.random.key(seed)
-    pool = execution.place(Pool({n: np.asarray(c) for n, c in data.columns.items()}, np.asarray(data.order)))
-    starts, sizes = np.asarray(data.starts), np.asarray(data.sizes)
+    init_model = jax.jit(model.init)
 
-    def round_program(shared, cohort, run=execution, recorder=None):
-        server, down_states, sent, measured, pool, key, round_number = shared
-        settings = {"uplink": uplink, "downlink": downlink, "execution": run, "num_clients": num_clients}
-        link = Link(pool, down_states, sent, measured, round_number, recorder=recorder, **settings)
-        out = algorithm.round(link, server, cohort, key)
-        return (out.state, out.link.down_states, out.link.sent, out.report | out.link.measured), out.client_states
-
-    compiled_round = execution.compile(round_program)
-    known: list[tuple[dict, dict]] = []
-    gather = jax.jit(lambda tree, ids: jax.tree.map(lambda x: x.at[ids].get(mode="clip"), tree))
-    scatter = jax.jit(lambda tree, ids, new: jax.tree.map(lambda x, y: x.at[ids].set(y, mode="drop"), tree, new))
-
-    def make_cohort(ids: np.ndarray, states: PyTree) -> Cohort:
-        """Of clients `ids`, where `num_clients` stands for padding."""
-        valid = ids < num_clients
-        real = np.where(valid, ids, 0)
-        start, size = starts[real].astype(np.int32), np.where(valid, sizes[real], 0).astype(np.int32)
-        return Cohort(ids.astype(np.int32), start, size, valid, states)
-
+    @functools.cache
     def initial() -> tuple[Variables, PyTree, PyTree]:
-        variables = jax.jit(model.init)(jax.random.fold_in(root, 0), sample_batch(data))
+        variables = init_model(jax.random.fold_in(root, 0), sample_batch(data))
         return variables, algorithm.init(variables), algorithm.init_client(variables)
 
-    def discover_from(server: PyTree, client: PyTree) -> list[Discovery]:
-        recorder = Recorder()
+    @functools.cache
+    def traced() -> Traced:
+        """A round, traced and not run."""
+        recorder, (_, server, client) = Recorder(), initial()
+        one = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
         states = jax.tree.map(lambda x: jnp.asarray(x)[None], {"algorithm": client, "uplink": {}})
-        shared = (server, {}, {}, {}, pool, root, jnp.int32(0))
-        jax.eval_shape(
-            lambda shared, cohort: round_program(shared, cohort, loop(), recorder)[0][3],
-            shared,
-            make_cohort(np.zeros(1, np.int32), states),
-        )
-        return recorder.found
+        numbers = np.zeros(1, np.int32)
+        cohort = Cohort(numbers, numbers, numbers, numbers == 0, states)
 
-    def init() -> SimulationState:
-        _, server, client = initial()
-        found = discover_from(server, client)
-        known[:] = [zero_counts(found)]
-        down, up = (
-            {d.channel.name: d.codec.init(d.tree) for d in found if d.channel.direction == direction}
-            for direction in (DOWN, UP)
+        def one_round(server, cohort, pool, key):
+            settings = {"uplink": uplink, "downlink": downlink, "execution": loop(), "num_clients": num_clients}
+            link = Link(pool, {}, {}, {}, jnp.int32(0), recorder=recorder, **settings)
+            return algorithm.round(link, server, cohort, key).report
+
+        report = jax.eval_shape(one_round, server, cohort, Pool(one, None), root)
+        counts = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
+        measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
+        return Traced(recorder.found, Outcome(report, measured, counts))
+
+    def codec_states(direction: str) -> dict[str, PyTree]:
+        return {d.channel.name: d.codec.init(d.tree) for d in traced().found if d.channel.direction == direction}
+
+    @functools.cache
+    def first_client() -> PyTree:
+        return {"algorithm": initial()[2], "uplink": codec_states(UP)}
+
+    @functools.cache
+    def stateful() -> bool:
+        return bool(jax.tree.leaves(first_client()))
+
+    @functools.cache
+    def most_rounds() -> int:
+        of_round = trees.num_bytes(first_client()) * -(-cohort_size // execution.num_shards)
+        fitting = CALL_STATE_BYTES // of_round if of_round else ROUNDS_PER_CALL
+        return rounds_per_call or max(1, min(ROUNDS_PER_CALL, fitting))
+
+    @functools.cache
+    def rows_feed() -> Feed:
+        usual = data.windows(sample_cohort(seed, 0, num_clients, cohort_size))[1].sum() // execution.num_shards
+        return feed(data, execution, feed_mode, int(usual), most_rounds())
+
+    @functools.cache
+    def plan_of() -> Callable[[int, int], Plan]:
+        return planner(
+            seed=seed,
+            num_clients=num_clients,
+            cohort_size=cohort_size,
+            windows=data.windows,
+            batches=batches,
+            num_shards=execution.num_shards,
+            chunk=execution.chunk,
+            most_rounds=most_rounds(),
+            stay=stateful(),
+            most_rows=rows_feed().most_rows,
         )
-        own = {"algorithm": client, "uplink": up}
-        clients = jax.tree.map(lambda x: jnp.tile(jnp.asarray(x)[None], (num_clients,) + (1,) * jnp.ndim(x)), own)
-        return place(SimulationState(0, server, down, clients, Ledger()))
+
+    @functools.cache
+    def compiled() -> Callable:
+        return execution.compile(
+            call_program(algorithm, uplink, downlink, execution, num_clients, traced().outcome)
+        )
+
+    def init(folder: Path | None = None) -> SimulationState:
+        server, down = initial()[1], codec_states(DOWN)
+        store = client_states(first_client(), num_clients, folder=folder)
+        return place(SimulationState(0, server, down, store, Ledger()))
 
     def place(state: SimulationState) -> SimulationState:
-        arrays = execution.place((state.server, state.down_states, state.clients))
-        return state._replace(server=arrays[0], down_states=arrays[1], clients=arrays[2])
+        server, down = execution.place((state.server, state.down_states))
+        return state._replace(server=server, down_states=down)
 
-    def counts(state: SimulationState) -> tuple[dict, dict]:
-        """`zero_counts` of this run, found again for a state that did not come from `init`."""
-        if not known:
-            one = jax.tree.map(lambda x: x[0], state.clients)
-            known[:] = [zero_counts(discover_from(state.server, one["algorithm"]))]
-        return known[0]
+    def prepare(first: int, count: int) -> Prepared:
+        plan = plan_of()(first, count)
+        return Prepared(plan, rows_feed().prepare(plan))
+
+    ahead = Ahead(prepare)
+
+    def run_rounds(state: SimulationState, count: int, then: int = 0) -> tuple[SimulationState, list[dict[str, Any]]]:
+        plan, rows = ahead.take(state.round, count)
+        own = list(execution.shards)
+        clients = plan.table[own]
+        states = jax.tree.map(lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1)))
+        settings = Settings(rows_feed().order, root, np.int32(plan.first), np.int32(plan.rounds))
+        shared = rows_feed().columns, Carried(state.server, state.down_states), settings
+        (carried, outcomes), new = compiled()(shared, Share(plan.ids[own], plan.slots[own], rows, states))
+        if then:
+            ahead.start(plan.first + plan.rounds, then)
+        new = jax.tree.map(lambda x: x.reshape(clients.size, *x.shape[2:]), new)
+        store = state.clients.write(clients.reshape(-1), new)
+        outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
+        for i in range(plan.rounds):
+            report, measured, sent = jax.tree.map(lambda x, i=i: x[i], outcomes)
+            ledger = ledger.add(sent)
+            lines.append(round_metrics(plan.first + i + 1, ledger, report | measured | {"padding": plan.padding[i]}))
+        return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 
     def run_round(state: SimulationState) -> tuple[SimulationState, dict[str, Any]]:
-        ids = sample_cohort(seed, state.round, num_clients, cohort_size)
-        layout = deal(sizes[ids], execution.num_shards, execution.chunk)
-        ids = np.where(layout >= 0, ids[layout], num_clients)
-        stateful = bool(jax.tree.leaves(state.clients))
-        states = gather(state.clients, ids) if stateful else state.clients
-        key = jax.random.fold_in(jax.random.fold_in(root, 1), state.round)
-        shared = (state.server, state.down_states, *counts(state), pool, key, np.int32(state.round))
-        (server, down, sent, report), new = compiled_round(shared, make_cohort(ids, states))
-        clients = scatter(state.clients, ids, new) if stateful else state.clients
-        ledger = state.ledger.add(jax.device_get(sent))
-        after = SimulationState(state.round + 1, server, down, clients, ledger)
-        return after, round_metrics(after, jax.device_get(report))
+        state, lines = run_rounds(state, 1)
+        return state, lines[0]
 
     last_evaluated: list = [None, None]
 
@@ -195,22 +259,38 @@ def simulate(
     def variables(state: SimulationState) -> Variables:
         return algorithm.variables(state.server)
 
-    return Simulation(init, place, run_round, evaluate, variables, lambda: discover_from(*initial()[1:]))
+    return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found)
 
 
-def zero_counts(found: list[Discovery]) -> tuple[dict, dict]:
-    """Zero counts of every channel and zeros for what is measured, in the structure that a round takes and returns."""
-    measured = {name: ratio for d in found for name, ratio in d.measured.items()}
-    return {d.channel: np.int32(0) for d in found}, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), measured)
+class Ahead:
+    """Prepares the next call in a thread. What was prepared for another call than the one that comes is dropped."""
+
+    def __init__(self, prepare: Callable[[int, int], Prepared]):
+        self._prepare = prepare
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="fedjax8-ahead")
+        self._next: tuple[tuple[int, int], Future] | None = None
+
+    def start(self, first: int, count: int) -> None:
+        """Begins to prepare `count` rounds from round `first` on."""
+        self._next = (first, count), self._threads.submit(self._prepare, first, count)
+
+    def take(self, first: int, count: int) -> Prepared:
+        """What was begun for these rounds, or made now."""
+        (wanted, made), self._next = self._next or (None, None), None
+        if wanted == (first, count):
+            return made.result()
+        if made:
+            made.cancel()
+        return self._prepare(first, count)
 
 
-def round_metrics(state: SimulationState, report: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def round_metrics(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[str, Any]:
     """One round's line: means of the clients' `train_*` sums, cumulative bytes, what else algorithm and codecs tell.
 
     A `Ratio` becomes a number; one with nothing to divide by is left out.
     """
     examples = float(report.get("train_examples", 0)) or math.nan  # nobody trained: no mean, and not a loss of 0
-    metrics: dict[str, Any] = {"round": state.round}
+    metrics: dict[str, Any] = {"round": number}
     for name, value in sorted(report.items()):
         if isinstance(value, Ratio):
             metrics |= {name: float(value.part) / float(value.whole)} if value.whole else {}
@@ -218,6 +298,6 @@ def round_metrics(state: SimulationState, report: Mapping[str, np.ndarray]) -> d
             metrics[name] = float(value) / examples
         elif name != "train_examples":
             metrics[name] = np.asarray(value).tolist()
-    metrics["uplink_bytes"] = state.ledger.uplink_bytes
-    metrics["downlink_bytes"] = state.ledger.downlink_bytes
+    metrics["uplink_bytes"] = ledger.uplink_bytes
+    metrics["downlink_bytes"] = ledger.downlink_bytes
     return metrics

@@ -17,6 +17,7 @@ from fedjax8.errors import UserError
 from fedjax8.simulation.runs import flatten
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
+CLIENT_STATES = "client_states"
 
 
 def json_ready(value: Any) -> Any:

@@ -17,6 +17,7 @@ A store too large to be copied into every checkpoint keeps an undo log instead (
 *before* the checkpoint of the same round: whichever checkpoint a run then goes on from, there is a mark for it.
 """
 
+import copy
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.simulation.disk_states import DiskStates
+from fedjax8.simulation.disk_states import DiskStates, check_rows
 from fedjax8.types import PyTree
 
 
@@ -47,7 +48,7 @@ def client_states(
     if not jax.tree.leaves(initial):
         return NoStates(initial)
     if num_clients * trees.num_bytes(initial) <= limit_bytes:
-        return DeviceStates(initial, jax.tree.map(lambda x: jnp.tile(x[None], (num_clients,) + (1,) * x.ndim), initial))
+        return DeviceStates(initial, num_clients)
     return DiskStates(initial, num_clients, folder)
 
 
@@ -81,10 +82,17 @@ class NoStates:
 
 
 class DeviceStates:
-    """All states on the device that holds `arrays`, leaves `[K, ...]`; checkpoints hold them whole."""
+    """All states on one device, leaves `[K, ...]`; checkpoints hold them whole.
 
-    def __init__(self, initial: PyTree, arrays: PyTree):
-        self._initial, self._arrays = initial, arrays
+    Floats of less than 32 bits are held as integers of the same bits: on CPU, XLA would convert all K rows to float32
+    and back to write one.
+    """
+
+    def __init__(self, initial: PyTree, num_clients: int):
+        self._initial = initial
+        self._arrays = jax.tree.map(
+            lambda x: jnp.tile(x[None], (num_clients,) + (1,) * x.ndim), jax.tree.map(_to_bits, initial)
+        )
 
     def read(self, ids: np.ndarray) -> PyTree:
         """States of clients `ids` `[n]`, leaves `[n, ...]` on the device; the initial state outside 0 .. K - 1."""
@@ -96,18 +104,17 @@ class DeviceStates:
         Ids outside 0 .. K - 1 are padding and ignored. This store's memory goes to the new one, which is why nothing
         is copied; used again, this one raises JAX's RuntimeError about a deleted array.
         """
+        jax.tree.map(check_rows, rows, self._initial)
         moved = jax.tree.map(lambda row, array: jax.device_put(row, array.sharding), rows, self._arrays)
-        return DeviceStates(self._initial, _scatter(self._arrays, np.asarray(ids, np.int32), moved))
+        return self._with(_scatter(self._arrays, np.asarray(ids, np.int32), moved))
 
     def arrays(self) -> PyTree:
-        """All states, leaves `[K, ...]`; valid until the next `write`."""
+        """All states, leaves `[K, ...]`, small floats as integers; valid until the next `write`."""
         return self._arrays
 
     def with_arrays(self, arrays: PyTree) -> "DeviceStates":
-        """The store with these states, leaves `[K, ...]`, copied to the device."""
-        return DeviceStates(
-            self._initial, jax.tree.map(lambda new, old: jnp.array(new, old.dtype), arrays, self._arrays)
-        )
+        """The store with what `arrays` of one like it returned, copied to the device."""
+        return self._with(jax.tree.map(lambda new, old: jnp.array(new, old.dtype), arrays, self._arrays))
 
     def mark(self, round_number: int) -> None:
         """Nothing to do: checkpoints hold the arrays."""
@@ -115,12 +122,18 @@ class DeviceStates:
     def rewind(self, round_number: int) -> None:
         """Nothing to do: `with_arrays` did it."""
 
+    def _with(self, arrays: PyTree) -> "DeviceStates":
+        other = copy.copy(self)
+        other._arrays = arrays
+        return other
+
 
 @jax.jit
 def _gather(arrays: PyTree, initial: PyTree, ids: jax.Array) -> PyTree:
     def of_leaf(array, first):
         real = (ids >= 0) & (ids < len(array))
         rows = array[jnp.where(real, ids, 0)]
+        rows = rows if rows.dtype == first.dtype else jax.lax.bitcast_convert_type(rows, first.dtype)
         return jnp.where(real.reshape(-1, *(1,) * first.ndim), rows, first)
 
     return jax.tree.map(of_leaf, arrays, initial)
@@ -129,7 +142,7 @@ def _gather(arrays: PyTree, initial: PyTree, ids: jax.Array) -> PyTree:
 def _scatter(arrays: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
     def of_leaf(array, new):
         # A negative index would count from the end; one beyond the end is dropped.
-        return array.at[jnp.where(ids < 0, len(array), ids)].set(new, mode="drop")
+        return array.at[jnp.where(ids < 0, len(array), ids)].set(_to_bits(new), mode="drop")
 
     return jax.tree.map(of_leaf, arrays, rows)
 
@@ -137,4 +150,7 @@ def _scatter(arrays: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
 _scatter = jax.jit(_scatter, donate_argnums=0)
 
 
+def _to_bits(array: jax.Array) -> jax.Array:
+    bits = jnp.finfo(array.dtype).bits if jnp.issubdtype(array.dtype, jnp.floating) else 32
+    return array if bits >= 32 else jax.lax.bitcast_convert_type(array, f"uint{bits}")
 ClientStates = NoStates | DeviceStates | DiskStates

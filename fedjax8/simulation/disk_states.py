@@ -206,8 +206,7 @@ class DiskStates:
         rows, start = np.ones((len(chosen), 1 + self._row_bytes), np.uint8), 1
         for leaf, like in zip(self._treedef.flatten_up_to(states), jax.tree.leaves(self._like), strict=True):
             leaf = np.asarray(leaf)
-            if leaf.dtype != like.dtype or leaf.shape[1:] != like.shape:
-                raise ValueError(f"states are {leaf.dtype} {leaf.shape}, but must be {like.dtype} [n, *{like.shape}]")
+            check_rows(leaf, like)
             rows[:, start : start + like.nbytes] = _as_bytes(leaf)[chosen]
             start += like.nbytes
         return rows
@@ -226,6 +225,12 @@ class DiskStates:
             f"{self._folder}: client states cannot be kept there ({error.strerror}); make room or choose another "
             "directory, and go on from the last checkpoint"
         )
+
+
+def check_rows(rows: np.ndarray, like: np.ndarray) -> None:
+    """Raises ValueError unless `rows` `[n, ...]` are states like the one given."""
+    if rows.dtype != like.dtype or rows.shape[1:] != like.shape:
+        raise ValueError(f"states are {rows.dtype} {rows.shape}, but must be {like.dtype} [n, *{like.shape}]")
 
 
 def _as_bytes(rows: np.ndarray) -> np.ndarray:

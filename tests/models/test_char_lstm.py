@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fedjax8 import adapters, models, trees
+from fedjax8 import adapters, codecs, models, trees
 from fedjax8.build import build
 from fedjax8.config import base_config, component
 from fedjax8.errors import UserError
@@ -162,6 +162,16 @@ def test_a_recurrent_kernel_has_no_clip_for_an_input_that_is_not_rounded(setting
             variables.params
         )
         assert all(np.isfinite(x).all() and np.any(np.asarray(x)) for x in jax.tree.leaves(gradient["LSTM_0"]))
+
+
+def test_a_message_takes_a_byte_for_each_weight_of_every_kernel():
+    quantized, key = adapters.qat(models.char_lstm()), jax.random.key(0)
+    params = jax.eval_shape(quantized.init, key, {"x": jax.ShapeDtypeStruct((1, 80), jnp.int32)}).params
+    message, _ = jax.eval_shape(codecs.fp8().encode, key, (), {"params": params})
+    weights = 8 * 1024 + 3 * 256 * 1024 + 256 * 90
+    embedding, biases, clips = 90 * 8, 2 * 1024 + 90, 5 + 3  # of five kernels and the inputs of three
+    sent = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(message))
+    assert sent == weights + 4 * (embedding + biases + clips)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ forward pass), and `jax.vmap` over per-client kernels turns a convolution into a
 
 With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form. On CPUs:
 
+- Kernels of 3x3 with stride 1 and enough channels take Winograd's filters (`_winograd.py`), for all three. Else:
 - y = x * k is lax's convolution; for few channels, a matmul of the kernel with patches whose pixels come last.
 - dx is one matmul of g with the kernel, whose results are added where the taps overlap.
 - dk is a forward convolution of x with g, batch and channels exchanged; for few channels, a matmul with the patches.
@@ -34,6 +35,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax8.models import _conv_forms as forms
+from fedjax8.models import _winograd as winograd
+from fedjax8.models._blocks import block_size, map_blocks, sum_blocks
 from fedjax8.models._conv_forms import Geometry
 from fedjax8.models._depthwise import depthwise
 from fedjax8.types import Array
@@ -149,20 +152,22 @@ def geometry_of(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """y `[B, H, W, O]` of x `[B, h, w, I]` and kernel `[kh, kw, I / groups, O]`."""
-    return _product(geometry, forms.forward_lax, forms.forward_cpu, forms.forward_patches, BATCH_BYTES)(x, kernel)
+    chosen = forms.forward_lax, forms.forward_cpu, winograd.forward, forms.forward_patches
+    return _product(geometry, *chosen, BATCH_BYTES)(x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(geometry: Geometry, g: Array, kernel: Array) -> Array:
     """dx `[B, h, w, I]` of g `[B, H, W, O]` and the kernel."""
-    by_taps = forms.input_gradient_taps
-    return _product(geometry, forms.input_gradient_lax, by_taps, by_taps, TAPS_BYTES)(g, kernel)
+    by_lax, by_taps, by_winograd = forms.input_gradient_lax, forms.input_gradient_taps, winograd.input_gradient
+    return _product(geometry, by_lax, by_taps, by_winograd, by_taps, TAPS_BYTES)(g, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
     """dk `[kh, kw, I / groups, O]` of x and g."""
-    chosen = forms.kernel_gradient_lax, forms.kernel_gradient_cpu, forms.kernel_gradient_patches
+    on_cpu, by_winograd = forms.kernel_gradient_cpu, winograd.kernel_gradient
+    chosen = forms.kernel_gradient_lax, on_cpu, by_winograd, forms.kernel_gradient_patches
     return _product(geometry, *chosen, BATCH_BYTES, per_image=False)(x, g)
 
 
@@ -180,7 +185,7 @@ _kernel_gradient.defvjp(
 )
 
 
-def _product(geometry, by_lax, on_cpu, per_client, block_bytes, per_image=True):
+def _product(geometry, by_lax, on_cpu, by_winograd, per_client, block_bytes, per_image=True):
     """`(a, b) -> product`: the form for this platform, and under `vmap` a form that needs no grouped convolution.
 
     `per_image` tells whether the result has a batch of images, like a, or is a sum over them.
@@ -188,7 +193,7 @@ def _product(geometry, by_lax, on_cpu, per_client, block_bytes, per_image=True):
     if geometry.groups > 1:
         on_cpu = per_client = _by_group(per_client)
     elif geometry.on_cpu:
-        on_cpu = _in_blocks(on_cpu, block_bytes, per_image)
+        on_cpu = _winograd_or(by_winograd, _in_blocks(on_cpu, block_bytes, per_image), per_image)
     shared = on_cpu if geometry.on_cpu else by_lax
 
     @jax.custom_batching.custom_vmap
@@ -212,23 +217,27 @@ def _product(geometry, by_lax, on_cpu, per_client, block_bytes, per_image=True):
     return product
 
 
+def _winograd_or(by_winograd, otherwise, per_image):
+    """The form by Winograd's filters where it pays."""
+
+    def chosen(geometry, a, b):
+        channels, features = b.shape[2:] if per_image else (a.shape[-1], b.shape[-1])
+        pays = winograd.pays(geometry, len(a), channels, features, a.dtype)
+        return (by_winograd if pays else otherwise)(geometry, a, b)
+
+    return chosen
+
+
 def _in_blocks(form, block_bytes, per_image):
     """The form, applied to as many images at a time as have no more than `block_bytes` of patches."""
 
     def blocked(geometry, a, b):
         channels = b.shape[2] if per_image else a.shape[-1]
         bytes_of_image = 4 * math.prod(geometry.output) * math.prod(geometry.kernel) * channels
-        fitting = max(1, block_bytes // bytes_of_image)
-        images = max(size for size in range(1, min(fitting, len(a)) + 1) if len(a) % size == 0)
-        if images == len(a):
-            return form(geometry, a, b)
-        a = a.reshape(-1, images, *a.shape[1:])
+        size = block_size(len(a), block_bytes // bytes_of_image)
         if per_image:
-            out = lax.map(lambda a: form(geometry, a, b), a)
-            return out.reshape(-1, *out.shape[2:])
-        b = b.reshape(-1, images, *b.shape[1:])
-        first = form(geometry, a[0], b[0])  # not zeros: under shard_map the sum must vary over devices from the start
-        return lax.fori_loop(1, len(a), lambda i, total: total + form(geometry, a[i], b[i]), first)
+            return map_blocks(lambda a: form(geometry, a, b), size, a)
+        return sum_blocks(functools.partial(form, geometry), size, a, b)
 
     return blocked
 

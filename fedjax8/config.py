@@ -90,7 +90,15 @@ FIELDS = {
 
 LARGEST_SEED = 2**32 - 1
 """Beyond it two seeds could give the same random key."""
-MINIMUM = {"seed": 0, "rounds": 1, "eval_every": 1, "checkpoint_every": 1, "num_clients": 0, "cohort_size": 1, "rounds_per_call": 0}
+MINIMUM = {
+    "seed": 0,
+    "rounds": 1,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+    "num_clients": 0,
+    "cohort_size": 1,
+    "rounds_per_call": 0,
+}
 CLIENT_MINIMUM = {"batch_size": 1, "epochs": 1, "steps": 0, "weight_decay": 0.0}
 
 

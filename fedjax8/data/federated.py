@@ -32,6 +32,7 @@ class Windows(NamedTuple):
     starts: np.ndarray  # [K] int64
     sizes: np.ndarray  # [K] int32
 
+
 NO_TARGET = -1
 """The label of a position in a sequence at which there is nothing to predict, such as padding."""
 

@@ -7,7 +7,7 @@ Three stores with the same methods; `client_states` chooses:
     DiskStates    one row per client in a sparse file (`disk_states.py`)
 
     read(ids)           -> states of these clients, leaves [n, ...]
-    write(ids, rows)    -> the store to go on with
+    write(ids, rows)    -> the store to go on with; `donate=True` gives up this one, so that nothing is copied
     arrays()            -> what a checkpoint must hold
     with_arrays(arrays) -> the store with what a checkpoint held
     mark(round)            the state after `round` rounds is complete, and its checkpoint comes next
@@ -62,7 +62,7 @@ class NoStates:
         """A tree without leaves."""
         return self._initial
 
-    def write(self, ids: np.ndarray, rows: PyTree) -> "NoStates":
+    def write(self, ids: np.ndarray, rows: PyTree, donate: bool = False) -> "NoStates":
         """The same store."""
         return self
 
@@ -98,18 +98,19 @@ class DeviceStates:
         """States of clients `ids` `[n]`, leaves `[n, ...]` on the device; the initial state outside 0 .. K - 1."""
         return _gather(self._arrays, self._initial, np.asarray(ids, np.int32))
 
-    def write(self, ids: np.ndarray, rows: PyTree) -> "DeviceStates":
+    def write(self, ids: np.ndarray, rows: PyTree, donate: bool = False) -> "DeviceStates":
         """The store in which clients `ids` `[n]`, all different, have the states `rows`, leaves `[n, ...]`.
 
-        Ids outside 0 .. K - 1 are padding and ignored. This store's memory goes to the new one, which is why nothing
-        is copied; used again, this one raises JAX's RuntimeError about a deleted array.
+        Ids outside 0 .. K - 1 are padding and ignored. With `donate` this store's memory goes to the new one, so that
+        nothing is copied; used again, this one raises JAX's error about a deleted array.
         """
         jax.tree.map(check_rows, rows, self._initial)
         moved = jax.tree.map(lambda row, array: jax.device_put(row, array.sharding), rows, self._arrays)
-        return self._with(_scatter(self._arrays, np.asarray(ids, np.int32), moved))
+        scatter = _scatter_in_place if donate else _scatter
+        return self._with(scatter(self._arrays, np.asarray(ids, np.int32), moved))
 
     def arrays(self) -> PyTree:
-        """All states, leaves `[K, ...]`, small floats as integers; valid until the next `write`."""
+        """All states, leaves `[K, ...]`, small floats as integers; valid until they are donated."""
         return self._arrays
 
     def with_arrays(self, arrays: PyTree) -> "DeviceStates":
@@ -139,6 +140,7 @@ def _gather(arrays: PyTree, initial: PyTree, ids: jax.Array) -> PyTree:
     return jax.tree.map(of_leaf, arrays, initial)
 
 
+@jax.jit
 def _scatter(arrays: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
     def of_leaf(array, new):
         # A negative index would count from the end; one beyond the end is dropped.
@@ -147,10 +149,12 @@ def _scatter(arrays: PyTree, ids: jax.Array, rows: PyTree) -> PyTree:
     return jax.tree.map(of_leaf, arrays, rows)
 
 
-_scatter = jax.jit(_scatter, donate_argnums=0)
+_scatter_in_place = jax.jit(_scatter, donate_argnums=0)
 
 
 def _to_bits(array: jax.Array) -> jax.Array:
     bits = jnp.finfo(array.dtype).bits if jnp.issubdtype(array.dtype, jnp.floating) else 32
     return array if bits >= 32 else jax.lax.bitcast_convert_type(array, f"uint{bits}")
+
+
 ClientStates = NoStates | DeviceStates | DiskStates

@@ -80,7 +80,11 @@ def deal(
         batches = [(order[at : at + size], -1) for at in range(0, len(order), size)]
     else:
         known = homes[order]
-        batches = [(order[known == s][at : at + size], s) for s in range(num_shards) for at in range(0, (known == s).sum(), size)]
+        batches = [
+            (order[known == s][at : at + size], s)
+            for s in range(num_shards)
+            for at in range(0, (known == s).sum(), size)
+        ]
         free = order[known < 0]
         batches += [(free[at : at + size], -1) for at in range(0, len(free), size)]
         batches.sort(key=lambda batch: -work[batch[0][0]])

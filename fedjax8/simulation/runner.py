@@ -168,7 +168,7 @@ def run(
 
         while state.round < schedule.rounds and stopped() is None:
             begun, count = time.monotonic(), pace.count(state.round)
-            state, lines = simulation.run_rounds(state, count, then=pace.count(state.round + count))
+            state, lines = simulation.run_rounds(state, count, then=pace.count(state.round + count), donate=True)
             seconds = time.monotonic() - begun
             pace.learn(len(lines), seconds)
             if state.round % schedule.eval_every == 0 or state.round == schedule.rounds:

@@ -54,8 +54,8 @@ class SimulationState(NamedTuple):
     down_states: dict[str, PyTree]
     """State of the downlink codec by channel."""
     clients: ClientStates
-    """Persistent states of all registered clients. What is large is updated in place: after a round go on from the state
-    that it returned."""
+    """Persistent states of all registered clients. Where they lie on disk rounds change them in place: go on from the
+    state that a round returned, and not from one before it."""
     ledger: Ledger
 
 
@@ -67,9 +67,10 @@ class Simulation(NamedTuple):
     place: Callable[[SimulationState], SimulationState]
     """Puts a state (one read from a checkpoint, as NumPy arrays) where rounds expect it."""
     run_rounds: Callable[..., tuple[SimulationState, list[dict[str, Any]]]]
-    """`(state, count, then=0) -> (next state, one dict of metrics per round)`: at least one round and at most `count`, in
-    one dispatch. `then` is the `count` of the next call, which is prepared meanwhile. Metrics: `round`, `train_loss`,
-    cumulative bytes, `clients`, `padding`, ..."""
+    """`(state, count, then=0, donate=False) -> (next state, one dict of metrics per round)`: at least one round and at
+    most `count`, in one dispatch. `then` is the `count` of the next call, which is prepared meanwhile. With `donate` the
+    given state's client states may be overwritten. Metrics: `round`, `train_loss`, cumulative bytes, `clients`,
+    `padding`, ..."""
     run_round: Callable[[SimulationState], tuple[SimulationState, dict[str, Any]]]
     """One round: (next state, its metrics)."""
     evaluate: Callable[[SimulationState, Mapping[str, np.ndarray]], dict[str, float]]
@@ -207,9 +208,7 @@ def simulate(
 
     @functools.cache
     def compiled() -> Callable:
-        return execution.compile(
-            call_program(algorithm, uplink, downlink, execution, num_clients, traced().outcome)
-        )
+        return execution.compile(call_program(algorithm, uplink, downlink, execution, num_clients, traced().outcome))
 
     def init(folder: Path | None = None) -> SimulationState:
         server, down = initial()[1], codec_states(DOWN)
@@ -226,18 +225,22 @@ def simulate(
 
     ahead = Ahead(prepare)
 
-    def run_rounds(state: SimulationState, count: int, then: int = 0) -> tuple[SimulationState, list[dict[str, Any]]]:
+    def run_rounds(
+        state: SimulationState, count: int, then: int = 0, donate: bool = False
+    ) -> tuple[SimulationState, list[dict[str, Any]]]:
         plan, rows = ahead.take(state.round, count)
         own = list(execution.shards)
         clients = plan.table[own]
-        states = jax.tree.map(lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1)))
+        states = jax.tree.map(
+            lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
+        )
         settings = Settings(rows_feed().order, root, np.int32(plan.first), np.int32(plan.rounds))
         shared = rows_feed().columns, Carried(state.server, state.down_states), settings
         (carried, outcomes), new = compiled()(shared, Share(plan.ids[own], plan.slots[own], rows, states))
         if then:
             ahead.start(plan.first + plan.rounds, then)
         new = jax.tree.map(lambda x: x.reshape(clients.size, *x.shape[2:]), new)
-        store = state.clients.write(clients.reshape(-1), new)
+        store = state.clients.write(clients.reshape(-1), new, donate)
         outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
         for i in range(plan.rounds):
             report, measured, sent = jax.tree.map(lambda x, i=i: x[i], outcomes)

@@ -110,7 +110,7 @@ def test_the_control_variate_of_the_server_is_the_mean_of_the_clients(toys):
     state = sim.init()
     for _ in range(12):
         state, _ = sim.run_round(state)
-        own = np.asarray(state.clients["algorithm"]["memory"]["x"])
+        own = np.asarray(state.clients.arrays()["algorithm"]["memory"]["x"])
         assert float(state.server.memory["x"]) == pytest.approx(own.mean(), abs=1e-5)
     assert np.all(own != 0)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax8.cohorts import groups, padded
 from fedjax8.lookup import component_names
 from fedjax8.types import Partial
 
@@ -45,11 +46,16 @@ def test_sums_and_kept_values_equal_numpy(execution):
 
 
 def test_a_cohort_that_does_not_divide_is_refused_and_not_cut(execution):
-    lanes = execution.num_shards * execution.chunk
-    if lanes == 1:
-        pytest.skip("every cohort divides by one")
-    with pytest.raises(ValueError, match="do not divide"):
-        run(execution, lanes + 1)
+    refused = [n for n in range(1, 9) if n % execution.num_shards or padded(n, execution.chunk) != n]
+    for clients in refused[:2]:
+        with pytest.raises(ValueError, match="do not divide"):
+            run(execution, clients)
+
+
+def test_groups_are_as_few_as_fit_and_of_one_size():
+    assert [padded(n, 32) for n in (1, 10, 32, 33, 50, 53, 65)] == [1, 10, 32, 34, 50, 54, 66]
+    assert [groups(n, 32) for n in (1, 32, 33, 65)] == [1, 1, 2, 3]
+    assert padded(7, 1) == 7
 
 
 def test_map_reduce_can_be_called_twice_and_in_a_loop(execution):

@@ -122,7 +122,7 @@ def test_clients_that_remember_nothing_need_no_store(tmp_path):
 
 def test_writing_on_the_device_uses_up_the_store_before_it(rng):
     store = on_device()
-    after = store.write(np.array([1]), random_rows(rng, 1))
+    after = store.write(np.array([1]), random_rows(rng, 1), donate=True)
     with pytest.raises(RuntimeError, match="deleted"):
         store.read(np.array([1]))
     assert_equal(after.read(np.array([0])), Oracle().read([0]))

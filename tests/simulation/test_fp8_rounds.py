@@ -207,7 +207,7 @@ def test_uq_plus_sends_what_uq_sends_and_takes_its_clips_from_between_the_client
     state, average = (s.run_round(s.init())[0] for s in (sim, plain))
     # Both start from the same model, so the clients send the same; what the servers make of it may differ in the clips.
     new, mean = (jax.device_get(s.variables(t).params) for s, t in ((sim, state), (plain, average)))
-    for name, sent in jax.device_get(state.clients["uplink"]["model"]).items():
+    for name, sent in jax.device_get(state.clients.arrays()["uplink"]["model"]).items():
         assert sent.min() < sent.max()
         assert mean[name]["kernel_clip"] == pytest.approx(sent.mean(), rel=ROUNDING)
         assert sent.min() * (1 - ROUNDING) <= new[name]["kernel_clip"] <= sent.max() * (1 + ROUNDING)

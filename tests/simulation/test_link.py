@@ -18,7 +18,7 @@ from fedjax8.cohorts.pmap import pmap
 from fedjax8.cohorts.vmap import vmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
-from fedjax8.simulation.simulation import deal, simulate
+from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Codec, Contribution, RoundOutput
 
 
@@ -101,7 +101,7 @@ def test_uplink_codec_state_belongs_to_the_client_and_waits_for_its_next_turn(to
     for round_number in range(5):
         turns[sample_cohort(0, round_number, 6, 2)] += 1
         state, _ = sim.run_round(state)
-        np.testing.assert_array_equal(state.clients["uplink"]["model"], turns)
+        np.testing.assert_array_equal(state.clients.arrays()["uplink"]["model"], turns)
         assert int(state.down_states["model"]) == round_number + 1
     assert turns.max() > 1
 
@@ -109,7 +109,7 @@ def test_uplink_codec_state_belongs_to_the_client_and_waits_for_its_next_turn(to
 def test_a_client_with_nan_keeps_its_old_state(toys):
     sim = build(toys, toys.clients([1.0, np.nan], [1.0, 1.0]), uplink=counting())
     state, _ = sim.run_round(sim.init())
-    np.testing.assert_array_equal(state.clients["uplink"]["model"], [1, 0])
+    np.testing.assert_array_equal(state.clients.arrays()["uplink"]["model"], [1, 0])
 
 
 def test_the_broadcast_is_one_draw_for_all_clients(toys):
@@ -130,19 +130,6 @@ def test_the_broadcast_is_one_draw_for_all_clients(toys):
     sim = build(toys, data, make=make, downlink=none()._replace(encode=coarse_round), start=0.4)
     _, metrics = sim.run_round(sim.init())
     assert metrics["squares"] / 8 - (metrics["sum"] / 8) ** 2 == pytest.approx(0.0, abs=1e-6)
-
-
-@pytest.mark.parametrize(("shards", "chunk"), [(1, 1), (2, 1), (4, 1), (2, 3)])
-def test_dealing_uses_every_client_once_and_balances_the_work(shards, chunk, rng):
-    sizes = rng.integers(1, 200, size=50)
-    places = deal(sizes, shards, chunk)
-    assert len(places) % (shards * chunk) == 0
-    assert sorted(places[places >= 0]) == list(range(50))
-    work = [sizes[hand[hand >= 0]].sum() for hand in places.reshape(shards, -1)]
-    assert max(work) - min(work) <= sizes.max()
-    for hand in places.reshape(shards, -1):
-        ordered = sizes[hand[hand >= 0]]
-        assert np.all(np.diff(ordered) <= 0)
 
 
 def test_discovery_names_every_message_without_running(toys):
@@ -233,7 +220,7 @@ def test_a_state_can_be_run_twice(toys):
     sim = build(toys, toys.clients([1.0] * 4, [1.0] * 4), uplink=counting())
     state = sim.init()
     first, second = (sim.run_round(state)[0] for _ in range(2))
-    np.testing.assert_array_equal(first.clients["uplink"]["model"], second.clients["uplink"]["model"])
+    np.testing.assert_array_equal(first.clients.arrays()["uplink"]["model"], second.clients.arrays()["uplink"]["model"])
 
 
 def test_integers_in_a_contribution_stay_integers(toys):

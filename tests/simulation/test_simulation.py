@@ -30,6 +30,11 @@ def run(sim, rounds, state=None):
     return state, lines
 
 
+def leaves(state):
+    """All arrays of a state."""
+    return jax.tree.leaves((state.server, state.down_states, state.clients.arrays()))
+
+
 @pytest.fixture
 def data(toys):
     return toys.clients([1.0, 4.0, 2.0, 3.0, 0.5, 1.5], [0.0, 1.0, -1.0, 2.0, 3.0, 1.0], [1, 3, 2, 5, 4, 2])
@@ -40,7 +45,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(toys, data):
         run(toys.build(fedavg, data, cohort_size=3, epochs=2, seed=5, execution=pmap()), 4) for _ in range(2)
     )
     assert first[1] == second[1]
-    for a, b in zip(jax.tree.leaves(first[0]), jax.tree.leaves(second[0]), strict=True):
+    for a, b in zip(leaves(first[0]), leaves(second[0]), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -56,11 +61,12 @@ def test_a_state_taken_through_numpy_goes_on_identically(toys, data, execution):
     unbroken, lines = run(build(execution=execution()), 6)
     half, _ = run(build(execution=execution()), 3)
     sim = build(execution=execution())
-    saved = jax.device_get((half.server, half.down_states, half.clients))
-    restored = sim.place(half._replace(server=saved[0], down_states=saved[1], clients=saved[2]))
+    saved = jax.device_get((half.server, half.down_states, half.clients.arrays()))
+    store = sim.init().clients.with_arrays(saved[2])
+    restored = sim.place(half._replace(server=saved[0], down_states=saved[1], clients=store))
     resumed, rest = run(sim, 3, restored)
     assert rest == lines[3:]
-    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(unbroken), strict=True):
+    for a, b in zip(leaves(resumed), leaves(unbroken), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -110,7 +116,7 @@ def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, o
     state, lines = run(sim, 2)
     assert float(sim.variables(state).state["seen"]) == pytest.approx(server, rel=1e-6)
     if own is not None:
-        np.testing.assert_array_equal(state.clients["algorithm"]["model_state"]["seen"], own)
+        np.testing.assert_array_equal(state.clients.arrays()["algorithm"]["model_state"]["seen"], own)
     assert lines[-1]["uplink_bytes"] == lines[-1]["downlink_bytes"] == 2 * 3 * message_bytes
 
 

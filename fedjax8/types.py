@@ -53,8 +53,8 @@ class Variables(NamedTuple):
     state: PyTree
 
 
-def _same(params: PyTree) -> PyTree:
-    return params
+def _same(tree: PyTree) -> PyTree:
+    return tree
 
 
 def _nothing(*_: PyTree) -> dict:
@@ -172,6 +172,8 @@ class Execution(NamedTuple):
     """Sum over the shards of a value that each shard holds."""
     place: Callable[[PyTree], PyTree]
     """Puts shared arrays where `compile`d functions read them without a copy."""
+    collect: Callable[[PyTree], PyTree] = _same
+    """A process's part of what is split to the whole of it, leaves `[all shards, ...]`; every process must call it."""
 
 
 class Contribution(NamedTuple):

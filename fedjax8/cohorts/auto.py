@@ -14,13 +14,13 @@ enough to fill it with small models, few enough for tens of MB of state each.
 
 
 def auto(chunk: int | None = None) -> Execution:
-    """All local devices; `chunk` clients at once on each, by default 1 on CPU and `ACCELERATOR_CHUNK` elsewhere.
+    """All devices of all processes; `chunk` clients at once on each, by default 1 on CPU, else `ACCELERATOR_CHUNK`.
 
     On CPU a scan over clients beats vmapping them several times over: kernels stay plain matrices.
     """
     if chunk is None:
         chunk = 1 if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
-    return pmap(chunk) if jax.local_device_count() > 1 else chunked(chunk)
+    return pmap(chunk) if jax.device_count() > 1 else chunked(chunk)
 
 
 EXAMPLES = ({},)

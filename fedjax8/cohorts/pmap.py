@@ -1,13 +1,17 @@
-"""All local devices: `jax.pmap` over shards of the cohort, each device scanning its own, sums by one `psum`.
+"""All devices of all processes: `jax.pmap` over shards of the cohort, each device scanning its own, sums by one `psum`.
 
 The whole round runs inside the pmap: the server's step is computed on every device from the same sums, which saves
 sending a model between devices. This is the only file that knows of devices.
+
+Several processes run the same program. Each gives and gets the shards of its own devices, and holds a copy of what is
+shared on them, so that whatever a process reads is its own.
 """
 
 import functools
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax8.cohorts._scan import scan_map_reduce
@@ -17,25 +21,29 @@ AXIS = "devices"
 
 
 def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
-    """Executor that shards the cohort over `num_devices` local devices (default all), `chunk` clients at once."""
-    devices = jax.local_devices()
-    num_devices = len(devices) if num_devices is None else num_devices
-    if chunk < 1 or not 1 <= num_devices <= len(devices):
-        raise ValueError(
-            f"need chunk >= 1 and 1 to {len(devices)} devices, got chunk={chunk}, num_devices={num_devices}"
-        )
-    devices = devices[:num_devices]
-    mesh = Mesh(np.array(devices), (AXIS,))
-    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+    """Executor that shards the cohort over `num_devices` devices of every process, `chunk` clients at once on each.
+
+    By default over all devices. Shards are numbered process by process. Every process must have as many devices.
+    """
+    here, devices_of = jax.process_index(), [jax.local_devices(process_index=i) for i in range(jax.process_count())]
+    counts = [len(devices) for devices in devices_of]
+    if len(set(counts)) > 1:
+        raise ValueError(f"every process needs as many devices, got {counts}; on CPU set --cpu_devices")
+    num_local = counts[0] if num_devices is None else num_devices
+    if chunk < 1 or not 1 <= num_local <= counts[0]:
+        raise ValueError(f"need chunk >= 1 and 1 to {counts[0]} devices, got chunk={chunk}, num_devices={num_devices}")
+    devices = [device for of_process in devices_of for device in of_process[:num_local]]
+    local = Mesh(np.array(devices_of[here][:num_local]), (AXIS,))
+    everywhere, split = NamedSharding(local, PartitionSpec()), NamedSharding(local, PartitionSpec(AXIS))
 
     def compile_(f):
         mapped = jax.pmap(f, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=devices)
 
         def call(shared, parts):
             for x in jax.tree.leaves(parts):
-                if len(x) % num_devices:
-                    raise ValueError(f"{len(x)} clients do not divide over {num_devices} devices")
-            shards = jax.tree.map(lambda x: x.reshape(num_devices, -1, *x.shape[1:]), parts)
+                if len(x) % num_local:
+                    raise ValueError(f"{len(x)} clients do not divide over {num_local} devices")
+            shards = jax.tree.map(lambda x: x.reshape(num_local, -1, *x.shape[1:]), parts)
             shared_out, parts_out = mapped(shared, jax.device_put(shards, split))
             return shared_out, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts_out)
 
@@ -49,14 +57,19 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
         return Partial(total(partial.sum), jax.lax.pmax(partial.max, AXIS)), kept
 
     return Execution(
-        num_shards=num_devices,
-        shards=range(num_devices),
+        num_shards=len(devices),
+        shards=range(here * num_local, (here + 1) * num_local),
         chunk=chunk,
         compile=compile_,
         map_reduce=map_reduce,
         total=total,
         place=functools.partial(jax.device_put, device=everywhere),
+        collect=_gathered if len(devices_of) > 1 else lambda parts: parts,
     )
+
+
+def _gathered(parts):
+    return multihost_utils.process_allgather(parts, tiled=True)
 
 
 EXAMPLES = ({}, {"chunk": 2})

@@ -28,6 +28,7 @@ def evaluation(
     batch_size = min(batch_size, math.ceil(num_rows / lanes))
     num_batches = math.ceil(num_rows / (batch_size * lanes)) * lanes
     starts = np.arange(num_batches, dtype=np.int32) * batch_size
+    own = starts.reshape(execution.num_shards, -1)[list(execution.shards)].reshape(-1)
     placed = execution.place({name: np.asarray(c) for name, c in columns.items()})
     runs = {"": model.apply} | {f"{name}_": view for name, view in model.views.items()}
 
@@ -46,7 +47,7 @@ def evaluation(
     run = execution.compile(lambda shared, starts: execution.map_reduce(one_batch, shared, starts))
 
     def evaluate(variables: Variables) -> dict[str, float]:
-        totals, _ = run((variables, placed), starts)
+        totals, _ = run((variables, placed), own)
         reported = {name: float(value) for name, value in jax.device_get(model.report(variables.params)).items()}
         return {name: float(total) / num_rows for name, total in totals.sum.items()} | reported
 

@@ -48,6 +48,12 @@ class Plan(NamedTuple):
     """Of each round."""
 
 
+def used(table: np.ndarray, padding: int) -> np.ndarray:
+    """The first columns of a plan's table, a power of two of them, beyond which there is `padding` only."""
+    widest = int((table != padding).sum(axis=1).max())
+    return table[:, : 1 << max(0, widest - 1).bit_length()]
+
+
 def rows_seen(plan: BatchPlan, sizes: np.ndarray) -> np.ndarray:
     """How many rows, not counting padding, a client of each size trains on in one round, repetitions included."""
     steps, per_epoch = num_steps(plan, sizes), np.maximum(steps_per_epoch(plan, sizes), 1)

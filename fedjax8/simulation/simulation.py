@@ -33,7 +33,7 @@ from fedjax8.simulation.evaluation import evaluation
 from fedjax8.simulation.feeding import Feed, Rows, feed
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
-from fedjax8.simulation.planning import Plan, planner
+from fedjax8.simulation.planning import Plan, planner, used
 from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables
 
 CALIBRATION_ROWS = 256
@@ -239,8 +239,10 @@ def simulate(
         (carried, outcomes), new = compiled()(shared, Share(plan.ids[own], plan.slots[own], rows, states))
         if then:
             ahead.start(plan.first + plan.rounds, then)
-        new = jax.tree.map(lambda x: x.reshape(clients.size, *x.shape[2:]), new)
-        store = state.clients.write(clients.reshape(-1), new, donate)
+        everyone = used(plan.table, num_clients)
+        new = execution.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
+        new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)
+        store = state.clients.write(everyone.reshape(-1), new, donate)
         outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
         for i in range(plan.rounds):
             report, measured, sent = jax.tree.map(lambda x, i=i: x[i], outcomes)

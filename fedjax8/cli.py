@@ -1,6 +1,7 @@
 """What all command lines share: absl flags, one-line errors, exit statuses."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -27,12 +28,20 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
 
     try:
         app.run(start, flags_parser=parse)
-    except UserError as error:
-        print(f"fedjax8: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        print("fedjax8: interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except (UserError, KeyboardInterrupt) as error:
+        sys.exit(report(error))
     except SystemExit as stop:
         asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
         sys.exit(0 if asked_for_help and stop.code == 1 else stop.code)
+
+
+def report(error: BaseException) -> int:
+    """Says on stderr what went wrong, a user's mistake in one line; returns the exit status."""
+    if isinstance(error, UserError):
+        print(f"fedjax8: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        print("fedjax8: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    traceback.print_exception(error)
+    return 1

@@ -1,9 +1,11 @@
 """Runs one federated experiment.
 
     python -m fedjax8.train [--config=FILE.py[:argument]] [--config.FIELD=VALUE ...] [--workdir=DIR] [--data_dir=DIR]
+        [--distributed | --coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, well under a minute. With --workdir the run
-is written there and the same command goes on after an interruption.
+is written there and the same command goes on after an interruption. On several hosts every process gets the same
+command, with its own --process_id; see docs/scaling.md.
 
 Examples:
   python -m fedjax8.train --workdir=runs/digits
@@ -16,9 +18,11 @@ import sys
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fedjax8 import cli, version
 from fedjax8.config import FIELDS, load_config, override, plain, validate
+from fedjax8.distributed import Group, together
 from fedjax8.errors import UserError
 
 SIGNAL_STATUS = 128
@@ -39,6 +43,17 @@ _WORKDIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices", None, "Devices to make of the CPU; default one per core. No effect on accelerators.", lower_bound=1
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where the processes of a run on several hosts find each other."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, all hosts together.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Run with the other processes of this Slurm, Open MPI, TPU pod or Kubernetes job."
+)
+_CONNECT_SECONDS = flags.DEFINE_integer(
+    "connect_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
 )
 
 
@@ -91,12 +106,14 @@ def introduction(experiment, state) -> str:
 
     config = experiment.config
     weights = trees.float32_bytes(experiment.simulation.variables(state).params) // 4
-    devices = jax.local_devices()
+    devices, processes = jax.devices(), jax.process_count()
+    of_processes = f" of {processes} processes" if processes > 1 else ""
     return (
         f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights:,} parameters "
         f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
         f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
         f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+        f"{of_processes}"
     )
 
 
@@ -108,8 +125,16 @@ def main(argv: list[str]) -> int:
     config = load_config(_CONFIG.value)
     override(config, pairs)
     validate(config)
-    set_up_devices(_CPU_DEVICES.value, config.cohort_size)
+    group = Group(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
+    )
+    set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
+    with together(group):
+        return train(config)
 
+
+def train(config: ConfigDict) -> int:
+    """Builds and runs an experiment on the devices that are set up; returns the exit status."""
     import jax
 
     from fedjax8.build import build

@@ -3,22 +3,26 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from fedjax8.errors import UserError
+from fedjax8.simulation.hosts import ALONE, Hosts
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.simulation import SimulationState
+from fedjax8.types import PyTree
 
 FOLDER = "checkpoints"
 KEEP = 2
 
 
 class Checkpoints:
-    """Numbered checkpoints of one run; use `open_checkpoints`."""
+    """Numbered checkpoints of one run; use `open_checkpoints`. Process 0 has the files, all have the same state."""
 
-    def __init__(self, manager):
-        self._manager = manager
+    def __init__(self, manager: Any, hosts: Hosts):
+        self._manager, self._hosts = manager, hosts
+        self._newest = 0
 
     def save(self, state: SimulationState, seconds: float) -> None:
         """Writes the state after `state.round` rounds;
@@ -27,9 +31,13 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        if state.round in self._manager.all_steps():
+        if state.round <= self._newest:
             return
         state.clients.mark(state.round)
+        self._hosts.wait()  # for the marks of all: whatever was cut short, there is one for the checkpoint
+        self._newest = state.round
+        if not self._hosts.first:
+            return
         arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
         host = {"ledger": state.ledger._asdict(), "seconds": seconds}
         self._manager.save(
@@ -39,15 +47,29 @@ class Checkpoints:
 
     def restore(self, like: SimulationState) -> tuple[SimulationState, float] | None:
         """(newest state, seconds spent until then) in NumPy arrays shaped as `like`, or None if there is none."""
-        import orbax.checkpoint as ocp
-
-        step = self._manager.latest_step()
+        step = self._hosts.ask(lambda: {"step": self._manager.latest_step()})["step"]
         like.clients.rewind(step or 0)
         if step is None:
             return None
-        template = jax.device_get((like.server, like.down_states, like.clients.arrays()))
+        self._newest = step
+        arrays = jax.device_get((like.server, like.down_states, like.clients.arrays()))
+
+        def read() -> dict[str, Any]:
+            nonlocal arrays
+            found = self._read(step, arrays)
+            arrays = found.arrays
+            return found.host
+
+        host = self._hosts.ask(read)
+        server, down_states, clients = self._hosts.spread(arrays)
+        store = like.clients.with_arrays(clients)
+        return SimulationState(step, server, down_states, store, Ledger(**host["ledger"])), host["seconds"]
+
+    def _read(self, step: int, template: PyTree) -> Any:
+        import orbax.checkpoint as ocp
+
         try:
-            found = self._manager.restore(
+            return self._manager.restore(
                 step,
                 args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()),
             )
@@ -57,17 +79,25 @@ class Checkpoints:
                 f"--workdir: cannot read the checkpoint of round {step}: {reason}; "
                 "remove it to go on from the one before"
             ) from error
-        server, down_states, clients = found.arrays
-        store = like.clients.with_arrays(clients)
-        state = SimulationState(step, server, down_states, store, Ledger(**found.host["ledger"]))
-        return state, found.host["seconds"]
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: Path) -> Iterator[Checkpoints]:
+def open_checkpoints(workdir: Path, hosts: Hosts = ALONE) -> Iterator[Checkpoints]:
     """The checkpoints of a run's directory; the newest `KEEP` are kept."""
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, enable_async_checkpointing=False)
-    with ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options) as manager:
-        yield Checkpoints(manager)
+    if not hosts.first:
+        yield Checkpoints(None, hosts)
+        return
+    folder = (workdir / FOLDER).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEEP,
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        ),
+    )
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        yield Checkpoints(manager, hosts)

@@ -38,8 +38,10 @@ def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
 class ProgressReport:
     """Writes a run's progress to a console. A context manager, so that the bar is taken away when the run ends."""
 
-    def __init__(self, rounds: int, done: int = 0, console: Console | None = None):
-        self.console = Console(highlight=False) if console is None else console
+    def __init__(self, rounds: int, done: int = 0, console: Console | None = None, silent: bool = False):
+        if console is None:
+            console = Console(highlight=False, quiet=silent, force_terminal=False if silent else None)
+        self.console = console
         self._bar = Progress(
             TextColumn("round"),
             MofNCompleteColumn(),

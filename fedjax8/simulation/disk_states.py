@@ -69,7 +69,9 @@ class DiskStates:
         return self._to_tree(rows)
 
     def write(self, ids: np.ndarray, rows: PyTree, donate: bool = True) -> "DiskStates":
-        """This store, changed in place whatever `donate` says, in which clients `ids` `[n]`, all different, now have the states `rows`, leaves `[n, ...]`.
+        """This store, in which clients `ids` `[n]`, all different, now have the states `rows`, leaves `[n, ...]`.
+
+        It is changed in place, whatever `donate` says.
 
         Ids outside 0 .. K - 1 are padding and ignored. What is overwritten for the first time since the last mark is in
         the log on disk before anything changes. UserError where the disk is full or cannot be written.

@@ -1,4 +1,7 @@
-"""The loop of a run: rounds, evaluations, metrics, checkpoints, and a clean stop on a signal."""
+"""The loop of a run: rounds, evaluations, metrics, checkpoints, and a clean stop on a signal.
+
+On several hosts every process runs this loop, and all do the same: see `hosts.py`.
+"""
 
 import contextlib
 import signal
@@ -13,6 +16,7 @@ import numpy as np
 from fedjax8.simulation import workdir as files
 from fedjax8.simulation.checkpoints import Checkpoints, open_checkpoints
 from fedjax8.simulation.console import ProgressReport
+from fedjax8.simulation.hosts import Hosts, hosts
 from fedjax8.simulation.simulation import Simulation, SimulationState
 
 LINE_ORDER = (
@@ -41,8 +45,8 @@ class Schedule(NamedTuple):
 
 
 class Pace:
-    """How many rounds to run as one dispatch: as many as end within `CALL_SECONDS`, in powers of two, and none beyond the
-    next round that is evaluated or saved. A signal is answered, and progress shown, between calls."""
+    """How many rounds to run as one dispatch: as many as end within `CALL_SECONDS`, in powers of two, and none beyond
+    the next round that is evaluated or saved. A signal is answered, and progress shown, between calls."""
 
     def __init__(self, schedule: Schedule):
         self._schedule, self._most = schedule, 1
@@ -93,10 +97,12 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
 
 
 class Recording:
-    """What one run leaves on disk, and what it finds there. Without a `workdir` nothing is written."""
+    """What one run leaves on disk, and what it finds there. Without a `workdir` nothing is written. Process 0 has the
+    files; the others have the states of their clients, where these are on disk."""
 
-    def __init__(self, simulation: Simulation, workdir: Path | None, record: Mapping[str, Any] | None):
+    def __init__(self, simulation: Simulation, workdir: Path | None, record: Mapping[str, Any] | None, hosts: Hosts):
         self._simulation, self._workdir, self._record = simulation, workdir, record or {"config": {}}
+        self._hosts = hosts
         self._checkpoints: Checkpoints | None = None
         self._started = time.monotonic()
         self.last: Mapping[str, Any] = {}
@@ -105,24 +111,38 @@ class Recording:
         """The state to go on from. Nothing is written before the run could be set up."""
         self._simulation.discover()
         if not self._workdir:
-            return self._simulation.init()
-        stack.enter_context(files.locked(self._workdir))
-        files.claim(self._workdir, self._record)
-        state = self._simulation.init(self._workdir / files.CLIENT_STATES)
-        self._checkpoints = stack.enter_context(open_checkpoints(self._workdir))
+            return self._same_start(self._simulation.init())
+        self._hosts.ask(lambda: self._claim(stack))
+        state = self._simulation.init(files.client_states_folder(self._workdir, self._hosts.number))
+        self._checkpoints = stack.enter_context(open_checkpoints(self._workdir, self._hosts))
         found = self._checkpoints.restore(state)
         if found:
             state = self._simulation.place(found[0])
             self._started -= found[1]
-        lines = files.read_metrics(self._workdir, state.round)
-        files.rewrite_metrics(self._workdir, lines)
-        self.last = lines[-1] if lines else {}
+        else:
+            state = self._same_start(state)
+        self.last = self._hosts.ask(lambda: self._cut_metrics(state.round))
         return state
+
+    def _claim(self, stack: contextlib.ExitStack) -> dict[str, Any]:
+        stack.enter_context(files.locked(self._workdir))
+        files.claim(self._workdir, self._record)
+        return {}
+
+    def _cut_metrics(self, last_round: int) -> dict[str, Any]:
+        lines = files.read_metrics(self._workdir, last_round)
+        files.rewrite_metrics(self._workdir, lines)
+        return lines[-1] if lines else {}
+
+    def _same_start(self, state: SimulationState) -> SimulationState:
+        """A new state, the same on hosts whose processors round differently."""
+        server, down_states = self._hosts.spread((state.server, state.down_states))
+        return self._simulation.place(state._replace(server=server, down_states=down_states))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
         self.last = _ordered(metrics)
-        if self._workdir:
+        if self._workdir and self._hosts.first:
             files.append_metrics(self._workdir, self.last)
 
     def save(self, state: SimulationState) -> None:
@@ -136,7 +156,7 @@ class Recording:
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **self._simulation.evaluate(state, test)}
         summary = _summary(state, self.last, time.monotonic() - self._started, finished)
-        if self._workdir:
+        if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         return summary
 
@@ -156,20 +176,22 @@ def run(
     which must not change. `introduce` gives the lines printed first. Nothing is written before the run could be set
     up.
     """
-    recording, pace = Recording(simulation, workdir, record), Pace(schedule)
+    all_hosts, pace = hosts(), Pace(schedule)
+    recording = Recording(simulation, workdir, record, all_hosts)
     with contextlib.ExitStack() as stack:
         state = recording.open(stack)
         stopped = stack.enter_context(stop_on_signals())
-        report = stack.enter_context(ProgressReport(schedule.rounds, state.round))
+        report = stack.enter_context(ProgressReport(schedule.rounds, state.round, silent=not all_hosts.first))
         if introduce:
             report.say(introduce(state))
         if state.round:
             report.say(f"going on after round {state.round} of {schedule.rounds}")
 
-        while state.round < schedule.rounds and stopped() is None:
+        _, stop = all_hosts.agree(0.0, stopped())
+        while state.round < schedule.rounds and stop is None:
             begun, count = time.monotonic(), pace.count(state.round)
-            state, lines = simulation.run_rounds(state, count, then=pace.count(state.round + count), donate=True)
-            seconds = time.monotonic() - begun
+            state, lines = simulation.run_rounds(state, count, pace.count(state.round + count), donate=True)
+            seconds, stop = all_hosts.agree(time.monotonic() - begun, stopped())
             pace.learn(len(lines), seconds)
             if state.round % schedule.eval_every == 0 or state.round == schedule.rounds:
                 lines[-1] |= simulation.evaluate(state, test)
@@ -184,7 +206,7 @@ def run(
         report.finished(summary, state.ledger)
         if not finished and workdir:
             report.say(f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there")
-        return Outcome(state, summary, stopped())
+        return Outcome(state, summary, stop)
 
 
 def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class Simulation(NamedTuple):
     """Puts a state (one read from a checkpoint, as NumPy arrays) where rounds expect it."""
     run_rounds: Callable[..., tuple[SimulationState, list[dict[str, Any]]]]
     """`(state, count, then=0, donate=False) -> (next state, one dict of metrics per round)`: at least one round and at
-    most `count`, in one dispatch. `then` is the `count` of the next call, which is prepared meanwhile. With `donate` the
-    given state's client states may be overwritten. Metrics: `round`, `train_loss`, cumulative bytes, `clients`,
+    most `count`, in one dispatch. `then` is the `count` of the next call, which is prepared meanwhile. With `donate`
+    the given state's client states may be overwritten. Metrics: `round`, `train_loss`, cumulative bytes, `clients`,
     `padding`, ..."""
     run_round: Callable[[SimulationState], tuple[SimulationState, dict[str, Any]]]
     """One round: (next state, its metrics)."""

@@ -20,6 +20,11 @@ CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json",
 CLIENT_STATES = "client_states"
 
 
+def client_states_folder(directory: Path, process: int) -> Path:
+    """Where a process keeps the states of all clients, if they are kept on disk."""
+    return directory / (f"{CLIENT_STATES}-{process}" if process else CLIENT_STATES)
+
+
 def json_ready(value: Any) -> Any:
     """`value` with what JSON cannot say (NaN, infinities) as None."""
     if isinstance(value, float) and not math.isfinite(value):

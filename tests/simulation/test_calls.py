@@ -99,9 +99,8 @@ def test_rows_without_an_order_are_taken_from_where_they_lie(toys):
 def test_client_states_on_disk_give_the_rounds_of_states_on_the_device(toys, data, tmp_path, monkeypatch):
     build = functools.partial(toys.build, make_scaffold, data, cohort_size=3, epochs=2, execution=pmap(1, 2))
     want, _ = run(build(), 6, 2)
-    monkeypatch.setattr(
-        "fedjax8.simulation.client_states.client_states.__kwdefaults__", {"folder": None, "limit_bytes": 0}
-    )
+    defaults = {"folder": None, "limit_bytes": 0}
+    monkeypatch.setattr("fedjax8.simulation.client_states.client_states.__kwdefaults__", defaults)
     sim = build()
     state = sim.init(tmp_path / "states")
     assert isinstance(state.clients, DiskStates)

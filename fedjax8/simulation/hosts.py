@@ -1,0 +1,81 @@
+"""Several processes in one run: what they tell each other between calls, so that all do the same.
+
+Process 0 reads and writes the files of the run and talks to the user. The others are given what it read, and agree with
+it on what depends on a clock or a signal. Everything goes over the network of the devices: no shared files are needed.
+A process alone agrees with itself, at no cost.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fedjax8.errors import UserError
+from fedjax8.types import PyTree
+
+_WORD = struct.Struct("<dq")  # seconds, signal
+
+
+class Hosts(NamedTuple):
+    """The processes of a run, as one of them sees them. All must call `gather` and `spread` in the same order."""
+
+    number: int
+    """This process."""
+    gather: Callable[[np.ndarray], np.ndarray]
+    """uint8 `[n]` of each process to `[processes, n]`, on all."""
+    spread: Callable[[PyTree], PyTree]
+    """Arrays to those of process 0, bit for bit; the others give a tree of the same shapes and dtypes."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.number == 0
+
+    def agree(self, seconds: float, signal_number: int | None) -> tuple[float, int | None]:
+        """(the seconds of process 0, a signal if any process got one)."""
+        word = np.frombuffer(_WORD.pack(seconds, signal_number or 0), np.uint8)
+        words = [_WORD.unpack(of_process.tobytes()) for of_process in self.gather(word)]
+        return words[0][0], max(signal for _, signal in words) or None
+
+    def ask(self, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What process 0 answers, which JSON must be able to say; its `UserError` is raised by all."""
+        told: dict[str, Any] = {}
+        if self.first:
+            try:
+                told = {"answer": answer()}
+            except UserError as error:
+                told = {"error": str(error)}
+        text = json.dumps(told).encode()
+        length = np.array([len(text)])
+        length = self.spread(length)[0]
+        text = self.spread(np.frombuffer(text.ljust(length)[:length], np.uint8)).tobytes()
+        told = json.loads(text)
+        if "error" in told:
+            raise UserError(told["error"])
+        return told["answer"]
+
+    def wait(self) -> None:
+        """Returns when all processes have come this far."""
+        self.gather(np.zeros(1, np.uint8))
+
+
+ALONE = Hosts(0, lambda word: word[None], lambda tree: tree)
+
+
+def hosts() -> Hosts:
+    """The processes of this run."""
+    if jax.process_count() == 1:
+        return ALONE
+    return Hosts(jax.process_index(), multihost_utils.process_allgather, _spread)
+
+
+def _spread(tree: PyTree) -> PyTree:
+    # As bytes: the devices have no 64-bit numbers, and a sum that adds 0 loses the sign of -0.
+    tree = jax.tree.map(np.asarray, jax.device_get(tree))
+    as_bytes = jax.tree.map(lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8), tree)
+    told = multihost_utils.broadcast_one_to_all(as_bytes)
+    return jax.tree.map(lambda x, like: np.array(x).view(like.dtype).reshape(like.shape), told, tree)

@@ -52,12 +52,20 @@ class Feed(NamedTuple):
     """The rows of a plan's clients on this process's shards."""
 
 
-def feed(data: FederatedData, execution: Execution, mode: str, rows_a_round: int, most_rounds: int) -> Feed:
+def feed(
+    data: FederatedData,
+    execution: Execution,
+    columns: Callable[[], PyTree],
+    mode: str,
+    rows_a_round: int,
+    most_rounds: int,
+) -> Feed:
     """The feed of `data` for this machine.
 
     Args:
       data: columns and who owns which row.
       execution: whose devices get them.
+      columns: gives all columns of `data`, placed on the devices.
       mode: one of `MODES`; ValueError otherwise.
       rows_a_round: what a usual cohort has on one shard.
       most_rounds: R, the most rounds of a call.
@@ -67,7 +75,7 @@ def feed(data: FederatedData, execution: Execution, mode: str, rows_a_round: int
     size = sum(column.nbytes for column in data.columns.values())
     mapped = any(isinstance(column, np.memmap) for column in data.columns.values())
     if mode == "resident" or (mode == "auto" and not mapped and size <= _room(execution)):
-        return _resident(data, execution)
+        return _resident(data, execution, columns())
     return _streamed(data, execution, rows_a_round, most_rounds)
 
 
@@ -79,8 +87,7 @@ def _room(execution: Execution) -> int:
     return HOST_BYTES // len(execution.shards)
 
 
-def _resident(data: FederatedData, execution: Execution) -> Feed:
-    columns = execution.place({name: np.asarray(column) for name, column in data.columns.items()})
+def _resident(data: FederatedData, execution: Execution, columns: PyTree) -> Feed:
     order = None if data.order is None else execution.place(np.asarray(data.order))
 
     def prepare(plan: Plan) -> Rows:

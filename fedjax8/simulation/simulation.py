@@ -79,6 +79,8 @@ class Simulation(NamedTuple):
     """The global model."""
     discover: Callable[[], list[Discovery]]
     """Every kind of message of a round with its size, found by tracing the round, which is not run."""
+    parts: "Parts"
+    """What `side_by_side` runs several simulations by."""
 
 
 def sample_batch(data: FederatedData, rows: int = CALIBRATION_ROWS) -> dict[str, jax.Array]:
@@ -95,6 +97,40 @@ class Traced(NamedTuple):
     found: list[Discovery]
     outcome: Outcome
     """Shapes of what a round leaves."""
+
+
+class Common(NamedTuple):
+    """What no seed changes: compiled once for all simulations `beside` each other."""
+
+    init_model: Callable
+    program: Callable[[], Callable]
+    """The program of a call, not compiled."""
+    compiled: Callable[[], Callable]
+    columns: Callable[[], PyTree]
+    """All rows, placed on the devices."""
+    evaluate: Callable[[Mapping[str, np.ndarray], Variables], dict[str, float]]
+
+
+class Begun(NamedTuple):
+    """A call, ready to be dispatched."""
+
+    plan: Plan
+    carried: Carried
+    settings: Settings
+    share: Share
+
+
+class Parts(NamedTuple):
+    """A call in two halves, between which its program runs."""
+
+    common: Common
+    begin: Callable[[SimulationState, int], Begun]
+    finish: Callable[..., tuple[SimulationState, list[dict[str, Any]]]]
+    """`(state before, plan, carried, outcomes, client states, donate=False) -> (state, metrics)`."""
+    prepare: Callable[[int, int], None]
+    """Begins to prepare the call of some rounds from one on."""
+    columns: Callable[[], PyTree]
+    """Columns that a call is given: all rows, or none where they are streamed."""
 
 
 class Prepared(NamedTuple):
@@ -117,6 +153,7 @@ def simulate(
     batches: BatchPlan | None = None,
     rounds_per_call: int | None = None,
     feed_mode: str = "auto",
+    beside: Simulation | None = None,
 ) -> Simulation:
     """A federated run of `algorithm` on `data`.
 
@@ -132,6 +169,8 @@ def simulate(
         counted in rows.
       rounds_per_call: most rounds of one dispatch; default as many as are useful and fit.
       feed_mode: how rows reach the device, see `feeding.feed`.
+      beside: another simulation in which all is the same but the seed and who owns which row. What it compiled and
+        placed on devices serves this one too.
 
     Raises:
       UserError: if the cohort is larger than the number of clients, or clients have no data at all.
@@ -143,11 +182,10 @@ def simulate(
         raise UserError(f"none of the {num_clients} clients has any data")
     execution = auto() if execution is None else execution
     root = jax.random.key(seed)
-    init_model = jax.jit(model.init)
 
     @functools.cache
     def initial() -> tuple[Variables, PyTree, PyTree]:
-        variables = init_model(jax.random.fold_in(root, 0), sample_batch(data))
+        variables = common.init_model(jax.random.fold_in(root, 0), sample_batch(data))
         return variables, algorithm.init(variables), algorithm.init_client(variables)
 
     @functools.cache
@@ -189,7 +227,7 @@ def simulate(
     @functools.cache
     def rows_feed() -> Feed:
         usual = data.windows(sample_cohort(seed, 0, num_clients, cohort_size))[1].sum() // execution.num_shards
-        return feed(data, execution, feed_mode, int(usual), most_rounds())
+        return feed(data, execution, common.columns, feed_mode, int(usual), most_rounds())
 
     @functools.cache
     def plan_of() -> Callable[[int, int], Plan]:
@@ -206,9 +244,18 @@ def simulate(
             most_rows=rows_feed().most_rows,
         )
 
-    @functools.cache
-    def compiled() -> Callable:
-        return execution.compile(call_program(algorithm, uplink, downlink, execution, num_clients, traced().outcome))
+    program = lambda: call_program(algorithm, uplink, downlink, execution, num_clients, traced().outcome)
+    common = (
+        beside.parts.common
+        if beside
+        else Common(
+            jax.jit(model.init),
+            program,
+            functools.cache(lambda: execution.compile(program())),
+            functools.cache(lambda: execution.place({n: np.asarray(column) for n, column in data.columns.items()})),
+            Evaluated(model, execution).evaluate,
+        )
+    )
 
     def init(folder: Path | None = None) -> SimulationState:
         server, down = initial()[1], codec_states(DOWN)
@@ -225,9 +272,7 @@ def simulate(
 
     ahead = Ahead(prepare)
 
-    def run_rounds(
-        state: SimulationState, count: int, then: int = 0, donate: bool = False
-    ) -> tuple[SimulationState, list[dict[str, Any]]]:
+    def begin(state: SimulationState, count: int) -> Begun:
         plan, rows = ahead.take(state.round, count)
         own = list(execution.shards)
         clients = plan.table[own]
@@ -235,10 +280,12 @@ def simulate(
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
         settings = Settings(rows_feed().order, root, np.int32(plan.first), np.int32(plan.rounds))
-        shared = rows_feed().columns, Carried(state.server, state.down_states), settings
-        (carried, outcomes), new = compiled()(shared, Share(plan.ids[own], plan.slots[own], rows, states))
-        if then:
-            ahead.start(plan.first + plan.rounds, then)
+        carried = Carried(state.server, state.down_states)
+        return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states))
+
+    def finish(
+        state: SimulationState, plan: Plan, carried: Carried, outcomes: Outcome, new: PyTree, donate: bool = False
+    ) -> tuple[SimulationState, list[dict[str, Any]]]:
         everyone = used(plan.table, num_clients)
         new = execution.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
         new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)
@@ -250,21 +297,41 @@ def simulate(
             lines.append(round_metrics(plan.first + i + 1, ledger, report | measured | {"padding": plan.padding[i]}))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 
+    def run_rounds(
+        state: SimulationState, count: int, then: int = 0, donate: bool = False
+    ) -> tuple[SimulationState, list[dict[str, Any]]]:
+        plan, carried, settings, share = begin(state, count)
+        (carried, outcomes), new = common.compiled()((rows_feed().columns, carried, settings), share)
+        if then:
+            ahead.start(plan.first + plan.rounds, then)
+        return finish(state, plan, carried, outcomes, new, donate)
+
     def run_round(state: SimulationState) -> tuple[SimulationState, dict[str, Any]]:
         state, lines = run_rounds(state, 1)
         return state, lines[0]
 
-    last_evaluated: list = [None, None]
-
     def evaluate(state: SimulationState, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        if last_evaluated[0] is not columns:
-            last_evaluated[:] = columns, evaluation(model, columns, execution)
-        return last_evaluated[1](algorithm.variables(state.server))
+        return common.evaluate(columns, algorithm.variables(state.server))
 
     def variables(state: SimulationState) -> Variables:
         return algorithm.variables(state.server)
 
-    return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found)
+    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns)
+    return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found, parts)
+
+
+class Evaluated:
+    """Evaluation, compiled for the columns that it was last called with."""
+
+    def __init__(self, model: Model, execution: Execution):
+        self._model, self._execution = model, execution
+        self._columns: Mapping[str, np.ndarray] | None = None
+
+    def evaluate(self, columns: Mapping[str, np.ndarray], variables: Variables) -> dict[str, float]:
+        """Metrics of the variables on columns `[N, ...]`."""
+        if self._columns is not columns:
+            self._columns, self._run = columns, evaluation(self._model, columns, self._execution)
+        return self._run(variables)
 
 
 class Ahead:

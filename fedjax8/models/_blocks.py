@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 
 from fedjax8.types import Array
@@ -16,7 +18,7 @@ def map_blocks(form: Callable[[Array], Array], size: int, x: Array) -> Array:
     """The form's results, one per image, on `size` images at a time; `size` divides their number."""
     if size == len(x):
         return form(x)
-    out = lax.map(form, x.reshape(-1, size, *x.shape[1:]))
+    out = lax.map(lambda i: form(_block(x, i, size)), jnp.arange(len(x) // size))
     return out.reshape(-1, *out.shape[2:])
 
 
@@ -24,6 +26,15 @@ def sum_blocks(form: Callable[[Array, Array], Array], size: int, a: Array, b: Ar
     """The sum of the form's results on `size` images of a and b at a time."""
     if size == len(a):
         return form(a, b)
-    a, b = (v.reshape(-1, size, *v.shape[1:]) for v in (a, b))
-    first = form(a[0], b[0])  # not zeros: under shard_map the sum must vary over devices from the start
-    return lax.fori_loop(1, len(a), lambda i, total: total + form(a[i], b[i]), first)
+
+    def add(i, total):
+        return total + form(_block(a, i, size), _block(b, i, size))
+
+    result = jax.eval_shape(form, a[:size], b[:size])
+    # Under shard_map the sum must vary over devices from the start, as the images do.
+    zero = jnp.where(False, a.ravel()[0] + b.ravel()[0], 0).astype(result.dtype)
+    return lax.fori_loop(0, len(a) // size, add, jnp.broadcast_to(zero, result.shape))
+
+
+def _block(x: Array, i: Array, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(x, i * size, size)

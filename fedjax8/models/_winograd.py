@@ -148,16 +148,16 @@ def _to_output(products: Array, images: int, tiles: tuple[int, int]) -> Array:
     return y.reshape(images, TILE * tiles[0], TILE * tiles[1], -1)
 
 
-def _block_size(images: int, tiles: tuple[int, int], channels: int, features: int) -> int:
+def _block_size(images: int, tiles: tuple[int, int], channels: int, features: int, block_bytes: int) -> int:
     """How many images to work off at a time."""
-    numbers = max(BLOCK_BYTES // (4 * SIZE * SIZE), 2 * channels * features)
+    numbers = max(block_bytes // (4 * SIZE * SIZE), 2 * channels * features)
     return block_size(images, numbers // (math.prod(tiles) * (channels + features)))
 
 
 def _correlate(x: Array, kernel: Array, low: Sequence[int], output: tuple[int, int]) -> Array:
     """y of images with `low` zeros before them and as many as it takes after them."""
     tiles = (_tiles(output[0]), _tiles(output[1]))
-    size = _block_size(len(x), tiles, *kernel.shape[2:])
+    size = _block_size(len(x), tiles, *kernel.shape[2:], BLOCK_BYTES)
     kernel = _of_kernel(kernel)
 
     def block(x: Array) -> Array:
@@ -181,7 +181,7 @@ def input_gradient(geometry: Geometry, g: Array, kernel: Array) -> Array:
 def kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
     """dk."""
     tiles = (_tiles(geometry.output[0]), _tiles(geometry.output[1]))
-    size = _block_size(len(x), tiles, x.shape[-1], g.shape[-1])
+    size = _block_size(len(x), tiles, x.shape[-1], g.shape[-1], 2 * BLOCK_BYTES)  # fewer sums are worth more
 
     def block(x: Array, g: Array) -> Array:
         image = _of_image(x, [low for low, _ in geometry.padding], tiles)

@@ -1,7 +1,7 @@
 """Config to objects: the only place where a string becomes a thing."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from fedjax8 import trees
 from fedjax8.adapters.inputs import inputs
-from fedjax8.config import check_call, is_component, validate
+from fedjax8.cohorts.auto import default_chunk
+from fedjax8.config import check_call, component, is_component, validate
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.errors import UserError
@@ -191,10 +192,33 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
         ) from error
 
 
-def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
-    """Everything that a config describes, checked; reads the data, runs nothing."""
+def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
+    """The experiment of a config once for each seed, to be run `side_by_side`; UserError for seeds named twice.
+
+    Each runs on one device: executors of several devices are replaced by `chunked` with the same chunk.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UserError(f"--seeds: give different seeds, such as 0,1,2; got {','.join(map(str, seeds)) or 'none'}")
+    experiments: list[Experiment] = []
+    for seed in seeds:
+        own = ConfigDict(config, convert_dict=False)
+        own.seed = seed
+        if config.executor.name in ("auto", "pmap"):
+            own.executor = component("chunked", chunk=config.executor.get("chunk") or default_chunk())
+        experiments.append(build(own, data_dir, beside=experiments[0] if experiments else None))
+    return experiments
+
+
+def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | None = None) -> Experiment:
+    """Everything that a config describes, checked; reads the data, runs nothing.
+
+    `beside` is an experiment whose config differs in its seed alone; its data and what it compiles are shared.
+    """
     validate(config)
-    dataset = build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
+    if beside:
+        dataset = beside.dataset
+    else:
+        dataset = build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
     clients = build_clients(config, dataset)
     outputs = {"num_classes": dataset.num_classes, "vocabulary": dataset.num_classes}
     model = build_component("config.model", config.model, SEAMS["model"], **outputs)
@@ -219,5 +243,6 @@ def build(config: ConfigDict, data_dir: str | None = None) -> Experiment:
         batches=plan,
         rounds_per_call=config.rounds_per_call or None,
         feed_mode=config.feed,
+        beside=beside.simulation if beside else None,
     )
     return Experiment(config, dataset, clients, model, plan, run)

@@ -13,9 +13,12 @@ Examples:
   python -m fedjax8.train --config.uplink.name=none --config.client.optimizer.learning_rate=0.05
 """
 
+import functools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -24,6 +27,10 @@ from fedjax8 import cli, version
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.distributed import Group, together
 from fedjax8.errors import UserError
+
+if TYPE_CHECKING:
+    from fedjax8.build import Experiment
+    from fedjax8.simulation.simulation import SimulationState
 
 SIGNAL_STATUS = 128
 """A run stopped by signal n exits with 128 + n: 143 for SIGTERM, 130 for Ctrl-C."""
@@ -39,6 +46,15 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. Resumes what is there.",
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    None,
+    "Several seeds, such as 0,1,2,3: a run for each, all at once, shared out over the devices. Run s is written to "
+    "WORKDIR/seed-s.",
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Directory for a JAX profile of a few calls of rounds, to be opened with TensorBoard or Perfetto."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -98,7 +114,7 @@ def versions() -> dict[str, str]:
     return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
 
 
-def introduction(experiment, state) -> str:
+def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
     """Two lines that say what runs on what."""
     import jax
 
@@ -113,7 +129,7 @@ def introduction(experiment, state) -> str:
         f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
         f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
         f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
-        f"{of_processes}"
+        f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
     )
 
 
@@ -133,27 +149,57 @@ def main(argv: list[str]) -> int:
         return train(config)
 
 
-def train(config: ConfigDict) -> int:
-    """Builds and runs an experiment on the devices that are set up; returns the exit status."""
+def record(config: ConfigDict) -> dict[str, Any]:
+    """What `config.json` holds."""
     import jax
 
-    from fedjax8.build import build
-    from fedjax8.simulation.runner import Schedule, run
+    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    return {"config": plain(config), "versions": versions(), "devices": devices}
 
-    experiment = build(config, _DATA_DIR.value)
-    outcome = run(
-        experiment.simulation,
-        experiment.dataset.test,
-        Schedule(config.rounds, config.eval_every, config.checkpoint_every),
-        workdir=Path(_WORKDIR.value) if _WORKDIR.value else None,
-        record={
-            "config": plain(config),
-            "versions": versions(),
-            "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        },
-        introduce=lambda state: introduction(experiment, state),
-    )
+
+def train(config: ConfigDict) -> int:
+    """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
+    import jax
+
+    from fedjax8.build import build, build_seeds
+    from fedjax8.simulation.runner import Run, Schedule, run, run_all
+    from fedjax8.simulation.side_by_side import side_by_side
+
+    schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    profile = Path(_PROFILE.value) if _PROFILE.value else None
+    if not _SEEDS.value:
+        experiment = build(config, _DATA_DIR.value)
+        introduce = functools.partial(introduction, experiment)
+        outcome = run(
+            experiment.simulation,
+            experiment.dataset.test,
+            schedule,
+            workdir=workdir,
+            record=record(config),
+            introduce=introduce,
+            profile=profile,
+        )
+    else:
+        if jax.process_count() > 1:
+            raise UserError("--seeds shares out one host's devices; start the runs one by one on several hosts")
+        experiments = build_seeds(config, seeds_of(_SEEDS.value), _DATA_DIR.value)
+        runs = [
+            Run(e.simulation, workdir and workdir / f"seed-{e.config.seed}", record(e.config), f"seed {e.config.seed}")
+            for e in experiments
+        ]
+        advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
+        introduce = functools.partial(introduction, experiments[0], runs=len(runs))
+        outcome = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
+
+
+def seeds_of(texts: Sequence[str]) -> list[int]:
+    """The seeds that a flag lists; UserError for what is not a seed."""
+    for text in texts:
+        if not text.strip().isdecimal():
+            raise UserError(f"--seeds: {text!r} is not a seed; give whole numbers from 0, such as --seeds=0,1,2")
+    return [int(text) for text in texts]
 
 
 def parse_flags(argv: list[str]) -> list[str]:

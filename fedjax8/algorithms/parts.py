@@ -148,7 +148,8 @@ def from_parts(
         shared = received, model, link.round_number
         reduced, client_states, link = link.map_clients(run, shared, cohort, client_key, watch=watch)
         mean = Mean(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
-        step = server(state, mean, server_key)
+        with jax.named_scope("server"):
+            step = server(state, mean, server_key)
         stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
         new_state = trees.select(reduced.weight > 0, stepped, state)
         report = reduced.report | step.report | {"clients": reduced.clients}

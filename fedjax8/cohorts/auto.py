@@ -13,13 +13,17 @@ enough to fill it with small models, few enough for tens of MB of state each.
 """
 
 
+def default_chunk() -> int:
+    """Clients at once on a device of this machine."""
+    return 1 if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+
+
 def auto(chunk: int | None = None) -> Execution:
     """All devices of all processes; `chunk` clients at once on each, by default 1 on CPU, else `ACCELERATOR_CHUNK`.
 
     On CPU a scan over clients beats vmapping them several times over: kernels stay plain matrices.
     """
-    if chunk is None:
-        chunk = 1 if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+    chunk = default_chunk() if chunk is None else chunk
     return pmap(chunk) if jax.device_count() > 1 else chunked(chunk)
 
 

@@ -1,6 +1,6 @@
 """What a person sees: a heading, a table row per evaluation, a progress bar on a terminal, and the result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -36,9 +36,19 @@ def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
 
 
 class ProgressReport:
-    """Writes a run's progress to a console. A context manager, so that the bar is taken away when the run ends."""
+    """Writes the progress of one run, or of several told apart by `labels`, to a console.
 
-    def __init__(self, rounds: int, done: int = 0, console: Console | None = None, silent: bool = False):
+    `rounds` and `done` count those of all runs. A context manager, so that the bar is taken away when they end.
+    """
+
+    def __init__(
+        self,
+        rounds: int,
+        done: int = 0,
+        console: Console | None = None,
+        silent: bool = False,
+        labels: Sequence[str] = ("",),
+    ):
         if console is None:
             console = Console(highlight=False, quiet=silent, force_terminal=False if silent else None)
         self.console = console
@@ -53,7 +63,9 @@ class ProgressReport:
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
+        self._done = done
         self._heading_due = True
+        self._label_width = max(map(len, labels)) + 2 if any(labels) else 0
 
     def __enter__(self) -> "ProgressReport":
         self._bar.start()
@@ -66,15 +78,16 @@ class ProgressReport:
         """One line."""
         self.console.print(text, soft_wrap=True, markup=False)
 
-    def round_done(self, line: Mapping[str, Any]) -> None:
+    def round_done(self, line: Mapping[str, Any], label: str = "") -> None:
         """Moves the bar; prints a row if the round was evaluated."""
         evaluated = "test_loss" in line
         note = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
-        self._bar.update(self._task, completed=line["round"], **note)
+        self._done += 1
+        self._bar.update(self._task, completed=self._done, **note)
         if not evaluated:
             return
         if self._heading_due:
-            self.say("".join(name.rjust(width) for name, width in COLUMNS))
+            self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in COLUMNS))
             self._heading_due = False
         cells = (
             str(line["round"]),
@@ -85,15 +98,17 @@ class ProgressReport:
             readable_bytes(line["downlink_bytes"]),
             _number(line, "round_seconds", 3),
         )
-        self.say("".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True)))
+        row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+        self.say(label.ljust(self._label_width) + row)
 
-    def finished(self, summary: Mapping[str, Any], ledger: Ledger) -> None:
+    def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
         """The result: accuracy, bytes and saving."""
         sent = ledger.uplink_bytes + ledger.downlink_bytes
         float32 = summary.get("float32_test_accuracy")
         beside = "" if float32 is None else f" (float32 view {float32:.4f})"
+        prefix = f"{label}: " if label else ""
         self.say(
-            f"\ntest accuracy {_number(summary, 'test_accuracy')}{beside} after {summary['rounds']} rounds, "
+            f"\n{prefix}test accuracy {_number(summary, 'test_accuracy')}{beside} after {summary['rounds']} rounds, "
             f"{summary['seconds']:.1f} s\n"
             f"bytes up      {ledger.uplink_bytes:,}\n"
             f"bytes down    {ledger.downlink_bytes:,}\n"

@@ -94,10 +94,11 @@ class Link:
         """
         codec = self.downlink if codec is None else codec
         state = codec.init(tree) if self.recorder else self.down_states[name]
-        message, state = codec.encode(key, state, tree)
-        decoded = codec.decode(message)
-        count = self.execution.total(jnp.sum(cohort.valid, dtype=jnp.int32))
-        link = self._count(DOWN, name, codec, tree, message, count, codec.measure(tree, decoded))
+        with jax.named_scope("download"):
+            message, state = codec.encode(key, state, tree)
+            decoded = codec.decode(message)
+            count = self.execution.total(jnp.sum(cohort.valid, dtype=jnp.int32))
+            link = self._count(DOWN, name, codec, tree, message, count, codec.measure(tree, decoded))
         if not self.recorder:
             link = link.replace(down_states={**self.down_states, name: state})
         return decoded, link
@@ -126,12 +127,13 @@ class Link:
             received, pool, key = shared
             train_key, encode_key = jax.random.split(jax.random.fold_in(key, per_client.ids))
             rows = ClientRows(pool, per_client.start, per_client.size)
-            out = client(received, per_client.states["algorithm"], rows, train_key)
+            with jax.named_scope("train"):
+                out = client(received, per_client.states["algorithm"], rows, train_key)
             own = per_client.states["uplink"]
-            message, codec_state = codec.encode(
-                encode_key, codec.init(out.tree) if self.recorder else own[name], out.tree
-            )
-            decoded = codec.decode(message)
+            with jax.named_scope("encode"):
+                before = codec.init(out.tree) if self.recorder else own[name]
+                message, codec_state = codec.encode(encode_key, before, out.tree)
+                decoded = codec.decode(message)
             kinds.append((trees.shapes(out.tree), trees.shapes(message)))
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
             usable = per_client.valid & trees.all_finite((out.tree, out.state, out.report, decoded))
@@ -149,7 +151,8 @@ class Link:
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
             return Partial(sums, extremes), trees.select(usable, new, per_client.states)
 
-        (sums, (highest, negated)), states = self.execution.map_reduce(one, (received, self.pool, key), cohort)
+        with jax.named_scope("reduce"):
+            (sums, (highest, negated)), states = self.execution.map_reduce(one, (received, self.pool, key), cohort)
         tree, message = kinds[0]
         report, measured = sums["report"]
         link = self._count(UP, name, codec, tree, message, sums["sent"], measured)

@@ -7,10 +7,11 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax8.simulation import workdir as files
@@ -34,6 +35,10 @@ LINE_ORDER = (
 
 CALL_SECONDS = 1.0
 """How long a user may wait for an answer to Ctrl-C, or for the progress bar to move, where rounds are shorter."""
+
+
+PROFILED_CALLS = 3
+"""Enough to see what repeats, little enough to open."""
 
 
 class Schedule(NamedTuple):
@@ -150,15 +155,28 @@ class Recording:
         if self._checkpoints and state.round:
             self._checkpoints.save(state, time.monotonic() - self._started)
 
-    def finish(self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool) -> dict[str, Any]:
+    def finish(
+        self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, evaluate: Callable
+    ) -> dict[str, Any]:
         """Saves what is not saved; returns the summary."""
         self.save(state)
         if "test_loss" not in self.last and state.round:
-            self.last = {**self.last, **self._simulation.evaluate(state, test)}
+            self.last = {**self.last, **evaluate(state, test)}
         summary = _summary(state, self.last, time.monotonic() - self._started, finished)
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         return summary
+
+
+class Run(NamedTuple):
+    """One of the runs that `run_all` drives."""
+
+    simulation: Simulation
+    workdir: Path | None = None
+    record: Mapping[str, Any] | None = None
+    """Its `config.json`, which must not change."""
+    label: str = ""
+    """What tells it from the others in what is printed."""
 
 
 def run(
@@ -169,44 +187,109 @@ def run(
     workdir: Path | None = None,
     record: Mapping[str, Any] | None = None,
     introduce: Callable[[SimulationState], str] | None = None,
+    profile: Path | None = None,
 ) -> Outcome:
+    """Runs one simulation; see `run_all`."""
+
+    def advance(states, counts, thens):
+        state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
+        return [state], [lines]
+
+    return run_all([Run(simulation, workdir, record)], advance, test, schedule, introduce, profile)[0]
+
+
+def run_all(
+    runs: Sequence[Run],
+    advance: Callable,
+    test: Mapping[str, np.ndarray],
+    schedule: Schedule,
+    introduce: Callable[[SimulationState], str] | None = None,
+    profile: Path | None = None,
+) -> list[Outcome]:
     """Runs to the end of the schedule, or to the end of the call of some rounds in which a signal came.
 
-    With a `workdir` the run is written there and a later call goes on where it stopped; `record` is its `config.json`,
-    which must not change. `introduce` gives the lines printed first. Nothing is written before the run could be set
-    up.
+    A run with a `workdir` is written there and a later call goes on where it stopped. Nothing is written before the run
+    could be set up.
+
+    Args:
+      runs: one, or several that `advance` takes on together; those behind catch up first.
+      advance: `(states, counts, thens) -> (states, metrics)`: so many more rounds of each run, then so many.
+      test: columns `[N, ...]` to evaluate on.
+      schedule: when to stop, evaluate and save.
+      introduce: gives the lines printed first.
+      profile: where a profile of the calls after the first is written, if anywhere.
     """
     all_hosts, pace = hosts(), Pace(schedule)
-    recording = Recording(simulation, workdir, record, all_hosts)
+    recordings = [Recording(run.simulation, run.workdir, run.record, all_hosts) for run in runs]
+    evaluate = runs[0].simulation.evaluate
     with contextlib.ExitStack() as stack:
-        state = recording.open(stack)
+        states = [recording.open(stack) for recording in recordings]
         stopped = stack.enter_context(stop_on_signals())
-        report = stack.enter_context(ProgressReport(schedule.rounds, state.round, silent=not all_hosts.first))
+        labels = [run.label for run in runs]
+        done = sum(state.round for state in states)
+        report = stack.enter_context(
+            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first)
+        )
         if introduce:
-            report.say(introduce(state))
-        if state.round:
-            report.say(f"going on after round {state.round} of {schedule.rounds}")
+            report.say(introduce(states[0]))
+        for state, label in zip(states, labels, strict=True):
+            if state.round:
+                report.say(f"{label and label + ': '}going on after round {state.round} of {schedule.rounds}")
+        profiler = stack.enter_context(profiling(profile))
 
         _, stop = all_hosts.agree(0.0, stopped())
-        while state.round < schedule.rounds and stop is None:
-            begun, count = time.monotonic(), pace.count(state.round)
-            state, lines = simulation.run_rounds(state, count, pace.count(state.round + count), donate=True)
+        while (behind := min(state.round for state in states)) < schedule.rounds and stop is None:
+            ahead = [state.round for state in states if state.round > behind]
+            count = min([pace.count(behind), *(there - behind for there in ahead)])
+            counts = [count if state.round == behind else 0 for state in states]
+            then = pace.count(behind + count)
+            begun = time.monotonic()
+            states, told = advance(states, counts, [then if of_run else 0 for of_run in counts])
             seconds, stop = all_hosts.agree(time.monotonic() - begun, stopped())
-            pace.learn(len(lines), seconds)
-            if state.round % schedule.eval_every == 0 or state.round == schedule.rounds:
-                lines[-1] |= simulation.evaluate(state, test)
-            for line in lines:
-                recording.write(line | {"round_seconds": seconds / len(lines)})
-                report.round_done(recording.last)
-            if state.round % schedule.checkpoint_every == 0:
-                recording.save(state)
+            rounds = max(len(lines) for lines in told)
+            pace.learn(rounds, seconds)
+            profiler()
+            for state, lines, recording, label in zip(states, told, recordings, labels, strict=True):
+                if lines and (state.round % schedule.eval_every == 0 or state.round == schedule.rounds):
+                    lines[-1] |= evaluate(state, test)
+                for line in lines:
+                    recording.write(line | {"round_seconds": seconds / rounds})
+                    report.round_done(recording.last, label)
+                if lines and state.round % schedule.checkpoint_every == 0:
+                    recording.save(state)
 
-        finished = state.round >= schedule.rounds
-        summary = recording.finish(state, test, finished)
-        report.finished(summary, state.ledger)
-        if not finished and workdir:
-            report.say(f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there")
-        return Outcome(state, summary, stop)
+        outcomes = []
+        for state, recording, run_ in zip(states, recordings, runs, strict=True):
+            finished = state.round >= schedule.rounds
+            summary = recording.finish(state, test, finished, evaluate)
+            report.finished(summary, state.ledger, run_.label)
+            if not finished and run_.workdir:
+                report.say(
+                    f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there"
+                )
+            outcomes.append(Outcome(state, summary, stop))
+        return outcomes
+
+
+@contextlib.contextmanager
+def profiling(directory: Path | None) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after every call of rounds: it writes a JAX profile of those after the first, which
+    compiles, for `PROFILED_CALLS` calls. Nothing happens without a directory."""
+    calls = 0
+
+    def after_call() -> None:
+        nonlocal calls
+        calls += 1
+        if directory and calls == 1:
+            jax.profiler.start_trace(str(directory))
+        elif directory and calls == 1 + PROFILED_CALLS:
+            jax.profiler.stop_trace()
+
+    try:
+        yield after_call
+    finally:
+        if directory and 1 <= calls <= PROFILED_CALLS:
+            jax.profiler.stop_trace()
 
 
 def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:

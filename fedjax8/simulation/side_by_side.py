@@ -80,7 +80,7 @@ def side_by_side(simulations: Sequence[Simulation], spread: Execution | None = N
             (b.carried, b.settings if count else b.settings._replace(rounds=np.int32(0)), b.share)
             for b, count in zip(begun, counts, strict=True)
         ]
-        idle = runs[0][:1] + (runs[0][1]._replace(rounds=np.int32(0)),) + runs[0][2:]
+        idle = (runs[0][0], runs[0][1]._replace(rounds=np.int32(0)), runs[0][2])
         if not compiled:
             compiled.append(program())
             placed.append(spread.place(simulations[0].parts.columns()))

@@ -238,3 +238,22 @@ def test_overrides_may_be_given_with_a_space():
     rest, pairs = split_overrides(["train", "--config.seed", "3", "-config.rounds=5", "--workdir=x"])
     assert rest == ["train", "--workdir=x"]
     assert pairs == [("seed", "3"), ("rounds", "5")]
+
+
+def test_seeds_at_once_leave_the_folders_of_runs_one_by_one(tmp_path):
+    few = [*SMALL, "--config.rounds=4"]
+    assert train(*few, "--seeds=3,1", f"--workdir={tmp_path}", f"--profile={tmp_path / 'profile'}").returncode == 0
+    alone = [*few, "--config.seed=1", "--config.executor.name=chunked", "--config.executor.chunk=1"]
+    assert train(*alone, f"--workdir={tmp_path / 'alone'}").returncode == 0
+    assert lines(tmp_path / "seed-1") == lines(tmp_path / "alone") != lines(tmp_path / "seed-3")
+    assert same_tree(final_model(tmp_path / "seed-1"), final_model(tmp_path / "alone"))
+    configs = [json.loads((tmp_path / name / "config.json").read_text())["config"] for name in ("seed-1", "alone")]
+    assert configs[0] == configs[1]
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("seeds", ["0,0", "-1", "one"])
+def test_impossible_seeds_are_a_user_error(tmp_path, seeds):
+    done = train(f"--seeds={seeds}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2 and "--seeds" in done.stderr
+    assert not (tmp_path / "run").exists()

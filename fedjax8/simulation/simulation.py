@@ -102,6 +102,7 @@ class Traced(NamedTuple):
 class Common(NamedTuple):
     """What no seed changes: compiled once for all simulations `beside` each other."""
 
+    rows: Mapping[str, np.ndarray]
     init_model: Callable
     program: Callable[[], Callable]
     """The program of a call, not compiled."""
@@ -173,13 +174,16 @@ def simulate(
         placed on devices serves this one too.
 
     Raises:
-      UserError: if the cohort is larger than the number of clients, or clients have no data at all.
+      UserError: if the cohort is larger than the number of clients, clients have no data at all, or `beside` has other
+        rows.
     """
     num_clients = data.num_clients
     if not 1 <= cohort_size <= num_clients:
         raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
     if not data.num_positions or not np.any(data.sizes):
         raise UserError(f"none of the {num_clients} clients has any data")
+    if beside and any(beside.parts.common.rows.get(name) is not column for name, column in data.columns.items()):
+        raise UserError("simulations beside each other must have the same columns, not copies of them")
     execution = auto() if execution is None else execution
     root = jax.random.key(seed)
 
@@ -249,6 +253,7 @@ def simulate(
         beside.parts.common
         if beside
         else Common(
+            data.columns,
             jax.jit(model.init),
             program,
             functools.cache(lambda: execution.compile(program())),

@@ -10,6 +10,7 @@ shared on them, so that whatever a process reads is its own.
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -49,12 +50,14 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
 
         return call
 
+    reduced = _in_one_message if len(devices_of) > 1 else lambda reduce, tree: reduce(tree, AXIS)
+
     def total(tree):
-        return jax.lax.psum(tree, AXIS)
+        return reduced(jax.lax.psum, tree)
 
     def map_reduce(f, shared, per_client):
         partial, kept = scan_map_reduce(f, shared, per_client, chunk)
-        return Partial(total(partial.sum), jax.lax.pmax(partial.max, AXIS)), kept
+        return Partial(total(partial.sum), reduced(jax.lax.pmax, partial.max)), kept
 
     return Execution(
         num_shards=len(devices),
@@ -66,6 +69,22 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
         place=functools.partial(jax.device_put, device=everywhere),
         collect=_gathered if len(devices_of) > 1 else lambda parts: parts,
     )
+
+
+def _in_one_message(reduce, tree):
+    """`reduce` over the axis, all leaves of a dtype as one array.
+
+    Between CPU processes every array is a message of its own, and a model has many small ones.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    out = [jnp.asarray(leaf) for leaf in leaves]
+    for dtype in dict.fromkeys(leaf.dtype for leaf in out):  # in the same order everywhere
+        places = [i for i, leaf in enumerate(out) if leaf.dtype == dtype]
+        whole = reduce(jnp.concatenate([out[i].reshape(-1) for i in places]), AXIS)
+        ends = np.cumsum([out[i].size for i in places])
+        for i, part in zip(places, jnp.split(whole, ends[:-1]), strict=True):
+            out[i] = part.reshape(out[i].shape)
+    return structure.unflatten(out)
 
 
 def _gathered(parts):

@@ -1,76 +1,41 @@
 #!/usr/bin/env python3
-"""Times whole rounds against the floor that this machine's own matrix multiplication sets.
+"""Times whole rounds against two floors that this machine's own matrix multiplication sets.
 
     python scripts/bench.py --workloads=W1,W2 --json=bench.json
+    python scripts/bench.py --workloads=W6 --precision=float32,fp8
+    python scripts/bench.py --workloads=W2 --compare=config.executor.chunk=4 --compare="config.model.hidden=(90,90)"
 
-W1: 1000 clients of 50 images 32x32x3, 50 a round, 5 steps of batch 10, CNN with 1,626,442 parameters.
-W2: 1000 clients of 60 images 28x28, 100 a round, 3 steps of batch 20, MLP 784-200-10.
-W6: 100 clients of 600 images 28x28, 10 a round, 30 steps of batch 20, LeNet-5 with 61,706 parameters.
+`bench_workloads.py` says what W1 to W6 are, `bench_floor.py` what the floors are. Each workload runs in a process of
+its own, so that its peak memory is its own. Several variants, by `--precision` or `--compare`, take turns round by
+round in one process; each is compared with the first pair by pair, and the peak is that of all together. `--compare`
+may be given several times, each with one or more `config.FIELD=VALUE`, quoted where a value has spaces in it; they are
+set on top of the first precision. "to floor", "to shape floor" and "to first" are medians of ratios, each round's own.
 
-The floor of a round is the multiply-adds of its dense and convolution layers (forward and both gradients, without the
-input gradient of the first layer) over the rate of large float32 matrix products on the whole machine. That rate is
-measured in the same process right before and after each round, so that a machine whose speed drifts does not spoil the
-ratio. Each workload runs in a process of its own, so that its peak memory is its own; several precisions, as in
-`--precision=float32,fp8`, take turns round by round in one process, each is compared with the first pair by pair, and
-the peak is that of all together.
+Rounds run one by one. Two are run before the clock starts, of which the first compiles.
 """
 
-import functools
 import json
-import math
-import os
-import resource
+import shlex
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
+from bench_floor import matmul_clock, products_of, shape_floor
+from bench_machine import in_own_process, peak_memory_bytes
+from bench_workloads import PRECISIONS, WORKLOADS, Run, experiment_config, prepare
 
-_WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], "What to run: W1, W2, W6.")
+_WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], f"What to run: {', '.join(WORKLOADS)}, or all.")
 _PRECISION = flags.DEFINE_list(
     "precision", ["float32"], "float32, fp8 (QAT and FP8 messages both ways), or both in turn."
 )
+_COMPARE = flags.DEFINE_multi_string("compare", [], 'Overrides to run in turn: "config.FIELD=VALUE ..."')
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds; the median is reported.", lower_bound=1)
-_CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.")
+_CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "Write the results there.")
 _WORKER = flags.DEFINE_bool("worker", False, "Internal: run one workload in this process.")
 
-WORKLOADS: dict[str, dict[str, Any]] = {
-    "W1": {
-        "shape": (32, 32, 3),
-        "model": "simple_cnn",
-        "clients": 1000,
-        "examples": 50,
-        "cohort": 50,
-        "batch": 10,
-        "parameters": 1_626_442,
-    },
-    "W2": {
-        "shape": (28, 28, 1),
-        "model": "mlp",
-        "clients": 1000,
-        "examples": 60,
-        "cohort": 100,
-        "batch": 20,
-        "parameters": 159_010,
-    },
-    "W6": {
-        "shape": (28, 28, 1),
-        "model": "lenet5",
-        "clients": 100,
-        "examples": 600,
-        "cohort": 10,
-        "batch": 20,
-        "parameters": 61_706,
-    },
-}
-PRECISIONS = ("float32", "fp8")
-LEARNING_RATE = 0.1
-MATMUL_SIZE = 1024
-CLOCK_SECONDS = 0.25
 COMPILE_EVENTS = {
     "/jax/core/compile/jaxpr_trace_duration",
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -78,120 +43,44 @@ COMPILE_EVENTS = {
 }
 
 
-def experiment_config(workload: dict[str, Any], precision: str, chunk: int) -> Any:
-    """The workload as a fedjax8 config."""
-    from fedjax8.config import base_config, component
+class Variant(NamedTuple):
+    """A way to run a workload."""
 
-    config = base_config()
-    config.data = component(
-        "synthetic", shape=workload["shape"], num_examples=workload["clients"] * workload["examples"], num_test=100
-    )
-    config.partition = component("iid")
-    config.num_clients, config.cohort_size = workload["clients"], workload["cohort"]
-    config.model = component(workload["model"], **({"hidden": (200,)} if workload["model"] == "mlp" else {}))
-    config.client.batch_size, config.client.epochs = workload["batch"], 1
-    config.client.optimizer = component("sgd", learning_rate=LEARNING_RATE)
-    if precision == "float32":
-        config.adapter = component("none")
-        config.uplink, config.downlink = component("none"), component("none")
-    if chunk:
-        config.executor = component("auto", chunk=chunk)
-    return config
+    name: str
+    precision: str
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
-def layer_multiply_adds(model: Any, variables: Any, batch: dict[str, Any]) -> list[int]:
-    """Multiply-adds of each matrix product and convolution of the forward pass, in order."""
+def variants(precisions: Sequence[str], compare: Sequence[str]) -> list[Variant]:
+    """One for each precision, then one for each text of overrides, on top of the first precision."""
+    made = [Variant(precision, precision) for precision in precisions]
+    for text in compare:
+        pairs = [word.lstrip("-").partition("=") for word in shlex.split(text)]
+        if not pairs or not all(name.startswith("config.") and equals for name, equals, _ in pairs):
+            raise ValueError(f'--compare={text!r} must be "config.FIELD=VALUE ..."')
+        overrides = tuple((name.removeprefix("config."), value) for name, _, value in pairs)
+        made.append(Variant(" ".join(f"{name}={value}" for name, value in overrides), precisions[0], overrides))
+    return made
+
+
+def floor_of(run: Run) -> tuple[int, Any]:
+    """(multiply-adds of a sample, what the shape floor is computed from)."""
     import jax
 
-    counts: list[int] = []
+    from fedjax8 import trees
 
-    def walk(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contract, _), _ = equation.params["dimension_numbers"]
-                inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
-                counts.append(math.prod(equation.outvars[0].aval.shape) * inner)
-            elif equation.primitive.name == "conv_general_dilated":
-                kernel = equation.invars[1].aval.shape
-                out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-                counts.append(math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features)
-            for value in equation.params.values():
-                inner_jaxpr = getattr(value, "jaxpr", value)
-                if hasattr(inner_jaxpr, "eqns"):
-                    walk(inner_jaxpr)
-
-    walk(jax.make_jaxpr(lambda v, b: model.apply(v, b)[0])(variables, batch).jaxpr)
-    return counts
+    experiment = run.experiment
+    row = {n: jax.ShapeDtypeStruct((1, *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()}
+    row_bytes = sum(c.dtype.itemsize * c.size for c in row.values())
+    row["mask"] = jax.ShapeDtypeStruct((1,), "float32")
+    products = products_of(experiment.model, run.variables, row)
+    parameters = trees.float32_bytes(run.variables.params) // 4
+    shapes = products, experiment.plan.batch_size, run.chunk, parameters, row_bytes
+    return sum(p.training_multiply_adds for p in products), shapes
 
 
-def matmul_clock() -> Callable[[], float]:
-    """A function that measures float32 multiply-adds per second of the whole machine, in about a quarter of a second.
-
-    It multiplies large matrices on all devices at once; on CPU, within a few percent of what NumPy's library reaches.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    devices = jax.local_device_count()
-    size = MATMUL_SIZE if jax.default_backend() == "cpu" else 8 * MATMUL_SIZE
-    a = np.random.default_rng(0).standard_normal((devices, size, size)).astype(np.float32) / math.sqrt(size)
-
-    @functools.partial(jax.pmap, in_axes=(0, None))
-    def chain(a, products):
-        return jax.lax.fori_loop(0, products, lambda _, x: jnp.dot(x, a), a)
-
-    a = jax.block_until_ready(jax.pmap(lambda x: x)(a))
-    jax.block_until_ready(chain(a, 1))
-    begun = time.perf_counter()
-    jax.block_until_ready(chain(a, 4))
-    products = max(4, round(4 * CLOCK_SECONDS / (time.perf_counter() - begun)))
-
-    def rate() -> float:
-        begun = time.perf_counter()
-        jax.block_until_ready(chain(a, products))
-        return devices * products * size**3 / (time.perf_counter() - begun)
-
-    return rate
-
-
-def peak_memory_bytes() -> int:
-    """Peak of the accelerator where it is reported, else of this process."""
-    import jax
-
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("peak_bytes_in_use", 0)) or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def prepare(workload: dict[str, Any], precision: str, chunk: int) -> tuple[Callable[[], float], int]:
-    """(a function that runs one more round and returns its seconds, the round's multiply-adds)."""
-    import jax
-
-    from fedjax8.build import build
-
-    experiment = build(experiment_config(workload, precision, chunk))
-    simulation = experiment.simulation
-    state = simulation.init()
-    variables = simulation.variables(state)
-    batch = {
-        n: jax.ShapeDtypeStruct((workload["batch"], *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()
-    }
-    batch["mask"] = jax.ShapeDtypeStruct((workload["batch"],), "float32")
-    layers = layer_multiply_adds(experiment.model, variables, batch)
-    steps = math.ceil(workload["examples"] / workload["batch"]) * workload["cohort"]
-
-    def one_round() -> float:
-        nonlocal state
-        begun = time.perf_counter()
-        state, _ = simulation.run_round(state)
-        jax.block_until_ready(state.server)
-        return time.perf_counter() - begun
-
-    return one_round, steps * (3 * sum(layers) - layers[0])
-
-
-def run_workload(name: str, precisions: list[str], rounds: int, chunk: int) -> list[dict[str, Any]]:
-    """Measures one workload in this process, in each precision, round by round in turn."""
+def run_workload(name: str, chosen: Sequence[Variant], rounds: int, chunk: int) -> list[dict[str, Any]]:
+    """Measures one workload in this process, in each variant, round by round in turn."""
     from fedjax8.train import set_up_devices
 
     set_up_devices(None)
@@ -201,40 +90,55 @@ def run_workload(name: str, precisions: list[str], rounds: int, chunk: int) -> l
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiling.append(seconds) if event in COMPILE_EVENTS else None
     )
-    workload = WORKLOADS[name]
-    runs, works, compile_seconds = [], [], []
-    for precision in precisions:
-        one_round, multiply_adds = prepare(workload, precision, chunk)
+    runs, compile_seconds = [], []
+    for variant in chosen:
+        run = prepare(experiment_config(WORKLOADS[name], variant.precision, variant.overrides, chunk))
         compiling.clear()
-        one_round()
+        run.one_round()
         compile_seconds.append(sum(compiling))
-        one_round()
-        runs.append(one_round)
-        works.append(multiply_adds)
+        run.one_round()
+        runs.append(run)
     clock = matmul_clock()
-    times, floors, before = [[] for _ in runs], [[] for _ in runs], clock()
+    works = [floor_of(run) for run in runs]
+    timed, floors, before = [[] for _ in runs], [[] for _ in runs], clock()
     for _ in range(rounds):
-        for i, one_round in enumerate(runs):
-            times[i].append(one_round())
+        for i, run in enumerate(runs):
+            timed[i].append(run.one_round())
             after = clock()
-            floors[i].append(2 * works[i] / (before + after))
+            floors[i].append(2 * works[i][0] * timed[i][-1].samples / (before + after))
             before = after
     peak = peak_memory_bytes()
+    shaped = []  # (products, memory) in units of the floor
+    for work, shapes in works:
+        before, seconds, after = clock(), shape_floor(*shapes), clock()
+        shaped.append([part * (before + after) / 2 / work for part in seconds])
 
     def result(i: int) -> dict[str, Any]:
-        seconds, floor = statistics.median(times[i]), statistics.median(floors[i])
+        config, floor = runs[i].experiment.config, statistics.median(floors[i])
+        to_floor = statistics.median(r.seconds / f for r, f in zip(timed[i], floors[i], strict=True))
         return {
             "workload": name,
-            "precision": precisions[i],
+            "variant": chosen[i].name,
             "platform": jax.default_backend(),
+            "device_kind": jax.local_devices()[0].device_kind,
             "devices": jax.local_device_count(),
-            "seconds_per_round": seconds,
+            "chunk": runs[i].chunk,
+            "rounds": rounds,
+            "seconds_per_round": statistics.median(r.seconds for r in timed[i]),
+            "clients_per_second": statistics.median(config.cohort_size / r.seconds for r in timed[i]),
+            "samples_per_second": statistics.median(r.samples / r.seconds for r in timed[i]),
+            "samples_per_round": statistics.median(r.samples for r in timed[i]),
+            "padding": statistics.median(r.padding for r in timed[i]),
             "floor_seconds": floor,
-            "floor_ratio": statistics.median(t / f for t, f in zip(times[i], floors[i], strict=True)),
-            "ratio_to_first": statistics.median(t / f for t, f in zip(times[i], times[0], strict=True)),
-            "clients_per_second": workload["cohort"] / seconds,
-            "samples_per_second": workload["cohort"] * workload["examples"] / seconds,
-            "matmul_gflops": 2e-9 * works[i] / floor,
+            "floor_ratio": to_floor,
+            "shape_products_seconds": floor * shaped[i][0],
+            "shape_memory_seconds": floor * shaped[i][1],
+            "shape_floor_ratio": to_floor / sum(shaped[i]),
+            "ratio_to_first": statistics.median(a.seconds / b.seconds for a, b in zip(timed[i], timed[0], strict=True)),
+            "matmul_gflops": statistics.median(
+                2e-9 * works[i][0] * r.samples / f for r, f in zip(timed[i], floors[i], strict=True)
+            ),
+            "start_seconds": runs[i].start_seconds,
             "compile_seconds": compile_seconds[i],
             "peak_memory_bytes": peak,
         }
@@ -242,47 +146,58 @@ def run_workload(name: str, precisions: list[str], rounds: int, chunk: int) -> l
     return [result(i) for i in range(len(runs))]
 
 
-def show(results: list[dict[str, Any]]) -> None:
+COLUMNS = {
+    "workload": lambda r: r["workload"],
+    "variant": lambda r: r["variant"],
+    "s/round": lambda r: f"{r['seconds_per_round']:.3g}",
+    "clients/s": lambda r: f"{r['clients_per_second']:.3g}",
+    "samples/s": lambda r: f"{r['samples_per_second']:.0f}",
+    "padding": lambda r: f"{r['padding']:.1%}",
+    "to floor": lambda r: f"{r['floor_ratio']:.2f}",
+    "to shape floor": lambda r: f"{r['shape_floor_ratio']:.2f}",
+    "to first": lambda r: f"{r['ratio_to_first']:.2f}",
+    "start s": lambda r: f"{r['start_seconds']:.1f}",
+    "compile s": lambda r: f"{r['compile_seconds']:.1f}",
+    "peak MB": lambda r: f"{r['peak_memory_bytes'] / 1e6:.0f}",
+}
+
+
+def show(results: Sequence[dict[str, Any]]) -> None:
     """Prints the results as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "workload", "precision", "s/round", "floor s", "to floor", "to first", "clients/s", "compile s", "peak MB"
-    )
+    table = Table(*COLUMNS)
     for r in results:
-        table.add_row(
-            r["workload"],
-            r["precision"],
-            f"{r['seconds_per_round']:.3f}",
-            f"{r['floor_seconds']:.3f}",
-            f"{r['floor_ratio']:.2f}",
-            f"{r['ratio_to_first']:.2f}",
-            f"{r['clients_per_second']:.0f}",
-            f"{r['compile_seconds']:.1f}",
-            f"{r['peak_memory_bytes'] / 1e6:.0f}",
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(*(cell(r) for cell in COLUMNS.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def main(argv: list[str]) -> None:
     """Runs every workload in its own process and collects what they print."""
-    unknown = sorted(set(_WORKLOADS.value) - set(WORKLOADS))
+    logging.set_verbosity(logging.WARNING)  # not that a TPU was looked for
+    names = list(WORKLOADS) if _WORKLOADS.value == ["all"] else _WORKLOADS.value
+    unknown = argv[1:] + sorted(set(names) - set(WORKLOADS))
     unknown += [precision for precision in _PRECISION.value if precision not in PRECISIONS]
-    if argv[1:] or unknown or not _PRECISION.value:
+    if unknown or not _PRECISION.value:
         allowed = f"workloads are {', '.join(WORKLOADS)}, precisions {', '.join(PRECISIONS)}"
-        sys.exit(f"bench: unknown {', '.join(argv[1:] + unknown) or 'precision'}; {allowed}")
-    if _WORKER.value:
-        print(json.dumps(run_workload(_WORKLOADS.value[0], _PRECISION.value, _ROUNDS.value, _CHUNK.value)))
-        return
+        sys.exit(f"bench: unknown {', '.join(unknown) or 'precision'}; {allowed}")
+    from fedjax8.errors import UserError
+
+    try:
+        chosen = variants(_PRECISION.value, _COMPARE.value)
+        if _WORKER.value:
+            print(json.dumps(run_workload(names[0], chosen, _ROUNDS.value, _CHUNK.value)))
+            return
+        for variant in chosen:  # a mistake is told before anything is measured
+            experiment_config(WORKLOADS[names[0]], variant.precision, variant.overrides)
+    except (UserError, ValueError) as error:
+        sys.exit(f"bench: {error}")
+    settings = [f"--precision={','.join(_PRECISION.value)}", f"--rounds={_ROUNDS.value}", f"--chunk={_CHUNK.value}"]
+    settings += [f"--compare={text}" for text in _COMPARE.value]
     results = []
-    for name in _WORKLOADS.value:
-        settings = [f"--precision={','.join(_PRECISION.value)}", f"--rounds={_ROUNDS.value}", f"--chunk={_CHUNK.value}"]
-        command = [sys.executable, os.path.abspath(__file__), "--worker", f"--workloads={name}", *settings]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"bench: {name} failed; its message is above")
-        results += json.loads(done.stdout.splitlines()[-1])
+    for name in names:
+        results += in_own_process(__file__, ["--worker", f"--workloads={name}", *settings])
     show(results)
     if _JSON.value:
         with open(_JSON.value, "w") as file:

@@ -1,0 +1,146 @@
+"""The benchmark's workloads: configs of fedjax8, and one more round of them at a time.
+
+All are plain FedAvg in one local epoch of SGD on made-up data. "Samples" are images, or sequences in W3.
+
+          clients (samples of each)  a round  batch  model                parameters  stands for
+    W1    1000 (50) of 32x32x3            50     10  simple_cnn            1,626,442  a usual experiment
+    W2    1000 (60) of 28x28             100     20  mlp 784-200-10          159,010  small products
+    W3    715 (median 31, largest         50      4  char_lstm, two          820,522  recurrence; clients of very
+          775) of 80 symbols                         layers of 256                    unequal size
+    W4    100 (50) of 32x32x3             10     10  resnet18, GroupNorm  11,173,962  a large model
+    W5    1,000,000 (1 to 200) of       1000     10  logistic 784-10           7,850  many clients, next to no
+          28x28 as windows into 60,000                                                work
+    W6    100 (600) of 28x28              10     20  lenet5                   61,706  few channels
+
+W1, W2 and W6 are those that simulators of federated learning are compared on. W3 has the clients and the batch of the
+Shakespeare task of Reddi et al., "Adaptive federated optimization", ICLR 2021, with text made up to have roles of the
+same sizes. W4's clients are W1's, a tenth as many. The batches of W3 and W5 are small against their clients, so that
+less than 5 % of the rows are padding of last batches.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+PRECISIONS = ("float32", "fp8")
+
+
+class Workload(NamedTuple):
+    """What of a config makes a workload."""
+
+    data: tuple[str, dict[str, Any]]
+    """A component's name and settings, as are the next two."""
+    partition: tuple[str, dict[str, Any]]
+    model: tuple[str, dict[str, Any]]
+    clients: int
+    """0 for as many as the data names."""
+    cohort: int
+    batch: int
+    parameters: int
+    """Of the float32 model."""
+    learning_rate: float = 0.1
+
+
+def _images(shape: tuple[int, ...], count: int) -> tuple[str, dict[str, Any]]:
+    return "synthetic", {"shape": shape, "num_examples": count, "num_test": 100}
+
+
+_IID, _COLOR, _GRAY = ("iid", {}), (32, 32, 3), (28, 28, 1)
+
+WORKLOADS = {
+    "W1": Workload(_images(_COLOR, 50_000), _IID, ("simple_cnn", {}), 1000, 50, 10, 1_626_442),
+    "W2": Workload(_images(_GRAY, 60_000), _IID, ("mlp", {"hidden": (200,)}), 1000, 100, 20, 159_010),
+    "W3": Workload(("synthetic_text", {"num_test": 100}), ("by_key", {}), ("char_lstm", {}), 0, 50, 4, 820_522),
+    "W4": Workload(_images(_COLOR, 5_000), _IID, ("resnet18", {}), 100, 10, 10, 11_173_962, 0.01),
+    "W5": Workload(_images(_GRAY, 60_000), ("windows", {}), ("logistic", {}), 1_000_000, 1000, 10, 7_850),
+    "W6": Workload(_images(_GRAY, 60_000), _IID, ("lenet5", {}), 100, 10, 20, 61_706),
+}
+
+
+def experiment_config(
+    workload: Workload, precision: str = "float32", overrides: Sequence[tuple[str, str]] = (), chunk: int = 0
+) -> Any:
+    """The workload as a fedjax8 config.
+
+    Args:
+      workload: one of `WORKLOADS`, or one like it.
+      precision: float32, or fp8 for QAT and FP8 messages both ways.
+      overrides: fields to set, `(dotted path without config., text)`.
+      chunk: clients vmapped at once; 0 for the machine's default.
+    """
+    from fedjax8.config import base_config, component, in_float32, override
+
+    config = base_config()
+    for field in ("data", "partition", "model"):
+        name, settings = getattr(workload, field)
+        config[field] = component(name, **settings)
+    config.num_clients, config.cohort_size = workload.clients, workload.cohort
+    config.client.batch_size, config.client.epochs = workload.batch, 1
+    config.client.optimizer = component("sgd", learning_rate=workload.learning_rate)
+    if precision == "float32":
+        in_float32(config)
+    if chunk:
+        config.executor = component("auto", chunk=chunk)
+    override(config, overrides)
+    return config
+
+
+class Round(NamedTuple):
+    """One round that was run."""
+
+    seconds: float
+    samples: int
+    """Rows that clients trained on, padding left out, repetitions included."""
+    padding: float
+    """Share of the round's work that is padding, as the simulation logs it."""
+
+
+class Run(NamedTuple):
+    """A workload, ready to run rounds."""
+
+    experiment: Any
+    variables: Any
+    one_round: Callable[[], Round]
+    """Runs one more round."""
+    chunk: int
+    """Clients that each device really works on at once."""
+    start_seconds: float
+    """To build the experiment (data, split, model) and its first state."""
+
+
+def samples_of_round(experiment: Any, number: int) -> int:
+    """Rows that the clients of round `number`, from 0, train on."""
+    from fedjax8.data.federated import sample_cohort
+    from fedjax8.simulation.planning import rows_seen
+
+    config, clients = experiment.config, experiment.clients
+    cohort = sample_cohort(config.seed, number, clients.num_clients, config.cohort_size)
+    return int(rows_seen(experiment.plan, clients.windows(cohort)[1]).sum())
+
+
+def prepare(config: Any) -> Run:
+    """Builds a config and its first state; nothing is run or compiled but the model's initialization."""
+    import jax
+
+    from fedjax8.build import SEAMS, build, build_component
+    from fedjax8.cohorts import groups, padded
+
+    begun = time.perf_counter()
+    experiment = build(config)
+    simulation = experiment.simulation
+    state = simulation.init()
+    jax.block_until_ready(state.server)
+    start_seconds = time.perf_counter() - begun
+    execution = build_component("config.executor", config.executor, SEAMS["executor"])
+    places = padded(max(1, -(-config.cohort_size // execution.num_shards)), execution.chunk)
+
+    def one_round() -> Round:
+        nonlocal state
+        samples = samples_of_round(experiment, state.round)
+        begun = time.perf_counter()
+        state, metrics = simulation.run_round(state)
+        jax.block_until_ready(state.server)
+        return Round(time.perf_counter() - begun, samples, metrics["padding"])
+
+    chunk = places // groups(places, execution.chunk)
+    return Run(experiment, simulation.variables(state), one_round, chunk, start_seconds)

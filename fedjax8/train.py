@@ -53,6 +53,13 @@ _SEEDS = flags.DEFINE_list(
     "Several seeds, such as 0,1,2,3: a run for each, all at once, shared out over the devices. Run s is written to "
     "WORKDIR/seed-s.",
 )
+_AUTOTUNE = flags.DEFINE_bool(
+    "autotune",
+    False,
+    "Measure first, for about as long as it takes to compile the run a few times, how many clients at once and how many "
+    "devices are fastest; remembered for the next run like it. To set them yourself: --config.executor.chunk=N "
+    "--config.executor.num_devices=N.",
+)
 _PROFILE = flags.DEFINE_string(
     "profile", None, "Directory for a JAX profile of a few calls of rounds, to be opened with TensorBoard or Perfetto."
 )
@@ -164,7 +171,12 @@ def train(config: ConfigDict) -> int:
     from fedjax8.build import build, build_seeds
     from fedjax8.simulation.runner import Run, Schedule, run, run_all
     from fedjax8.simulation.side_by_side import side_by_side
+    from fedjax8.tune import tuned
 
+    if _AUTOTUNE.value:
+        if jax.process_count() > 1:
+            raise UserError("--autotune measures on one host; set --config.executor.chunk=N on several")
+        config.executor = tuned(config, _DATA_DIR.value)
     schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
     profile = Path(_PROFILE.value) if _PROFILE.value else None

@@ -15,7 +15,7 @@ RANKS = (
     {"codecs", "adapters", "cohorts", "local"},
     {"algorithms"},
     {"simulation"},
-    {"config", "build", "cli", "distributed"},
+    {"config", "build", "cli", "distributed", "tune"},
     {"train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -150,6 +150,8 @@ def _connect(group: Group) -> None:
                 cluster_detection_method="deactivate",
                 **seconds,
             )
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as error:
         if group.detect:
             raise UserError(

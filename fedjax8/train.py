@@ -28,7 +28,7 @@ from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.distributed import Group, together
 from fedjax8.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
     from fedjax8.simulation.simulation import SimulationState
 
@@ -56,8 +56,8 @@ _SEEDS = flags.DEFINE_list(
 _AUTOTUNE = flags.DEFINE_bool(
     "autotune",
     False,
-    "Measure first, for about as long as it takes to compile the run a few times, how many clients at once and how many "
-    "devices are fastest; remembered for the next run like it. To set them yourself: --config.executor.chunk=N "
+    "Measure first, for about as long as it takes to compile the run a few times, how many clients at once and how "
+    "many devices are fastest; remembered for the next run like it. To set them yourself: --config.executor.chunk=N "
     "--config.executor.num_devices=N.",
 )
 _PROFILE = flags.DEFINE_string(
@@ -121,6 +121,16 @@ def versions() -> dict[str, str]:
     return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
 
 
+def fingerprint(experiment: "Experiment") -> dict[str, Any]:
+    """What tells data of another kind or split apart, without reading it."""
+    import numpy as np
+
+    clients = experiment.clients
+    some = clients.windows(np.linspace(0, clients.num_clients - 1, 100).astype(np.int64))
+    shapes = {name: [str(column.dtype), *column.shape] for name, column in clients.columns.items()}
+    return {"columns": shapes, "windows": [values.tolist() for values in some]}
+
+
 def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
     """Two lines that say what runs on what."""
     import jax
@@ -169,6 +179,7 @@ def train(config: ConfigDict) -> int:
     import jax
 
     from fedjax8.build import build, build_seeds
+    from fedjax8.simulation.hosts import hosts
     from fedjax8.simulation.runner import Run, Schedule, run, run_all
     from fedjax8.simulation.side_by_side import side_by_side
     from fedjax8.tune import tuned
@@ -182,6 +193,9 @@ def train(config: ConfigDict) -> int:
     profile = Path(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
         experiment = build(config, _DATA_DIR.value)
+        hosts().check_same("settings", plain(config))
+        hosts().check_same("versions of packages", versions())
+        hosts().check_same("data", fingerprint(experiment))
         introduce = functools.partial(introduction, experiment)
         outcome = run(
             experiment.simulation,

@@ -1,4 +1,4 @@
-"""How many devices and how many clients at once are fastest for an experiment on this machine: measured, and remembered.
+"""How many devices and clients at once are fastest for an experiment on this machine: measured, and remembered.
 
 A round is timed with one setting after another, starting from the machine's default: first more clients at once, four
 times as many each, for as long as that helps; then, on CPU, half as many devices likewise. Each trial compiles the

@@ -28,12 +28,12 @@ def test_chunks_grow_while_that_helps_and_devices_are_halved_after():
 
 
 def test_what_is_hardly_faster_is_not_taken():
-    seconds, asked = record({(1, 2): 1.0, (4, 2): 0.97, (1, 1): 0.96})
+    seconds, _ = record({(1, 2): 1.0, (4, 2): 0.97, (1, 1): 0.96})
     assert search(seconds, Setting(1, 2), most=64, fewer_devices=True) == (1, 2)
 
 
 def test_a_chunk_is_no_larger_than_a_devices_cohort_and_no_memory_ends_the_search():
-    seconds, asked = record({(32, 1): 1.0, (50, 1): 0.5})
+    seconds, _ = record({(32, 1): 1.0, (50, 1): 0.5})
     assert search(seconds, Setting(32, 1), most=50, fewer_devices=False) == (50, 1)
     seconds, _ = record({(32, 1): 1.0, (128, 1): float("inf")})
     assert search(seconds, Setting(32, 1), most=1000, fewer_devices=False) == (32, 1)

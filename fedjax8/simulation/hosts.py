@@ -5,6 +5,7 @@ it on what depends on a clock or a signal. Everything goes over the network of t
 A process alone agrees with itself, at no cost.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -57,6 +58,17 @@ class Hosts(NamedTuple):
         if "error" in told:
             raise UserError(told["error"])
         return told["answer"]
+
+    def check_same(self, what: str, content: Any) -> None:
+        """UserError, raised by all, unless all processes have the same content, which JSON must be able to say."""
+        text = json.dumps(content, sort_keys=True, default=str).encode()
+        digests = self.gather(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
+        if (digests != digests[0]).any():
+            others = [i for i, digest in enumerate(digests) if (digest != digests[0]).any()]
+            raise UserError(
+                f"the processes do not have the same {what}: 0 and {', '.join(map(str, others))} differ; start all of "
+                "them with the same command, on the same version and data"
+            )
 
     def wait(self) -> None:
         """Returns when all processes have come this far."""

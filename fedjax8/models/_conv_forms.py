@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from fedjax8.models._blocks import block_size, map_blocks
 from fedjax8.types import Array
 
 FEW_CHANNELS = 4
 """Up to here the channel axis is too short for a vector register, so pixels become the fastest axis instead."""
 NARROW_OUTPUT = 16
-"""Forward with few input channels: with more outputs than this, lax fills its registers and needs no patches."""
+"""Forward with few input channels: up to here the patches that dk needs serve y as well, at no further cost."""
+NARROW_SUM, FEW_TERMS = 32, 32
+"""Forward with few input channels: up to so many features and products a pixel a sum written out beats lax."""
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -124,11 +128,43 @@ def forward_patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
 
 def forward_cpu(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """y: lax, or for few channels a matmul with patches whose pixels come last."""
-    if x.shape[-1] > FEW_CHANNELS or kernel.shape[-1] > NARROW_OUTPUT:
+    """y: lax, or for few channels a matmul with patches whose pixels come last, or a sum of shifted images."""
+    channels, features = kernel.shape[2:]
+    if channels > FEW_CHANNELS:
         return forward_lax(geometry, x, kernel)
+    if features > NARROW_OUTPUT:
+        short = features <= NARROW_SUM and math.prod(kernel.shape[:3]) <= FEW_TERMS and x.dtype == jnp.float32
+        return (forward_sum if short else forward_lax)(geometry, x, kernel)
     y = _contract(geometry, kernel.reshape(-1, kernel.shape[-1]), _patches_pixels_last(geometry, x), ((0,), (0,)))
     return y.reshape(-1, x.shape[0], *geometry.output).transpose(1, 2, 3, 0)
+
+
+def forward_sum(geometry: Geometry, x: Array, kernel: Array) -> Array:
+    """y, the sum over taps and channels of a shifted image times that row of the kernel, in one pass.
+
+    The loop over blocks keeps XLA from computing the sum anew in every consumer of y that it could fuse it with.
+    """
+
+    def block(x: Array) -> Array:
+        views = _views(geometry, x)
+        terms = [(*at, channel) for at in np.ndindex(*geometry.kernel) for channel in range(x.shape[-1])]
+        return sum(views[i, j][..., c, None] * kernel[i, j, c] for i, j, c in terms)
+
+    return map_blocks(block, block_size(len(x), len(x) // 2), x)
+
+
+def _views(geometry: Geometry, x: Array) -> dict[tuple[int, int], Array]:
+    """x `[B, h, w, I]` at every tap of the kernel: `[B, H, W, I]`."""
+    edges = [(0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+    reach = [(n - 1) * s + 1 for n, s in zip(geometry.output, geometry.stride, strict=True)]
+
+    def view(*tap):
+        low = [t * d for t, d in zip(tap, geometry.dilation, strict=True)]
+        high = [a + r for a, r in zip(low, reach, strict=True)]
+        return lax.slice(x, (0, *low, 0), (x.shape[0], *high, x.shape[3]), (1, *geometry.stride, 1))
+
+    return {tap: view(*tap) for tap in np.ndindex(*geometry.kernel)}
 
 
 def input_gradient_taps(geometry: Geometry, g: Array, kernel: Array) -> Array:

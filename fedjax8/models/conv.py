@@ -9,7 +9,8 @@ forward pass), and `jax.vmap` over per-client kernels turns a convolution into a
 With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form. On CPUs:
 
 - Kernels of 3x3 with stride 1 and enough channels take Winograd's filters (`_winograd.py`), for all three. Else:
-- y = x * k is lax's convolution; for few channels, a matmul of the kernel with patches whose pixels come last.
+- y = x * k is lax's convolution; for few channels, a matmul of the kernel with patches whose pixels come last, or a sum
+  of shifted images.
 - dx is one matmul of g with the kernel, whose results are added where the taps overlap.
 - dk is a forward convolution of x with g, batch and channels exchanged; for few channels, a matmul with the patches.
 - Large batches are worked off in blocks of images that fit the caches; under `vmap`, clients one after the other.

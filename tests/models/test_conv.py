@@ -19,6 +19,8 @@ CASES = {
     "one channel": ((2, 7, 6, 1), (3, 3, 1, 6), (1, 1), "SAME", (1, 1), 1),
     "three channels, narrow": ((2, 7, 7, 3), (3, 3, 3, 4), (1, 1), "VALID", (1, 1), 1),
     "three channels, wide": ((2, 6, 6, 3), (3, 3, 3, 32), (1, 1), "VALID", (1, 1), 1),
+    "three channels, wide, strided": ((3, 9, 8, 3), (3, 3, 3, 20), (2, 1), "SAME", (1, 2), 1),
+    "three channels, 5x5, wide": ((2, 8, 8, 3), (5, 5, 3, 20), (1, 1), "VALID", (1, 1), 1),
     "six channels, 5x5": ((3, 8, 8, 6), (5, 5, 6, 16), (1, 1), "VALID", (1, 1), 1),
     "32 channels": ((2, 5, 5, 32), (3, 3, 32, 8), (1, 1), "SAME", (1, 1), 1),
     "stride 2 leaves a rest": ((2, 8, 7, 6), (3, 2, 6, 4), (2, 2), "VALID", (1, 1), 1),

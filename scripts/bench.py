@@ -15,16 +15,15 @@ Rounds run one by one. Two are run before the clock starts, of which the first c
 """
 
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags, logging
 from bench_floor import matmul_clock, products_of, shape_floor
 from bench_machine import in_own_process, peak_memory_bytes
-from bench_workloads import PRECISIONS, WORKLOADS, Run, experiment_config, prepare
+from bench_workloads import PRECISIONS, WORKLOADS, Run, Variant, experiment_config, prepare, variants
 
 _WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], f"What to run: {', '.join(WORKLOADS)}, or all.")
 _PRECISION = flags.DEFINE_list(
@@ -41,26 +40,6 @@ COMPILE_EVENTS = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 }
-
-
-class Variant(NamedTuple):
-    """A way to run a workload."""
-
-    name: str
-    precision: str
-    overrides: tuple[tuple[str, str], ...] = ()
-
-
-def variants(precisions: Sequence[str], compare: Sequence[str]) -> list[Variant]:
-    """One for each precision, then one for each text of overrides, on top of the first precision."""
-    made = [Variant(precision, precision) for precision in precisions]
-    for text in compare:
-        pairs = [word.lstrip("-").partition("=") for word in shlex.split(text)]
-        if not pairs or not all(name.startswith("config.") and equals for name, equals, _ in pairs):
-            raise ValueError(f'--compare={text!r} must be "config.FIELD=VALUE ..."')
-        overrides = tuple((name.removeprefix("config."), value) for name, _, value in pairs)
-        made.append(Variant(" ".join(f"{name}={value}" for name, value in overrides), precisions[0], overrides))
-    return made
 
 
 def floor_of(run: Run) -> tuple[int, Any]:

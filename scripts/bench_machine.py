@@ -59,8 +59,11 @@ def peak_memory_bytes() -> int:
 
 
 def in_own_process(script: str, arguments: Sequence[str]) -> Any:
-    """What the last line that `script` prints says, as JSON; exits with a message if the script fails."""
+    """What `script` prints, or at least its last line, as JSON; exits with a message if the script fails."""
     done = subprocess.run([sys.executable, os.path.abspath(script), *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode or not done.stdout.strip():
         sys.exit(f"{Path(script).name} {' '.join(arguments)} failed; its message is above")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        return json.loads(done.stdout.strip().splitlines()[-1])

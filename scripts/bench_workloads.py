@@ -18,6 +18,7 @@ same sizes. W4's clients are W1's, a tenth as many. The batches of W3 and W5 are
 less than 5 % of the rows are padding of last batches.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -83,6 +84,26 @@ def experiment_config(
         config.executor = component("auto", chunk=chunk)
     override(config, overrides)
     return config
+
+
+class Variant(NamedTuple):
+    """A way to run a workload."""
+
+    name: str
+    precision: str
+    overrides: tuple[tuple[str, str], ...] = ()
+
+
+def variants(precisions: Sequence[str], compare: Sequence[str]) -> list[Variant]:
+    """One for each precision, then one for each text of overrides, on top of the first precision."""
+    made = [Variant(precision, precision) for precision in precisions]
+    for text in compare:
+        pairs = [word.lstrip("-").partition("=") for word in shlex.split(text)]
+        if not pairs or not all(name.startswith("config.") and equals for name, equals, _ in pairs):
+            raise ValueError(f'--compare={text!r} must be "config.FIELD=VALUE ..."')
+        overrides = tuple((name.removeprefix("config."), value) for name, _, value in pairs)
+        made.append(Variant(" ".join(f"{name}={value}" for name, value in overrides), precisions[0], overrides))
+    return made
 
 
 class Round(NamedTuple):

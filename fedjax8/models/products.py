@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from fedjax8.models import _conv_forms as forms
-from fedjax8.models import conv
+from fedjax8.models import conv, dense
 from fedjax8.types import Array, Multiply, Product
 
 Axes = tuple[Sequence[int], Sequence[int]]
@@ -121,7 +121,10 @@ def dot_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | No
     """`plain` (lax's where None) with `multiply` doing the product of the layer at `path`."""
 
     def dot_general(x, kernel, dimension_numbers, precision=None, **settings):
-        if plain in (None, lax.dot_general) and settings.get("preferred_element_type") in (None, jnp.float32):
+        if plain in (None, lax.dot_general, dense.dot_general) and settings.get("preferred_element_type") in (
+            None,
+            jnp.float32,
+        ):
             product = dot_product(x.ndim, kernel.ndim, dimension_numbers, precision)
         else:
             settings |= {"dimension_numbers": dimension_numbers, "precision": precision}

@@ -7,6 +7,7 @@ Two 3x3 convolutions without padding (32 and 64 features), one 2x2 max-pool and 
 from flax import linen as nn
 
 from fedjax8.models.conv import conv_general_dilated
+from fedjax8.models.dense import dot_general
 from fedjax8.models.linen import from_linen
 from fedjax8.models.pool import max_pool
 from fedjax8.types import Array, Model
@@ -25,7 +26,7 @@ class SimpleCNN(nn.Module):
         for features in self.features:
             x = nn.relu(nn.Conv(features, (3, 3), padding="VALID", conv_general_dilated=conv_general_dilated)(x))
         x = max_pool(x, 2)
-        x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
+        x = nn.relu(nn.Dense(self.hidden, dot_general=dot_general)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.num_classes)(x)
 
 

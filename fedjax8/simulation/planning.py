@@ -8,13 +8,16 @@ so that plans can be made ahead of time, by any process, and a resumed run makes
     assign    the next longest group to the device with the least work that has room
 
 The last rule is the longest-processing-time rule (Graham 1969), with one difference: every device has the same number
-of places, so that all rounds have one shape. A client
-that remembers something stays on one device for a whole call. Where that cannot be, or its rows would not fit, the
-call ends before the round and the next call begins there.
+of places, so that all rounds have one shape. A client that remembers something stays on one device for a whole call.
+Where that cannot be, or its rows would not fit, the call ends before the round and the next call begins there. Where
+such a client stays is decided for R rounds at a time, from a multiple of R on, whatever calls these rounds are run by:
+how long a call is depends on the clock, and the order of sums must not.
 """
 
+import functools
 import heapq
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -147,25 +150,51 @@ def planner(
             return sizes, sizes
         return num_steps(batches, sizes) * batches.batch_size, rows_seen(batches, sizes)
 
+    def dealt(number: int, home: dict[int, int]) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """(ids `[S, c]`, rows of each shard, padding) of a round; None if clients cannot be where they were."""
+        cohort = sample_cohort(seed, number, num_clients, cohort_size)
+        sizes = windows(cohort)[1]
+        work, useful = work_of(sizes)
+        homes = np.array([home.get(client, -1) for client in cohort.tolist()]) if home else None
+        found = deal(work, num_shards, chunk, useful=useful, homes=homes)
+        if found is None:
+            return None
+        real = found.positions >= 0
+        rows = np.where(real, sizes[found.positions], 0).sum(axis=1)
+        return np.where(real, cohort[found.positions], num_clients), rows, found.padding
+
+    @functools.lru_cache(maxsize=2)
+    def block(index: int) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
+        """Rounds `index * R` to the next block's, each with the number of the first round it shares homes with."""
+        rounds, home, since = [], {}, index * most_rounds
+        for number in range(index * most_rounds, (index + 1) * most_rounds):
+            found = dealt(number, home)
+            if found is None:
+                home, since = {}, number
+                found = dealt(number, home)
+            home |= {int(client): shard for shard in range(num_shards) for client in found[0][shard]}
+            rounds.append((since, *found))
+        return rounds
+
+    def rounds_from(first: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """The rounds that a call from `first` on may have."""
+        if not stay:
+            yield from (dealt(number, {}) for number in range(first, first + most_rounds))
+            return
+        whole = block(first // most_rounds)
+        for since, *found in whole[first % most_rounds :]:
+            if since > first:
+                return
+            yield tuple(found)
+
     def plan(first: int, rounds: int) -> Plan:
-        deals, padding, home, rows = [], [], {}, np.zeros(num_shards, np.int64)
-        for round_number in range(first, first + min(rounds, most_rounds)):
-            cohort = sample_cohort(seed, round_number, num_clients, cohort_size)
-            sizes = windows(cohort)[1]
-            work, useful = work_of(sizes)
-            homes = np.array([home.get(client, -1) for client in cohort.tolist()]) if stay and home else None
-            dealt = deal(work, num_shards, chunk, useful=useful, homes=homes)
-            if dealt is None:
+        deals, padding, rows = [], [], np.zeros(num_shards, np.int64)
+        for ids, more, wasted in itertools.islice(rounds_from(first), rounds):
+            rows = rows + more
+            if deals and most_rows is not None and rows.max() > most_rows:
                 break
-            ids = np.where(dealt.positions >= 0, cohort[dealt.positions], num_clients)
-            if most_rows is not None:
-                rows = rows + np.where(dealt.positions >= 0, sizes[dealt.positions], 0).sum(axis=1)
-                if deals and rows.max() > most_rows:
-                    break
-            if stay:
-                home |= {int(client): shard for shard in range(num_shards) for client in ids[shard]}
             deals.append(ids)
-            padding.append(dealt.padding)
+            padding.append(wasted)
         return _laid_out(first, deals, padding, num_clients, most_rounds, stay)
 
     return plan

@@ -115,6 +115,18 @@ def test_a_client_that_remembers_stays_on_its_device_and_has_one_place_in_its_ta
     assert seen > 1  # or the rule would be worth nothing
 
 
+def test_where_clients_stay_does_not_depend_on_where_calls_begin(sizes):
+    plan = make_planner(sizes, stay=True, most_rounds=8)
+    single = {number: plan(number, 1).ids[:, 0] for number in range(24)}
+    for step in (2, 3, 8):
+        first = 0
+        while first < 24:
+            call = plan(first, step)
+            for i in range(min(call.rounds, 24 - first)):
+                np.testing.assert_array_equal(call.ids[:, i], single[first + i])
+            first += call.rounds
+
+
 def test_homes_that_leave_no_room_end_the_call():
     work = np.ones(4)
     assert deal(work, 2, 1, homes=np.array([0, 0, 0, -1])) is None

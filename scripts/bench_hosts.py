@@ -89,7 +89,7 @@ def _one_call(processes: list[subprocess.Popen]) -> list[tuple[float, ...]]:
 def work(workload: str, precision: str, core: int, coordinator: str, process: str) -> None:
     """In a process of its own: one call of rounds for each line read, its seconds for an answer."""
     os.sched_setaffinity(0, {core})
-    from bench import WORKLOADS, experiment_config
+    from bench_workloads import WORKLOADS, experiment_config
 
     from fedjax8.distributed import Group, together
     from fedjax8.train import set_up_devices
@@ -101,7 +101,7 @@ def work(workload: str, precision: str, core: int, coordinator: str, process: st
         from fedjax8.simulation.hosts import hosts
 
         rounds, all_hosts = ROUNDS_PER_CALL[workload], hosts()
-        simulation = build(experiment_config(WORKLOADS[workload], precision, 0)).simulation
+        simulation = build(experiment_config(WORKLOADS[workload], precision)).simulation
         state = simulation.init()
         for _ in sys.stdin:
             begun, cpu_begun, done = time.perf_counter(), time.process_time(), 0

@@ -42,6 +42,12 @@ def limits(row: Row) -> str:
     large, shapes, memory, rest = shares.values()
     largest = max(shares, key=shares.get)
     label = row["workload"] if row["variant"] == "float32" else f"{row['workload']} in {row['variant']}"
+    if rest < 0:
+        return (
+            f"- {label}: a round takes {row['shape_floor_ratio']:.2f} of the time that its products take alone, each as "
+            "a plain matrix product of its definition: it computes them in another way (3x3 convolutions with fewer "
+            "multiplications, several products at once)."
+        )
     return (
         f"- {label}: {large:.0%} of a round is multiplying at the rate of large products, {shapes:.0%} is lost to the "
         f"shapes of the products, {memory:.0%} moves parameters and samples, and {rest:.0%} is everything around the "
@@ -178,13 +184,21 @@ def torch(rows: Sequence[Row]) -> list[str]:
 
 
 def hosts(result: Mapping[str, Any]) -> list[str]:
-    """The section on several processes: whatever was measured."""
-    columns = {name.replace("_", " "): lambda r, name=name: _plain(r[name]) for name in result}
-    return ["## Processes", "", *table(columns, [result])]
-
-
-def _plain(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    """The section on several processes, as `bench_hosts.py` measures them."""
+    seconds = result["seconds_per_round"]
+    columns = {
+        "workload": lambda r: f"{r['workload']} in {r['precision']}",
+        "one process, ms/round": lambda r: number(1e3 * seconds["1x1"]),
+        "two processes, ms/round": lambda r: number(1e3 * seconds["2x1"]),
+        "times the throughput": lambda r: f"{r['ratio']:.2f}",
+    }
+    return [
+        "## Processes",
+        "",
+        "Each process has one device and one core; taken in turn.",
+        "",
+        *table(columns, [result]),
+    ]
 
 
 def page(results: Mapping[str, Any]) -> str:

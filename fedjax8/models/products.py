@@ -121,10 +121,8 @@ def dot_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | No
     """`plain` (lax's where None) with `multiply` doing the product of the layer at `path`."""
 
     def dot_general(x, kernel, dimension_numbers, precision=None, **settings):
-        if plain in (None, lax.dot_general, dense.dot_general) and settings.get("preferred_element_type") in (
-            None,
-            jnp.float32,
-        ):
+        known = plain in (None, lax.dot_general, dense.dot_general)
+        if known and settings.get("preferred_element_type") in (None, jnp.float32):
             product = dot_product(x.ndim, kernel.ndim, dimension_numbers, precision)
         else:
             settings |= {"dimension_numbers": dimension_numbers, "precision": precision}

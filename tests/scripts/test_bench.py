@@ -165,7 +165,7 @@ RESULTS = {
             {"clients": k, "seconds_per_round": 0.02, "ratio": r, "start_seconds": 3.0, "peak_memory_bytes": b}
             for k, r, b in ((1000, 1.0, 5e8), (10_001_000, 1.2, 7e8))
         ],
-        "hosts": {"seconds_1": 2.0, "ratio": 1.25},
+        "hosts": {"workload": "W2", "precision": "fp8", "seconds_per_round": {"1x1": 0.5, "2x1": 0.25}, "ratio": 1.94},
     },
     "missing": ["Something: not there."],
 }  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_page_says_what_limits_what(load_script):
         "Memory does not grow with the cohort: updates are summed as they come.",
         "A round is not the same for all of them to within 10 % (largest difference 20%); a registered client costs 20 "
         "bytes, at the peak of start-up.",
-        "| 2.00 | 1.25 |",
+        "| W2 in fp8 | 500 | 250 | 1.94 |",
         "- Something: not there.",
     ):
         assert line in text
@@ -206,3 +206,10 @@ def test_parts_that_were_not_measured_are_left_out(load_script):
 def test_pytorch_gets_the_same_steps(load_script):
     torch = load_script("bench_torch")
     assert [torch.steps_of_client(name) for name in ("W1", "W2", "W6")] == [5, 3, 30]
+
+
+def test_a_round_faster_than_its_shape_floor_is_not_split(load_script):
+    limits = load_script("bench_markdown").limits
+    row = {"workload": "W1", "variant": "float32", "padding": 0.0, "floor_seconds": 1.0, "floor_ratio": 1.5}
+    row |= {"shape_memory_seconds": 0.1, "shape_products_seconds": 1.9, "shape_floor_ratio": 0.75}
+    assert limits(row).startswith("- W1: a round takes 0.75 of the time that its products take alone")

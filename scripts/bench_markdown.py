@@ -44,8 +44,8 @@ def limits(row: Row) -> str:
     label = row["workload"] if row["variant"] == "float32" else f"{row['workload']} in {row['variant']}"
     if rest < 0:
         return (
-            f"- {label}: a round takes {row['shape_floor_ratio']:.2f} of the time that its products take alone, each as "
-            "a plain matrix product of its definition: it computes them in another way (3x3 convolutions with fewer "
+            f"- {label}: a round takes {row['shape_floor_ratio']:.2f} of the time that its products take alone, each "
+            "as a plain matrix product of its definition: it computes them in another way (3x3 convolutions with fewer "
             "multiplications, several products at once)."
         )
     return (

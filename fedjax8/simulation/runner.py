@@ -115,6 +115,7 @@ class Recording:
     def open(self, stack: contextlib.ExitStack) -> SimulationState:
         """The state to go on from. Nothing is written before the run could be set up."""
         self._simulation.discover()
+        self._started = time.monotonic()
         if not self._workdir:
             return self._same_start(self._simulation.init())
         self._hosts.ask(lambda: self._claim(stack))

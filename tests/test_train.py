@@ -240,6 +240,7 @@ def test_overrides_may_be_given_with_a_space():
     assert pairs == [("seed", "3"), ("rounds", "5")]
 
 
+@pytest.mark.slow
 def test_seeds_at_once_leave_the_folders_of_runs_one_by_one(tmp_path):
     few = [*SMALL, "--config.rounds=4"]
     assert train(*few, "--seeds=3,1", f"--workdir={tmp_path}", f"--profile={tmp_path / 'profile'}").returncode == 0

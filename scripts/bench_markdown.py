@@ -122,7 +122,6 @@ def cohorts(rows: Sequence[Row]) -> list[str]:
         "memory to the first": lambda r: f"{r['memory_ratio']:.2f}",
     }
     growth = max(r["memory_ratio"] for r in rows) - 1
-    held = "does not grow" if growth < 0.1 else f"grows by {growth:.0%}"
     return [
         "## Clients a round",
         "",
@@ -131,7 +130,7 @@ def cohorts(rows: Sequence[Row]) -> list[str]:
         "",
         *table(columns, rows),
         "",
-        f"Memory {held} with the cohort: updates are summed as they come.",
+        f"Memory grows by {growth:.0%} at most: updates are summed as they come.",
     ]
 
 

@@ -186,7 +186,7 @@ def test_the_page_says_what_limits_what(load_script):
         "measured rate of large products and 20.0% of the vendor's TF32 peak.",
         "| W2 | 0.200 | 0.400 | 0.900 | 0.50 | 0.40 to 0.60 |",
         "fedjax8 is the faster one in 1 of 1: W2.",
-        "Memory does not grow with the cohort: updates are summed as they come.",
+        "Memory grows by 2% at most: updates are summed as they come.",
         "A round is not the same for all of them to within 10 % (largest difference 20%); a registered client costs 20 "
         "bytes, at the peak of start-up.",
         "| W2 in fp8 | 500 | 250 | 1.94 |",

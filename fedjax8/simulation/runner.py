@@ -224,8 +224,8 @@ def run_all(
     recordings = [Recording(run.simulation, run.workdir, run.record, all_hosts) for run in runs]
     evaluate = runs[0].simulation.evaluate
     with contextlib.ExitStack() as stack:
-        states = [recording.open(stack) for recording in recordings]
         stopped = stack.enter_context(stop_on_signals())
+        states = [recording.open(stack) for recording in recordings]
         labels = [run.label for run in runs]
         done = sum(state.round for state in states)
         report = stack.enter_context(

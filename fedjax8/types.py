@@ -96,10 +96,11 @@ class Codec(NamedTuple):
     """Tree (or its `ShapeDtypeStruct`s) to the state before the first message; `()` for most codecs."""
     encode: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree]]
     """`(key, state, tree) -> (message, state)`."""
-    decode: Callable[[PyTree], PyTree]
-    """`message -> tree`."""
+    decode: Callable[[PyTree, PyTree], PyTree]
+    """`(state, message) -> tree`, with the state that `encode` was given: the receiver keeps a copy where it needs one
+    (`delta`), which most codecs do not."""
     unbiased: bool
-    """Whether the mean of `decode(encode(key, x))` over keys is x wherever nothing is clipped."""
+    """Whether the mean of what is decoded, over keys, is x wherever nothing is clipped."""
     error_bound: Callable[[PyTree], PyTree] | None = None
     """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
     measure: Callable[[PyTree, PyTree], dict[str, Ratio]] = _nothing
@@ -213,6 +214,30 @@ class Refinement(NamedTuple):
     """A client's decoded params to the values in them whose smallest and largest over clients the step needs."""
     step: Callable[[Key, PyTree, PyTree, PyTree], tuple[PyTree, dict[str, Any]]]
     """`(key, averaged params, lowest, highest) -> (params, report)`."""
+
+
+class Monitor(NamedTuple):
+    """How workers that train on their own tell how far their models are apart, without sending them.
+
+    Invariant: with probability 1, or 1 - delta where it is stated, `estimate` is at least the variance of the models
+    about their mean. Every worker uses the same functions with the same settings.
+    """
+
+    estimate: Callable[[Reduced, Array], Array]
+    """`(reduction of what workers sent, int32 number of the step from 1) -> float32 H`, held against the threshold.
+    A monitor that sends nothing gets None for the reduction."""
+    sends: Callable[[PyTree, PyTree, Array], PyTree] | None = None
+    """`(drift, direction, threshold) -> small tree` that a worker sends up at a check; None: nothing is sent.
+    `drift` is the worker's params minus the last common ones, `direction` a unit vector of the same structure that all
+    workers know, or `()`."""
+    watch: Callable[[PyTree], PyTree] = lambda sent: ()
+    """What a worker sent to the values in it whose largest over workers `estimate` needs (`Reduced.highest`)."""
+    directed: bool = False
+    """Whether `sends` uses `direction`."""
+    exact: bool = False
+    """Whether the simulator, which knows all models, puts the variance itself in the place of the estimate."""
+    compat_bytes: float | None = None
+    """Bytes per worker and check by the authors' formula, where these are not the size of what is sent."""
 
 
 class RoundOutput(NamedTuple):

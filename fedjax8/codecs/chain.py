@@ -35,9 +35,9 @@ def chain(codecs: Sequence[Codec]) -> Codec:
             new.append(own)
         return tree, tuple(new)
 
-    def decode(message):
-        for codec in reversed(codecs):
-            message = codec.decode(message)
+    def decode(state, message):
+        for codec, own in reversed(list(zip(codecs, state, strict=True))):
+            message = codec.decode(own, message)
         return message
 
     bound = codecs[0].error_bound if len(codecs) == 1 else None

@@ -93,7 +93,7 @@ def fp8(
 
         return trees.map_named(encode_leaf, tree), state
 
-    def decode(message):
+    def decode(state, message):
         def is_quantized(x):
             return isinstance(x, Quantized)
 

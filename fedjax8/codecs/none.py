@@ -11,7 +11,7 @@ def none() -> Codec:
     return Codec(
         init=lambda tree: (),
         encode=lambda key, state, tree: (tree, state),
-        decode=lambda message: message,
+        decode=lambda state, message: message,
         unbiased=True,
         error_bound=lambda tree: jax.tree.map(jnp.zeros_like, tree),
     )

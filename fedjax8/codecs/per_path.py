@@ -67,8 +67,8 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
         leaves = {name: leaf for part in parts for name, leaf in part.items()}
         return jax.tree.unflatten(structure, [leaves[name] for name in names])
 
-    def decode(message):
-        parts = [codec.decode(m) for codec, m in zip(codecs, message.messages, strict=True)]
+    def decode(state, message):
+        parts = [codec.decode(s, m) for codec, s, m in zip(codecs, state, message.messages, strict=True)]
         return join(parts, message.structure, message.names)
 
     def error_bound(tree):

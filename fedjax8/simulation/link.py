@@ -95,12 +95,12 @@ class Link:
         codec = self.downlink if codec is None else codec
         state = codec.init(tree) if self.recorder else self.down_states[name]
         with jax.named_scope("download"):
-            message, state = codec.encode(key, state, tree)
-            decoded = codec.decode(message)
+            message, after = codec.encode(key, state, tree)
+            decoded = codec.decode(state, message)
             count = self.execution.total(jnp.sum(cohort.valid, dtype=jnp.int32))
             link = self._count(DOWN, name, codec, tree, message, count, codec.measure(tree, decoded))
         if not self.recorder:
-            link = link.replace(down_states={**self.down_states, name: state})
+            link = link.replace(down_states={**self.down_states, name: after})
         return decoded, link
 
     def map_clients(
@@ -133,7 +133,7 @@ class Link:
             with jax.named_scope("encode"):
                 before = codec.init(out.tree) if self.recorder else own[name]
                 message, codec_state = codec.encode(encode_key, before, out.tree)
-                decoded = codec.decode(message)
+                decoded = codec.decode(before, message)
             kinds.append((trees.shapes(out.tree), trees.shapes(message)))
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
             usable = per_client.valid & trees.all_finite((out.tree, out.state, out.report, decoded))

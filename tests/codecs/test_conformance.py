@@ -56,8 +56,9 @@ TREES = trees_to_try()
 
 
 def send(codec, key, tree):
-    message, _ = codec.encode(key, codec.init(tree), tree)
-    return message, codec.decode(message)
+    state = codec.init(tree)
+    message, _ = codec.encode(key, state, tree)
+    return message, codec.decode(state, message)
 
 
 @pytest.fixture(params=TREES)
@@ -90,7 +91,7 @@ def test_an_unbiased_codec_is_right_on_average(codec):
     tree, draws = TREES["normal"], 4000
     state = codec.init(tree)
     keys = jax.random.split(jax.random.key(1), draws)
-    samples = jax.jit(jax.vmap(lambda k: codec.decode(codec.encode(k, state, tree)[0])))(keys)
+    samples = jax.jit(jax.vmap(lambda k: codec.decode(state, codec.encode(k, state, tree)[0])))(keys)
     for got, sent in zip(jax.tree.leaves(samples), jax.tree.leaves(tree), strict=True):
         got = np.asarray(got, np.float64)
         error = got.std(axis=0) / np.sqrt(draws)
@@ -130,7 +131,7 @@ def test_vmap_equals_a_loop_over_clients(codec):
     }
 
     def there_and_back(key, tree):
-        return codec.decode(codec.encode(key, state, tree)[0])
+        return codec.decode(state, codec.encode(key, state, tree)[0])
 
     together = jax.vmap(there_and_back)(keys, stacked)
     for i in range(3):

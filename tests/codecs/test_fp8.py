@@ -54,7 +54,7 @@ def test_a_tree_without_clips_carries_the_largest_magnitude_of_each_matrix():
 def test_in_a_tree_of_updates_a_clip_is_a_number_and_not_a_scale():
     update = {"update": {"kernel": jnp.asarray([[0.5, -3.0]]), "kernel_clip": jnp.asarray(-0.25)}}
     message = encode(fp8(), update)
-    decoded = fp8().decode(message)
+    decoded = fp8().decode((), message)
     assert float(message["update"]["kernel"].clip) == 3.0
     assert float(decoded["update"]["kernel_clip"]) == -0.25
 
@@ -63,7 +63,7 @@ def test_in_a_tree_of_updates_a_clip_is_a_number_and_not_a_scale():
 def test_values_on_the_grid_of_their_clip_keep_their_codes(rounding):
     codec = fp8(rounding=rounding)
     message = encode(codec, model_tree())
-    once = codec.decode(message)
+    once = codec.decode((), message)
     for seed in range(3):
         again = encode(codec, once, jax.random.key(seed))
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(message), strict=True):
@@ -73,7 +73,7 @@ def test_values_on_the_grid_of_their_clip_keep_their_codes(rounding):
 def test_different_leaves_draw_different_dithers():
     kernel = jnp.full((40, 40), 0.51).at[0, 0].set(1.0)
     tree = {"params": {"a": {"kernel": kernel}, "b": {"kernel": kernel}}}
-    decoded = fp8().decode(encode(fp8(), tree))["params"]
+    decoded = fp8().decode((), encode(fp8(), tree))["params"]
     assert np.any(np.asarray(decoded["a"]["kernel"] != decoded["b"]["kernel"]))
 
 
@@ -112,7 +112,7 @@ def outgrown_tree():
 
 
 def send(codec, tree, key=KEY):
-    return codec.decode(encode(codec, tree, key))
+    return codec.decode((), encode(codec, tree, key))
 
 
 def test_a_raised_clip_is_sent_in_the_place_of_the_learnt_one_and_costs_no_byte():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from flax import struct
 
 Array = jax.Array
 Key = jax.Array
@@ -88,8 +89,9 @@ class Model(NamedTuple):
 class Codec(NamedTuple):
     """Tree to message and back. A message is a pytree in wire dtypes; its size is read off its leaves.
 
-    Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone; leaves that are not
-    float32 pass through unchanged; `decode` yields float32 and the tree that was encoded, up to the stated error.
+    Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone (parts may be left out:
+    `Sections`); leaves that are not float32 pass through unchanged; `decode` yields float32 and the tree that was
+    encoded, up to the stated error. What both sides know (shapes, names) may be static fields of a message's classes.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -105,6 +107,19 @@ class Codec(NamedTuple):
     """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
     measure: Callable[[PyTree, PyTree], dict[str, Ratio]] = _nothing
     """`(tree, what it was decoded to) -> {name: Ratio}`: what encoding did to it, summed over messages and logged."""
+
+
+@struct.dataclass
+class Sections:
+    """Parts of a message, some of which are left out, so that its size depends on data though its shapes do not.
+
+    What is sent is `present` and the parts whose bit is 1; in the arrays the others hold zeros.
+    """
+
+    present: Array
+    """uint8 `[ceil(n / 8)]`: bit i % 8 of byte i // 8 says whether part i is sent. See `numerics.pack_bits`."""
+    parts: tuple[PyTree, ...]
+    """The n parts."""
 
 
 def check_codec(given: Any) -> None:

@@ -31,6 +31,16 @@ class Trained(NamedTuple):
     """Sums over the examples seen: `train_loss`, one entry per metric, and `train_examples`."""
 
 
+class Training(NamedTuple):
+    """A client in the midst of its training."""
+
+    variables: Variables
+    optimizer: PyTree
+    """State of the client's optimizer."""
+    report: dict[str, Array]
+    """As of `Trained`, so far."""
+
+
 class LocalTraining(NamedTuple):
     """How a client trains, with its settings closed over."""
 
@@ -39,6 +49,13 @@ class LocalTraining(NamedTuple):
     full_gradient: Callable[[Variables, ClientRows, Key], PyTree]
     """Gradient of the mean loss over all of a client's examples, zeros for an empty client."""
     model: Model
+    start: Callable[[Variables, ClientRows], Training]
+    """Before the first step."""
+    advance: Callable[..., Training]
+    """`(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training`: steps number `first` to
+    `first + count - 1` of those that `train` takes with this key. Steps beyond them begin further epochs."""
+    optimizer: optax.GradientTransformation
+    plan: BatchPlan
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -69,27 +86,32 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
         (_, (state, sums)), gradients = loss_and_grad(variables.params, variables.state, batch, key)
         return gradients, state, sums
 
-    def zero_sums(variables, rows, key):
-        batch = jax.eval_shape(lambda: take_batch(plan, rows, key, jnp.int32(0)))
-        return trees.zeros_like(jax.eval_shape(one_step, variables, batch, key)[2])
+    def start(variables, rows) -> Training:
+        batch = jax.eval_shape(lambda: take_batch(plan, rows, None, jnp.int32(0)))
+        sums = jax.eval_shape(one_step, variables, batch, jax.random.key(0))[2]
+        return Training(variables, optimizer.init(variables.params), trees.zeros_like(sums))
 
-    def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
+    def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:
         shuffle_key, step_key = jax.random.split(key)
-        steps = num_steps(plan, rows.size)
 
-        def step(index, carry):
-            variables, optimizer_state, sums = carry
+        def step(index, training):
+            variables, optimizer_state, sums = training
             batch = take_batch(plan, rows, shuffle_key, index)
             gradients, state, new = one_step(variables, batch, jax.random.fold_in(step_key, index))
             if adjust is not None:
                 gradients = adjust(gradients, variables.params)
             updates, optimizer_state = optimizer.update(gradients, optimizer_state, variables.params)
             params = optax.apply_updates(variables.params, trees.scale(step_scale, updates))
-            return Variables(model.project(params), state), optimizer_state, trees.add(sums, new)
+            return Training(Variables(model.project(params), state), optimizer_state, trees.add(sums, new))
 
-        carry = variables, optimizer.init(variables.params), zero_sums(variables, rows, step_key)
-        variables, _, sums = jax.lax.fori_loop(0, steps, step, carry)
-        return Trained(variables, steps, sums)
+        if isinstance(count, int) and count == 1:
+            return step(first, training)
+        return jax.lax.fori_loop(first, first + count, step, training)
+
+    def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
+        steps = num_steps(plan, rows.size)
+        done = advance(start(variables, rows), rows, key, 0, steps, adjust=adjust, step_scale=step_scale)
+        return Trained(done.variables, steps, done.report)
 
     def full_gradient(variables, rows, key):
         def add_batch(index, total):
@@ -100,4 +122,4 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
         total = jax.lax.fori_loop(0, steps_per_epoch(plan, rows.size), add_batch, trees.zeros_like(variables.params))
         return trees.scale(1.0 / jnp.maximum(rows.size, 1), total)
 
-    return LocalTraining(train, full_gradient, model)
+    return LocalTraining(train, full_gradient, model, start, advance, optimizer, plan)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.types import Array, PyTree
+from fedjax8.types import Array, PyTree, Sections
 
 CLIP_SUFFIX = "_clip"
 """A leaf `kernel_clip` beside a leaf `kernel` is the clipping value (alpha) of that kernel.
@@ -43,6 +43,32 @@ def clips_of(leaves: Mapping[str, Array]) -> dict[str, str]:
 def num_bytes(tree: PyTree) -> int:
     """Bytes of all leaves as they are (a Python int; works on `ShapeDtypeStruct`s)."""
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+ALWAYS = ""
+"""Name of the piece of a message that is always sent."""
+
+
+def pieces(message: PyTree) -> dict[str, tuple[int, Array]]:
+    """What a message consists of: {name: (bytes, uint32 1 if it is sent and else 0)}.
+
+    The first piece, `ALWAYS`, is all that is always sent; the others are parts of `Sections`, by path.
+    """
+    return _pieces(message, ALWAYS, jnp.uint32(1))
+
+
+def _pieces(tree: PyTree, prefix: str, there: Array) -> dict[str, tuple[int, Array]]:
+    is_sections = lambda x: isinstance(x, Sections)
+    always, others = 0, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_sections):
+        if not is_sections(leaf):
+            always += num_bytes(leaf)
+            continue
+        always += num_bytes(leaf.present)
+        for i, part in enumerate(leaf.parts):
+            bit = leaf.present[i // 8] >> np.uint8(i % 8) & 1
+            others |= _pieces(part, f"{prefix}{path_name(path)}:{i}", there * bit)
+    return {prefix: (always, there)} | others
 
 
 def float32_bytes(tree: PyTree) -> int:

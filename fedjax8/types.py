@@ -128,8 +128,12 @@ def check_codec(given: Any) -> None:
         raise ValueError(f"a codec is needed, such as fp8(); got {given!r}")
 
 
+MODEL = "model"
+"""Name of the messages that every round has."""
+
+
 class Channel(NamedTuple):
-    """One kind of message: key of a traffic count. Static, so that it can stand in a pytree's structure."""
+    """One kind of message, or a part of one: key of a count. Static, so that it can stand in a pytree's structure."""
 
     direction: str
     """`up` (client to server) or `down` (server to client)."""
@@ -137,7 +141,9 @@ class Channel(NamedTuple):
     message_bytes: int
     """Bytes of one encoded message."""
     float32_bytes: int
-    """Bytes of the same tree unencoded, without the clips that only the encoding needs."""
+    """Bytes of the same tree unencoded, without the clips that only the encoding needs; 0 for a part."""
+    part: str = ""
+    """Which of a message's `Sections`, counted by itself; empty for what is always sent."""
 
 
 class Cohort(NamedTuple):
@@ -170,7 +176,8 @@ class Partial(NamedTuple):
 class Execution(NamedTuple):
     """How a function is mapped over clients and reduced. Knows nothing about learning.
 
-    `map_reduce` and `total` may be called only inside a function given to `compile`, any number of times and in loops.
+    `map_reduce`, `total` and `gather` may be called only inside a function given to `compile`, any number of times and
+    in loops.
     """
 
     num_shards: int
@@ -188,6 +195,9 @@ class Execution(NamedTuple):
     """Sum over the shards of a value that each shard holds."""
     place: Callable[[PyTree], PyTree]
     """Puts shared arrays where `compile`d functions read them without a copy."""
+    gather: Callable[[PyTree], PyTree] = _same
+    """Leaves `[c, ...]` of each shard to those of all, `[S * c, ...]`, the same on every shard; inside `compile` only,
+    as `map_reduce` and `total`."""
     collect: Callable[[PyTree], PyTree] = _same
     """A process's part of what is split to the whole of it, leaves `[all shards, ...]`; every process must call it."""
 
@@ -220,6 +230,19 @@ class Reduced(NamedTuple):
     """Smallest of each watched value over the clients of positive weight; +inf if there is none."""
     highest: PyTree
     """Largest likewise; -inf if there is none."""
+
+
+class Collected(NamedTuple):
+    """Contributions of a whole cohort, one by one. Memory grows with the cohort: `[C, ...]` of each leaf, per shard."""
+
+    tree: PyTree
+    """Decoded contributions, float32 `[C, ...]`; zeros where a client is padding, was excluded or weighs nothing."""
+    weights: Array
+    """float32 `[C]`; 0 for those."""
+    clients: Array
+    """int32: clients whose contribution can be used."""
+    report: dict[str, Array]
+    """As in `Reduced`."""
 
 
 class Refinement(NamedTuple):
@@ -275,3 +298,5 @@ class Algorithm(NamedTuple):
     """`(link, state, cohort, key) -> RoundOutput`."""
     variables: Callable[[PyTree], Variables]
     """Server state to the variables that are evaluated."""
+    account: Callable[[Mapping[Channel, int]], dict[str, int]] = _nothing
+    """Messages of each kind since the start to byte counts for the log, such as those by an author's formula."""

@@ -66,6 +66,7 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
         compile=compile_,
         map_reduce=map_reduce,
         total=total,
+        gather=lambda tree: jax.lax.all_gather(tree, AXIS, tiled=True),
         place=functools.partial(jax.device_put, device=everywhere),
         collect=_gathered if len(devices_of) > 1 else lambda parts: parts,
     )

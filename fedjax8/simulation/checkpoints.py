@@ -39,7 +39,7 @@ class Checkpoints:
         if not self._hosts.first:
             return
         arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
-        host = {"ledger": state.ledger._asdict(), "seconds": seconds}
+        host = {"ledger": state.ledger.to_json(), "seconds": seconds}
         self._manager.save(
             state.round, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
         )
@@ -63,7 +63,7 @@ class Checkpoints:
         host = self._hosts.ask(read)
         server, down_states, clients = self._hosts.spread(arrays)
         store = like.clients.with_arrays(clients)
-        return SimulationState(step, server, down_states, store, Ledger(**host["ledger"])), host["seconds"]
+        return SimulationState(step, server, down_states, store, Ledger.from_json(host["ledger"])), host["seconds"]
 
     def _read(self, step: int, template: PyTree) -> Any:
         import orbax.checkpoint as ocp

@@ -23,10 +23,12 @@ from flax import struct
 from fedjax8 import trees
 from fedjax8.data.batches import ClientRows, Pool
 from fedjax8.types import (
+    MODEL,
     Array,
     Channel,
     Codec,
     Cohort,
+    Collected,
     Contribution,
     Execution,
     Key,
@@ -37,8 +39,6 @@ from fedjax8.types import (
 )
 
 DOWN, UP = "down", "up"
-MODEL = "model"
-"""The channel of the messages that every round has."""
 
 
 class Discovery(NamedTuple):
@@ -97,8 +97,10 @@ class Link:
         with jax.named_scope("download"):
             message, after = codec.encode(key, state, tree)
             decoded = codec.decode(state, message)
-            count = self.execution.total(jnp.sum(cohort.valid, dtype=jnp.int32))
-            link = self._count(DOWN, name, codec, tree, message, count, codec.measure(tree, decoded))
+            receivers = self.execution.total(jnp.sum(cohort.valid, dtype=jnp.int32))
+            pieces = trees.pieces(message)
+            counts = {part: receivers * present for part, (_, present) in pieces.items()}
+            link = self._count(DOWN, name, codec, tree, _sizes(pieces), counts, codec.measure(tree, decoded))
         if not self.recorder:
             link = link.replace(down_states={**self.down_states, name: after})
         return decoded, link
@@ -121,11 +123,83 @@ class Link:
         names the values in a decoded contribution whose smallest and largest over clients are wanted too. Returns
         (Reduced, new client states, link).
         """
+
+        def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
+            weighted = jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded)
+            seen = watch(decoded)
+            extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
+            return Partial((weighted, weight), extremes), ()
+
+        arrived, _, states, link = self._exchange(client, received, cohort, key, name, codec, take)
+        (total, weight), (highest, negated) = arrived.taken
+        divisor = jnp.where(weight > 0, weight, 1.0)
+        mean = jax.tree.map(lambda x, like: _as_dtype(x / divisor, like.dtype), total, arrived.tree)
+        lowest = jax.tree.map(jnp.negative, negated)
+        return Reduced(mean, weight, arrived.clients, arrived.report, lowest, highest), states, link
+
+    def collect(
+        self,
+        client: Callable[[PyTree, PyTree, ClientRows, Key], Contribution],
+        received: PyTree,
+        cohort: Cohort,
+        key: Key,
+        name: str = MODEL,
+        codec: Codec | None = None,
+    ) -> tuple[Collected, PyTree, "Link"]:
+        """As `map_clients`, for servers that need the contributions one by one: every shard then holds those of the
+        whole cohort. Returns (Collected, new client states, link)."""
+
+        def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
+            return Partial(()), (_if(weight > 0, decoded), weight)
+
+        arrived, kept, states, link = self._exchange(client, received, cohort, key, name, codec, take)
+        contributions, weights = self.execution.gather(kept)
+        return Collected(contributions, weights, arrived.clients, arrived.report), states, link
+
+    def look(
+        self,
+        f: Callable[[PyTree, PyTree, ClientRows, Key], tuple[Partial, PyTree]],
+        shared: PyTree,
+        cohort: Cohort,
+        key: Key,
+    ) -> tuple[Partial, Array, PyTree]:
+        """Runs `f(shared, state, rows, key) -> (Partial, new state)` for every client, without a message.
+
+        It is for what clients do on their own, and for what only a simulator can know, such as the mean of models that
+        nobody sends. `key` gives clients the keys that it gives them in `map_clients`. A client whose sums or state are
+        not finite is left out and keeps its old state. Returns (totals, int32 clients left out, new client states).
+        """
+
+        def one(shared, per_client):
+            shared, pool, key = shared
+            train_key, _ = _client_keys(key, per_client.ids)
+            rows, before = ClientRows(pool, per_client.start, per_client.size), per_client.states
+            partial, state = f(shared, before["algorithm"], rows, train_key)
+            usable = per_client.valid & trees.all_finite((partial.sum, state))
+            sums = _if(usable, partial.sum), (per_client.valid & ~usable).astype(jnp.int32)
+            extremes = jax.tree.map(lambda x: jnp.where(usable, x, -jnp.inf), partial.max)
+            return Partial(sums, extremes), trees.select(usable, before | {"algorithm": state}, before)
+
+        ((sums, left_out), extremes), states = self.execution.map_reduce(one, (shared, self.pool, key), cohort)
+        return Partial(sums, extremes), left_out, states
+
+    def _exchange(
+        self,
+        client: Callable,
+        received: PyTree,
+        cohort: Cohort,
+        key: Key,
+        name: str,
+        codec: Codec | None,
+        take: Callable[[PyTree, Array], tuple[Partial, PyTree]],
+    ) -> tuple["Arrived", PyTree, PyTree, "Link"]:
+        """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and what
+        is kept of each. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
         codec, kinds = self.uplink if codec is None else codec, []
 
         def one(shared, per_client):
             received, pool, key = shared
-            train_key, encode_key = jax.random.split(jax.random.fold_in(key, per_client.ids))
+            train_key, encode_key = _client_keys(key, per_client.ids)
             rows = ClientRows(pool, per_client.start, per_client.size)
             with jax.named_scope("train"):
                 out = client(received, per_client.states["algorithm"], rows, train_key)
@@ -134,49 +208,78 @@ class Link:
                 before = codec.init(out.tree) if self.recorder else own[name]
                 message, codec_state = codec.encode(encode_key, before, out.tree)
                 decoded = codec.decode(before, message)
-            kinds.append((trees.shapes(out.tree), trees.shapes(message)))
+            pieces = trees.pieces(message)
+            kinds.append((trees.shapes(out.tree), _sizes(pieces)))
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
             usable = per_client.valid & trees.all_finite((out.tree, out.state, out.report, decoded))
             usable &= jnp.isfinite(out.weight) & (out.weight >= 0)
-            weight = jnp.where(usable, out.weight, 0.0)
+            partial, kept = take(decoded, jnp.where(usable, out.weight, 0.0))
             sums = {
-                "tree": jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded),
-                "weight": weight,
+                "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
-                "sent": per_client.valid.astype(jnp.int32),
+                "sent": {part: per_client.valid * present for part, (_, present) in pieces.items()},
                 "report": _if(usable, (out.report, codec.measure(out.tree, decoded))),
             }
-            seen = watch(decoded)
-            extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
-            return Partial(sums, extremes), trees.select(usable, new, per_client.states)
+            return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states))
 
         with jax.named_scope("reduce"):
-            (sums, (highest, negated)), states = self.execution.map_reduce(one, (received, self.pool, key), cohort)
-        tree, message = kinds[0]
+            totals, (kept, states) = self.execution.map_reduce(one, (received, self.pool, key), cohort)
+        (tree, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
-        link = self._count(UP, name, codec, tree, message, sums["sent"], measured)
-        total = jnp.where(sums["weight"] > 0, sums["weight"], 1.0)
-        mean = jax.tree.map(lambda x, like: _as_dtype(x / total, like.dtype), sums["tree"], tree)
-        report = report | {"excluded": sums["sent"] - sums["clients"]}
-        lowest = jax.tree.map(jnp.negative, negated)
-        return Reduced(mean, sums["weight"], sums["clients"], report, lowest, highest), states, link
+        link = self._count(UP, name, codec, tree, sizes, sums["sent"], measured)
+        report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"]}
+        return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _count(
-        self, direction: str, name: str, codec: Codec, tree: Any, message: Any, count: Array, measured: dict[str, Ratio]
+        self,
+        direction: str,
+        name: str,
+        codec: Codec,
+        tree: PyTree,
+        sizes: dict[str, int],
+        counts: dict[str, Array],
+        measured: dict[str, Ratio],
     ) -> "Link":
-        """The link with `count` more messages of this kind. A recorder notes the kind and leaves the link as it is, so
-        that a round can be traced with the link in a loop before its channels are known."""
-        channel = Channel(direction, name, trees.num_bytes(message), trees.float32_bytes(tree))
+        """The link with so many more messages of this kind, whose parts have these `sizes`.
+
+        A recorder notes the kind and leaves the link as it is, so that a round can be traced with the link in a loop
+        before its channels are known.
+        """
+        unencoded = trees.float32_bytes(tree)
+        channels = {
+            part: Channel(direction, name, size, 0 if part else unencoded, part) for part, size in sizes.items()
+        }
         prefix = f"{direction}link_" if name == MODEL else f"{direction}link_{name}_"
         measured = {prefix + what: ratio for what, ratio in measured.items()}
         if self.recorder:
-            self.recorder.note(Discovery(channel, trees.shapes(tree), codec, trees.shapes(measured)))
+            for channel in channels.values():
+                self.recorder.note(Discovery(channel, trees.shapes(tree), codec, trees.shapes(measured)))
             return self
+        sent = {channel: self.sent[channel] + counts[part] for part, channel in channels.items()}
         added = {what: trees.add(self.measured[what], ratio) for what, ratio in measured.items()}
-        return self.replace(
-            sent={**self.sent, channel: self.sent[channel] + count}, measured={**self.measured, **added}
-        )
+        return self.replace(sent={**self.sent, **sent}, measured={**self.measured, **added})
+
+
+class Arrived(NamedTuple):
+    """What came of an exchange, however it was taken."""
+
+    tree: PyTree
+    """Shapes of one contribution."""
+    taken: tuple[PyTree, PyTree]
+    """Sum and maximum of what `take` gave."""
+    clients: Array
+    report: dict[str, Array]
+
+
+def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
+    """Of a client's training, and of the encoding of what it sends."""
+    train, encode = jax.random.split(jax.random.fold_in(key, client))
+    return train, encode
+
+
+def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:
+    return {part: size for part, (size, _) in pieces.items()}
 
 
 def _if(condition: Array, tree: PyTree) -> PyTree:

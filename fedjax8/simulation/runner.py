@@ -304,7 +304,7 @@ def _summary(state: SimulationState, last: Mapping[str, Any], seconds: float, fi
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
         **{name: value for name, value in sorted(last.items()) if name.endswith(("_test_accuracy", "_test_loss"))},
-        **state.ledger._asdict(),
+        **state.ledger.totals(),
         "saving": state.ledger.saving,
         "seconds": seconds,
         "finished": finished,

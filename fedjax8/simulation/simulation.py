@@ -299,7 +299,8 @@ def simulate(
         for i in range(plan.rounds):
             report, measured, sent = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(sent)
-            lines.append(round_metrics(plan.first + i + 1, ledger, report | measured | {"padding": plan.padding[i]}))
+            others = {"padding": plan.padding[i]} | algorithm.account(ledger.sent)
+            lines.append(round_metrics(plan.first + i + 1, ledger, report | measured | others))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 
     def run_rounds(
@@ -377,4 +378,5 @@ def round_metrics(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dic
             metrics[name] = np.asarray(value).tolist()
     metrics["uplink_bytes"] = ledger.uplink_bytes
     metrics["downlink_bytes"] = ledger.downlink_bytes
+    metrics |= ledger.by_name()
     return metrics

@@ -7,6 +7,9 @@ from rich.console import Console
 
 from fedjax8.simulation.console import ProgressReport, readable_bytes
 from fedjax8.simulation.ledger import Ledger
+from fedjax8.types import Channel
+
+LEDGER = Ledger({Channel("up", "model", 40, 160): 100, Channel("down", "model", 40, 160): 100})
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def rounds(console):
             line = {"round": n, "uplink_bytes": 1000 * n, "downlink_bytes": 10, "round_seconds": 0.5, "train_loss": 1.0}
             report.round_done(line | ({"test_accuracy": 0.25 * n, "test_loss": 0.1} if n % 2 == 0 else {}))
         summary = {"rounds": 4, "seconds": 2.0, "test_accuracy": 1.0, "float32_test_accuracy": 0.5}
-        report.finished(summary, Ledger(4000, 4000, 32000))
+        report.finished(summary, LEDGER)
 
 
 def test_a_pipe_gets_plain_aligned_rows_of_evaluated_rounds():

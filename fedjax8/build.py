@@ -19,7 +19,7 @@ from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining, local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.types import Algorithm, Codec, Execution, Model, Refinement
+from fedjax8.types import Algorithm, Codec, Execution, Model, Monitor, Refinement
 
 
 class Experiment(NamedTuple):
@@ -67,6 +67,7 @@ SEAMS = {
     "uplink": Seam(_finder("codecs"), Codec),
     "downlink": Seam(_finder("codecs"), Codec),
     "executor": Seam(_finder("cohorts"), Execution),
+    "monitor": Seam(_finder("algorithms.monitors"), Monitor),
     "refine": Seam(_finder("algorithms.refinements"), Refinement),
     "optimizer": Seam(find_optimizer, optax.GradientTransformation),
     "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
@@ -154,7 +154,9 @@ def load_config(file: str | None) -> ConfigDict:
 
 
 def parse_value(text: str) -> Any:
-    """A flag's text as a Python literal (`0.1`, `(5, 5)`, `None`, `true`), or else the text itself."""
+    """A flag's text as a Python literal (`0.1`, `(5, 5)`, `None`, `true`, `inf`), or else the text itself."""
+    if text in ("inf", "-inf"):
+        return float(text)
     try:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
     except (ValueError, SyntaxError):
@@ -199,8 +201,10 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")
     value = tuple(value) if isinstance(value, list) else value
     if old is not None:
-        value = _as_type_of(dotted, value, old)
-        del section[last]
+        if not (is_component(section) and "auto" in (value, old)):  # whether that is allowed, its factory says
+            value = _as_type_of(dotted, value, old)
+        if not isinstance(dict(section.items(preserve_field_references=True))[last], FieldReference):
+            del section[last]  # what type it may have is checked here, not by ConfigDict
     section[last] = value
 
 

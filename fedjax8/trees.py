@@ -107,6 +107,11 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, a, b)
 
 
+def as_dtype(mean: Array, dtype: np.dtype) -> Array:
+    """A mean in the dtype of what was averaged; integers to the nearest."""
+    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.round(mean).astype(dtype)
+
+
 def scale(factor: Array | float, tree: PyTree) -> PyTree:
     """factor * tree."""
     return jax.tree.map(lambda x: factor * x, tree)

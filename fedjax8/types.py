@@ -276,6 +276,8 @@ class Monitor(NamedTuple):
     """Whether the simulator, which knows all models, puts the variance itself in the place of the estimate."""
     compat_bytes: float | None = None
     """Bytes per worker and check by the authors' formula, where these are not the size of what is sent."""
+    compat_start: bool = True
+    """Whether the authors' formula charges one exchange of models more than there are synchronizations."""
 
 
 class RoundOutput(NamedTuple):
@@ -300,3 +302,5 @@ class Algorithm(NamedTuple):
     """Server state to the variables that are evaluated."""
     account: Callable[[Mapping[Channel, int]], dict[str, int]] = _nothing
     """Messages of each kind since the start to byte counts for the log, such as those by an author's formula."""
+    everyone: bool = False
+    """Whether every client must take part in every round."""

@@ -14,7 +14,7 @@ messages of both directions, under names such as `uplink_clipped_fraction`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ class Link:
         arrived, _, states, link = self._exchange(client, received, cohort, key, name, codec, take)
         (total, weight), (highest, negated) = arrived.taken
         divisor = jnp.where(weight > 0, weight, 1.0)
-        mean = jax.tree.map(lambda x, like: _as_dtype(x / divisor, like.dtype), total, arrived.tree)
+        mean = jax.tree.map(lambda x, like: trees.as_dtype(x / divisor, like.dtype), total, arrived.tree)
         lowest = jax.tree.map(jnp.negative, negated)
         return Reduced(mean, weight, arrived.clients, arrived.report, lowest, highest), states, link
 
@@ -193,8 +193,8 @@ class Link:
         codec: Codec | None,
         take: Callable[[PyTree, Array], tuple[Partial, PyTree]],
     ) -> tuple["Arrived", PyTree, PyTree, "Link"]:
-        """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and what
-        is kept of each. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
+        """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and
+        what is kept of each. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
         codec, kinds = self.uplink if codec is None else codec, []
 
         def one(shared, per_client):
@@ -285,8 +285,3 @@ def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:
 def _if(condition: Array, tree: PyTree) -> PyTree:
     """`tree` where the condition holds, zeros elsewhere."""
     return trees.select(condition, tree, trees.zeros_like(tree))
-
-
-def _as_dtype(mean: Array, dtype: Any) -> Array:
-    """A mean in the dtype of what was averaged; integers to the nearest."""
-    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.round(mean).astype(dtype)

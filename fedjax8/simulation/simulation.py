@@ -180,6 +180,10 @@ def simulate(
     num_clients = data.num_clients
     if not 1 <= cohort_size <= num_clients:
         raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
+    if algorithm.everyone and cohort_size < num_clients:
+        raise UserError(
+            f"this algorithm needs every client in every round: set cohort_size to {num_clients}; it is {cohort_size}"
+        )
     if not data.num_positions or not np.any(data.sizes):
         raise UserError(f"none of the {num_clients} clients has any data")
     if beside and any(beside.parts.common.rows.get(name) is not column for name, column in data.columns.items()):

@@ -1,0 +1,207 @@
+"""The steps of `fda`, each a function from what goes on in a round to the same."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8 import trees
+from fedjax8.algorithms import lockstep
+from fedjax8.algorithms.fedavg import client_weight
+from fedjax8.algorithms.lockstep import Units, Worker
+from fedjax8.algorithms.monitors import _direction as directions
+from fedjax8.codecs.none import none
+from fedjax8.data.batches import ClientRows
+from fedjax8.local import LocalTraining
+from fedjax8.types import MODEL, Array, Cohort, Contribution, Key, Monitor, Partial, PyTree, Reduced, Variables
+
+MONITOR, DECISION = "monitor", "decision"
+"""Names of what travels beside the model."""
+
+
+class FdaState(NamedTuple):
+    """What the server, and every worker, knows."""
+
+    common: Variables
+    """w_0: what all workers had after the last synchronization."""
+    mean: Variables
+    """Average of the workers' models as the last round left them; evaluated, and disturbs nobody."""
+    direction: dict[str, PyTree]
+    """Unit vector xi of each unit, or an empty dict."""
+    threshold: Array
+    """float32 Theta."""
+    steps: Array
+    """int32: steps done."""
+    syncs: Array
+    """int32: synchronizations done; of layers, all of them."""
+
+
+class Loop(NamedTuple):
+    """What goes from step to step."""
+
+    server: FdaState
+    workers: PyTree
+    """States of the cohort, `[c, ...]`."""
+    link: object
+    report: dict[str, Array]
+    """Sums over the steps."""
+    clients: Array
+    trace: dict[str, Array]
+    """float32 `[S]` of each step, where steps are recorded."""
+
+
+class Steps(NamedTuple):
+    """What a round of `fda` is made of."""
+
+    plain: Callable[[Loop, Cohort, Key], Loop]
+    """A step of all workers without a check."""
+    monitored: Callable[[Loop, Cohort, Key], tuple[Loop, Reduced | None]]
+    """A step after which every worker tells its state, if the monitor wants one."""
+    estimates: Callable[[Loop, Cohort, Key, Reduced | None], tuple[dict[str, Array], dict[str, Array]]]
+    """H of each unit, and the true variance of each if it is wanted."""
+    decide: Callable[[Loop, Cohort, Key, dict[str, Array]], tuple[Loop, Array]]
+    """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
+    synchronize: Callable[[Loop, Cohort, Key, str], Loop]
+    """One unit of all models becomes their mean."""
+    mean: Callable[[Loop, Cohort, Key], Variables]
+    """Average of the workers' models, which only a simulator knows."""
+
+
+def fda_steps(
+    local: LocalTraining,
+    monitor: Monitor,
+    units: Callable[[PyTree], Units],
+    *,
+    optimizer_state: str,
+    model_state: str,
+    weighting: str,
+    with_variance: bool,
+) -> Steps:
+    """The steps for these settings; see `fda`. `units` gives the units of a tree of parameters."""
+    plain = none()
+
+    def weight_of(worker: Worker, rows: ClientRows, steps: Array) -> Array:
+        """A worker that has missed a step has none."""
+        base = client_weight("examples" if weighting == "examples" else "uniform", rows.size)
+        return jnp.where(worker.steps == steps, base, 0.0)
+
+    def drifts(common: Variables, worker: Worker) -> dict[str, PyTree]:
+        parts = units(common.params)
+        return parts.split(trees.subtract(worker.variables.params, common.params))
+
+    def state_weight(shared, worker: Worker, rows: ClientRows) -> Array:
+        return weight_of(worker, rows, shared.steps)
+
+    def plain_step(loop: Loop, cohort: Cohort, key) -> Loop:
+        def work(_, worker, rows, key):
+            new, report = lockstep.one_step(local, worker, rows, key)
+            return Partial((report, jnp.int32(1))), new
+
+        totals, left_out, states = loop.link.look(work, (), cohort._replace(states=loop.workers), key)
+        report, clients = totals.sum
+        report = trees.add(loop.report, report | {"excluded": left_out})
+        server = loop.server._replace(steps=loop.server.steps + 1)
+        return loop._replace(server=server, workers=states, report=report, clients=clients)
+
+    def monitored_step(loop: Loop, cohort: Cohort, key) -> tuple[Loop, Reduced | None]:
+        if monitor.sends is None:
+            return plain_step(loop, cohort, key), None
+        server = loop.server
+
+        def work(server, worker, rows, key):
+            new, report = lockstep.one_step(local, worker, rows, key)
+            shares = units(server.common.params).shares
+            sent = {
+                name: monitor.sends(drift, server.direction.get(name, ()), server.threshold * shares[name])
+                for name, drift in drifts(server.common, new).items()
+            }
+            return Contribution(sent, weight_of(new, rows, server.steps + 1), new, report)
+
+        watch = lambda sent: {name: monitor.watch(part) for name, part in sent.items()}
+        reduced, states, link = loop.link.map_clients(
+            work, server, cohort._replace(states=loop.workers), key, MONITOR, plain, watch
+        )
+        report = trees.add(loop.report, reduced.report)
+        server = server._replace(steps=server.steps + 1)
+        return Loop(server, states, link, report, reduced.clients, loop.trace), reduced
+
+    def estimates(loop: Loop, cohort: Cohort, key, reduced) -> tuple[dict[str, Array], dict[str, Array]]:
+        server, truth = loop.server, {}
+        if with_variance:
+            cohort = cohort._replace(states=loop.workers)
+            of_drift = lambda server, worker: drifts(server.common, worker)
+            truth = lockstep.variances(loop.link, cohort, key, server, of_drift, state_weight)
+        if monitor.exact:
+            return truth, truth
+        found: dict[str, Array] = {}
+        for name in units(server.common.params).names:
+            of_unit = None
+            if reduced is not None:
+                of_unit = reduced._replace(mean=reduced.mean[name], highest=reduced.highest[name])
+            found[name] = monitor.estimate(of_unit, server.steps)
+        return found, truth
+
+    def synchronize(loop: Loop, cohort: Cohort, key, name: str) -> Loop:
+        up_key, down_key = jax.random.split(key)
+        server = loop.server
+        parts = units(server.common.params)
+
+        def send(server, worker, rows, _):
+            tree = parts.split(worker.variables.params)[name]
+            tree |= {"state": worker.variables.state} if model_state == "average" else {}
+            tree |= {"optimizer": worker.optimizer} if optimizer_state == "average" else {}
+            weight = weight_of(worker, rows, server.steps)
+            if weighting == "drift":
+                weight *= lockstep.squared_norm(drifts(server.common, worker)[name])
+            return Contribution(tree, weight, worker, {})
+
+        cohort = cohort._replace(states=loop.workers)
+        reduced, states, link = loop.link.map_clients(send, server, cohort, up_key, channel(name))
+        old = parts.split(server.common.params)[name]
+        if_nobody = {"state": server.common.state, "optimizer": local.optimizer.init(server.common.params)} | old
+        if_nobody = {part: if_nobody[part] for part in reduced.mean}
+        mean = trees.select(reduced.weight > 0, reduced.mean, if_nobody)
+        received, link = link.broadcast(down_key, mean, cohort, channel(name))
+        part = {"params": received["params"]}
+        common = Variables(
+            local.model.project(parts.put(server.common.params, name, part)),
+            received.get("state", server.common.state),
+        )
+        new = parts.split(common.params)[name]
+        direction = server.direction
+        if monitor.directed:
+            direction = direction | {name: directions.direction_of(new, old, directions.first_direction(old))}
+        workers = states["algorithm"]
+        variables = Variables(
+            parts.put(workers.variables.params, name, lockstep.on_all(states, new)),
+            lockstep.on_all(states, common.state) if model_state == "average" else workers.variables.state,
+        )
+        optimizer = workers.optimizer
+        if optimizer_state == "average":
+            optimizer = lockstep.on_all(states, received["optimizer"])
+        elif optimizer_state == "reset":
+            optimizer = lockstep.on_all(states, local.optimizer.init(common.params))
+        workers = Worker(variables, optimizer, lockstep.on_all(states, server.steps))
+        server = server._replace(common=common, direction=direction, syncs=server.syncs + 1)
+        return loop._replace(server=server, workers=states | {"algorithm": workers}, link=link)
+
+    def channel(name: str) -> str:
+        return name if name == MODEL else f"{MODEL}/{name}"
+
+    def decide(loop: Loop, cohort: Cohort, key, found: dict[str, Array]) -> tuple[Loop, Array]:
+        shares = units(loop.server.common.params).shares
+        due = jnp.stack([h > loop.server.threshold * shares[name] for name, h in found.items()])
+        if monitor.sends is None:
+            return loop, due
+        sent = {"synchronize": due.astype(jnp.uint8)}
+        _, link = loop.link.broadcast(key, sent, cohort, DECISION, plain)
+        return loop._replace(link=link), due
+
+    def mean(loop: Loop, cohort: Cohort, key) -> Variables:
+        cohort = cohort._replace(states=loop.workers)
+        models = lambda _, worker: worker.variables
+        found, weight = lockstep.mean_over_workers(loop.link, cohort, key, loop.server, models, state_weight)
+        return trees.select(weight > 0, found, loop.server.common)
+
+    return Steps(plain_step, monitored_step, estimates, decide, synchronize, mean)

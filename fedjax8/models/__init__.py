@@ -2,6 +2,8 @@
 
 from fedjax8.models.char_lstm import char_lstm
 from fedjax8.models.cnn import cnn
+from fedjax8.models.densenet121 import densenet121
+from fedjax8.models.densenet201 import densenet201
 from fedjax8.models.kwt1 import kwt1
 from fedjax8.models.lenet5 import lenet5
 from fedjax8.models.linen import from_linen
@@ -12,10 +14,13 @@ from fedjax8.models.nnx import from_nnx
 from fedjax8.models.resnet18 import resnet18
 from fedjax8.models.resnet20 import resnet20
 from fedjax8.models.simple_cnn import simple_cnn
+from fedjax8.models.vgg16_star import vgg16_star
 
 __all__ = [
     "char_lstm",
     "cnn",
+    "densenet121",
+    "densenet201",
     "from_linen",
     "from_nnx",
     "kwt1",
@@ -26,4 +31,5 @@ __all__ = [
     "resnet18",
     "resnet20",
     "simple_cnn",
+    "vgg16_star",
 ]

@@ -73,4 +73,4 @@ def vgg16_star(
     return from_linen(VGG16Star(num_classes, tuple(widths), tuple(hidden), dropout), train_argument="train")
 
 
-EXAMPLES = ({"widths": (4, 6), "hidden": (8,)}, {"widths": (4,), "hidden": (8, 6), "dropout": 0.0})
+EXAMPLES = ({"widths": (4, 6), "hidden": (8,)},)

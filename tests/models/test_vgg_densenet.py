@@ -13,6 +13,7 @@ from fedjax8 import models, trees
 from fedjax8.build import build_optimizer
 from fedjax8.config import base_config, override
 from fedjax8.models._densenet import DenseNet
+from fedjax8.models.lenet5 import LeNet5
 from fedjax8.models.vgg16_star import VGG16Star
 from fedjax8.types import Variables
 
@@ -25,7 +26,7 @@ BY_LAYER = {
         2_592_202,
     ),
 }
-# trained parameters, batch statistics, convolutions
+# model, layers of each block, trained parameters, batch statistics, convolutions
 DENSENETS = {
     "densenet121": (models.densenet121(), (6, 12, 24, 16), 6_964_106, 83_648, 120),
     "densenet201": (models.densenet201(), (6, 12, 48, 32), 18_112_138, 229_056, 200),
@@ -71,7 +72,7 @@ def test_a_densenet_has_the_published_size_and_its_statistics_are_no_parameters(
     assert size("Dense_0") == channels * 10 + 10
 
 
-def calls(module, *image, train):
+def calls(module, *image):
     """(class, owner, module) of every inner layer, in the order in which a pass meets them."""
     met = []
 
@@ -82,14 +83,14 @@ def calls(module, *image, train):
 
     with nn.intercept_methods(note):
         jax.eval_shape(
-            lambda x: module.init_with_output({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x, train),
+            lambda x: module.init(jax.random.key(0), x),
             jax.ShapeDtypeStruct((1, *image), jnp.float32),
         )
     return met
 
 
 def test_densenet_drops_after_every_convolution_of_a_dense_layer_and_nowhere_else():
-    met = calls(DenseNet(10, (2, 1), growth=2), 8, 8, 3, train=True)
+    met = calls(DenseNet(10, (2, 1), growth=2), 8, 8, 3)
     layer = ["BatchNorm", "Conv", "Dropout"] * 2
     order = ["Conv", "BatchNorm", *layer, *layer, "BatchNorm", "Conv", *layer, "BatchNorm", "Dense"]
     assert [kind for kind, *_ in met] == order
@@ -99,7 +100,7 @@ def test_densenet_drops_after_every_convolution_of_a_dense_layer_and_nowhere_els
 
 
 def test_vgg16_star_drops_half_after_every_dense_layer_but_the_last():
-    met = calls(VGG16Star(), 28, 28, 1, train=True)
+    met = calls(VGG16Star(), 28, 28, 1)
     assert [kind for kind, *_ in met] == ["Conv"] * 6 + ["Dense", "Dropout"] * 2 + ["Dense"]
     assert {m.rate for kind, _, m in met if kind == "Dropout"} == {0.5}
 
@@ -127,7 +128,7 @@ def vgg(p, x):
 
 
 def densenet(p, s, x):
-    """Blocks of two layers and one, from given statistics."""
+    """Two blocks of one layer, from given statistics."""
 
     def norm_relu(p, s, x):
         return nn.relu((x - s["mean"]) / jnp.sqrt(s["var"] + 1.001e-5) * p["scale"] + p["bias"])
@@ -140,112 +141,116 @@ def densenet(p, s, x):
     x = norm_relu(p["BatchNorm_0"], s["BatchNorm_0"], convolution(x, p["Conv_0"]["kernel"], 2))
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # zeros, as Keras pads here: after ReLU nothing is below
     x = nn.max_pool(x, (3, 3), (2, 2))
-    x = layer(p["DenseLayer_1"], s["DenseLayer_1"], layer(p["DenseLayer_0"], s["DenseLayer_0"], x))
+    x = layer(p["DenseLayer_0"], s["DenseLayer_0"], x)
     t, u = p["Transition_0"], s["Transition_0"]
     x = convolution(norm_relu(t["BatchNorm_0"], u["BatchNorm_0"], x), t["Conv_0"]["kernel"])
     x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).mean((2, 4))
-    x = layer(p["DenseLayer_2"], s["DenseLayer_2"], x)
+    x = layer(p["DenseLayer_1"], s["DenseLayer_1"], x)
     x = norm_relu(p["BatchNorm_1"], s["BatchNorm_1"], x).mean((1, 2))
     return x @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
 
 
 SMALL = {
-    "vgg16_star": (models.vgg16_star(3, widths=(3, 4), hidden=(16, 8)), (9, 9, 2)),
-    "densenet121": (models.densenet121(3, blocks=(2, 1), growth=2), (16, 16, 3)),
+    "vgg16_star": (models.vgg16_star(3, widths=(3, 4), hidden=(8, 8)), (9, 9, 2)),
+    "densenet121": (models.densenet121(3, blocks=(1, 1), growth=2), (16, 16, 3)),
 }
 
 
+def random_variables(model, image, rng):
+    """Variables of the size that initialization gives, but none of them a constant; without compiling it."""
+
+    def draw(path, x):
+        noise = 0.2 * rng.uniform(size=x.shape)
+        if path[-1].key == "kernel":
+            return jnp.asarray(rng.normal(0, np.sqrt(2 * x.shape[-1] / x.size), x.shape), jnp.float32)
+        return jnp.asarray(noise + (path[-1].key in ("scale", "var")), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(model, *image))
+
+
 @pytest.fixture(scope="module", params=SMALL)
-def trained(request):
-    """A small network: name, model, variables, batch, and one compiled training step `(variables, key) -> ...`."""
+def network(request):
+    """Name, variables, batch, `step(params, key) -> ((loss, state), gradients)`, `evaluate(key) -> outputs, state`."""
     model, image = SMALL[request.param]
-    x = np.random.default_rng(0).normal(0.3, 1.0, (6, *image)).astype(np.float32)
-    batch = {"x": jnp.asarray(x), "y": jnp.asarray([0, 1, 2, 0, 1, 2]), "mask": jnp.ones(6)}
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    rng = np.random.default_rng(0)
+    variables = random_variables(model, image, rng)
+    x = jnp.asarray(rng.normal(0.3, 1.0, (6, *image)), jnp.float32)
+    batch = {"x": x, "y": jnp.asarray([0, 1, 2, 0, 1, 2]), "mask": jnp.ones(6)}
 
-    @jax.jit
-    def step(variables, key):
-        def loss(params):
-            outputs, state = model.apply(Variables(params, variables.state), batch, key=key, train=True)
-            return jnp.mean(model.loss(outputs, batch)), (outputs, state)
+    def loss(params, key):
+        outputs, state = model.apply(Variables(params, variables.state), batch, key=key, train=True)
+        return jnp.mean(model.loss(outputs, batch)), state
 
-        return jax.value_and_grad(loss, has_aux=True)(variables.params)
-
-    return request.param, model, variables, batch, step
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    evaluate = jax.jit(lambda key: model.apply(variables, batch, key=key))
+    return request.param, variables, batch, step, evaluate
 
 
-def test_a_network_in_evaluation_gives_what_plain_lax_gives_and_keeps_its_state(trained, rng):
-    name, model, variables, batch, _ = trained
-    noisy = jax.tree.map(lambda v: v + jnp.asarray(rng.uniform(0.0, 0.2, v.shape), jnp.float32), variables)
-    plain = vgg(noisy.params, batch["x"]) if name == "vgg16_star" else None
-    if plain is None:
-        plain = jax.jit(densenet)(noisy.params, noisy.state["batch_stats"], batch["x"])
-    outputs, state = jax.jit(lambda v: model.apply(v, batch))(noisy)
+def test_a_network_in_evaluation_gives_what_plain_lax_gives_and_keeps_its_state(network):
+    name, variables, batch, _, evaluate = network
+    plain = functools.partial(densenet, s=variables.state["batch_stats"]) if name == "densenet121" else vgg
+    outputs, state = evaluate(jax.random.key(0))
     # Sums of at most a few hundred float32 products of order one.
-    np.testing.assert_allclose(outputs, plain, rtol=1e-4, atol=2e-5)
-    jax.tree.map(np.testing.assert_array_equal, state, noisy.state)
+    np.testing.assert_allclose(outputs, jax.jit(plain)(variables.params, x=batch["x"]), rtol=1e-4, atol=2e-5)
+    jax.tree.map(np.testing.assert_array_equal, state, variables.state)
 
 
-def test_a_training_step_has_finite_gradients_that_reach_every_parameter_and_lower_the_loss(trained):
-    _, _, variables, _, step = trained
+def test_a_training_step_has_finite_gradients_that_reach_every_parameter_and_lower_the_loss(network):
+    _, variables, _, step, _ = network
     key = jax.random.key(3)
-    (before, _), gradients = step(variables, key)
+    (before, _), gradients = step(variables.params, key)
     for name, gradient in trees.named_leaves(gradients).items():
         assert np.isfinite(gradient).all() and np.any(np.asarray(gradient) != 0), name
-    (after, _), _ = step(variables._replace(params=trees.add(variables.params, trees.scale(-0.01, gradients))), key)
+    (after, _), _ = step(jax.tree.map(lambda p, g: p - 0.001 * g, variables.params, gradients), key)
     assert float(after) < float(before)
 
 
-def test_dropout_is_drawn_from_the_key_in_training_and_not_at_all_in_evaluation(trained):
-    _, model, variables, batch, step = trained
-    one, again, other = (np.asarray(step(variables, jax.random.key(seed))[0][1][0]) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, again)
-    assert np.any(one != other)
-    evaluate = jax.jit(lambda key: model.apply(variables, batch, key=key)[0])
-    np.testing.assert_array_equal(evaluate(jax.random.key(1)), evaluate(jax.random.key(2)))
+def test_dropout_is_drawn_from_the_key_in_training_and_not_at_all_in_evaluation(network):
+    _, variables, _, step, evaluate = network
+    one, again, other = (float(step(variables.params, jax.random.key(seed))[0][0]) for seed in (1, 1, 2))
+    assert one == again != other
+    np.testing.assert_array_equal(evaluate(jax.random.key(1))[0], evaluate(jax.random.key(2))[0])
 
 
-def test_running_statistics_move_by_a_hundredth_towards_the_batch():
-    model, image = SMALL["densenet121"]
-    x = jnp.asarray(np.random.default_rng(1).normal(0.3, 1.0, (6, *image)), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), {"x": x})
-    state = jax.jit(lambda v: model.apply(v, {"x": x}, key=jax.random.key(1), train=True)[1])(variables)
-    stem = np.asarray(convolution(x, variables.params["Conv_0"]["kernel"], 2), np.float64)
-    moved = state["batch_stats"]["BatchNorm_0"]
-    # From mean 0 and variance 1; float32 sums of 384 values of order one.
-    np.testing.assert_allclose(moved["mean"], 0.01 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(moved["var"], 0.99 + 0.01 * stem.var((0, 1, 2)), rtol=1e-5)
-    for new, old in zip(jax.tree.leaves(state), jax.tree.leaves(variables.state), strict=True):
-        assert np.any(np.asarray(new) != np.asarray(old))
+@pytest.mark.parametrize("network", ["densenet121"], indirect=True)
+def test_running_statistics_move_by_a_hundredth_towards_the_batch(network):
+    _, variables, batch, step, _ = network
+    (_, state), _ = step(variables.params, jax.random.key(1))
+    stem = np.asarray(convolution(batch["x"], variables.params["Conv_0"]["kernel"], 2), np.float64)
+    old, new = (v["batch_stats"]["BatchNorm_0"] for v in (variables.state, state))
+    # Float32 sums of 384 values of order one.
+    np.testing.assert_allclose(new["mean"], 0.99 * old["mean"] + 0.01 * stem.mean((0, 1, 2)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(new["var"], 0.99 * old["var"] + 0.01 * stem.var((0, 1, 2)), rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(variables.state), strict=True):
+        assert np.any(np.asarray(a) != np.asarray(b))
 
 
-def fans(kernel):
-    taps = np.prod(kernel.shape[:-2], dtype=int)
-    return taps * kernel.shape[-2], taps * kernel.shape[-1]
+def started(module, *image):
+    """What the initializer of every layer with a kernel draws for one shape; its biases are zeros."""
+    layers = [m for kind, _, m in calls(module, *image) if kind in ("Conv", "Dense")]
+    assert not any(np.any(m.bias_init(jax.random.key(5), (9,))) for m in layers if m.use_bias)
+    return [np.asarray(m.kernel_init(jax.random.key(5), KERNEL)) for m in layers]
 
 
-def started(model, *image):
-    """Kernels by path, and whether all biases are zero."""
-    params = trees.named_leaves(jax.jit(model.init)(jax.random.key(5), {"x": jnp.zeros((1, *image))}).params)
-    assert all(not np.any(x) for path, x in params.items() if path.endswith("bias"))
-    return [np.asarray(x) for path, x in params.items() if path.endswith("kernel")]
+KERNEL = (5, 5, 8, 20)
+FAN_IN, FAN_OUT = 5 * 5 * 8, 5 * 5 * 20
 
 
-@pytest.mark.parametrize("model", [models.lenet5(**LENET5), models.vgg16_star(widths=(8, 8))], ids=["lenet5", "vgg"])
-def test_kernels_start_glorot_uniform_and_biases_at_zero(model):
-    for kernel in started(model, 28, 28, 1):
-        limit = np.sqrt(6 / sum(fans(kernel)))
+@pytest.mark.parametrize("module", [LeNet5(**LENET5), VGG16Star()], ids=["lenet5", "vgg16_star"])
+def test_kernels_start_glorot_uniform_and_biases_at_zero(module):
+    limit = np.sqrt(6 / (FAN_IN + FAN_OUT))
+    for kernel in started(module, 28, 28, 1):
         assert np.abs(kernel).max() <= limit * (1 + 1e-6)  # rounding of the limit to float32
-        # The kurtosis of a uniform law is 1.8: a sample's deviation is off by sqrt(0.2 / n); five of them.
-        assert abs(kernel.std() / (limit / np.sqrt(3)) - 1) < 5 * np.sqrt(0.2 / kernel.size)
+        # The kurtosis of a uniform law is 1.8: a sample's deviation is off by sqrt(0.8 / 4n); five of them.
+        assert abs(kernel.std() / (limit / np.sqrt(3)) - 1) < 5 * np.sqrt(0.8 / 4 / kernel.size)
 
 
-def test_kernels_of_densenet_start_he_normal():
-    for kernel in started(models.densenet121(blocks=(1, 1), growth=8), 8, 8, 3):
-        deviation = np.sqrt(2 / fans(kernel)[0])
-        # Cut at two deviations of a normal law that is so much wider that the deviation comes out as He's:
-        # 0.87963 is that of the standard normal law within [-2, 2].
-        assert 1.5 * deviation < np.abs(kernel).max() <= 2 * deviation / 0.87962 * (1 + 1e-5)
+def test_kernels_of_densenet_start_he_normal_and_biases_at_zero():
+    deviation = np.sqrt(2 / FAN_IN)
+    for kernel in started(DenseNet(10, (1, 1), growth=2), 8, 8, 3):
+        # A normal law cut at two deviations and so much wider that its own deviation is He's; that of the standard
+        # normal law cut there is sqrt(1 - 4 pdf(2) / (2 cdf(2) - 1)) = 0.87963.
+        assert 2 * deviation < np.abs(kernel).max() <= 2 * deviation / 0.87962
         # Its kurtosis is 2.37: sqrt(1.37 / 4n) for a sample's deviation; five of them.
         assert abs(kernel.std() / deviation - 1) < 5 * np.sqrt(1.37 / 4 / kernel.size)
 
@@ -258,9 +263,7 @@ def optimizer(*settings):
 
 
 def test_the_l2_penalty_of_the_experiments_is_a_weight_decay_of_twice_its_factor():
-    model, image = SMALL["densenet121"]
-    params = jax.jit(model.init)(jax.random.key(0), {"x": jnp.zeros((1, *image))}).params
-    params = jax.tree.map(lambda p: p + 0.5, params)  # so that biases would decay too
+    params = random_variables(*SMALL["densenet121"], np.random.default_rng(0)).params
 
     def penalty(params):
         return 1e-4 * sum(jnp.sum(x**2) for path, x in trees.named_leaves(params).items() if path.endswith("kernel"))

@@ -1,6 +1,7 @@
 """The networks of federated dynamic averaging: LeNet-5 as it has it, VGG16* and DenseNet, layer by layer."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +211,26 @@ def test_dropout_is_drawn_from_the_key_in_training_and_not_at_all_in_evaluation(
     one, again, other = (float(step(variables.params, jax.random.key(seed))[0][0]) for seed in (1, 1, 2))
     assert one == again != other
     np.testing.assert_array_equal(evaluate(jax.random.key(1))[0], evaluate(jax.random.key(2))[0])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("model", "image"), SMALL.values(), ids=SMALL)
+def test_a_step_of_many_clients_holds_no_grouped_convolution(model, image, platform, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)  # chooses the forms; nothing is run
+    keys, batch = jax.random.split(jax.random.key(0), 3), {"x": jnp.zeros((3, 2, *image)), "y": jnp.zeros((3, 2), int)}
+    variables = jax.eval_shape(jax.vmap(model.init), keys, batch)
+
+    def gradient(variables, batch, key):
+        def loss(params):
+            outputs, _ = model.apply(Variables(params, variables.state), batch, key=key, train=True)
+            return model.loss(outputs, batch).mean()
+
+        return jax.grad(loss)(variables.params)
+
+    text = str(jax.make_jaxpr(jax.vmap(gradient))(variables, batch, keys))
+    groups = [int(count) for count in re.findall(r"(?:feature|batch)_group_count=(\d+)", text)]
+    assert max(groups, default=0) <= 1
+    assert "dot_general" in text and (platform == "cpu" or not groups)  # elsewhere than on CPUs, matmuls only
 
 
 @pytest.mark.parametrize("network", ["densenet121"], indirect=True)

@@ -20,13 +20,14 @@ from fedjax8.errors import UserError
 
 ADAM = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-7}
 NESTEROV = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}
+LENET5 = component("lenet5", activation="tanh", pool="avg", kernel_init="glorot_uniform")
 MODELS = {
-    "lenet5": (1.5, "adam"),
-    "vgg16_star": (50.0, "adam"),
-    "densenet121": (300.0, "sgd"),
-    "densenet201": (700.0, "sgd"),
+    "lenet5": (1.5, "adam", LENET5),
+    "vgg16_star": (50.0, "adam", component("vgg16_star")),
+    "densenet121": (300.0, "sgd", component("densenet121")),
+    "densenet201": (700.0, "sgd", component("densenet201")),
 }
-"""Theta of the balanced setting of the paper's Fig. 9, and the workers' optimizer."""
+"""Theta of the balanced setting of the paper's Fig. 9, the workers' optimizer, the model."""
 MONITORED = ("linear", "sketch", "naive", "gm", "exact", "synchronous")
 SPLITS = {
     "iid": {"name": "iid"},
@@ -51,12 +52,13 @@ def get_config(argument: str = "mnist,lenet5,linear") -> ConfigDict:
     for what, (given, known) in allowed.items():
         if given not in known:
             raise UserError(f"configs/fda.py: {what} must be one of {', '.join(known)}; got {given!r}")
-    theta, optimizer = MODELS[model]
+    theta, optimizer, network = MODELS[model]
     config = in_float32(base_config())
-    config.data, config.model = component(data), component(model)
+    config.data, config.model = component(data), network
     config.partition = component(**SPLITS[split])
     config.rounds, config.eval_every = 100, 1
     config.client.batch_size, config.client.epochs = 32, 1
+    config.client.weight_decay = 2e-4 if model.startswith("densenet") else 0.0  # gradient of an L2 penalty of 1e-4
     config.client.optimizer = component("adam", **ADAM) if optimizer == "adam" else component("sgd", **NESTEROV)
     if strategy in MONITORED:
         config.algorithm = component("fda", monitor=component(strategy), theta=theta, workers=5)

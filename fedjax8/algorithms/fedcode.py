@@ -1,0 +1,173 @@
+"""FedCode: models travel as cluster numbers now and then, and in the other rounds only as the values of the clusters.
+
+Khalilian et al. 2023, "FedCode: Communication-Efficient Federated Learning via Transferring Codebooks" (arXiv
+2311.09270). Only the abstract was read; what follows is after the authors' code.
+
+    W-message: codebook z of C values and the cluster of every weight;      C-message: the codebook alone
+    down in round r: C where r > r_s and r mod f1 != 0, else W;      up: W where r < r_s or r mod f2 == 0, else C
+
+    client   W: y <- z_g[a_g];      C: y <- nearest value of z_g to each of its own stored weights
+             trains y, clusters it, and stores it as it is then (y_k = z_k[a_k])
+    server   W: x <- sum_k p_k y_k;     C: x <- nearest value to each of its own weights in the union of all z_k
+
+What this means: in a C-round up, a weight of the server moves to a neighboring value at most and nothing is averaged,
+so that learning reaches the server in W-rounds alone. `stagger` is this project's own answer, at the same number of
+bytes over time: the rounds of a client's W-messages are shifted by its number, so that in every round the server hears
+whole models from some clients, and averages these.
+
+A client whose stored weights are older than the last W-message it was due (it was not sampled, or is new) gets a
+W-message, which is counted. Traffic: 4 C bytes for a C-message; ceil(N ceil(log2 C) / 8) + 4 C for a W-message, and
+4 bytes for each value of the batch statistics, which are not clustered (`codecs.codebook`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8 import trees
+from fedjax8.algorithms.fedavg import client_weight
+from fedjax8.codecs.codebook import clustering, codebook
+from fedjax8.codecs.none import none
+from fedjax8.local import LocalTraining
+from fedjax8.types import MODEL, Algorithm, Array, Cohort, Contribution, Partial, PyTree, RoundOutput, Variables
+
+CODEBOOK = "codebook"
+"""Name of the C-messages."""
+
+
+class Stored(NamedTuple):
+    """What a client keeps."""
+
+    model: dict[str, PyTree]
+    """`params` and `state` after its last training, clustered."""
+    codebooks: tuple[Array, ...]
+    """Of that model."""
+    received: Array
+    """int32: round, from 1, of the last W-message it got; 0 for none."""
+    trained: Array
+    """int32: round of its last training."""
+    full: Array
+    """bool: whether this round's message is a W-message."""
+
+
+def full_down(r: Array, start: int, period: int, offset: Array | int = 0) -> Array:
+    """bool: whether the message down in round `r`, from 1, is a W-message."""
+    return (r <= start) | ((r + offset) % period == 0)
+
+
+def full_up(r: Array, start: int, period: int, offset: Array | int = 0) -> Array:
+    """bool: whether the message up in round `r`, from 1, is a W-message."""
+    return (r < start) | ((r + offset) % period == 0)
+
+
+def last_full_down(r: Array, start: int, period: int, offset: Array | int = 0) -> Array:
+    """int32: the last round up to `r` in which the message down was a W-message; 1 at least."""
+    return jnp.maximum(jnp.where(r <= start, r, jnp.maximum(start, r - (r + offset) % period)), 1)
+
+
+def fedcode(
+    local: LocalTraining,
+    clusters: int = 64,
+    *,
+    start_round: int = 2,
+    down_period: int = 5,
+    up_period: int = 2,
+    scope: str = "model",
+    cluster_state: bool = False,
+    stagger: bool = False,
+    weighting: str = "examples",
+) -> Algorithm:
+    """FedCode. Its messages are its own; the run's codecs are not used.
+
+    Args:
+      local: how a client trains.
+      clusters: C, 2 to 256.
+      start_round: r_s.
+      down_period: f1, the rounds from one W-message down to the next.
+      up_period: f2, likewise up.
+      scope: `model`, one codebook for all tensors, as published, or `tensor`.
+      cluster_state: whether batch statistics are clustered with the weights, as in the authors' code, or travel as
+        float32 in W-messages and stay with the client in C-rounds.
+      stagger: shifts each client's rounds by its number; see above.
+      weighting: clients weigh by `examples` or `uniform` in W-rounds; in C-rounds alike, as in the authors' code.
+    """
+    for name, period in (("down_period", down_period), ("up_period", up_period)):
+        if period < 1:
+            raise ValueError(f"{name} must be at least 1, got {period}")
+    whole = codebook(clusters, scope=scope, cluster_state=cluster_state)
+    cluster, plain = clustering(clusters, scope=scope, cluster_state=cluster_state), none()
+
+    def init_client(variables: Variables) -> Stored:
+        model = {"params": variables.params, "state": variables.state}
+        books = trees.zeros_like(jax.eval_shape(cluster.codebooks, model))
+        return Stored(model, books, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
+
+    def train(shared, own: Stored, rows, key) -> tuple[Partial, Stored]:
+        received, books, r = shared
+        start = trees.select(own.full, received, cluster.snap(own.model, books))
+        start = Variables(local.model.project(start["params"]), start["state"])
+        out = local.train(start, rows, key)
+        model = {"params": out.variables.params, "state": out.variables.state}
+        own_books = cluster.codebooks(model)
+        model = cluster.snap(model, own_books)
+        return Partial(out.report), Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
+
+    def weight_of(own: Stored, rows, r: Array, weighting: str) -> Array:
+        """A client whose training gave no finite model has none."""
+        return jnp.where(own.trained == r, client_weight(weighting, rows.size), 0.0)
+
+    def send_model(r, own: Stored, rows, key) -> Contribution:
+        return Contribution(own.model, weight_of(own, rows, r, weighting), own, {})
+
+    def send_codebooks(r, own: Stored, rows, key) -> Contribution:
+        return Contribution({"codebooks": own.codebooks}, weight_of(own, rows, r, "uniform"), own, {})
+
+    def to_union(tree: PyTree, books: tuple[Array, ...], there: Array) -> PyTree:
+        """Every clustered value to the nearest in the union of the codebooks `[M, C]` of those who are there."""
+        known = [jnp.where(there[:, None], x, jnp.max(jnp.where(there[:, None], x, -jnp.inf))) for x in books]
+        return cluster.snap(tree, tuple(jnp.sort(x.reshape(-1)) for x in known))
+
+    def round_(link, state: Variables, cohort: Cohort, key) -> RoundOutput:
+        r, valid = link.round_number + 1, cohort.valid
+        offset = cohort.ids if stagger else 0
+        down_key, train_key, up_key = jax.random.split(key, 3)
+        tree = {"params": state.params, "state": state.state}
+
+        stored = cohort.states["algorithm"]
+        needs = stored.received < last_full_down(r, start_round, down_period, offset)
+        received, link = link.broadcast(down_key, tree, cohort._replace(valid=valid & needs), MODEL, whole)
+        books = {"codebooks": cluster.codebooks(tree)}
+        books, link = link.broadcast(down_key, books, cohort._replace(valid=valid & ~needs), CODEBOOK, plain)
+
+        cohort = cohort._replace(states=cohort.states | {"algorithm": stored._replace(full=needs)})
+        shared = received, books["codebooks"], r
+        trained, left_out, states = link.look(train, shared, cohort, train_key)
+
+        sends = valid & full_up(r, start_round, up_period, offset)
+
+        def models(operands):
+            link, states = operands
+            now = cohort._replace(valid=sends, states=states)
+            reduced, states, link = link.map_clients(send_model, r, now, up_key, MODEL, whole)
+            return link, states, (reduced.mean, reduced.weight, reduced.clients)
+
+        def no_models(operands):
+            return *operands, trees.zeros_like(jax.eval_shape(models, operands)[2])
+
+        any_models = link.execution.total(jnp.sum(sends, dtype=jnp.int32)) > 0
+        link, states, (mean, weight, senders) = jax.lax.cond(any_models, models, no_models, (link, states))
+        now = cohort._replace(valid=valid & ~sends, states=states)
+        told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
+
+        with jax.named_scope("server"):
+            there = told.weights > 0
+            snapped = trees.select(jnp.any(there), to_union(tree, told.tree["codebooks"], there), tree)
+            new = trees.select(weight > 0, mean, snapped)
+        report = trained.sum | {"excluded": left_out, "clients": senders + told.clients}
+        return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
+
+    return Algorithm(lambda variables: variables, init_client, round_, lambda state: state)
+
+
+EXAMPLES = ({}, {"clusters": 8, "down_period": 1, "up_period": 1}, {"clusters": 16, "stagger": True})

@@ -53,7 +53,7 @@ class _Hashes(NamedTuple):
     """What the seed gives: `signs`, a key; `shifts` int32 `[level, digit, row]`, T of the module's docstring."""
 
     signs: jax.Array
-    shifts: jax.Array
+    shifts: jax.Array | np.ndarray
 
 
 def sketch(tree: object, rows: int, columns: int, seed: int | jax.Array, *, offset: int = 0) -> jax.Array:
@@ -166,6 +166,14 @@ def _hashes(rows: int, columns: int, seed: int | jax.Array, offset: int, count: 
         raise ValueError(f"seed must be from 0 up below 2**32; got {seed}")
     if offset + count > 1 << 32:
         raise UserError(f"a sketch holds 2**32 elements at most; got {count} at offset {offset}: sketch parts separately")
+    if isinstance(seed, int):
+        with jax.ensure_compile_time_eval():
+            drawn = _draw(seed, rows, columns)
+            return _Hashes(drawn.signs, np.asarray(drawn.shifts))
+    return _draw(seed, rows, columns)
+
+
+def _draw(seed: int | jax.Array, rows: int, columns: int) -> _Hashes:
     signs, shifts = jax.random.split(jax.random.key(seed))
     words = hash_bits(shifts, (_LEVELS, _RADIX, rows)) % np.uint32(columns)
     return _Hashes(signs, words.astype(jnp.int32) * (np.arange(_RADIX, dtype=np.int32) > 0)[:, None])
@@ -197,14 +205,22 @@ def _signed(x: jax.Array, words: jax.Array, row: int) -> jax.Array:
 
 
 def _doubled(x: jax.Array) -> jax.Array:
-    """x twice in its last axis, in memory: a rotation of x is a slice of it."""
-    return lax.optimization_barrier(jnp.concatenate([x, x], axis=-1))
+    """x twice in its last axis: a rotation of x is a slice of it."""
+    return jnp.concatenate([x, x], axis=-1)
 
 
 def _rotated(doubled: jax.Array, shift: jax.Array) -> jax.Array:
     """What stands at j in x stands at (j + shift) mod columns; shift from 0 up below columns."""
     columns = doubled.shape[-1] // 2
-    return lax.dynamic_slice_in_dim(doubled, columns - shift, columns, axis=-1)
+    return _cut(doubled, columns - shift)
+
+
+def _cut(doubled: jax.Array, start: jax.Array) -> jax.Array:
+    """The half of the last axis that begins at `start`; plain slices, which compile faster, where that is known."""
+    columns = doubled.shape[-1] // 2
+    if isinstance(start, jax.Array):
+        return lax.dynamic_slice_in_dim(doubled, start, columns, axis=-1)
+    return lax.slice_in_dim(doubled, int(start), int(start) + columns, axis=-1)
 
 
 def _rotate_rows(table: jax.Array, shifts: jax.Array) -> jax.Array:
@@ -215,6 +231,7 @@ def _rotate_rows(table: jax.Array, shifts: jax.Array) -> jax.Array:
 def _rest(shifts: jax.Array, level: int, number: int | jax.Array, columns: int) -> jax.Array:
     """int32 `[rows]`: rotation by all digits of `number`, the lowest of which belongs to `level`."""
     digits = [(number >> (_RADIX_BITS * i)) & (_RADIX - 1) for i in range(_LEVELS - level)]
+    shifts = shifts if isinstance(number, int) else jnp.asarray(shifts)
     return sum(shifts[level + i, digit] for i, digit in enumerate(digits)) % columns
 
 
@@ -269,7 +286,7 @@ def _spread(table: jax.Array, start: int, blocks: int, shifts: jax.Array) -> jax
         doubled = _doubled(x)
 
         def back(row, digit, doubled=doubled, level=level):
-            return lax.dynamic_slice_in_dim(doubled[row], shifts[level, digit, row], columns, axis=-1)
+            return _cut(doubled[row], shifts[level, digit, row])
 
         x = jnp.stack([jnp.stack([back(i, c) for c in digits], axis=1) for i in range(rows)])
         x = x.reshape(rows, -1, columns)

@@ -1,0 +1,14 @@
+"""Never synchronize: H = -inf, nothing is sent. Workers train alone, as with Theta = inf."""
+
+import math
+
+from fedjax8.algorithms.monitors._direction import constant
+from fedjax8.types import Monitor
+
+
+def never() -> Monitor:
+    """The monitor that always says no."""
+    return Monitor(constant(-math.inf))
+
+
+EXAMPLES = ({},)

@@ -1,0 +1,14 @@
+"""Synchronize after every step: H = +inf, nothing is sent to decide it. The case Theta = 0 of FDA (arXiv 2405.20988)."""
+
+import math
+
+from fedjax8.algorithms.monitors._direction import constant
+from fedjax8.types import Monitor
+
+
+def synchronous() -> Monitor:
+    """The monitor that always says yes."""
+    return Monitor(constant(math.inf))
+
+
+EXAMPLES = ({},)

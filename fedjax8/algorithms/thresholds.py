@@ -9,13 +9,13 @@ The largest of the four outweighs the others.
 
 Theta is in squared units of parameters. So where steps are c times as long it must be c^2 times as large: scale either
 rule by (learning rate / the one above)^2. And both rules fail where steps are short from the start: to fine-tune
-ConvNeXtLarge (197,068,580 parameters, AdamW at 5e-5) they give 5,400 to 9,700, while the paper uses 25 to 150. Any value
+ConvNeXtLarge (197,068,580 parameters, AdamW at 5e-5) they give 5,400 to 9,700, and the paper uses 25 to 150. Any value
 of the right order of magnitude works; one too low synchronizes at nearly every step, one too high does not converge.
 
-How `tradeoff` gets its slope, all of it our own choice: the longer synchronizing takes beside a step, the rarer it should
-be. With 30 workers, the four models' step times on an NVIDIA A10 (the authors' code) and 4 bytes per parameter each way,
-r has a geometric mean of 269 on a shared channel of 0.5 Gbit/s, where the paper's `fl` slope holds, and of 0.41 on a
-hypercube of links of 56 Gbit/s, which we assume for its `hpc` slope. Between these two ratios the slope is linear in
+How `tradeoff` gets its slope, all of it our own choice: the longer synchronizing takes beside a step, the rarer it
+should be. With 30 workers, the four models' step times on an NVIDIA A10 (the authors' code) and 4 bytes per parameter
+each way, r has a geometric mean of 269 on a shared channel of 0.5 Gbit/s, where the paper's `fl` slope holds, and of 0.41
+on a hypercube of links of 56 Gbit/s, which we assume for its `hpc` slope. Between these two ratios the slope is linear in
 log r, by way of the `balanced` slope, put at their geometric mean, 10.6 (it lies within 2% of the straight line). It is
 constant beyond them.
 """
@@ -88,7 +88,7 @@ def tradeoff(
 
     Example:
       >>> round(tradeoff(6_964_106, workers=10, bandwidth_bits_per_second=1e9, step_seconds=0.1), 1)
-      305.6
+      300.2
     """
     if not 0 < step_seconds < math.inf:
         raise ValueError(f"step_seconds must be a finite number above 0; got {step_seconds}")

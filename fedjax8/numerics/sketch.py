@@ -1,4 +1,4 @@
-"""Count sketch (fast AMS): a long vector as a small table, linear, from which its length and its large entries are read.
+"""Count sketch (fast AMS): a long vector as a small table, linear, that tells its length and its large entries.
 
     X[i, j] = sum over p with h_i(p) = j of s_i(p) u[p]         i < rows, j < columns
     ||u||^2 ~ M2(X) = median over i of sum_j X[i, j]^2          u[p] ~ median over i of s_i(p) X[i, h_i(p)]
@@ -9,7 +9,7 @@ items in data streams" (2002); with buckets, Cormode, Garofalakis, "Sketching st
 
 The hash family is this project's own, made so that nothing is scattered. With p = block * columns + position,
 
-    h_i(p) = (position + r_i(block)) mod columns,   r_i(block) = sum_l T_i[l, digit l of block in base 16],   T_i[l, 0] = 0
+    h_i(p) = (position + r_i(block)) mod columns,  r_i(block) = sum_l T_i[l, l-th base-16 digit],  T_i[l, 0] = 0
 
 that is, blocks are rotated and added, sixteen at a time: first those that differ in the lowest digit, then their sums.
 T comes from hashed words, and bit i of one hashed word per index is the sign in row i.
@@ -31,6 +31,7 @@ tree may be sketched in parts, each at its offset among all elements. Elements a
 Trees of more than about a million elements are worked through in segments, so the memory beside them stays small.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -75,6 +76,11 @@ def sketch(tree: object, rows: int, columns: int, seed: int | jax.Array, *, offs
       >>> table.shape, float(second_moment(table))
       ((5, 250), 9.0)
     """
+    make = _sketch if isinstance(seed, jax.Array) else _sketch_static
+    return make(tree, rows, columns, seed, offset)
+
+
+def _make(tree: object, rows: int, columns: int, seed: int | jax.Array, offset: int) -> jax.Array:
     leaves = [jnp.ravel(jnp.asarray(x)).astype(jnp.float32) for x in jax.tree.leaves(tree)]
     count = sum(x.size for x in leaves)
     hashes = _hashes(rows, columns, seed, offset, count)
@@ -97,8 +103,12 @@ def sketch(tree: object, rows: int, columns: int, seed: int | jax.Array, *, offs
     return lax.scan(add, jnp.zeros((rows, columns), jnp.float32), (_numbers(start, parts.shape[0], segment), parts))[0]
 
 
+_sketch = jax.jit(_make, static_argnames=("rows", "columns", "offset"), inline=True)
+_sketch_static = jax.jit(_make, static_argnames=("rows", "columns", "seed", "offset"), inline=True)
+
+
 def second_moment(table: jax.Array) -> jax.Array:
-    """M2, the estimate of the squared length: median over rows of the sums of squares; `[..., rows, columns]` to `[...]`.
+    """M2, the estimate of the squared length: median over rows of sums of squares; `[..., rows, columns]` to `[...]`.
 
     Each row's sum has the squared length as its mean and a relative standard deviation of at most sqrt(2 / columns).
 
@@ -130,12 +140,17 @@ def unsketch(table: jax.Array, like_tree: object, seed: int | jax.Array, *, offs
       >>> float(unsketch(sketch(tree, 5, 250, seed=0), tree, seed=0)["b"])
       -3.0
     """
-    rows, columns = table.shape
     likes, structure = jax.tree.flatten(like_tree)
-    sizes = [int(np.prod(np.shape(x))) for x in likes]
+    make = _unsketch if isinstance(seed, jax.Array) else _unsketch_static
+    return jax.tree.unflatten(structure, make(table, tuple(tuple(np.shape(x)) for x in likes), seed, offset))
+
+
+def _estimate(table: jax.Array, shapes: tuple[tuple[int, ...], ...], seed: int | jax.Array, offset: int) -> list:
+    rows, columns = table.shape
+    sizes = [math.prod(shape) for shape in shapes]
     hashes = _hashes(rows, columns, seed, offset, sum(sizes))
     if sum(sizes) == 0:
-        return jax.tree.map(lambda x: jnp.zeros(np.shape(x), jnp.float32), like_tree)
+        return [jnp.zeros(shape, jnp.float32) for shape in shapes]
     start, front, blocks, segment = _layout(offset, sum(sizes), columns)
 
     def estimates(table, words, start, blocks):
@@ -155,8 +170,11 @@ def unsketch(table: jax.Array, like_tree: object, seed: int | jax.Array, *, offs
         flat = lax.map(one, _numbers(start, blocks // size, segment))
     ends = np.cumsum([front, *sizes])
     flat = flat.reshape(-1)
-    leaves = [flat[a:b].reshape(np.shape(x)) for a, b, x in zip(ends[:-1], ends[1:], likes, strict=True)]
-    return jax.tree.unflatten(structure, leaves)
+    return [flat[a:b].reshape(shape) for a, b, shape in zip(ends[:-1], ends[1:], shapes, strict=True)]
+
+
+_unsketch = jax.jit(_estimate, static_argnames=("shapes", "offset"), inline=True)
+_unsketch_static = jax.jit(_estimate, static_argnames=("shapes", "seed", "offset"), inline=True)
 
 
 def _hashes(rows: int, columns: int, seed: int | jax.Array, offset: int, count: int) -> _Hashes:
@@ -165,7 +183,7 @@ def _hashes(rows: int, columns: int, seed: int | jax.Array, offset: int, count: 
     if isinstance(seed, int) and not 0 <= seed < 1 << 32:
         raise ValueError(f"seed must be from 0 up below 2**32; got {seed}")
     if offset + count > 1 << 32:
-        raise UserError(f"a sketch holds 2**32 elements at most; got {count} at offset {offset}: sketch parts separately")
+        raise UserError(f"a sketch holds 2**32 elements at most; got {count} at offset {offset}")
     if isinstance(seed, int):
         with jax.ensure_compile_time_eval():
             drawn = _draw(seed, rows, columns)
@@ -260,16 +278,14 @@ def _fold(x: jax.Array, words: jax.Array, start: int, shifts: jax.Array) -> jax.
     while sums[0].shape[0] > 1:
         groups, digits = _grouped(jnp.stack(sums), start)
         groups = _doubled(groups)
-        sums = [
-            sum(_rotated(groups[i, :, k], shifts[level, c, i]) for k, c in enumerate(digits)) for i in range(rows)
-        ]
+        sums = [sum(_rotated(groups[i, :, k], shifts[level, c, i]) for k, c in enumerate(digits)) for i in range(rows)]
         level, start = level + 1, start // _RADIX
     table = jnp.stack(sums)[:, 0]
     return _rotate_rows(table, _rest(shifts, level, start, columns)) if start else table
 
 
 def _spread(table: jax.Array, start: int, blocks: int, shifts: jax.Array) -> jax.Array:
-    """`[rows, blocks, columns]`: each index's bucket, by undoing the rotations of `_fold` from the last to the first."""
+    """`[rows, blocks, columns]`: the bucket of each index, by undoing the rotations of `_fold` last to first."""
     rows, columns = table.shape
     spans = [(start, blocks)]
     while spans[-1][1] > 1:

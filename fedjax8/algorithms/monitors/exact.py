@@ -2,8 +2,8 @@
 
     S_k = (||u_k||^2, u_k),      H = v - ||mean u_k||^2 = Var,      v = mean ||u_k||^2
 
-Sends a whole model and a number at every check, 4 P + 4 bytes, so it is no protocol that saves traffic. The difference of
-two nearly equal numbers loses its digits in float32; the simulator, which has all models, puts the centered form
+Sends a whole model and a number at every check, 4 P + 4 bytes, so it saves no traffic. The difference of two nearly
+equal numbers loses its digits in float32; the simulator, which has all models, puts the centered form
 mean ||u_k - mean u||^2 in its place (`Monitor.exact`).
 """
 

@@ -2,7 +2,7 @@
 
     S_k = [||u_k||^2 > Theta],      synchronize if any is 1: as if H = max_k ||u_k||^2 >= Var      always
 
-In the authors' code of FDA, where it is credited to Kamp et al. ("Efficient decentralized deep learning by dynamic model
+In the code of FDA's authors, who credit it to Kamp et al. ("Efficient decentralized deep learning by dynamic model
 averaging", arXiv 1807.03210); not in the paper's v1. Of H only the side of Theta is known, so the estimate is +inf or
 -inf. Message: one byte; the authors' formula counts the one bit it needs.
 """

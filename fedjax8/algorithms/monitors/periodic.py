@@ -1,6 +1,6 @@
-"""Synchronize every so many steps, whatever the models do: local SGD (Stich 2019, arXiv 1805.09767) with a fixed period.
+"""Synchronize every so many steps, whatever the models do: local SGD (Stich 2019, arXiv 1805.09767) of a fixed period.
 
-    H(t) = +inf if t is a multiple of the period, else -inf;      nothing is sent to decide it
+H(t) = +inf if t is a multiple of the period, else -inf;      nothing is sent to decide it
 """
 
 import jax.numpy as jnp

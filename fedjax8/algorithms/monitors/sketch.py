@@ -7,10 +7,10 @@ more than the factor 1 + eps. Message: float32 `norm2`, then the table row by ro
 default. The paper gives the sizes as orders of magnitude; 5 rows, 250 columns and eps = 1 / sqrt(columns) are those of
 the authors' experiments. The hash family is ours (`numerics.sketch`).
 
-That eps does not make delta small. A row is off by sqrt(2 / columns) = 0.089 in relative terms (one standard deviation,
-drifts with many entries) and eps is 0.063, so the median of five overshoots with probability delta = 0.09. With 5 rows
-of 250 columns, by the chi-square distribution: eps 0.0894 has delta 0.031, 0.1118 has 0.011, 0.1342 has 0.003 and 0.1789
-has 0.0002; the price is to synchronize slightly earlier. H may be negative, as M2 may overshoot.
+That eps does not make delta small. A row is off by sqrt(2 / columns) = 0.089 in relative terms (one standard
+deviation, drifts with many entries) and eps is 0.063, so the median of five overshoots with probability delta = 0.09.
+With that table, by the chi-square distribution, eps 0.0894 has delta 0.031, 0.1118 has 0.011, 0.1342 has 0.003 and
+0.1789 has 0.0002; the price is to synchronize slightly earlier. H may be negative, as M2 may overshoot.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Synchronize after every step: H = +inf, nothing is sent to decide it. The case Theta = 0 of FDA (arXiv 2405.20988)."""
+"""Synchronize after every step: H = +inf, and nothing is sent. The case Theta = 0 of FDA (arXiv 2405.20988)."""
 
 import math
 

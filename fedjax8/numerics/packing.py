@@ -1,4 +1,4 @@
-"""Packing of narrow unsigned codes into bytes, as they are counted and sent.
+"""Packing of unsigned codes of 1 to 32 bits into bytes, as they are counted and sent.
 
 Layout: code i fills bits i * bits ... (i + 1) * bits - 1 of the stream; bit 0 of the stream is the least significant
 bit of byte 0; the unused high bits of the last byte are zero. ceil(n * bits / 8) bytes for n codes.
@@ -24,13 +24,18 @@ def packed_size(count: int, bits: int) -> int:
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise UserError(f"bits={bits} is out of range: codes of 1 to 8 bits can be packed")
+    if not 1 <= bits <= 32:
+        raise UserError(f"bits={bits} is out of range: codes of 1 to 32 bits can be packed")
+
+
+def _code_dtype(bits: int) -> type:
+    """uint8 where it holds a code, since narrow integers are faster, else uint32."""
+    return np.uint8 if bits <= 8 else np.uint32
 
 
 def _shift(x: jax.Array, left: int) -> jax.Array:
-    """x << left within 8 bits, to the right when `left` is negative."""
-    return x << np.uint8(left) if left >= 0 else x >> np.uint8(-left)
+    """x << left within the width of x, to the right when `left` is negative."""
+    return x << x.dtype.type(left) if left >= 0 else x >> x.dtype.type(-left)
 
 
 @functools.partial(jax.jit, static_argnames=("bits",), inline=True)
@@ -39,29 +44,30 @@ def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
 
     Args:
       codes: unsigned integers of any shape, flattened in row-major order; bits above the lowest `bits` are dropped.
-      bits: 1 to 8, static.
+      bits: 1 to 32, static.
 
     Returns:
       uint8 [packed_size(n, bits)].
 
     Raises:
-      UserError: for bits outside 1 to 8.
+      UserError: for bits outside 1 to 32.
 
     Example:
       >>> pack_bits(jnp.array([1, 2, 3], jnp.uint8), 2)  # 0b111001
       Array([57], dtype=uint8)
     """
     _check_bits(bits)
-    codes = codes.astype(jnp.uint8).reshape(-1)
+    dtype = _code_dtype(bits)
+    codes = codes.astype(dtype).reshape(-1)
     if bits == 8:
         return codes
     count = codes.size
-    codes = jnp.pad(codes & np.uint8((1 << bits) - 1), (0, -count % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
+    codes = jnp.pad(codes & dtype((1 << bits) - 1), (0, -count % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
     columns = []
     for byte in range(bits):
         first, last = 8 * byte // bits, (8 * byte + 7) // bits
         parts = [_shift(codes[:, i], i * bits - 8 * byte) for i in range(first, last + 1)]
-        columns.append(functools.reduce(jnp.bitwise_or, parts))
+        columns.append(functools.reduce(jnp.bitwise_or, parts).astype(jnp.uint8))
     return jnp.stack(columns, axis=-1).reshape(-1)[: packed_size(count, bits)]
 
 
@@ -74,10 +80,10 @@ def unpack_bits(packed: jax.Array, bits: int, count: int) -> jax.Array:
       bits, count: static.
 
     Returns:
-      uint8 [count].
+      uint8 [count] for up to 8 bits, uint32 [count] for more.
 
     Raises:
-      UserError: for bits outside 1 to 8, or a stream of the wrong length.
+      UserError: for bits outside 1 to 32, or a stream of the wrong length.
     """
     _check_bits(bits)
     if packed.shape != (packed_size(count, bits),):
@@ -86,11 +92,11 @@ def unpack_bits(packed: jax.Array, bits: int, count: int) -> jax.Array:
         )
     if bits == 8:
         return packed
-    groups = -(-count // 8)
-    packed = jnp.pad(packed, (0, groups * bits - packed.size)).reshape(-1, bits)
+    dtype, groups = _code_dtype(bits), -(-count // 8)
+    packed = jnp.pad(packed, (0, groups * bits - packed.size)).reshape(-1, bits).astype(dtype)
     columns = []
     for i in range(8):
         first, last = i * bits // 8, (i * bits + bits - 1) // 8
         parts = [_shift(packed[:, byte], 8 * byte - i * bits) for byte in range(first, last + 1)]
-        columns.append(functools.reduce(jnp.bitwise_or, parts) & np.uint8((1 << bits) - 1))
+        columns.append(functools.reduce(jnp.bitwise_or, parts) & dtype((1 << bits) - 1))
     return jnp.stack(columns, axis=-1).reshape(-1)[:count]

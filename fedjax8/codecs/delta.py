@@ -1,0 +1,72 @@
+"""Differences to what the receiver has: a codec for models that change little from message to message.
+
+    send c(x - r);   x^ = r + decoded;   r <- x^ on both sides, zero at first
+
+Differences between successive models, as in DIANA (Mishchenko et al., arXiv 1901.09269, with step 1) and EF21
+(Richtarik et al., arXiv 2106.05203). The first message carries the whole model, by way of the inner codec. Since the
+next difference is taken to what was decoded, errors do not add up, and whatever a biased codec left out comes again.
+
+Both sides keep r: `decode` is given the state that `encode` was given. A receiver must get every message; a broadcast
+to cohorts that change is therefore heard by all.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax8 import trees
+from fedjax8.types import Array, Codec, PyTree, check_codec
+
+
+class DeltaState(NamedTuple):
+    """What both sides remember."""
+
+    reference: dict[str, Array]
+    """r, float32, by path name of the leaf; leaves that are not float32 have none."""
+    inner: PyTree
+    """The inner codec's state."""
+
+
+def delta(codec: Codec) -> Codec:
+    """Codec that sends differences to the last decoded tree through `codec`.
+
+    A clip's difference is no scale: with trees that hold learnt clips use `fp8(clip="max")` inside.
+
+    Guarantees: the size is the inner codec's; unbiased if that is, given the reference; the reference after a message
+    is exactly the tree that was decoded.
+    Measures what the inner codec measures, on trees instead of differences.
+    """
+    check_codec(codec)
+
+    def init(tree):
+        leaves = trees.named_leaves(tree)
+        reference = {name: jnp.zeros(x.shape) for name, x in leaves.items() if trees.is_float32(x)}
+        return DeltaState(reference, codec.init(tree))
+
+    def moved(reference, change):
+        # The barrier keeps the addition from being fused with the inner decoder's arithmetic, which could round it in
+        # another way in the sender's program than in the receiver's.
+        change = lax.optimization_barrier(change)
+        return trees.map_named(lambda n, x: reference[n] + x if n in reference else x, change)
+
+    def encode(key, state, tree):
+        change = trees.map_named(lambda n, x: x - state.reference[n] if n in state.reference else x, tree)
+        message, inner = codec.encode(key, state.inner, change)
+        new = trees.named_leaves(moved(state.reference, codec.decode(state.inner, message)))
+        return message, DeltaState({name: new[name] for name in state.reference}, inner)
+
+    def decode(state, message):
+        return moved(state.reference, codec.decode(state.inner, message))
+
+    return Codec(init, encode, decode, codec.unbiased, None, codec.measure)
+
+
+def _examples():
+    from fedjax8.codecs.fp8 import fp8
+    from fedjax8.codecs.topk import topk
+
+    return ({"codec": fp8(clip="max", min_ndim=0)}, {"codec": topk(0.3)})
+
+
+EXAMPLES = _examples()

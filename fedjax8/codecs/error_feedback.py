@@ -1,0 +1,72 @@
+"""Error feedback: what a codec loses of one message is added to the next.
+
+    p = x + decay * e;   send c(p);   e <- p - decoded;      with decay 1:  sum of decoded + e = sum of x
+
+Seide et al. (2014), Karimireddy et al. (arXiv 1901.09847: error feedback fixes signSGD). The residual e belongs to the
+sender and travels nowhere; the message is the inner codec's.
+
+A client that takes part now and then adds what it remembers from an older model. `decay` below 1 (this project's
+option) lets such residuals fade; 0 forgets them.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from fedjax8 import trees
+from fedjax8.types import Array, Codec, PyTree, check_codec
+
+
+class ErrorFeedbackState(NamedTuple):
+    """What a sender remembers."""
+
+    residual: dict[str, Array]
+    """e, float32, by path name of the leaf; leaves that are not float32 have none."""
+    inner: PyTree
+    """The inner codec's state."""
+
+
+def error_feedback(codec: Codec, decay: float = 1.0) -> Codec:
+    """Codec that makes up for what `codec` lost before. For updates.
+
+    Args:
+      codec: any codec, usually a biased one.
+      decay: 0 to 1, what remains of a residual when it is added.
+
+    Guarantees: with decay 1, what was decoded so far and the residual add up to what was to be sent, to rounding; the
+    size is the inner codec's. No single message is unbiased.
+    Measures what the inner codec measures, against the tree that was to be sent.
+    """
+    check_codec(codec)
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be 0 to 1; got {decay!r}")
+
+    def init(tree):
+        leaves = trees.named_leaves(tree)
+        residual = {name: jnp.zeros(x.shape) for name, x in leaves.items() if trees.is_float32(x)}
+        return ErrorFeedbackState(residual, codec.init(tree))
+
+    def encode(key, state, tree):
+        wanted = trees.map_named(lambda n, x: x + decay * state.residual[n] if n in state.residual else x, tree)
+        message, inner = codec.encode(key, state.inner, wanted)
+        got = trees.named_leaves(codec.decode(state.inner, message))
+        residual = {n: x - got[n] for n, x in trees.named_leaves(wanted).items() if n in state.residual}
+        return message, ErrorFeedbackState(residual, inner)
+
+    def decode(state, message):
+        return codec.decode(state.inner, message)
+
+    return Codec(init, encode, decode, False, None, codec.measure)
+
+
+def _examples():
+    from fedjax8.codecs.fp8 import fp8
+    from fedjax8.codecs.topk import topk
+
+    return (
+        {"codec": topk(0.2)},
+        {"codec": fp8(rounding="nearest", clip="max", min_ndim=0), "decay": 0.9},
+    )
+
+
+EXAMPLES = _examples()

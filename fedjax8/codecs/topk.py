@@ -1,0 +1,90 @@
+"""Top-k: the k values of largest magnitude and where they stand; the rest decodes to zero.
+
+    x^_j = x_j if |x_j| is among the k largest, else 0;      ||x - x^||^2 <= (1 - k/d) ||x||^2
+
+Biased: use it inside `error_feedback` (Stich et al., arXiv 1809.07599), and on updates rather than on parameters.
+
+Message layout: k float32 values in order of position, and their positions in ceil(log2 d) bits each (at least one),
+packed: k * (4 + ceil(log2 d) / 8) bytes. The values are a leaf of their own, so that the next codec of a `chain` can
+encode them: `chain((topk(), fp8(clip="max", min_ndim=1)))`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from fedjax8 import numerics
+from fedjax8.codecs import _flat
+from fedjax8.numerics.select import largest
+from fedjax8.types import Array, Codec, PyTree
+
+
+@struct.dataclass
+class Sparse:
+    """A sparse message; one entry in `values` and `positions` for the model, or for each tensor."""
+
+    values: tuple[Array, ...]
+    """float32 `[k]` (or as another codec left them)."""
+    positions: tuple[Array, ...]
+    """uint8: k packed positions in the flattened tree or tensor, ascending."""
+    others: tuple[PyTree, ...]
+    """Leaves that pass through."""
+    layout: _flat.Layout = struct.field(pytree_node=False)
+
+
+def topk(share: float = 0.01, *, count: int | None = None, scope: str = "model") -> Codec:
+    """Codec that sends only the values of largest magnitude.
+
+    Args:
+      share: fraction of the values that is sent, to the nearest number; at least one value.
+      count: their number, in place of a share.
+      scope: `model` takes the largest of the whole tree, `tensor` those of every tensor.
+
+    Guarantees: fixed size; a value that is sent arrives exactly; of equal magnitudes the first ones are sent; the error
+    is at most the smallest magnitude that is sent.
+    Measures `quantization_error`.
+    """
+    _flat.check_kept(share, count)
+    _flat.check_scope(scope)
+
+    def encode(key, state, tree):
+        vectors, others, layout = _flat.flatten(tree, scope)
+        kept = [largest(_pattern(x), _flat.number_kept(x.size, share, count)) for x in vectors]
+        values = tuple(x[at] for x, at in zip(vectors, kept, strict=True))
+        positions = tuple(numerics.pack_bits(at, _bits(x.size)) for x, at in zip(vectors, kept, strict=True))
+        return Sparse(values, positions, others, layout), state
+
+    def decode(state, message):
+        sizes = _flat.group_sizes(message.layout)
+        vectors = []
+        for size, values, packed in zip(sizes, message.values, message.positions, strict=True):
+            at = numerics.unpack_bits(packed, _bits(size), values.size)
+            vectors.append(
+                jnp.zeros(size)
+                .at[at]
+                .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+            )
+        return _flat.unflatten(vectors, message.others, message.layout)
+
+    def error_bound(tree):
+        vectors, others, layout = _flat.flatten(tree, scope)
+        bounds = []
+        for x in map(jnp.abs, vectors):
+            smallest = jnp.sort(x)[-_flat.number_kept(x.size, share, count)]
+            bounds.append(jnp.where(x > smallest, 0.0, x))
+        return _flat.unflatten(bounds, jax.tree.map(jnp.zeros_like, others), layout)
+
+    return Codec(lambda tree: (), encode, decode, False, error_bound, _flat.squared_error)
+
+
+def _bits(size: int) -> int:
+    return max(1, (size - 1).bit_length())
+
+
+def _pattern(x: Array) -> Array:
+    """int32 in the order of |x|."""
+    return lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+
+
+EXAMPLES = ({}, {"share": 0.3}, {"count": 5}, {"share": 0.5, "scope": "tensor"}, {"share": 1.0})

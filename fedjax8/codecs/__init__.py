@@ -3,6 +3,7 @@
 
 from fedjax8.codecs.chain import chain
 from fedjax8.codecs.codebook import codebook
+from fedjax8.codecs.count_sketch import count_sketch
 from fedjax8.codecs.delta import delta
 from fedjax8.codecs.error_feedback import error_feedback
 from fedjax8.codecs.evofed import evofed
@@ -15,6 +16,6 @@ from fedjax8.codecs.skip import skip
 from fedjax8.codecs.topk import topk
 
 __all__ = [
-    "chain", "codebook", "delta", "error_feedback", "evofed", "fp8", "none", "per_path", "powersgd", "randomk", "skip",
-    "topk",
+    "chain", "codebook", "count_sketch", "delta", "error_feedback", "evofed", "fp8", "none", "per_path", "powersgd",
+    "randomk", "skip", "topk",
 ]  # fmt: skip

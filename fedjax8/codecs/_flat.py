@@ -63,6 +63,11 @@ def group_sizes(layout: Layout) -> tuple[int, ...]:
     return (sum(sizes),) if layout.scope == "model" and sizes else sizes
 
 
+def scatter(size: int, at: Array, values: Array) -> Array:
+    """Vector of zeros but for `values` at the ascending positions `at`."""
+    return jnp.zeros(size).at[at].set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+
+
 def check_scope(scope: str) -> None:
     """Raises ValueError unless `scope` is one of `SCOPES`."""
     if scope not in SCOPES:

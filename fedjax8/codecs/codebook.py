@@ -87,4 +87,4 @@ def codebook(clusters: int = 64, *, scope: str = "model", cluster_state: bool = 
     return Codec(lambda tree: (), encode, decode, False, error_bound, _flat.squared_error)
 
 
-EXAMPLES = ({}, {"clusters": 8}, {"clusters": 4, "scope": "tensor"}, {"clusters": 5, "cluster_state": True})
+EXAMPLES = ({}, {"clusters": 4, "scope": "tensor"}, {"clusters": 5, "cluster_state": True})

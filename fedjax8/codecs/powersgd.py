@@ -109,4 +109,4 @@ def _unit_columns(q: Array, otherwise: Array | float) -> Array:
     return jnp.where(length > 0, q / jnp.where(length > 0, length, 1.0), otherwise)
 
 
-EXAMPLES = ({"rank": 1}, {"rank": 2, "min_rate": 0.5}, {"rank": 1, "seed": 3})
+EXAMPLES = ({"rank": 1}, {"rank": 2, "min_rate": 0.5})

@@ -74,9 +74,8 @@ def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> C
         names = list(trees.named_leaves(tree))
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
-                raise UserError(
-                    f"skip: pattern {pattern!r} matches none of {', '.join(names)}{suggest(pattern, names)}"
-                )
+                near = suggest(pattern, names)
+                raise UserError(f"skip: pattern {pattern!r} matches none of {', '.join(names)}{near}")
         return tuple(codec.init(block) for block in split(tree)[0])
 
     def encode(key, state, tree):

@@ -5,10 +5,12 @@
 Lloyd's algorithm in one dimension (FedCode, arXiv 2311.09270, clusters with k-means++ and ten restarts in float64; what
 follows is this project's choice). Centroids start at quantiles of the cube root of the density, which is how the best
 quantizer's values are spread when there are many (Panter and Dite, 1951); from quantiles of the values themselves, 300
-iterations end 0.7 dB short of it for 64 clusters of a normal distribution. The values are sorted once; then a cluster is a range of
-them and its sum the difference of two prefix sums, so that an iteration costs C binary searches instead of N * C
-distances. Prefix sums are kept in pairs of float32 (48 bits), since a plain float32 sum loses the mean of a million
-values. Values are first divided by a power of two, so that no sum overflows.
+iterations end 0.7 dB short of it for 64 clusters of a normal distribution.
+
+The values are sorted once; then a cluster is a range of them and its sum the difference of two prefix sums, so that an
+iteration costs C binary searches instead of N * C distances. Prefix sums are kept in pairs of float32 (48 bits), since
+a plain float32 sum loses the mean of a million values. Values are first divided by a power of two, so that no sum
+overflows.
 
 Every host computes the same codebook from the same values in whatever order.
 """

@@ -17,6 +17,8 @@ are large numbers that differ little.
 Message layout: float32 `[K, P]`; with `population="own"` also a seed of 8 bytes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -94,6 +96,7 @@ def evofed(
     def noise(key, pair, size) -> Array:
         return jax.random.normal(jax.random.fold_in(key, pair), (parts, -(-size // parts)))
 
+    @functools.partial(jax.jit, inline=True)
     def encode(key, state, tree):
         vectors, others, layout = _flat.flatten(tree)
         own = None if shared else jax.random.bits(key, (2,), jnp.uint32)
@@ -115,12 +118,13 @@ def evofed(
         half = 2 * spread * along  # half their difference
         common, contrast = -middle * size**2, half * size**2
         if fitness == "distance":
-            both = jnp.sqrt(jnp.maximum(middle - half, 0.0)) + jnp.sqrt(middle + jnp.abs(jnp.minimum(half, middle)))
+            both = jnp.sqrt(jnp.maximum(middle - half, 0.0)) + jnp.sqrt(jnp.maximum(middle + half, 0.0))
             common, contrast = -0.5 * both * size, half / both * size
         common = common - jnp.mean(common, axis=0)
         values = jnp.concatenate([common + contrast, common - contrast]).T
         return Fitness(_shape(values, shaping), own, others, layout), new
 
+    @functools.partial(jax.jit, inline=True)
     def decode(state, message):
         if message.values is None:
             return _flat.unflatten((), message.others, message.layout)

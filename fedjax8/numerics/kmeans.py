@@ -51,11 +51,11 @@ def kmeans(x: jax.Array, clusters: int) -> jax.Array:
     if clusters < 1 or x.size < 1:
         raise ValueError(f"k-means needs clusters and values; got clusters={clusters} of {x.size} values")
     ordered = _sort(x.reshape(-1))
-    unit = _power_of_two(jnp.maximum(-ordered[0], ordered[-1]))
-    ordered = ordered / unit
     rank = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), (ordered[1:] != ordered[:-1]).astype(jnp.int32)]))
     distinct = rank[-1] + 1
-    start = _start(ordered, rank, distinct, clusters)
+    unit = _power_of_two(jnp.maximum(-ordered[0], ordered[-1]))
+    given, ordered = ordered, ordered / unit
+    first = _start(ordered, rank, distinct, clusters)
     high, low = _prefix_sums(ordered)
     tolerance = SHIFT * (ordered[-1] - ordered[0])
 
@@ -75,8 +75,8 @@ def kmeans(x: jax.Array, clusters: int) -> jax.Array:
         _, shift, iteration = carry
         return (distinct > clusters) & (shift > tolerance) & (iteration < ITERATIONS)
 
-    centroids, *_ = lax.while_loop(goes_on, step, (start, jnp.float32(jnp.inf), jnp.int32(0)))
-    return centroids * unit
+    centroids, *_ = lax.while_loop(goes_on, step, (ordered[first], jnp.float32(jnp.inf), jnp.int32(0)))
+    return jnp.where(distinct > clusters, centroids * unit, given[first])
 
 
 def midpoints(codebook: jax.Array) -> jax.Array:
@@ -127,7 +127,7 @@ def _power_of_two(x: jax.Array) -> jax.Array:
 
 
 def _start(ordered: jax.Array, rank: jax.Array, distinct: jax.Array, clusters: int) -> jax.Array:
-    """float32 [C]: where centroids start, distinct values of x, ascending; all of them if C are enough.
+    """int32 [C]: positions of the values at which centroids start, distinct and ascending; all of them if C are enough.
 
     A range of width w that holds a given share of the values gets centroids in proportion to w**(2/3).
     """
@@ -143,7 +143,7 @@ def _start(ordered: jax.Array, rank: jax.Array, distinct: jax.Array, clusters: i
     ranks = lax.cummax(ranks - j) + j  # no two at one value
     ranks = jnp.minimum(ranks, jnp.maximum(distinct - clusters, 0) + j)
     ranks = jnp.where(distinct <= clusters, jnp.minimum(j, distinct - 1), ranks)
-    return ordered[jnp.searchsorted(rank, ranks)]
+    return jnp.searchsorted(rank, ranks)
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

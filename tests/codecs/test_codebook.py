@@ -41,9 +41,9 @@ def test_batch_statistics_are_sent_as_they_are_unless_told_otherwise():
 
 
 def test_a_codebook_per_tensor_leaves_small_tensors_as_they_are():
-    tree = {"params": {"bias": normal(7), "kernel": normal(3, 30), "scale": 5 + normal(9, seed=2)}}
+    tree = {"params": {"bias": normal(7), "kernel": normal(40, 5), "scale": 5 + normal(200, seed=2)}}
     codec = codebook(8, scope="tensor")
-    assert message_bytes(codec, tree) == 4 * 7 + (34 + 32) + (4 + 32)
+    assert message_bytes(codec, tree) == 4 * 7 + 2 * (75 + 32)
     message, _ = codec.encode(KEY, (), tree)
     decoded = codec.decode((), message)["params"]
     np.testing.assert_array_equal(decoded["bias"], tree["params"]["bias"])
@@ -52,9 +52,9 @@ def test_a_codebook_per_tensor_leaves_small_tensors_as_they_are():
 
 
 def test_clips_are_not_clustered():
-    tree = {"params": {"kernel": normal(10, 5), "kernel_clip": jnp.float32(0.123)}}
-    message, _ = codebook(4).encode(KEY, (), tree)
-    assert float(codebook(4).decode((), message)["params"]["kernel_clip"]) == np.float32(0.123)
+    tree = {"params": {"kernel": normal(40, 5), "kernel_clip": jnp.float32(0.123)}}
+    message, _ = codebook(8).encode(KEY, (), tree)
+    assert float(codebook(8).decode((), message)["params"]["kernel_clip"]) == np.float32(0.123)
 
 
 def test_a_clustered_model_is_sent_without_loss():

@@ -47,14 +47,20 @@ START = "start"
 
 
 def threshold_of(
-    theta: float | str, num_params: int, setting: str, workers: int, bandwidth: float | None, step_seconds: float | None
+    theta: float | str,
+    num_params: int,
+    setting: str,
+    workers: int,
+    bandwidth: float | None,
+    step_seconds: float | None,
+    topology: str,
 ) -> float:
     """Theta as a number: itself, or by a rule of `thresholds` where it is `auto`."""
     if theta != "auto":
         return float(theta)
     if bandwidth is None:
         return guideline(num_params, setting)
-    return tradeoff(num_params, workers, bandwidth, step_seconds)
+    return tradeoff(num_params, workers, bandwidth, step_seconds, topology)
 
 
 def fda(
@@ -71,6 +77,7 @@ def fda(
     setting: str = "balanced",
     bandwidth: float | None = None,
     step_seconds: float | None = None,
+    topology: str = "shared",
     measure_variance: bool = False,
     record_steps: bool = False,
 ) -> Algorithm:
@@ -94,6 +101,7 @@ def fda(
       per_layer: every layer has a monitor of its own, and the share of theta of its parameters; only layers beyond
         it are averaged.
       setting: `fl`, `balanced` or `hpc`.
+      bandwidth, step_seconds, topology: as of `thresholds.tradeoff`, for an `auto` theta.
       measure_variance: logs the true `variance` too, which only a simulator knows.
       record_steps: logs `variance_estimates`, `synchronized` (and `variances`), a value for each step of the round;
         needs `client.steps`.
@@ -131,7 +139,7 @@ def fda(
 
     def init(variables: Variables) -> FdaState:
         num_params = sum(x.size for x in jax.tree.leaves(variables.params))
-        threshold = threshold_of(theta, num_params, setting, workers or 1, bandwidth, step_seconds)
+        threshold = threshold_of(theta, num_params, setting, workers or 1, bandwidth, step_seconds, topology)
         direction = {}
         if monitor.directed:
             parts = units(variables.params).split(variables.params)

@@ -10,6 +10,9 @@ Message layout: per codebook C float32 values, ascending, then N cluster numbers
 ceil(N * ceil(log2 C) / 8) + 4 C bytes; other leaves as they are.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -36,6 +39,39 @@ class Clustered:
     layout: _flat.Layout = struct.field(pytree_node=False)
 
 
+class Clustering(NamedTuple):
+    """How the values of a tree are clustered."""
+
+    codebooks: Callable[[PyTree], tuple[Array, ...]]
+    """A tree to its codebooks, float32 `[C]` each, ascending: one, or one for each tensor."""
+    snap: Callable[[PyTree, tuple[Array, ...]], PyTree]
+    """`(tree, codebooks of any lengths) -> tree` of the nearest values; leaves that are not clustered stay."""
+    choose: Callable[[str, Array], bool]
+    """Whether a leaf of that path is clustered."""
+
+
+def clustering(clusters: int = 64, *, scope: str = "model", cluster_state: bool = False) -> Clustering:
+    """What `codebook` with these settings clusters, and how."""
+    if not 2 <= clusters <= 256:
+        raise ValueError(f"clusters must be 2 to 256; got {clusters!r}")
+    _flat.check_scope(scope)
+
+    def choose(name, x):
+        if trees.is_clip(name) or (name.split("/")[0] == STATE and not cluster_state):
+            return False
+        return scope == "model" or x.size >= clusters
+
+    def codebooks(tree):
+        return tuple(kmeans.kmeans(x, clusters) for x in _flat.flatten(tree, scope, choose)[0])
+
+    def snap(tree, books):
+        vectors, others, layout = _flat.flatten(tree, scope, choose)
+        snapped = [kmeans.snap(x, book) for x, book in zip(vectors, books, strict=True)]
+        return _flat.unflatten(snapped, others, layout)
+
+    return Clustering(codebooks, snap, choose)
+
+
 def codebook(clusters: int = 64, *, scope: str = "model", cluster_state: bool = False) -> Codec:
     """Codec that sends cluster numbers and a codebook.
 
@@ -49,15 +85,8 @@ def codebook(clusters: int = 64, *, scope: str = "model", cluster_state: bool = 
     near; with at most C distinct values exact.
     Measures `quantization_error`.
     """
-    if not 2 <= clusters <= 256:
-        raise ValueError(f"clusters must be 2 to 256; got {clusters!r}")
-    _flat.check_scope(scope)
     bits = (clusters - 1).bit_length()
-
-    def choose(name, x):
-        if trees.is_clip(name) or (name.split("/")[0] == STATE and not cluster_state):
-            return False
-        return scope == "model" or x.size >= clusters
+    choose = clustering(clusters, scope=scope, cluster_state=cluster_state).choose
 
     def encode(key, state, tree):
         vectors, others, layout = _flat.flatten(tree, scope, choose)

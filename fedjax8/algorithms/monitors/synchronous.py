@@ -8,7 +8,7 @@ from fedjax8.types import Monitor
 
 def synchronous() -> Monitor:
     """The monitor that always says yes."""
-    return Monitor(constant(math.inf))
+    return Monitor(constant(math.inf), compat_start=False)
 
 
 EXAMPLES = ({},)

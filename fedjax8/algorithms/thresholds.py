@@ -14,10 +14,10 @@ of the right order of magnitude works; one too low synchronizes at nearly every 
 
 How `tradeoff` gets its slope, all of it our own choice: the longer synchronizing takes beside a step, the rarer it
 should be. With 30 workers, the four models' step times on an NVIDIA A10 (the authors' code) and 4 bytes per parameter
-each way, r has a geometric mean of 269 on a shared channel of 0.5 Gbit/s, where the paper's `fl` slope holds, and of 0.41
-on a hypercube of links of 56 Gbit/s, which we assume for its `hpc` slope. Between these two ratios the slope is linear in
-log r, by way of the `balanced` slope, put at their geometric mean, 10.6 (it lies within 2% of the straight line). It is
-constant beyond them.
+each way, r has a geometric mean of 269 on a shared channel of 0.5 Gbit/s, where the paper's `fl` slope holds, and of
+0.41 on a hypercube of links of 56 Gbit/s, which we assume for its `hpc` slope. Between these two ratios the slope is
+linear in log r, by way of the `balanced` slope, put at their geometric mean, 10.6 (it lies within 2% of the straight
+line). It is constant beyond them.
 """
 
 import math

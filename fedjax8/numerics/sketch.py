@@ -76,8 +76,9 @@ def sketch(tree: object, rows: int, columns: int, seed: int | jax.Array, *, offs
       >>> table.shape, float(second_moment(table))
       ((5, 250), 9.0)
     """
-    make = _sketch if isinstance(seed, jax.Array) else _sketch_static
-    return make(tree, rows, columns, seed, offset)
+    if isinstance(seed, jax.Array):
+        return _sketch(tree, rows, columns, seed, offset)
+    return _sketch_static(tree, rows, columns, int(seed), offset)
 
 
 def _make(tree: object, rows: int, columns: int, seed: int | jax.Array, offset: int) -> jax.Array:
@@ -141,8 +142,10 @@ def unsketch(table: jax.Array, like_tree: object, seed: int | jax.Array, *, offs
       -3.0
     """
     likes, structure = jax.tree.flatten(like_tree)
-    make = _unsketch if isinstance(seed, jax.Array) else _unsketch_static
-    return jax.tree.unflatten(structure, make(table, tuple(tuple(np.shape(x)) for x in likes), seed, offset))
+    shapes = tuple(tuple(np.shape(x)) for x in likes)
+    if isinstance(seed, jax.Array):
+        return jax.tree.unflatten(structure, _unsketch(table, shapes, seed, offset))
+    return jax.tree.unflatten(structure, _unsketch_static(table, shapes, int(seed), offset))
 
 
 def _estimate(table: jax.Array, shapes: tuple[tuple[int, ...], ...], seed: int | jax.Array, offset: int) -> list:

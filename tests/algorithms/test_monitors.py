@@ -80,13 +80,13 @@ def tree_of(flat):
 def test_every_monitor_is_safe_and_they_are_ordered(rng, together):
     flat = np.float32(rng.normal(size=(6, 1000)) + together * rng.normal(size=1000))
     drifts, xi = tree_of(flat), first_direction(jax.tree.map(lambda x: x[0], tree_of(flat)))
-    room = FLOAT32 * np.mean(np.sum(flat**2, axis=1))
+    room = FLOAT32 * float(np.mean(np.sum(flat**2, axis=1)))
     var, largest = variance(flat)[0], np.max(np.sum(np.float64(flat) ** 2, axis=1))
     naive, linear = h_of(monitors.naive(), drifts), h_of(monitors.linear(), drifts, xi)
     assert h_of(monitors.exact(), drifts) == pytest.approx(var, abs=room)
     assert var - room <= linear <= naive + room
     assert naive <= largest + room
-    assert h_of(monitors.sketch(), drifts) <= naive
+    assert h_of(monitors.sketch(rows=2), drifts) <= naive
     assert h_of(monitors.gm(), drifts, threshold=largest * 0.999) == np.inf
     assert h_of(monitors.gm(), drifts, threshold=largest * 1.001) == -np.inf
 
@@ -97,7 +97,7 @@ def test_linear_is_exact_along_the_mean_drift_and_naive_across_it(rng):
     across = rng.normal(size=100)
     across -= mean * (across @ mean) / (mean @ mean)
     along, across = (np.float32(x / np.linalg.norm(x)) for x in (mean, across))
-    room = FLOAT32 * np.mean(np.sum(u**2, axis=1))
+    room = FLOAT32 * float(np.mean(np.sum(u**2, axis=1)))
     assert h_of(monitors.linear(), u, along) == pytest.approx(variance(u)[0], abs=room)
     assert h_of(monitors.linear(), u, across) == pytest.approx(h_of(monitors.naive(), u), abs=room)
 
@@ -155,7 +155,6 @@ def test_bytes_of_what_is_sent(name, size):
     sent = jax.eval_shape(monitor.sends, drift, drift, jnp.float32(1))
     assert trees.num_bytes(sent) == size
     assert monitor.compat_bytes == (0.125 if name == "gm" else None)
-    assert list(sent)[0] == ("above" if name == "gm" else "norm2") or name == "exact"
 
 
 def test_monitors_without_messages_answer_by_the_step_alone():

@@ -35,11 +35,11 @@ def by_hand(x, rows, columns, seed, offset=0):
 
 @pytest.fixture
 def small_segments(monkeypatch):
-    """Segments of 16 blocks, so that a few hundred elements need several. Only for sizes that no other test compiles."""
+    """Segments of 16 blocks, so that a few hundred elements need several. No other test may have their sizes."""
     monkeypatch.setattr(module, "_SEGMENT", 1)
 
 
-CASES = [(5, 250, 0, 6000), (5, 250, 12345, 6000), (7, 3, 5, 300), (1, 7, 0, 1), (2, 1, 3, 40), (4, 40000, 99999, 900)]
+CASES = [(3, 250, 0, 6000), (2, 250, 12345, 6000), (4, 3, 5, 200), (1, 7, 0, 1), (2, 1, 3, 40), (3, 40000, 99999, 900)]
 
 
 @pytest.mark.parametrize(("rows", "columns", "offset", "count"), CASES)
@@ -58,8 +58,8 @@ def test_table_and_estimates_are_those_of_the_definition(rng, rows, columns, off
 @pytest.mark.parametrize("offset", [0, 1777])
 def test_a_tree_of_several_segments_has_the_same_table_and_estimates(rng, small_segments, offset):
     x = rng.normal(size=1000).astype(np.float32)
-    table, estimates = by_hand(x, 3, 20, 9, offset)
-    got = sketch(x, 3, 20, 9, offset=offset)
+    table, estimates = by_hand(x, 2, 20, 9, offset)
+    got = sketch(x, 2, 20, 9, offset=offset)
     np.testing.assert_allclose(got, table, atol=FLOAT32 * np.abs(x).sum())
     np.testing.assert_allclose(unsketch(got, x, 9, offset=offset), estimates, atol=FLOAT32 * np.abs(x).sum())
 
@@ -74,9 +74,9 @@ def test_a_tree_leaf_by_leaf_at_its_offsets_is_the_concatenated_vector(rng):
     tree = tree_of(rng)
     flat = np.concatenate([np.ravel(x) for x in tree.values()])
     ends = np.cumsum([0] + [x.size for x in tree.values()])
-    parts = [sketch(x, ROWS, 50, 1, offset=int(start)) for x, start in zip(tree.values(), ends, strict=False)]
-    whole = np.asarray(sketch(tree, ROWS, 50, 1))
-    np.testing.assert_array_equal(whole, sketch(flat, ROWS, 50, 1))
+    parts = [sketch(x, 2, 50, 1, offset=int(start)) for x, start in zip(tree.values(), ends, strict=False)]
+    whole = np.asarray(sketch(tree, 2, 50, 1))
+    np.testing.assert_array_equal(whole, sketch(flat, 2, 50, 1))
     np.testing.assert_allclose(sum(parts), whole, atol=FLOAT32 * np.abs(flat).sum())
     back = unsketch(whole, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree), 1)
     assert jax.tree.map(jnp.shape, back) == jax.tree.map(jnp.shape, tree)

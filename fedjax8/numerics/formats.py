@@ -13,12 +13,17 @@ next larger number after code k. Every function of this package leans on that.
 | e4m3fn    | 448     | 2**-6           | 2**-9             | two NaNs (0x7f, 0xff)           |
 | e4m3fnuz  | 240     | 2**-7           | 2**-10            | one NaN (0x80), no negative zero|
 | e5m2      | 57344   | 2**-14          | 2**-16            | infinities and six NaNs         |
+| e3m2      | 28      | 2**-2           | 2**-4             | none (6 bits)                   |
+| e2m3      | 7.5     | 1               | 2**-3             | none (6 bits)                   |
+| e2m1      | 6       | 1               | 2**-1             | none (4 bits)                   |
 
 Reference: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433) for e4m3fn and e5m2; Noune et al.,
-"8-bit Numerical Formats for Deep Neural Networks" (arXiv 2206.02915) for the fnuz variants.
+"8-bit Numerical Formats for Deep Neural Networks" (arXiv 2206.02915) for the fnuz variants; the Open Compute Project's
+"Microscaling Formats (MX) Specification" v1.0 for the narrow ones, where NaN cannot be written: it becomes zero.
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import ml_dtypes
@@ -93,14 +98,19 @@ def format_from_dtype(dtype, name: str | None = None) -> Format:
     )
 
 
-# A further ml_dtypes float of at most 8 bits is one more entry in this tuple.
+# A further ml_dtypes float of at most 8 bits is one more entry in one of these.
 _DTYPES = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2)
+_NARROW_DTYPES = {"e2m1": ml_dtypes.float4_e2m1fn, "e2m3": ml_dtypes.float6_e2m3fn, "e3m2": ml_dtypes.float6_e3m2fn}
 
 FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in map(format_from_dtype, _DTYPES)}
+"""The formats of 8 bits, whose arrays are counted as they are."""
+
+NARROW_FORMATS: dict[str, Format] = {name: format_from_dtype(dtype, name) for name, dtype in _NARROW_DTYPES.items()}
+"""Those of 4 and 6 bits, whose codes (uint8) are to be packed before they are counted: `pack_bits(codes, fmt.bits)`."""
 
 
-def get_format(fmt: str | Format) -> Format:
-    """The `Format` of that name; a `Format` is handed back as it is.
+def get_format(fmt: str | Format, known: Mapping[str, Format] = FORMATS) -> Format:
+    """The `Format` of that name among the known ones; a `Format` is handed back as it is.
 
     Raises:
       UserError: for an unknown name, with the nearest known one.
@@ -108,10 +118,12 @@ def get_format(fmt: str | Format) -> Format:
     Example:
       >>> get_format("e4m3fn").max
       448.0
+      >>> get_format("e2m1", NARROW_FORMATS).max
+      6.0
     """
     if isinstance(fmt, Format):
         return fmt
-    if fmt in FORMATS:
-        return FORMATS[fmt]
-    close = difflib.get_close_matches(str(fmt), FORMATS, n=1, cutoff=0.0)
-    raise UserError(f"unknown number format {fmt!r}; known are {', '.join(FORMATS)}; did you mean {close[0]!r}?")
+    if fmt in known:
+        return known[fmt]
+    close = difflib.get_close_matches(str(fmt), known, n=1, cutoff=0.0)
+    raise UserError(f"unknown number format {fmt!r}; known are {', '.join(known)}; did you mean {close[0]!r}?")

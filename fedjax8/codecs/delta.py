@@ -6,8 +6,9 @@ Differences between successive models, as in DIANA (Mishchenko et al., arXiv 190
 (Richtarik et al., arXiv 2106.05203). The first message carries the whole model, by way of the inner codec. Since the
 next difference is taken to what was decoded, errors do not add up, and whatever a biased codec left out comes again.
 
-Both sides keep r: `decode` is given the state that `encode` was given. A receiver must get every message; a broadcast
-to cohorts that change is therefore heard by all.
+Both sides keep r: `decode` is given the state that `encode` was given. A receiver needs every message. As a downlink
+codec with cohorts that change, this takes for granted that clients out of the cohort listen too, while the byte count
+has the messages to the cohort alone.
 """
 
 from typing import NamedTuple

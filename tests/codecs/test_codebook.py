@@ -29,6 +29,12 @@ def test_sizes_of_the_models_of_the_paper(scalars, num_bytes):
     assert message_bytes(codebook(), tree) == num_bytes
 
 
+@pytest.mark.parametrize(("clusters", "bits"), [(2, 1), (3, 2), (5, 3), (64, 6), (100, 7), (128, 7), (256, 8)])
+def test_a_label_takes_as_many_bits_as_the_clusters_need(clusters, bits):
+    tree = {"params": {"kernel": jax.ShapeDtypeStruct((65,), jnp.float32)}}
+    assert message_bytes(codebook(clusters), tree) == 4 * clusters + -(-65 * bits // 8)
+
+
 def test_batch_statistics_are_sent_as_they_are_unless_told_otherwise():
     tree = {"params": {"kernel": normal(40, 5)}, "state": {"var": normal(16, seed=1)}}
     assert message_bytes(codebook(8), tree) == 4 * 8 + 75 + 4 * 16

@@ -2,7 +2,8 @@
 
 from fedjax8.adapters.inputs import inputs
 from fedjax8.adapters.none import none
+from fedjax8.adapters.pretrained import pretrained
 from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
 
-__all__ = ["inputs", "none", "ptq", "qat"]
+__all__ = ["inputs", "none", "pretrained", "ptq", "qat"]

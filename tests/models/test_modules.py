@@ -161,7 +161,8 @@ def test_every_example_of_every_model_runs_and_learns_something(name):
     for settings in module.EXAMPLES:
         model = getattr(module, name)(**settings)
         x = jnp.linspace(-1, 1, 3 * 28 * 28).reshape(3, 28, 28, 1)
-        columns = TEXT if name == "char_lstm" else {"x": x, "y": jnp.asarray([0, 1, 2])}
+        columns = TEXT if name in ("char_lstm", "gpt") else {"x": x, "y": jnp.asarray([0, 1, 2])}
+        columns = columns | {"x": TEXT["x"]} if name == "text_encoder" else columns
         batch = columns | {"mask": jnp.ones(3)}
         variables = jax.jit(model.init)(jax.random.key(0), batch)  # one program, not one per operation
 

@@ -94,5 +94,4 @@ def gpt(
     return from_linen(GPT(chosen, vocabulary, max_length, dropout), train_argument="train")
 
 
-_SMALL = {"max_length": 6, "width": 8, "depth": 1, "heads": 2, "mlp": 16}
-EXAMPLES = ({"vocabulary": 9, **_SMALL}, {"vocabulary": 5, "dropout": 0.1, **_SMALL})
+EXAMPLES = ({"vocabulary": 9, "max_length": 6, "width": 8, "depth": 1, "heads": 2, "mlp": 16, "dropout": 0.1},)

@@ -116,5 +116,5 @@ def text_encoder(
     return from_linen(module, train_argument="train")
 
 
-_SMALL = {"num_classes": 3, "vocabulary_size": 9, "max_length": 6, "width": 8, "depth": 1, "heads": 2, "mlp": 16}
-EXAMPLES = (_SMALL, {**_SMALL, "token_types": 0, "padding": 1, "epsilon": 1e-5, "dropout": 0.1})
+_SMALL = {"vocabulary_size": 9, "max_length": 6, "width": 8, "depth": 1, "heads": 2, "mlp": 16}
+EXAMPLES = ({"num_classes": 3, "token_types": 0, "padding": 1, "epsilon": 1e-5, "dropout": 0.1, **_SMALL},)

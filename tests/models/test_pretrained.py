@@ -192,7 +192,7 @@ def test_of_the_positions_of_a_longer_text_the_first_are_taken(checkpoints, gpt_
     params = models.load_pretrained(file, gpt_like, "gpt2", positions="resize")
     np.testing.assert_array_equal(params["position"], weights["wpe.weight"][:7])
     weights["wpe.weight"] = weights["wpe.weight"][:6]
-    with pytest.raises(UserError, match="set max_length=6$"):
+    with pytest.raises(UserError, match=r"set max_length=6$"):
         models.load_pretrained(write(file, weights), gpt_like, "gpt2", positions="resize")
 
 
@@ -248,9 +248,9 @@ def test_a_file_that_does_not_fit_is_refused_by_name(checkpoints, vit_like, file
 
 def test_a_file_of_another_architecture_is_refused(checkpoints, vit_like, gpt_like, file):
     write(file, checkpoints.timm_vit())
-    with pytest.raises(UserError, match="names='bert' has nothing for 'class_token', 'norm/bias'.*and 2 more|nothing"):
+    with pytest.raises(UserError, match="names='bert' has nothing for 'class_token', 'norm/bias', 'norm/scale'"):
         models.load_pretrained(file, vit_like, "bert")
-    with pytest.raises(UserError, match="has no tensor 'h.0.attn.c_attn.bias'"):
+    with pytest.raises(UserError, match=r"has no tensor 'h\.0\.attn\.c_attn\.bias'"):
         models.load_pretrained(file, gpt_like, "gpt2")
     with pytest.raises(UserError, match=r"head='new' leaves out what is below head/; the model has no such leaf"):
         models.load_pretrained(file, gpt_like, "fedjax8", head="new")
@@ -270,7 +270,7 @@ def test_a_setting_that_is_not_allowed_is_named(file, vit_like):
 
 
 def test_what_is_no_safetensors_file_is_refused(tmp_path, vit_like, monkeypatch):
-    with pytest.raises(UserError, match="no file .*model.safetensors'"):
+    with pytest.raises(UserError, match=r"no file .*model\.safetensors'"):
         models.load_pretrained(tmp_path, vit_like)
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"PK\x03\x04 a zip of pickles")
@@ -369,7 +369,7 @@ def small():
 
     batch = {"x": jnp.ones((2, 5))}
     model = from_linen(Small())
-    return model, batch, model.init(jax.random.key(3), batch).params
+    return model, batch, jax.jit(model.init)(jax.random.key(3), batch).params
 
 
 @pytest.mark.parametrize("head", ["keep", "new"])
@@ -389,7 +389,11 @@ def test_a_pretrained_model_starts_from_the_file_and_is_otherwise_the_model(smal
 def test_shapes_are_known_and_errors_raised_without_reading_values(small, file, monkeypatch):
     model, batch, fresh = small
     models.save_params(file, fresh)
-    monkeypatch.setattr(pretrained, "_read", None)
+
+    def read(*_):
+        raise AssertionError("values were read")
+
+    monkeypatch.setattr(pretrained, "_read", read)
     made = adapters.pretrained(model, str(file))
     shapes = jax.eval_shape(made.init, jax.random.key(0), batch)
     assert trees.shapes(fresh) == shapes.params

@@ -4,8 +4,11 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: let LLVM spend less on each program.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+# Tests compile much and compute little. One LLVM module per program, where XLA would make up to 32 and compile them
+# side by side, costs some tenth less to compile; the other worker has a use for that.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import numpy as np
@@ -24,6 +27,20 @@ def data_dir() -> str:
     if not folder:
         pytest.skip("real data sets are needed: set FEDJAX8_DATA to their directory")
     return folder
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Programs are compiled with little optimization while the tests of a module run, in two thirds of the time.
+
+    For tests whose numbers are exact however a sum is ordered or fused, such as sums of small integers; what is rounded
+    is tested as users compile it. What was compiled in either way is not used by tests of the other.
+    """
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture

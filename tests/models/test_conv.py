@@ -13,6 +13,7 @@ from jax import lax
 from fedjax8.models import conv
 from fedjax8.models.conv import conv_general_dilated
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 IMAGE, LINE = ("NHWC", "HWIO", "NHWC"), ("NHC", "HIO", "NHC")
 # images, kernel, strides, padding, kernel dilation, groups
 CASES = {
@@ -307,7 +308,7 @@ def test_wrong_shapes_are_refused_as_lax_refuses_them():
 
 def test_a_flax_layer_has_the_parameters_it_would_have_with_lax():
     made = [
-        nn.Conv(5, (3, 3), conv_general_dilated=f).init(jax.random.key(7), np.zeros((1, 4, 4, 3)))
+        jax.jit(nn.Conv(5, (3, 3), conv_general_dilated=f).init)(jax.random.key(7), np.zeros((1, 4, 4, 3)))
         for f in (conv_general_dilated, None)
     ]
     assert jax.tree.structure(made[0]) == jax.tree.structure(made[1])
@@ -318,4 +319,5 @@ def test_a_flax_layer_has_the_parameters_it_would_have_with_lax():
 def test_a_flax_layer_gives_what_it_would_give_with_lax(padding, rng):
     variables = {"params": {"kernel": integers(rng, 3, 3, 3, 5), "bias": integers(rng, 5)}}
     layers = [nn.Conv(5, (3, 3), padding=padding, conv_general_dilated=f) for f in (conv_general_dilated, None)]
-    assert_equal(*(layer.apply(variables, integers(np.random.default_rng(1), 2, 6, 6, 3)) for layer in layers))
+    x = integers(np.random.default_rng(1), 2, 6, 6, 3)
+    assert_equal(*jax.jit(lambda v, x: [layer.apply(v, x) for layer in layers])(variables, x))

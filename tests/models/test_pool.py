@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fedjax8.models.pool import avg_pool, max_pool
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 # shape, window, strides, padding
 CASES = {
     "2x2": ((2, 6, 4, 3), (2, 2), (2, 2), "VALID"),

@@ -15,6 +15,7 @@ from fedjax8.models import conv, from_linen, from_nnx
 from fedjax8.models.products import conv_product, dot_product
 from fedjax8.types import Variables
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
 
 DOTS = {

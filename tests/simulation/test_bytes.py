@@ -40,21 +40,21 @@ def recording(codec, lengths: list[int]):
 
 
 @pytest.mark.parametrize(
-    ("adapter", "codec", "make", "copies"),
+    ("adapter", "codec", "make", "copies", "hidden"),
     [
-        (qat, fp8, fedavg, 1),
-        (lambda model: model, none, fedavg, 1),
-        (lambda model: model, fp8, functools.partial(scaffold, learning_rate=0.1), 2),
+        (qat, fp8, fedavg, 1, [nn.Dense(8), nn.relu]),
+        (lambda model: model, none, fedavg, 1, []),
+        (lambda model: model, fp8, functools.partial(scaffold, learning_rate=0.1), 2, []),
     ],
     ids=["fp8fedavg", "float32", "fp8 scaffold"],
 )
-def test_metrics_count_exactly_what_was_serialized(adapter, codec, make, copies, rng):
+def test_metrics_count_exactly_what_was_serialized(adapter, codec, make, copies, hidden, rng):
     columns = {
         "x": rng.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8),
         "y": rng.integers(0, 3, 60).astype(np.int32),
     }
     data = FederatedData.from_owners(columns, np.repeat(np.arange(6), [5, 8, 10, 12, 12, 13]), 6)
-    module = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(8), nn.relu, nn.Dense(3)])
+    module = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), *hidden, nn.Dense(3)])
     model = inputs(adapter(from_linen(module)), 0.5, 0.3)
     local = local_training(model, optax.sgd(0.1), batch_plan(4, epochs=1))
     up, down = [], []

@@ -38,8 +38,9 @@ def run(sim, rounds, at_once, state=None):
     return state, lines
 
 
-@pytest.mark.parametrize("algorithm", [fedavg, make_scaffold])
-@pytest.mark.parametrize("execution", [loop, functools.partial(pmap, 1, 2)])
+@pytest.mark.parametrize(
+    ("algorithm", "execution"), [(fedavg, loop), (make_scaffold, functools.partial(pmap, 1, 2))], ids=["loop", "pmap"]
+)
 def test_rounds_at_once_equal_rounds_one_by_one(toys, data, algorithm, execution):
     build = functools.partial(toys.build, algorithm, data, cohort_size=3, epochs=2, seed=1)
     sim = build(execution=execution())

@@ -1,9 +1,14 @@
 """Adapters change what is trained, or how it is seen, from outside the model: each maps a `Model` to a `Model`."""
 
+from fedjax8.adapters.bottleneck import bottleneck
 from fedjax8.adapters.inputs import inputs
+from fedjax8.adapters.lora import lora
 from fedjax8.adapters.none import none
 from fedjax8.adapters.pretrained import pretrained
+from fedjax8.adapters.prompt import prompt
 from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
+from fedjax8.adapters.subset import subset
 
 __all__ = ["inputs", "none", "pretrained", "ptq", "qat"]
+__all__ = ["bottleneck", "inputs", "lora", "none", "prompt", "ptq", "qat", "subset"]

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
+from fedjax8.adapters import _frozen
 from fedjax8.adapters._products import quantized_product
 from fedjax8.errors import UserError
 from fedjax8.numerics import formats, scales
@@ -140,6 +141,8 @@ def qat(
 
     def init(key, batch):
         variables = model.init(key, batch)
+        if _frozen.is_held(variables.state):
+            raise UserError("qat trains kernels, but the adapter inside froze some; put qat inside: lora(qat(model))")
         params = variables.params
         for path, largest in layer_paths(variables, batch).items():
             node = dict(_node(params, path))

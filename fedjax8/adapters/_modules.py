@@ -1,0 +1,64 @@
+"""Modules of a flax linen model, seen and changed from outside by their path."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from fedjax8.adapters import _paths
+from fedjax8.types import Batch, Model, Variables
+
+Call = Callable[..., Any]
+Change = Callable[[str, Call, tuple, dict[str, Any]], Any]
+"""`(module path, its __call__, args, kwargs) -> what stands for the result`."""
+
+
+def changed(at: Sequence[str], change: Change) -> contextlib.AbstractContextManager[None]:
+    """Context in which `change` stands around the `__call__` of linen modules whose path a pattern of `at` matches,
+    those inside such a module excepted."""
+    inside: list[str] = []
+
+    def intercept(next_call, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if context.method_name != "__call__" or inside or not path or not _paths.matches(path, at):
+            return next_call(*args, **kwargs)
+        inside.append(path)
+        try:
+            return change(path, next_call, args, kwargs)
+        finally:
+            inside.pop()
+
+    return nn.intercept_methods(intercept)
+
+
+class Seen(NamedTuple):
+    """What goes into a module first and what comes out: shapes, or None where it is no single array."""
+
+    x: tuple[int, ...] | None
+    y: tuple[int, ...] | None
+
+
+def modules_of(model: Model, variables: Variables, batch: Batch) -> dict[str, Seen]:
+    """Every module by path, in the order in which they begin. Traced, not run; empty if the model is not of linen."""
+    found: dict[str, Seen] = {}
+
+    def shape(value: Any) -> tuple[int, ...] | None:
+        return value.shape if isinstance(value, jax.Array) else None
+
+    def record(next_call, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if context.method_name != "__call__" or not path:
+            return next_call(*args, **kwargs)
+        found.setdefault(path, Seen(None, None))
+        y = next_call(*args, **kwargs)
+        found[path] = Seen(shape(args[0]) if args else None, shape(y))
+        return y
+
+    def run(variables, batch):
+        with nn.intercept_methods(record):
+            return model.apply(variables, batch)[0]
+
+    jax.eval_shape(run, variables, batch)
+    return found

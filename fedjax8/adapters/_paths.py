@@ -1,0 +1,120 @@
+"""Parts of nested dicts by path, and where the layers of a model are: what the adapters of fine-tuning are made of."""
+
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.tree_util import DictKey
+
+from fedjax8 import trees
+from fedjax8.errors import UserError
+from fedjax8.lookup import suggest
+from fedjax8.types import Batch, Model, PyTree, Variables
+
+SHOWN = 8
+"""Names that a message lists at most."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names as text."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def as_patterns(given: Sequence[str] | str) -> tuple[str, ...]:
+    """One pattern or several as a tuple; ValueError for anything else."""
+    patterns = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError(f"path patterns must be texts such as '*/bias'; got {given!r}")
+    return patterns
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the shell-style patterns matches; `*` goes across `/`."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def matching(patterns: Sequence[str], names: Collection[str], what: str) -> list[str]:
+    """The names that any of the patterns matches, in their order.
+
+    Raises UserError that names the nearest path if a pattern matches nothing.
+    """
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            raise UserError(f"{what}: pattern {pattern!r} matches none of {listed(names)}{suggest(pattern, names)}")
+    return [name for name in names if matches(name, patterns)]
+
+
+def outermost(paths: Sequence[str]) -> list[str]:
+    """The paths that lie inside no other of them."""
+    return [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
+
+
+def nested(leaves: Iterable[tuple[tuple, Any]]) -> dict:
+    """The nested dict of `(keys, leaf)` pairs."""
+    tree: dict = {}
+    for keys, leaf in leaves:
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = leaf
+    return tree
+
+
+def divide(tree: PyTree, chosen: Collection[str]) -> tuple[dict, dict]:
+    """A nested dict as two: the leaves with the chosen path names, and the others. `join` puts them together again."""
+    inside, outside = [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not all(isinstance(key, DictKey) for key in path):
+            raise UserError(f"parameters must be nested dicts to be divided; got {trees.path_name(path)}")
+        side = inside if trees.path_name(path) in chosen else outside
+        side.append((tuple(key.key for key in path), leaf))
+    return nested(inside), nested(outside)
+
+
+def join(a: Mapping, b: Mapping) -> dict:
+    """Two nested dicts that share no leaf as one; ValueError if they do share one."""
+    both = a.keys() & b.keys()
+    if any(not (isinstance(a[key], Mapping) and isinstance(b[key], Mapping)) for key in both):
+        raise ValueError(f"two trees hold the same leaf: {', '.join(map(str, both))}")
+    return {**a, **b, **{key: join(a[key], b[key]) for key in both}}
+
+
+def keys_of(params: PyTree, path: str) -> tuple:
+    """The keys that lead to the layer at `path`: its parts, as numbers where the dict has numbers (nnx sequences)."""
+    keys: list = []
+    for part in path.split("/") if path else ():
+        keys.append(part if part in params else int(part))
+        params = params[keys[-1]]
+    return tuple(keys)
+
+
+def node_at(params: PyTree, path: str) -> dict:
+    """The dict of parameters of the layer at `path`."""
+    for key in keys_of(params, path):
+        params = params[key]
+    return params
+
+
+class Layer(NamedTuple):
+    """A dense or convolution layer, by the shapes of its product."""
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]
+    y: tuple[int, ...]
+
+
+def layers_of(model: Model, variables: Variables, batch: Batch) -> dict[str, Layer]:
+    """Every layer that asks `multiply`, by path, in the order of their last call. Traced, not run."""
+    found: dict[str, Layer] = {}
+
+    def record(path, product, x, kernel):
+        y = product.forward(x, kernel)
+        found.pop(path, None)
+        found[path] = Layer(x.shape, kernel.shape, y.shape)
+        return y
+
+    jax.eval_shape(lambda variables, batch: model.apply(variables, batch, multiply=record)[0], variables, batch)
+    return found

@@ -1,0 +1,103 @@
+"""Train some leaves of a model and freeze the others: linear probes, biases, anything that path patterns can name.
+
+    params = the leaves that match,      frozen = the others,      y = model(params and frozen together)
+
+Only `params` has gradients, travels and is averaged. The frozen leaves lie in `Variables.state` (see `_frozen`), bit
+for bit as the model below initialized them. The other adapters of fine-tuning (`lora`, `bottleneck`, `prompt`) add
+leaves to a model and then are a subset of it.
+
+Head and Bias of FedPEFT (Sun et al., arXiv 2210.01708): the head is the layer that multiplies last; biases are the
+leaves named `bias`, those of norms included and scales not, as in the authors' code, and the head trains with them.
+"""
+
+from collections.abc import Callable, Sequence
+
+from fedjax8 import trees
+from fedjax8.adapters import _frozen, _paths
+from fedjax8.errors import UserError
+from fedjax8.types import Batch, Model, PyTree, Variables
+
+PRESETS = ("full", "head", "bias")
+
+
+def chosen_leaves(
+    train: Sequence[str], model: Model, variables: Variables, batch: Batch, what: str, names: Sequence[str]
+) -> set[str]:
+    """The path names among `names` that presets and patterns choose."""
+    chosen: set[str] = set()
+    for wanted in train:
+        if wanted == "full":
+            chosen |= set(names)
+            continue
+        if wanted not in PRESETS:
+            chosen |= set(_paths.matching([wanted], names, what))
+            continue
+        layers = _paths.layers_of(model, variables, batch)
+        if not layers:
+            raise UserError(f"{what}: the model has no layer to take for its head; name the leaves by patterns")
+        head = next(reversed(layers))
+        inside = f"{head}/" if head else ""
+        chosen |= {name for name in names if name.startswith(inside)}
+        if wanted == "bias":
+            chosen |= {name for name in names if name.rpartition("/")[2] == "bias"}
+    return chosen
+
+
+def freeze(model: Model, choose: Callable[[Variables, Batch], set[str]]) -> Model:
+    """`model` of which only the leaves that `choose(variables, batch)` names are trained."""
+
+    def init(key, batch):
+        variables = model.init(key, batch)
+        params, frozen = _paths.divide(variables.params, choose(variables, batch))
+        return Variables(params, _frozen.hold(frozen, variables.state))
+
+    def over(apply):
+        def run(variables, batch, **settings):
+            frozen, state = _frozen.release(variables.state)
+            inner = Variables(_paths.join(variables.params, frozen), state)
+            outputs, state = apply(inner, batch, **settings)
+            return outputs, _frozen.hold(frozen, state)
+
+        return run
+
+    views = {name: over(view) for name, view in model.views.items()}
+    return model._replace(init=init, apply=over(model.apply), views=views)
+
+
+def evaluating(model: Model) -> Model:
+    """`model` that runs as in evaluation also while it is trained: no dropout, batch statistics as they are."""
+
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
+        return model.apply(variables, batch, key=key, multiply=multiply)
+
+    return model._replace(apply=apply)
+
+
+def subset(model: Model, train: Sequence[str] | str = "bias", *, train_mode: bool = False) -> Model:
+    """`model` of which only some leaves are trained.
+
+    Args:
+      model: any model. Its `project` and `report` must treat leaves one by one, as those of `qat` do.
+      train: presets and shell-style patterns on path names, of which a leaf has to match one. `head` is the layer
+        that multiplies last, `bias` the leaves of that name and the head, `full` everything: then this is `model`.
+      train_mode: while training, run the model in training mode (dropout, batch statistics of the batch) though most
+        of it does not change; by default it runs as in evaluation.
+
+    Raises:
+      UserError: when the model is initialized, if a pattern matches no leaf; names the nearest path.
+    """
+    train = _paths.as_patterns(train)
+    if not train:
+        raise ValueError(f"train names nothing; give patterns or one of {', '.join(PRESETS)}")
+    if "full" in train:
+        return model
+    inner = model if train_mode else evaluating(model)
+
+    def choose(variables: Variables, batch: Batch) -> set[str]:
+        names: PyTree = list(trees.named_leaves(variables.params))
+        return chosen_leaves(train, model, variables, batch, "subset", names)
+
+    return freeze(inner, choose)
+
+
+EXAMPLES = ({}, {"train": "head"}, {"train": ("full",)}, {"train": ("*kernel",), "train_mode": True})

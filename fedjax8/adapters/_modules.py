@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 
 from fedjax8.adapters import _paths
+from fedjax8.errors import UserError
 from fedjax8.types import Batch, Model, Variables
 
 Call = Callable[..., Any]
@@ -40,8 +41,11 @@ class Seen(NamedTuple):
     y: tuple[int, ...] | None
 
 
-def modules_of(model: Model, variables: Variables, batch: Batch) -> dict[str, Seen]:
-    """Every module by path, in the order in which they begin. Traced, not run; empty if the model is not of linen."""
+def modules_at(at: Sequence[str], model: Model, variables: Variables, batch: Batch, what: str) -> dict[str, Seen]:
+    """The modules that `changed` stands around, by path, in the order in which they begin. Traced, not run.
+
+    Raises UserError if there are none, or a pattern matches none (names the nearest path).
+    """
     found: dict[str, Seen] = {}
 
     def shape(value: Any) -> tuple[int, ...] | None:
@@ -61,4 +65,6 @@ def modules_of(model: Model, variables: Variables, batch: Batch) -> dict[str, Se
             return model.apply(variables, batch)[0]
 
     jax.eval_shape(run, variables, batch)
-    return found
+    if not found:
+        raise UserError(f"{what}: the model has no modules of flax linen that could be named by a path")
+    return {path: found[path] for path in _paths.outermost(_paths.matching(at, list(found), what))}

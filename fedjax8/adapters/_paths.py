@@ -1,5 +1,6 @@
 """Parts of nested dicts by path, and where the layers of a model are: what the adapters of fine-tuning are made of."""
 
+import difflib
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from jax.tree_util import DictKey
 
 from fedjax8 import trees
 from fedjax8.errors import UserError
-from fedjax8.lookup import suggest
 from fedjax8.types import Batch, Model, PyTree, Variables
 
 SHOWN = 8
@@ -36,6 +36,19 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _nearest(pattern: str, names: Collection[str]) -> str:
+    """`; did you mean ...?` for the path that has a stretch near to what is literal in the pattern, or nothing."""
+    literal = pattern.strip("*/")
+    length = literal.count("/") + 1
+    stretches = {}
+    for name in names:
+        parts = name.split("/")
+        for i in range(len(parts) - length + 1):
+            stretches.setdefault("/".join(parts[i : i + length]), name)
+    near = difflib.get_close_matches(literal, list(stretches), n=1, cutoff=0.5)
+    return f"; did you mean {stretches[near[0]]!r}?" if near else ""
+
+
 def matching(patterns: Sequence[str], names: Collection[str], what: str) -> list[str]:
     """The names that any of the patterns matches, in their order.
 
@@ -43,7 +56,7 @@ def matching(patterns: Sequence[str], names: Collection[str], what: str) -> list
     """
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
-            raise UserError(f"{what}: pattern {pattern!r} matches none of {listed(names)}{suggest(pattern, names)}")
+            raise UserError(f"{what}: pattern {pattern!r} matches none of {listed(names)}{_nearest(pattern, names)}")
     return [name for name in names if matches(name, patterns)]
 
 

@@ -78,16 +78,15 @@ def bottleneck(
         raise ValueError("at names no module")
 
     def added(key, variables, batch):
-        found = _modules.modules_of(model, variables, batch)
-        paths = _paths.outermost(_paths.matching(at, list(found), NODE))
-        features = {path: (found[path].y or (None,))[-1] for path in paths}
+        found = _modules.modules_at(at, model, variables, batch, NODE)
+        features = {path: seen.y[-1] if seen.y else None for path, seen in found.items()}
         odd = next((path for path, d in features.items() if d is None), None)
         if odd is not None:
             raise UserError(f"bottleneck: module {odd!r} does not return one array")
         if shared and len(set(features.values())) > 1:
             raise UserError(f"bottleneck: a shared adapter needs modules of one width; these have {features}")
         if shared:
-            features = {"": features[paths[0]]}
+            features = {"": next(iter(features.values()))}
         keys = [jax.random.fold_in(key, 1 + i) for i in range(len(features))]
         starts = {
             path: _start(own, d, width, paper_code) for own, (path, d) in zip(keys, features.items(), strict=True)

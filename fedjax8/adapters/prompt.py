@@ -66,8 +66,7 @@ def prompt(
         return subset(model, train, train_mode=train_mode)
 
     def blocks(variables, batch) -> dict[str, _modules.Seen]:
-        found = _modules.modules_of(model, variables, batch)
-        chosen = {path: found[path] for path in _paths.outermost(_paths.matching(at, list(found), NODE))}
+        chosen = _modules.modules_at(at, model, variables, batch, NODE)
         first = next(iter(chosen.values()))
         for path, seen in chosen.items():
             if seen.x is None or len(seen.x) != 3 or seen.y != seen.x or seen.x != first.x:

@@ -72,7 +72,13 @@ def transformer():
 
 @pytest.fixture(scope="session")
 def tiny(transformer):
-    """Two blocks of width 8 and a head of three classes."""
+    """One block of width 8 and a head of three classes."""
+    return transformer(8, 1, 2, 16, 3)
+
+
+@pytest.fixture(scope="session")
+def two_blocks(transformer):
+    """The same with two blocks."""
     return transformer(8, 2, 2, 16, 3)
 
 
@@ -105,19 +111,23 @@ def base(tiny, tokens):
 
 @pytest.fixture(scope="session")
 def sgd():
-    """`(model, variables, batch, steps=1, rate=0.1, key=None) -> (variables, gradients of the first step)`."""
+    """`(model, variables, batch, steps=1, rate=0.1, key=None) -> (variables, gradients of every step)`."""
 
     def run(model, variables, batch, steps=1, rate=0.1, key=None):
         def loss(params, state):
             outputs, state = model.apply(variables._replace(params=params, state=state), batch, key=key, train=True)
             return jnp.mean(model.loss(outputs, batch)), state
 
-        step, first = jax.jit(jax.grad(loss, has_aux=True)), None
-        for _ in range(steps):
-            gradients, state = step(*variables)
-            first = gradients if first is None else first
+        @jax.jit
+        def step(variables):
+            gradients, state = jax.grad(loss, has_aux=True)(*variables)
             params = jax.tree.map(lambda p, g: p - rate * g, variables.params, gradients)
-            variables = variables._replace(params=params, state=state)
-        return variables, first
+            return variables._replace(params=params, state=state), gradients
+
+        gradients = []
+        for _ in range(steps):
+            variables, of_step = step(variables)
+            gradients.append(of_step)
+        return variables, gradients
 
     return run

@@ -5,8 +5,12 @@ no more than that. Adapters may freeze more of what an adapter below has left to
 the same, at the top.
 """
 
+import re
+from collections.abc import Callable
+
+from fedjax8 import trees
 from fedjax8.adapters import _paths
-from fedjax8.types import PyTree, Variables
+from fedjax8.types import Array, PyTree, Variables
 
 FROZEN, MODEL = "frozen", "model"
 OWN, BELOW = "own", "below"
@@ -28,6 +32,15 @@ def release(state: PyTree) -> tuple[PyTree, PyTree]:
     """(frozen, state) that `hold` was given."""
     held = state[FROZEN]
     return held[OWN], {FROZEN: held[BELOW], MODEL: state[MODEL]} if BELOW in held else state[MODEL]
+
+
+def change(f: Callable[[str, Array], Array], state: PyTree) -> PyTree:
+    """The state in which every frozen leaf is `f(its path in the model, the leaf)`."""
+
+    def changed(name: str, leaf: Array) -> Array:
+        return f(re.sub(rf"^({BELOW}/)*{OWN}/", "", name), leaf)
+
+    return {**state, FROZEN: trees.map_named(changed, state[FROZEN])}
 
 
 def with_frozen(variables: Variables) -> Variables:

@@ -192,4 +192,41 @@ def merge(variables: Variables) -> Variables:
     return Variables(merged(params), state)
 
 
+# What servers that merge factors need of a model (`algorithms.fedlora`).
+
+
+def pairs_of(params: PyTree) -> dict[str, dict[str, Array]]:
+    """The trained leaves of each factor pair, by layer path."""
+    pairs: dict[str, dict[str, Array]] = {}
+    for name, leaf in trees.named_leaves(params).items():
+        if is_factor(name):
+            path, _, own = name.rpartition("/")
+            pairs.setdefault(path.removesuffix(NODE).rstrip("/"), {})[own] = leaf
+    return pairs
+
+
+def replace_factors(params: PyTree, pairs: dict[str, dict[str, Array]]) -> PyTree:
+    """`params` with these trained leaves of factor pairs, by layer path."""
+    new = {"/".join(filter(None, (path, NODE, n))): leaf for path, pair in pairs.items() for n, leaf in pair.items()}
+    return trees.map_named(lambda name, leaf: new.get(name, leaf), params)
+
+
+def add_to_kernels(variables: Variables, products: dict[str, Array]) -> Variables:
+    """Variables whose frozen kernels are increased by alpha / r times these products, by layer path."""
+    scales = {}
+
+    def note(name, leaf):
+        if is_factor(name) and name.endswith(f"/{SCALE}"):
+            scales[name.removesuffix(f"{NODE}/{SCALE}") + "kernel"] = leaf
+        return leaf
+
+    _frozen.change(note, variables.state)
+    added = {f"{path}/kernel" if path else "kernel": product for path, product in products.items()}
+
+    def increase(name, leaf):
+        return leaf + scales[name] * added[name].reshape(leaf.shape) if name in added else leaf
+
+    return variables._replace(state=_frozen.change(increase, variables.state))
+
+
 EXAMPLES = ({"rank": 2}, {"rank": 2, "learn": "b"}, {"rank": 3, "learn": "middle", "train": ()})

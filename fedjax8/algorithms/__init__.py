@@ -1,9 +1,10 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fedopt import fedopt
 from fedjax8.algorithms.fedprox import fedprox
 from fedjax8.algorithms.parts import Mean, ServerState, Update, from_parts
 from fedjax8.algorithms.scaffold import scaffold
 
-__all__ = ["Mean", "ServerState", "Update", "fedavg", "fedopt", "fedprox", "from_parts", "scaffold"]
+__all__ = ["Mean", "ServerState", "Update", "fedavg", "fedlora", "fedopt", "fedprox", "from_parts", "scaffold"]

@@ -7,8 +7,7 @@ everything but the outputs, in one axis (`as_matrices`). A client of weight 0 ma
 - `mean`: FedIT (arXiv 2305.05644), the mean of each factor. Its product is off by sum_i p_i (A_i - A) (B_i - B), which
   is zero where all A_i or all B_i are equal, as in FFA-LoRA.
 - `stack`: FLoRA (arXiv 2409.05976), exact with rank C r, for clients of different ranks too (pad with zeros).
-- `residual`: FedEx-LoRA (arXiv 2410.09432), what `mean` is off by, as factors of rank (C - 1) r, which is the most that
-  it can have.
+- `residual`: FedEx-LoRA (arXiv 2410.09432), what `mean` is off by, of rank (C - 1) r at most.
 - `by_norm`, `truncate`: HetLoRA (arXiv 2401.06432), means weighted by the size of what a client learnt, between
   clients of different ranks.
 """
@@ -46,19 +45,29 @@ def mean(clients: Factors, p: Array) -> Factors:
 
 
 def stack(clients: Factors, p: Array) -> Factors:
-    """FLoRA: factors `[k, C r]` and `[C r, d]` whose product is sum_i p_i A_i B_i; p stands in the first alone."""
-    _, k, _ = clients.a.shape
-    d = clients.b.shape[-1]
-    return Factors((p[:, None, None] * clients.a).swapaxes(0, 1).reshape(k, -1), clients.b.reshape(-1, d))
+    """FLoRA: p_i A_i and B_i, a pair for each client, whose products sum to what is wanted; p is in the first alone."""
+    return clients._replace(a=p[:, None, None] * clients.a)
 
 
 def residual(clients: Factors, p: Array) -> Factors:
-    """FedEx-LoRA: factors of sum_i p_i A_i B_i minus the product of `mean`, of rank (C - 1) r.
+    """FedEx-LoRA: a pair for each client, whose products sum to sum_i p_i A_i B_i minus the product of `mean`.
 
-    Since sum_i p_i (B_i - B) = 0, it is also the sum over all but the last of p_i (A_i - A_last) (B_i - B).
+    Since sum_i p_i (B_i - B) = 0 it is the sum of p_i (A_i - A_j) (B_i - B) for any j. With j the last client that
+    weighs something, its own pair is zero and need not travel.
     """
-    centered = clients.b - jnp.tensordot(p, clients.b, 1)
-    return stack(Factors(clients.a[:-1] - clients.a[-1], centered[:-1]), p[:-1])
+    last = clients.a[last_of(p)]
+    return Factors(p[:, None, None] * (clients.a - last), clients.b - jnp.tensordot(p, clients.b, 1))
+
+
+def last_of(p: Array) -> Array:
+    """int32: the last client that weighs something."""
+    return jnp.max(jnp.where(p > 0, jnp.arange(len(p)), 0))
+
+
+def summed(pairs: Factors) -> Array:
+    """The sum of the products of stacked pairs, float32 `[k, d]`, as the product of matrices `[k, C r]`, `[C r, d]`."""
+    a, b = pairs
+    return a.swapaxes(0, 1).reshape(a.shape[1], -1) @ b.reshape(-1, b.shape[-1])
 
 
 def frobenius(clients: Factors) -> Array:

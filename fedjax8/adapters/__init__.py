@@ -10,5 +10,4 @@ from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
 from fedjax8.adapters.subset import subset
 
-__all__ = ["inputs", "none", "pretrained", "ptq", "qat"]
-__all__ = ["bottleneck", "inputs", "lora", "none", "prompt", "ptq", "qat", "subset"]
+__all__ = ["bottleneck", "inputs", "lora", "none", "pretrained", "prompt", "ptq", "qat", "subset"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The runs, tables and plots behind docs/studies/fda.md: what each strategy sends until a test accuracy is reached.
 
-    python scripts/fda_study.py run --out=runs/fda --data_dir=DIR --strategies=linear,sketch --workers=5,30 \\
+    python scripts/fda_study.py run --out=runs/fda --data=DIR --strategies=linear,sketch --workers=5,30 \\
         --thetas=0.5,1.5,5 --splits=iid --target=0.985
     python scripts/fda_study.py table --out=runs/fda
     python scripts/fda_study.py plot --out=runs/fda --png=docs/studies/fda.png
@@ -21,12 +21,12 @@ from typing import Any
 from absl import app, flags, logging
 
 _OUT = flags.DEFINE_string("out", "runs/fda", "Folder of the cells.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets.")
+_DATA_DIR = flags.DEFINE_string("data", None, "Folder of the data sets.")
 _STRATEGIES = flags.DEFINE_list("strategies", ["linear", "sketch", "synchronous", "fedadam"], "As in configs/fda.py.")
 _WORKERS = flags.DEFINE_list("workers", ["5", "30"], "Numbers of workers.")
 _THETAS = flags.DEFINE_list("thetas", ["0.5", "1", "1.5", "2", "3", "5", "7"], "Thresholds, of monitored strategies.")
 _SPLITS = flags.DEFINE_list("splits", ["iid"], "As in configs/fda.py.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds.")
+_SEEDS = flags.DEFINE_list("study_seeds", ["0"], "Seeds.")
 _TARGET = flags.DEFINE_float("target", 0.985, "Test accuracy that ends a run.")
 _EPOCHS = flags.DEFINE_integer("epochs", 100, "Most epochs of a run.")
 _PNG = flags.DEFINE_string("png", "fda.png", "Where plots go.")

@@ -221,3 +221,6 @@ def fda(
 
     start = lambda variables: lockstep.start_worker(local, variables)
     return Algorithm(init, start, round_, lambda state: state.mean, account, everyone=True)
+
+
+EXAMPLES = ({}, {"theta": 0.0}, {"theta": 0.1, "per_layer": True, "measure_variance": True})

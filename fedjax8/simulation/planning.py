@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     slots: np.ndarray
     """int32 `[S, R, c]`: the client's place in `table`."""
     table: np.ndarray
-    """int32 `[S, T]`: clients of each shard, each once. T is `R * c`."""
+    """int32 `[S, T]`: clients of each shard, each once. T is `R * c`, or the number of clients if that is less."""
     padding: tuple[float, ...]
     """Of each round."""
 
@@ -207,7 +207,7 @@ def _laid_out(
     num_shards, places = deals[0].shape
     ids = np.full((num_shards, most_rounds, places), num_clients, np.int32)
     ids[:, : len(deals)] = np.stack(deals, axis=1)
-    width = most_rounds * places
+    width = min(most_rounds * places, num_clients) if stay else most_rounds * places
     table = np.full((num_shards, width), num_clients, np.int32)
     slots = np.full(ids.shape, width, np.int32)
     for shard in range(num_shards):

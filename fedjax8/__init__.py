@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from fedjax8.version import __version__
 
 if TYPE_CHECKING:
-    from fedjax8 import adapters, algorithms, codecs, cohorts, data, models, numerics
+    from fedjax8 import adapters, algorithms, codecs, cohorts, data, models, numerics, privacy
     from fedjax8.local import local_training
     from fedjax8.simulation.simulation import simulate
 
-_PACKAGES = ("adapters", "algorithms", "codecs", "cohorts", "data", "models", "numerics")
+_PACKAGES = ("adapters", "algorithms", "codecs", "cohorts", "data", "models", "numerics", "privacy")
 _FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.simulation.simulation"}
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "local_training",
     "models",
     "numerics",
+    "privacy",
     "simulate",
 ]
 

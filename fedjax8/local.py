@@ -6,6 +6,7 @@ The number of steps is the client's own: the loop is bounded by it, so a small c
 finished clients keep still while the longest one goes on.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ import optax
 
 from fedjax8 import trees
 from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, steps_per_epoch, take_batch
-from fedjax8.types import Array, Batch, Key, Model, PyTree, Variables
+from fedjax8.errors import UserError
+from fedjax8.types import Array, Batch, Key, Model, PyTree, StepGradient, Variables
 
 Adjust = Callable[[PyTree, PyTree], PyTree]
 """`(gradients, params) -> gradients`: what FedProx, SCAFFOLD and others change about a step."""
@@ -72,23 +74,48 @@ def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key):
     return masked_mean(losses, mask), (state, sums)
 
 
-def local_training(model: Model, optimizer: optax.GradientTransformation, plan: BatchPlan) -> LocalTraining:
-    """Local training of `model` by `optimizer` on batches cut by `plan`. The optimizer's state is fresh each time.
-
-    Guarantee: a client without examples returns its variables unchanged.
-    """
+def _plain_gradient(loss: Callable) -> Callable:
+    """`gradient(variables, batch, key, expected)` of a `loss` as in `StepGradient.make`."""
     loss_and_grad = jax.value_and_grad(
-        lambda params, state, batch, key: _loss_and_sums(model, Variables(params, state), batch, key),
-        has_aux=True,
+        lambda params, state, batch, key: loss(Variables(params, state), batch, key), has_aux=True
     )
 
-    def one_step(variables, batch, key):
+    def gradient(variables, batch, key, expected):
         (_, (state, sums)), gradients = loss_and_grad(variables.params, variables.state, batch, key)
         return gradients, state, sums
 
+    return gradient
+
+
+def _refused(what: str) -> Callable:
+    """Stands in for what accounting does not cover."""
+
+    def refuse(*_, **__):
+        raise UserError(f"this algorithm {what}, which the accounting of private gradients does not cover")
+
+    return refuse
+
+
+def local_training(
+    model: Model, optimizer: optax.GradientTransformation, plan: BatchPlan, gradient: StepGradient | None = None
+) -> LocalTraining:
+    """Local training of `model` by `optimizer` on batches cut by `plan`. The optimizer's state is fresh each time.
+
+    `gradient` says how a step's gradient is taken and its batch drawn, such as `privacy.dp_sgd(...)`. Where that is
+    accounted for, only `train` may be used: the others raise UserError.
+
+    Guarantee: a client without examples returns its variables unchanged.
+    """
+    rule = StepGradient() if gradient is None else gradient
+    plan = plan if rule.sampling is None else plan._replace(sampling=rule.sampling)
+    one_step = (rule.make or _plain_gradient)(functools.partial(_loss_and_sums, model))
+
+    def expected(rows) -> Array:
+        return jnp.clip(rows.size, 1, plan.batch_size).astype(jnp.float32)
+
     def start(variables, rows) -> Training:
         batch = jax.eval_shape(lambda: take_batch(plan, rows, None, jnp.int32(0)))
-        sums = jax.eval_shape(one_step, variables, batch, jax.random.key(0))[2]
+        sums = jax.eval_shape(one_step, variables, batch, jax.random.key(0), jnp.float32(1))[2]
         return Training(variables, optimizer.init(variables.params), trees.zeros_like(sums))
 
     def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:
@@ -97,7 +124,7 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
         def step(index, training):
             variables, optimizer_state, sums = training
             batch = take_batch(plan, rows, shuffle_key, index)
-            gradients, state, new = one_step(variables, batch, jax.random.fold_in(step_key, index))
+            gradients, state, new = one_step(variables, batch, jax.random.fold_in(step_key, index), expected(rows))
             if adjust is not None:
                 gradients = adjust(gradients, variables.params)
             updates, optimizer_state = optimizer.update(gradients, optimizer_state, variables.params)
@@ -116,10 +143,16 @@ def local_training(model: Model, optimizer: optax.GradientTransformation, plan: 
     def full_gradient(variables, rows, key):
         def add_batch(index, total):
             batch = take_batch(plan, rows, None, index)
-            gradients = one_step(variables, batch, key)[0]
+            gradients = one_step(variables, batch, key, expected(rows))[0]
             return trees.add(total, trees.scale(jnp.sum(batch["mask"]), gradients))
 
         total = jax.lax.fori_loop(0, steps_per_epoch(plan, rows.size), add_batch, trees.zeros_like(variables.params))
         return trees.scale(1.0 / jnp.maximum(rows.size, 1), total)
 
-    return LocalTraining(train, full_gradient, model, start, advance, optimizer, plan)
+    done = LocalTraining(train, full_gradient, model, start, advance, optimizer, plan)
+    if rule.accounted:
+        return done._replace(
+            full_gradient=_refused("takes a gradient of all rows (SCAFFOLD with option='II' does not)"),
+            advance=_refused("takes steps as it goes, and not those of the batch plan"),
+        )
+    return done

@@ -245,6 +245,21 @@ class Collected(NamedTuple):
     """As in `Reduced`."""
 
 
+class StepGradient(NamedTuple):
+    """How a client takes the gradient of a step, where it isn't that of a batch's mean loss: see `privacy`."""
+
+    make: Callable[[Callable], Callable] | None = None
+    """`loss(variables, batch, key) -> (mean loss, (model state, sums for the log))` to `gradient(variables, batch, key,
+    expected) -> (gradients, model state, sums)`, where `expected` is the float32 number of examples that a batch has in
+    expectation. In the batch examples come first, padding last. None: the gradient of `loss`."""
+    sampling: str | None = None
+    """How the batch is drawn, one of `data.batches.SAMPLING`; None: as the batch plan says."""
+    accounted: bool = False
+    """Whether all gradients must be those of the batch plan's steps, because they are accounted for."""
+    privacy: Callable[[int], dict[str, float]] = _nothing
+    """As `Algorithm.privacy`, of an example of a client."""
+
+
 class Refinement(NamedTuple):
     """A server's own step on an averaged model, before anyone receives it."""
 
@@ -304,3 +319,5 @@ class Algorithm(NamedTuple):
     """Messages of each kind since the start to byte counts for the log, such as those by an author's formula."""
     everyone: bool = False
     """Whether every client must take part in every round."""
+    privacy: Callable[[int], dict[str, float]] = _nothing
+    """Rounds done to what they have spent, for the log: `epsilon` at `delta`. Called after every round."""

@@ -10,8 +10,15 @@ swap-or-not shuffle (Hoang, Morris, Rogaway 2012), a permutation of 0 .. n - 1 f
 partner x' = K_r - x mod n, the pair {x, x'} is swapped or not by one hashed bit of max(x, x'). Each round leaves a row
 where it is with probability 1/2 and else puts it anywhere, so ROUNDS of them leave a bias of 2**-ROUNDS. A client pays
 for its own batches and nothing for the largest client's.
+
+Poisson sampling, which private training is accounted by, takes every row with probability q = min(1, B / n), on its
+own. With a new order at every step the first X rows are such a sample if X is Binomial(n, q). A batch then has
+`poisson_lanes(B)` lanes, of which X are used; a sample that has more rows than lanes is not drawn, which changes its
+distribution by OVERFLOW at most.
 """
 
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,6 +29,11 @@ from fedjax8.types import Array, Batch, Key
 
 ROUNDS = 24
 """Rounds of the shuffle: a bias below what float32 probabilities could express."""
+
+SAMPLING = ("shuffled", "poisson")
+"""Ways to draw batches: every row once an epoch, or every row independently at every step."""
+OVERFLOW = 1e-12
+"""Bound on the probability that a Poisson sample has more rows than a batch has lanes."""
 
 
 class Pool(NamedTuple):
@@ -49,6 +61,8 @@ class BatchPlan(NamedTuple):
     batch_size: int
     epochs: int | None
     steps: int | None
+    sampling: str = "shuffled"
+    """One of SAMPLING. With `poisson`, `batch_size` is the expected size, and an epoch as many steps as otherwise."""
 
 
 def batch_plan(batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> BatchPlan:
@@ -106,20 +120,63 @@ def shuffled(key: Key, places: Array, size: Array) -> Array:
     return x.astype(jnp.int32)
 
 
+def poisson_lanes(batch_size: int) -> int:
+    """Fewest lanes a with P(X > a) <= OVERFLOW for every X ~ Binomial(n, batch_size / n), by Chernoff's bound:
+
+    P(X >= t) <= exp(-B) (e B / t)^t for t > B, for all n.
+    """
+    log_chance = lambda t: t - batch_size - t * math.log(t / batch_size)
+    return next(t - 1 for t in itertools.count(batch_size + 1) if log_chance(t) <= math.log(OVERFLOW))
+
+
+def poisson_count(key: Key, batch_size: int, size: Array) -> Array:
+    """int32 X ~ Binomial(size, min(1, batch_size / size)), given X <= `poisson_lanes(batch_size)`.
+
+    By inversion in float32, from threefry bits as all of `jax.random`: the distribution is off by less than 1e-5 in
+    total variation.
+    """
+    number = jnp.arange(poisson_lanes(batch_size), dtype=jnp.float32)
+    n = jnp.maximum(size, 1).astype(jnp.float32)
+    odds = batch_size / jnp.maximum(n - batch_size, 1.0)
+    # log p(k + 1) - log p(k); sizes up to the batch size are dealt with below.
+    steps = jnp.log(jnp.maximum(n - number, 0.0) / (number + 1.0) * odds)
+    logs = jnp.concatenate([jnp.zeros(1), jnp.cumsum(steps)])
+    chances = jnp.exp(logs - jnp.max(logs))
+    reached = jnp.cumsum(chances)
+    drawn = jnp.sum(jax.random.uniform(key) * reached[-1] >= reached[:-1], dtype=jnp.int32)
+    return jnp.where(size <= batch_size, size, drawn)
+
+
+def _poisson_places(plan: BatchPlan, key: Key, step: Array, size: Array) -> tuple[Array, Array]:
+    """Places in 0 .. size - 1 `[lanes]`, and how many of them, the first, are in the sample."""
+    order_key, count_key = jax.random.split(jax.random.fold_in(key, step))
+    count = poisson_count(count_key, plan.batch_size, size)
+    lane = jnp.arange(poisson_lanes(plan.batch_size))
+    return shuffled(order_key, lane % jnp.maximum(count, 1), size), count
+
+
 def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array) -> Batch:
     """Batch number `step` of a client: columns `[B, ...]` and `mask` float32 `[B]`.
 
     The order is drawn anew from `key` for every epoch, or is that of the data where `key` is None. A batch that is not
-    full repeats its own rows under a mask of 0, so that statistics over a batch see no foreign rows.
+    full repeats its own rows under a mask of 0, so that statistics over a batch see no foreign rows. Poisson batches
+    have `poisson_lanes(B)` lanes; without a key they are cut as the others.
     """
+    if plan.sampling == "poisson" and key is not None:
+        place, count = _poisson_places(plan, key, step, rows.size)
+        return _rows_at(rows, place) | {"mask": (jnp.arange(len(place)) < count).astype(jnp.float32)}
     per_epoch = jnp.maximum(steps_per_epoch(plan, rows.size), 1)
     first = (step % per_epoch) * plan.batch_size
     lane, count = jnp.arange(plan.batch_size), jnp.clip(rows.size - first, 1, plan.batch_size)
     place = first + lane % count
     if key is not None:
         place = shuffled(jax.random.fold_in(key, step // per_epoch), place, rows.size)
+    return _rows_at(rows, place) | {"mask": (first + lane < rows.size).astype(jnp.float32)}
+
+
+def _rows_at(rows: ClientRows, place: Array) -> Batch:
+    """Columns `[len(place), ...]` of a client's rows, counted from its first."""
     index = rows.start + place
     if rows.pool.order is not None:
         index = rows.pool.order[index]
-    batch = {name: column[index] for name, column in rows.pool.columns.items()}
-    return batch | {"mask": (first + lane < rows.size).astype(jnp.float32)}
+    return {name: column[index] for name, column in rows.pool.columns.items()}

@@ -303,8 +303,9 @@ def simulate(
         for i in range(plan.rounds):
             report, measured, sent = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(sent)
-            others = {"padding": plan.padding[i]} | algorithm.account(ledger.sent)
-            lines.append(round_metrics(plan.first + i + 1, ledger, report | measured | others))
+            number = plan.first + i + 1
+            others = {"padding": plan.padding[i]} | algorithm.account(ledger.sent) | algorithm.privacy(number)
+            lines.append(round_metrics(number, ledger, report | measured | others))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 
     def run_rounds(

@@ -1,5 +1,6 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
+from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fedopt import fedopt
@@ -7,4 +8,15 @@ from fedjax8.algorithms.fedprox import fedprox
 from fedjax8.algorithms.parts import Mean, ServerState, Update, from_parts
 from fedjax8.algorithms.scaffold import scaffold
 
-__all__ = ["Mean", "ServerState", "Update", "fedavg", "fedlora", "fedopt", "fedprox", "from_parts", "scaffold"]
+__all__ = [
+    "Mean",
+    "ServerState",
+    "Update",
+    "dp_fedavg",
+    "fedavg",
+    "fedlora",
+    "fedopt",
+    "fedprox",
+    "from_parts",
+    "scaffold",
+]

@@ -1,0 +1,233 @@
+"""DP-FedAvg: a whole client is protected, by clipped updates and noise on their sum (McMahan et al. 2018, arXiv
+1710.06963), with adaptive clipping (Andrew et al. 2021, arXiv 1905.03871).
+
+    d_i = (y_i - x) min(1, S / |y_i - x|)                            |.| over all that is sent together
+    x  <- x + server_optimizer((sum_i d_i + N(0, (z_d S)^2 I)) / m)      every client weighs the same
+
+m is the number of clients asked, fixed beforehand. With a `quantile` g the bound S follows the norms of the updates:
+clients also send a bit b_i, 1 if |y_i - x| <= S, and
+
+    b = (sum_i (b_i - 1/2) + N(0, s_b^2)) / m + 1/2;      S <- S exp(-eta (b - g))
+
+The bits cost a share of z: z_d = (z^-2 - (2 s_b)^-2)^(-1/2), so that both together are one Gaussian step with z.
+
+Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens what arrives (its squared length grows by
+the rounding's variance), so the server clips again what it has decoded. There the guarantee holds, whatever the codec:
+each term of the sum is at most S long, and depends on one client. The second clip makes an unbiased codec biased. An
+update that is not finite counts as zeros.
+
+The guarantee is for cohorts of m of K clients, uniform without replacement, who stay secret; see `privacy.accounting`,
+also for why z counts half there. With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and the
+guarantee is against those who see the sum alone (secure aggregation); that needs a codec without loss, since a sum of
+rounded noises is not Gaussian. Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log
+says of losses and clips is not protected.
+
+The bound S, equal weights and the bits' half are as in the authors' libraries; the second clip is this project's.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax8 import trees
+from fedjax8.algorithms.fedavg import step_scale
+from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
+from fedjax8.errors import UserError
+from fedjax8.local import LocalTraining
+from fedjax8.privacy import gaussian
+from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon
+from fedjax8.types import Algorithm, Array, Codec, PyTree, Variables
+
+NOISE = ("server", "clients")
+MODEL_STATE = ("fixed", "local")
+INSIDE = "inside"
+"""Name of the bit that says whether an update was within the bound."""
+
+
+def dp_fedavg(
+    local: LocalTraining,
+    clip: float = 1.0,
+    *,
+    noise_multiplier: float | None = None,
+    target_epsilon: float | None = None,
+    delta: float = 1e-5,
+    server_optimizer: optax.GradientTransformation | None = None,
+    noise: str = "server",
+    quantile: float | None = None,
+    clip_learning_rate: float = 0.2,
+    bit_noise: float | None = None,
+    client_decay: float = 1.0,
+    model_state: str = "fixed",
+    facts: Facts | None = None,
+) -> Algorithm:
+    """Federated averaging that protects clients.
+
+    Args:
+      local: how a client trains.
+      clip: S, or with a quantile its first value.
+      noise_multiplier: z. Give it or `target_epsilon`; 0 for no noise.
+      target_epsilon: what a client may have lost, at `delta`, after all rounds; gives z.
+      delta: of the epsilons in the log; well below one over the number of clients.
+      server_optimizer: what steps with minus the mean as its gradient; by default `sgd(1.0)`, which adds the mean.
+      noise: who adds it, `server` or `clients`.
+      quantile: g, the share of updates that the bound should leave unclipped; None for a fixed bound.
+      clip_learning_rate: eta.
+      bit_noise: s_b; m / 20 by default.
+      client_decay: factor per round on the clients' step size.
+      model_state: of batch statistics and the like, `fixed` or `local` as in `parts.from_parts`; they are never sent.
+      facts: of the run, for accounting; without it there is no epsilon in the log and no target.
+
+    Raises:
+      ValueError: a setting out of range, or z not below 2 s_b.
+      UserError: `facts` are given, and dp-accounting is not installed; later, clients add noise before a lossy codec.
+    """
+    check_delta(delta)
+    check_choice("noise", noise, NOISE)
+    check_choice("model_state", model_state, MODEL_STATE)
+    if not clip > 0:
+        raise ValueError(f"clip must be above 0; got {clip}")
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise ValueError(
+            f"give one of noise_multiplier and target_epsilon; got {noise_multiplier} and {target_epsilon}"
+        )
+    if target_epsilon is not None and facts is None:
+        raise ValueError("target_epsilon needs the facts of the run: see privacy.Facts")
+    sampling = None if facts is None else cohort(facts.cohort_size, facts.clients.num_clients)
+    if target_epsilon is not None:
+        noise_multiplier = calibrate(target_epsilon, delta, steps=facts.rounds, sampling=sampling)
+    if not noise_multiplier >= 0:
+        raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
+    adaptive = quantile is not None
+    if adaptive:
+        if not 0 <= quantile <= 1 or noise != "server":
+            raise ValueError(f"a quantile must be in [0, 1] and needs noise='server'; got {quantile} and {noise!r}")
+        if bit_noise is None and noise_multiplier:
+            if facts is None:
+                raise ValueError("a quantile needs bit_noise, or the facts of the run: see privacy.Facts")
+            bit_noise = facts.cohort_size / 20
+    update_noise = update_multiplier(noise_multiplier, bit_noise) if adaptive else noise_multiplier
+    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+
+    def init(variables: Variables) -> dict[str, PyTree]:
+        bound = {"clip": jnp.float32(clip)} if adaptive else {}
+        return {"optimizer": optimizer.init(variables.params)} | bound
+
+    def extra(state: ServerState) -> dict[str, PyTree]:
+        # As an integer no codec touches it: clients clip by the very bound that the server clips by.
+        return {"clip": jax.lax.bitcast_convert_type(state.memory["clip"], jnp.int32)} if adaptive else {}
+
+    def parts(expected: Array | float) -> Algorithm:
+        """The round for this number m of clients."""
+
+        def client(start, received, memory, rows, key, round_number) -> Update:
+            train_key, noise_key = jax.random.split(key)
+            bound = jax.lax.bitcast_convert_type(received["clip"], jnp.float32) if adaptive else clip
+            out = local.train(start, rows, train_key, step_scale=step_scale(client_decay, round_number))
+            update = trees.subtract(out.variables.params, start.params)
+            norm = gaussian.norm_of(update)
+            sent = {"update": gaussian.clip(update, bound, norm)}
+            if noise == "clients" and noise_multiplier:
+                deviation = noise_multiplier * clip / jnp.sqrt(expected)
+                sent = gaussian.add_noise(noise_key, sent, deviation)
+            if adaptive:
+                sent[INSIDE] = (norm <= bound).astype(jnp.float32)
+            # Everyone sends, so that who is left out, and how much noise there is, says nothing of anyone's data.
+            state = trees.select(trees.all_finite(out.variables.state), out.variables.state, start.state)
+            report = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), out.report)
+            report |= {"clipped_updates": jnp.int32(norm > bound), "unusable_updates": jnp.int32(jnp.isinf(norm))}
+            return Update(sent, jnp.float32(1), Variables(out.variables.params, state), memory, report)
+
+        def server(state: ServerState, mean: Mean, key) -> Step:
+            noise_key, bit_key = jax.random.split(key)
+            params, memory = state.variables.params, state.memory
+            bound = memory["clip"] if adaptive else clip
+            total = trees.scale(mean.weight, mean.tree["update"])
+            if noise == "server" and noise_multiplier:
+                total = gaussian.add_noise(noise_key, total, update_noise * bound)
+            steps, optimizer_state = optimizer.update(trees.scale(-1.0 / expected, total), memory["optimizer"], params)
+            new, report = {"optimizer": optimizer_state}, {"clip_norm": jnp.float32(bound)}
+            if adaptive:
+                inside = mean.weight * (mean.tree[INSIDE] - 0.5)
+                if noise_multiplier:
+                    inside = gaussian.add_noise(bit_key, inside, bit_noise)
+                new["clip"] = bound * jnp.exp(-clip_learning_rate * (inside / expected + 0.5 - quantile))
+            return Step(local.model.project(optax.apply_updates(params, steps)), new, report)
+
+        return from_parts(client=client, server=server, init=init, extra=extra, model_state=model_state)
+
+    def round_(link, state: ServerState, cohort, key):
+        expected = link.execution.total(jnp.sum(cohort.valid, dtype=jnp.float32))
+        if noise == "server":
+            uplink = clipping(link.uplink, state.memory["clip"] if adaptive else clip)
+        else:
+            uplink = lossless(link.uplink)
+        return parts(expected).round(link.replace(uplink=uplink), state, cohort, key)
+
+    def privacy(rounds: int) -> dict[str, float]:
+        if sampling is None or noise_multiplier == 0:
+            return {}
+        return {"epsilon": epsilon(noise_multiplier, delta, steps=rounds, sampling=sampling), "delta": delta}
+
+    return parts(1.0)._replace(round=round_, privacy=privacy)
+
+
+def update_multiplier(noise_multiplier: float, bit_noise: float | None) -> float:
+    """z_d, the multiplier of the noise on updates that together with `bit_noise` on bits makes z; 0 for z = 0.
+
+    >>> round(update_multiplier(1.0, 5.0), 7)
+    1.0050378
+    """
+    if noise_multiplier == 0:
+        return 0.0
+    if not 2 * bit_noise > noise_multiplier:
+        raise ValueError(f"bit_noise must be above half of noise_multiplier, {noise_multiplier}; got {bit_noise}")
+    return 1 / math.sqrt(noise_multiplier**-2 - (2 * bit_noise) ** -2)
+
+
+def clipping(codec: Codec, bound: Array | float) -> Codec:
+    """`codec` for `{"update": tree}`, whose decoded trees are clipped to `bound`; a bit beside it travels as a byte."""
+
+    def without_bit(tree: PyTree) -> PyTree:
+        return {name: value for name, value in tree.items() if name != INSIDE}
+
+    def encode(key, state, tree):
+        message, state = codec.encode(key, state, without_bit(tree))
+        bit = {INSIDE: tree[INSIDE].astype(jnp.uint8)} if INSIDE in tree else {}
+        return {"message": message} | bit, state
+
+    def decode(state, message):
+        decoded = codec.decode(state, message["message"])
+        bit = {INSIDE: message[INSIDE].astype(jnp.float32)} if INSIDE in message else {}
+        return decoded | {"update": gaussian.clip(decoded["update"], bound)} | bit
+
+    return Codec(
+        init=lambda tree: codec.init(without_bit(tree)),
+        encode=encode,
+        decode=decode,
+        unbiased=False,
+        measure=lambda tree, decoded: codec.measure(without_bit(tree), without_bit(decoded)),
+    )
+
+
+def lossless(codec: Codec) -> Codec:
+    """`codec`, which must send every float32 as it is: UserError when it encodes to anything else."""
+
+    def encode(key, state, tree):
+        message, state = codec.encode(key, state, tree)
+        if trees.shapes(message) != trees.shapes(tree):
+            raise UserError(
+                "clients' noise is Gaussian only if it is sent as it is: set --config.uplink.name=none, or "
+                "--config.algorithm.noise=server"
+            )
+        return message, state
+
+    return codec._replace(encode=encode)
+
+
+EXAMPLES = (
+    {"noise_multiplier": 0.1},
+    {"noise_multiplier": 0.1, "clip": 0.5, "quantile": 0.5, "bit_noise": 1.0},
+    {"noise_multiplier": 0.1, "noise": "clients", "server_optimizer": optax.sgd(0.5, momentum=0.9)},
+)

@@ -11,10 +11,10 @@ clients also send a bit b_i, 1 if |y_i - x| <= S, and
 
 The bits cost a share of z: z_d = (z^-2 - (2 s_b)^-2)^(-1/2), so that both together are one Gaussian step with z.
 
-Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens what arrives (its squared length grows by
-the rounding's variance), so the server clips again what it has decoded. There the guarantee holds, whatever the codec:
-each term of the sum is at most S long, and depends on one client. The second clip makes an unbiased codec biased. An
-update that is not finite counts as zeros.
+Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens what arrives (its squared length grows
+by the rounding's variance), so the server clips again what it has decoded. There the guarantee holds, whatever the
+codec: each term of the sum is at most S long, and depends on one client. The second clip makes an unbiased codec biased.
+An update that is not finite counts as zeros.
 
 The guarantee is for cohorts of m of K clients, uniform without replacement, who stay secret; see `privacy.accounting`,
 also for why z counts half there. With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and the

@@ -18,8 +18,9 @@ from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining, local_training
 from fedjax8.lookup import find, suggest
+from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.types import Algorithm, Codec, Execution, Model, Monitor, Refinement
+from fedjax8.types import Algorithm, Codec, Execution, Model, Monitor, Refinement, StepGradient
 
 
 class Experiment(NamedTuple):
@@ -63,6 +64,7 @@ SEAMS = {
     "partition": Seam(_finder("data.partitions"), None),
     "model": Seam(_finder("models"), Model),
     "adapter": Seam(_finder("adapters"), Model),
+    "privacy": Seam(_finder("privacy"), StepGradient),
     "algorithm": Seam(_finder("algorithms"), Algorithm),
     "uplink": Seam(_finder("codecs"), Codec),
     "downlink": Seam(_finder("codecs"), Codec),
@@ -73,6 +75,8 @@ SEAMS = {
     "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
 }
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
+OURS = ("local", "model", "facts")
+"""Arguments of factories that no setting may give."""
 
 
 def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any) -> Any:
@@ -81,8 +85,8 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
     Args:
       where: dotted path for messages.
       seam: where to look it up, and what must come out.
-      supplied: arguments that the program fills in where the factory takes them and the config does not; `local` and
-        `model` may not be set at all.
+      supplied: arguments that the program fills in where the factory takes them and the config does not; those in
+        OURS may not be set at all.
 
     Raises:
       UserError: unknown name or setting, wrong type, or a value that the factory refuses.
@@ -90,7 +94,7 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
     factory = seam.finder(config.name)
     settings = {k: _build_nested(f"{where}.{k}", k, v, seam) for k, v in config.items() if k != "name"}
     takes = inspect.signature(factory).parameters
-    given = {k: v for k, v in supplied.items() if k in takes and (k not in settings or k in ("local", "model"))}
+    given = {k: v for k, v in supplied.items() if k in takes and (k not in settings or k in OURS)}
     check_call(where, factory, settings, supplied=list(given))
     try:
         made = factory(**given, **settings)
@@ -149,12 +153,12 @@ def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:
     return federate(dataset, split, num_clients, config.seed)
 
 
-def build_algorithm(config: ConfigDict, local: LocalTraining) -> Algorithm:
+def build_algorithm(config: ConfigDict, local: LocalTraining, facts: Facts) -> Algorithm:
     """The algorithm; one that needs the clients' step size (SCAFFOLD) gets it, and is refused without plain SGD."""
     optimizer = config.client.optimizer
     plain_sgd = set(optimizer) <= {"name", "learning_rate"} and optimizer.name == "sgd"
     takes = inspect.signature(SEAMS["algorithm"].finder(config.algorithm.name)).parameters
-    supplied = {"local": local}
+    supplied: dict[str, Any] = {"local": local, "facts": facts}
     if "learning_rate" in takes and "learning_rate" not in config.algorithm:
         if not plain_sgd or config.client.weight_decay:
             raise UserError(
@@ -230,8 +234,10 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
     client = config.client
     length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
     plan = batch_plan(client.batch_size, **length)
-    local = local_training(model, build_optimizer(client), plan)
-    algorithm = build_algorithm(config, local)
+    facts = Facts(clients, cohort_size=config.cohort_size, rounds=config.rounds, seed=config.seed, plan=plan)
+    gradient = build_component("config.privacy", config.privacy, SEAMS["privacy"], facts=facts)
+    local = local_training(model, build_optimizer(client), plan, gradient)
+    algorithm = accounted(build_algorithm(config, local, facts), gradient)
     run = simulate(
         model,
         algorithm,

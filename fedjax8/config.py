@@ -51,6 +51,7 @@ def base_config() -> ConfigDict:
         },
         convert_dict=False,
     )
+    config.privacy = component("none")
     config.algorithm = component("fedavg")
     config.uplink = component("fp8")
     config.downlink = component("fp8")
@@ -80,6 +81,7 @@ FIELDS = {
     "model": "a file in fedjax8/models",
     "adapter": "what changes the model: a file in fedjax8/adapters",
     "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
+    "privacy": "how clients protect their examples: a file in fedjax8/privacy",
     "algorithm": "a file in fedjax8/algorithms",
     "uplink": "codec of what clients send: a file in fedjax8/codecs",
     "downlink": "codec of what clients receive",

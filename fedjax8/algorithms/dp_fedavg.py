@@ -13,7 +13,7 @@ The bits cost a share of z: z_d = (z^-2 - (2 s_b)^-2)^(-1/2), so that both toget
 
 Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens what arrives (its squared length grows
 by the rounding's variance), so the server clips again what it has decoded. There the guarantee holds, whatever the
-codec: each term of the sum is at most S long, and depends on one client. The second clip makes an unbiased codec biased.
+codec: each term of the sum is at most S long, and depends on one client. The second clip biases an unbiased codec.
 An update that is not finite counts as zeros.
 
 The guarantee is for cohorts of m of K clients, uniform without replacement, who stay secret; see `privacy.accounting`,

@@ -110,8 +110,8 @@ def local_training(
     plan = plan if rule.sampling is None else plan._replace(sampling=rule.sampling)
     one_step = (rule.make or _plain_gradient)(functools.partial(_loss_and_sums, model))
 
-    def expected(rows) -> Array:
-        return jnp.clip(rows.size, 1, plan.batch_size).astype(jnp.float32)
+    def expected(rows) -> Array | None:
+        return jnp.clip(rows.size, 1, plan.batch_size).astype(jnp.float32) if rule.make else None
 
     def start(variables, rows) -> Training:
         batch = jax.eval_shape(lambda: take_batch(plan, rows, None, jnp.int32(0)))

@@ -17,7 +17,7 @@ import optax
 from fedjax8 import trees
 from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, steps_per_epoch, take_batch
 from fedjax8.errors import UserError
-from fedjax8.types import Array, Batch, Key, Model, PyTree, StepGradient, Variables
+from fedjax8.types import Array, Batch, Key, Model, Multiply, PyTree, StepGradient, Variables
 
 Adjust = Callable[[PyTree, PyTree], PyTree]
 """`(gradients, params) -> gradients`: what FedProx, SCAFFOLD and others change about a step."""
@@ -65,9 +65,9 @@ def masked_mean(values: Array, mask: Array) -> Array:
     return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key):
+def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key, multiply: Multiply | None = None):
     """Mean loss, with (new model state, sums of loss and metrics over the batch's examples)."""
-    outputs, state = model.apply(variables, batch, key=key, train=True)
+    outputs, state = model.apply(variables, batch, key=key, train=True, multiply=multiply)
     losses, mask = model.loss(outputs, batch), batch["mask"]
     sums = {f"train_{name}": jnp.sum(v * mask) for name, v in model.metrics(outputs, batch).items()}
     sums |= {"train_loss": jnp.sum(losses * mask), "train_examples": jnp.sum(mask)}

@@ -249,9 +249,10 @@ class StepGradient(NamedTuple):
     """How a client takes the gradient of a step, where it isn't that of a batch's mean loss: see `privacy`."""
 
     make: Callable[[Callable], Callable] | None = None
-    """`loss(variables, batch, key) -> (mean loss, (model state, sums for the log))` to `gradient(variables, batch, key,
-    expected) -> (gradients, model state, sums)`, where `expected` is the float32 number of examples that a batch has in
-    expectation. In the batch examples come first, padding last. None: the gradient of `loss`."""
+    """`loss(variables, batch, key, multiply=None) -> (mean loss, (model state, sums for the log))` to
+    `gradient(variables, batch, key, expected) -> (gradients, model state, sums)`; None: the gradient of `loss`.
+    `expected` is the float32 number of examples that a batch has in expectation. In a batch examples come first,
+    padding last."""
     sampling: str | None = None
     """How the batch is drawn, one of `data.batches.SAMPLING`; None: as the batch plan says."""
     accounted: bool = False

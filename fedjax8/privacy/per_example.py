@@ -3,7 +3,8 @@
     sum_i min(1, C / |g_i|) g_i,     g_i the gradient of example i over all trainable leaves
 
 Examples are vmapped in groups. How many groups a batch fills is found on the device, so a Poisson sample costs what its
-own rows cost and not what its lanes would. Memory: a group's worth of gradients.
+own rows cost and not what its lanes would. Memory: a group's worth of gradients, but for dense layers that go without:
+see `dense_layers`.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.errors import UserError
+from fedjax8.privacy import dense_layers as dense
 from fedjax8.privacy.gaussian import factor_of, norm_of
 from fedjax8.types import Array, Batch, Key, PyTree, Variables
 
@@ -23,7 +25,8 @@ def clipped_sum(
     """(Sum over the batch's examples of their clipped gradients, sums for the log).
 
     Args:
-      loss: `(variables, batch, key) -> (mean loss, (model state, sums))`.
+      loss: `(variables, batch, key, multiply=None) -> (mean loss, (model state, sums))`, with the `multiply` of
+        `Model.apply`.
       batch: `[B, ...]`, examples first and padding last.
       bound: C.
       group: examples whose gradients are in memory at once.
@@ -40,32 +43,44 @@ def clipped_sum(
     lanes = len(batch["mask"])
     group = min(group, lanes)
     groups = -(-lanes // group)
+    one = {name: column[:1] for name, column in batch.items()} | {"mask": jnp.ones(1)}
+    layers = dense.find_layers(loss, variables, one, key)
+    leaves = jax.tree.leaves(variables.params)
+    others, joined = dense.split(layers, variables.params)
+    probes = dense.zero_probes(layers)
 
-    def of_params(params, row, key):
-        return loss(Variables(params, variables.state), row, key)
+    def of_parts(others, probes, row, key):
+        inputs: dict[str, Array] = {}
+        tap = {"multiply": dense.tapped(layers, probes, inputs)} if layers else {}
+        value, (_, sums) = loss(Variables(joined(others), variables.state), row, key, **tap)
+        return value, (sums, inputs)
 
     def of_example(lane):
         row = {name: column[lane][None] for name, column in batch.items()} | {"mask": jnp.ones(1)}
-        (_, (_, sums)), gradient = jax.value_and_grad(of_params, has_aux=True)(
-            variables.params, row, jax.random.fold_in(key, lane)
-        )
-        norm = norm_of(gradient)
-        return gradient, norm, sums | {"train_clipped": (norm > bound).astype(jnp.float32)}
+        differentiated = jax.value_and_grad(of_parts, (0, 1), has_aux=True)
+        (_, (sums, inputs)), (gradient, dy) = differentiated(others, probes, row, jax.random.fold_in(key, lane))
+        squares = [dense.squared_norm(layer, inputs[path], dy[path]) for path, layer in layers.items()]
+        norm = norm_of((gradient, [jnp.sqrt(x) for x in squares]))
+        return gradient, inputs, dy, norm, sums | {"train_clipped": (norm > bound).astype(jnp.float32)}
 
     def add_group(index, total):
         lane = index * group + jnp.arange(group)
         real = (lane < lanes) & (batch["mask"].at[lane].get(mode="clip") > 0)
-        gradients, norms, sums = jax.vmap(of_example)(jnp.minimum(lane, lanes - 1))
-        factors, finite = jnp.where(real, factor_of(norms, bound), 0.0), jnp.isfinite(norms)
+        gradients, inputs, dy, norms, sums = jax.vmap(of_example)(jnp.minimum(lane, lanes - 1))
+        keep, factors = real & jnp.isfinite(norms), factor_of(norms, bound)
 
-        def weighted(factors, keep, leaves):
-            return jax.tree.map(lambda x: jnp.einsum("b,b...->...", factors, _where(keep, x)), leaves)
+        def weighted(x):
+            return _where(keep, factors.reshape(-1, *[1] * (x.ndim - 1)) * x)
 
-        new = weighted(factors, finite, gradients), weighted(real.astype(jnp.float32), real, sums)
-        return trees.add(total, new)
+        kernels = {
+            layer.leaf: dense.weighted_sum(layer, _where(keep, inputs[path]), weighted(dy[path]), leaves[layer.leaf])
+            for path, layer in layers.items()
+        }
+        summed = joined([jnp.sum(weighted(x), axis=0) for x in gradients], kernels)
+        return trees.add(total, (summed, jax.tree.map(lambda x: jnp.sum(_where(real, x), axis=0), sums)))
 
-    shapes = jax.eval_shape(of_example, jnp.int32(0))
-    zeros = trees.zeros_like((shapes[0], shapes[2]))
+    sums = jax.eval_shape(of_example, jnp.int32(0))[-1]
+    zeros = trees.zeros_like((variables.params, sums))
     if groups == 1:
         return add_group(0, zeros)
     filled = jnp.ceil(jnp.sum(batch["mask"]) / group).astype(jnp.int32)

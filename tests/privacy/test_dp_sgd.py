@@ -49,7 +49,7 @@ def example_gradients():
     return kernels, errors, np.sqrt((kernels**2).sum(axis=(1, 2)) + (errors**2).sum(axis=1))
 
 
-def loss(variables, batch, key):
+def loss(variables, batch, key, multiply=None):
     model = linear()
     outputs, state = model.apply(variables, batch)
     losses, mask = model.loss(outputs, batch), batch["mask"]

@@ -1,0 +1,119 @@
+"""Dense layers whose examples' gradients need not be made to be clipped (Goodfellow 2015, arXiv 1510.01799; Bu et al.
+2022, arXiv 2210.00038).
+
+With X `[T, D]` what example i gives to a layer and dY `[T, E]` the gradient of what it gets back,
+
+    |g_i|^2 = sum of (X X^T) * (dY dY^T),      sum_i f_i g_i = sum_i X_i^T (f_i dY_i)
+
+which costs less than X^T dY where T (D + E) < D E, and memory for X and dY instead of D E per example. Layers are found
+by tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and nowhere
+else; all other parameters, those of quantized layers too, stay with whoever calls.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8.types import Array, Batch, Key, Multiply, Product, PyTree, Variables
+
+
+class Layer(NamedTuple):
+    """A dense layer, seen by one example."""
+
+    leaf: int
+    """Which leaf of the parameters is its kernel, in tree order."""
+    inputs: int
+    """D: the kernel's leading axes that are summed, in values."""
+    rows: int
+    """T."""
+    y: jax.ShapeDtypeStruct
+    """What it gives, `[1, ..., E]`."""
+
+
+def find_layers(loss: Callable, variables: Variables, row: Batch, key: Key) -> dict[str, Layer]:
+    """Layers by path, of a `loss` that takes `multiply`, for a batch of one row."""
+    leaves, structure = jax.tree.flatten(variables.params)
+    seen: list[tuple[str, int, Layer | None]] = []
+
+    def traced(own, of_layers):
+        def multiply(path, product, x, kernel):
+            leaf = next((i for i, known in enumerate(own) if known is kernel), -1)
+            y = product.forward(x, kernel if leaf < 0 else of_layers[leaf])
+            plain = leaf >= 0 and _is_plain(product, x, kernel)
+            seen.append((path, leaf, _layer(leaf, x, kernel, y) if plain else None))
+            return y
+
+        return loss(Variables(structure.unflatten(own), variables.state), row, key, multiply=multiply)[0]
+
+    jaxpr = jax.make_jaxpr(traced)(leaves, leaves).jaxpr
+    used = {id(v) for equation in jaxpr.eqns for v in equation.invars}
+    elsewhere = {i for i, v in enumerate(jaxpr.invars[: len(leaves)]) if id(v) in used}
+    paths, kernels = [path for path, *_ in seen], [leaf for _, leaf, _ in seen]
+    return {
+        path: layer
+        for path, leaf, layer in seen
+        if layer and leaf not in elsewhere and paths.count(path) == 1 and kernels.count(leaf) == 1
+    }
+
+
+def _is_plain(product: Product, x: Array, kernel: Array) -> bool:
+    """Whether y is a matrix product of x and the kernel themselves and nothing else, such as of rounded ones."""
+    forward = jax.make_jaxpr(product.forward)(*map(jax.typeof, (x, kernel)))
+    names = [equation.primitive.name for equation in forward.jaxpr.eqns]
+    return names.count("dot_general") == 1 and set(names) <= {"dot_general", "reshape", "transpose"}
+
+
+def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> Layer | None:
+    """None unless y sums x's last axes with the kernel's first, and two Gram matrices cost less than the gradient."""
+    for axes in range(1, kernel.ndim):
+        kept = x.shape[: x.ndim - axes]
+        if x.shape[len(kept) :] == kernel.shape[:axes] and y.shape == kept + kernel.shape[axes:]:
+            inputs, outputs, rows = math.prod(kernel.shape[:axes]), math.prod(kernel.shape[axes:]), math.prod(kept)
+            if rows * (inputs + outputs) < inputs * outputs:
+                return Layer(leaf, inputs, rows, jax.ShapeDtypeStruct(y.shape, y.dtype))
+    return None
+
+
+def tapped(layers: dict[str, Layer], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
+    """A `multiply` that adds a layer's probe to what it gives, and puts what it got in `inputs`."""
+
+    def multiply(path, product, x, kernel):
+        y = product.forward(x, kernel)
+        if path in layers:
+            inputs[path] = x
+            y = y + probes[path]
+        return y
+
+    return multiply
+
+
+def squared_norm(layer: Layer, x: Array, dy: Array) -> Array:
+    """|g|^2 of one example's gradient of the kernel."""
+    x, dy = x.reshape(layer.rows, -1), dy.reshape(layer.rows, -1)
+    return jnp.sum((x @ x.T) * (dy @ dy.T))
+
+
+def weighted_sum(layer: Layer, x: Array, dy: Array, kernel: Array) -> Array:
+    """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`."""
+    return (x.reshape(-1, layer.inputs).T @ dy.reshape(len(x) * layer.rows, -1)).reshape(kernel.shape)
+
+
+def zero_probes(layers: dict[str, Layer]) -> dict[str, Array]:
+    """What `tapped` adds: the gradient of it is dY."""
+    return {path: jnp.zeros(layer.y.shape, layer.y.dtype) for path, layer in layers.items()}
+
+
+def split(layers: dict[str, Layer], params: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+    """Leaves that are no layer's kernel, and a function that puts such leaves back among the kernels."""
+    leaves, structure = jax.tree.flatten(params)
+    own = {layer.leaf for layer in layers.values()}
+
+    def joined(others: list[Array], kernels: dict[int, Array] | None = None) -> PyTree:
+        given = iter(others)
+        kernels = {i: leaves[i] for i in own} if kernels is None else kernels
+        return structure.unflatten([kernels[i] if i in own else next(given) for i in range(len(leaves))])
+
+    return [leaf for i, leaf in enumerate(leaves) if i not in own], joined

@@ -106,9 +106,14 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
 
 
 def _build_nested(where: str, field: str, value: Any, seam: Seam) -> Any:
-    """Builds components that stand inside a setting: alone, in a list, or as values of a mapping."""
+    """Builds components that stand inside a setting: alone, in a list, or as values of a mapping.
+
+    An adapter becomes a function of the model that it changes, which is built and checked when that is there.
+    """
     seam = SEAMS.get(field, seam)
     if is_component(value):
+        if seam.kind is Model and "model" in inspect.signature(seam.finder(value.name)).parameters:
+            return lambda model: build_component(where, value, seam, model=model)
         return build_component(where, value, seam)
     if field in SEAMS and isinstance(value, str):
         raise UserError(f"{where} is a component: set --{where}.name={value}")
@@ -179,9 +184,12 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
         variables = jax.eval_shape(model.init, key, batch)
         outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
         jax.eval_shape(lambda v, b: model.apply(v, b, key=key, train=True), variables, batch)
+    except UserError:  # says what is wrong, as of a file that does not fit
+        raise
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{misfit}: {' '.join(str(error).split())[:200]}") from error
-    empty = [name for name, x in trees.named_leaves(variables.params).items() if 0 in x.shape]
+    leaves = trees.named_leaves(variables.params) | trees.named_leaves(variables.frozen)
+    empty = [name for name, x in leaves.items() if 0 in x.shape]
     if empty:
         raise UserError(f"{misfit}: nothing is left at {empty[0]}")
     if outputs.shape[-1] < dataset.num_classes:

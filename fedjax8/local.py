@@ -44,7 +44,10 @@ class Training(NamedTuple):
 
 
 class LocalTraining(NamedTuple):
-    """How a client trains, with its settings closed over."""
+    """How a client trains, with its settings closed over.
+
+    Variables come and go without frozen parameters: those are read from `rows.pool`, once for all clients.
+    """
 
     train: Callable[..., Trained]
     """`(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained`; `step_scale` multiplies every update."""
@@ -77,11 +80,11 @@ def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key, m
 def _plain_gradient(loss: Callable) -> Callable:
     """`gradient(variables, batch, key, expected)` of a `loss` as in `StepGradient.make`."""
     loss_and_grad = jax.value_and_grad(
-        lambda params, state, batch, key: loss(Variables(params, state), batch, key), has_aux=True
+        lambda params, state, frozen, batch, key: loss(Variables(params, state, frozen), batch, key), has_aux=True
     )
 
     def gradient(variables, batch, key, expected):
-        (_, (state, sums)), gradients = loss_and_grad(variables.params, variables.state, batch, key)
+        (_, (state, sums)), gradients = loss_and_grad(*variables, batch, key)
         return gradients, state, sums
 
     return gradient
@@ -108,14 +111,17 @@ def local_training(
     """
     rule = StepGradient() if gradient is None else gradient
     plan = plan if rule.sampling is None else plan._replace(sampling=rule.sampling)
-    one_step = (rule.make or _plain_gradient)(functools.partial(_loss_and_sums, model))
+    gradient_of = (rule.make or _plain_gradient)(functools.partial(_loss_and_sums, model))
+
+    def one_step(variables, rows, batch, key):
+        return gradient_of(variables._replace(frozen=rows.pool.frozen), batch, key, expected(rows))
 
     def expected(rows) -> Array | None:
         return jnp.clip(rows.size, 1, plan.batch_size).astype(jnp.float32) if rule.make else None
 
     def start(variables, rows) -> Training:
         batch = jax.eval_shape(lambda: take_batch(plan, rows, None, jnp.int32(0)))
-        sums = jax.eval_shape(one_step, variables, batch, jax.random.key(0), jnp.float32(1))[2]
+        sums = jax.eval_shape(one_step, variables, rows, batch, jax.random.key(0))[2]
         return Training(variables, optimizer.init(variables.params), trees.zeros_like(sums))
 
     def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:
@@ -124,7 +130,7 @@ def local_training(
         def step(index, training):
             variables, optimizer_state, sums = training
             batch = take_batch(plan, rows, shuffle_key, index)
-            gradients, state, new = one_step(variables, batch, jax.random.fold_in(step_key, index), expected(rows))
+            gradients, state, new = one_step(variables, rows, batch, jax.random.fold_in(step_key, index))
             if adjust is not None:
                 gradients = adjust(gradients, variables.params)
             updates, optimizer_state = optimizer.update(gradients, optimizer_state, variables.params)
@@ -143,7 +149,7 @@ def local_training(
     def full_gradient(variables, rows, key):
         def add_batch(index, total):
             batch = take_batch(plan, rows, None, index)
-            gradients = one_step(variables, batch, key, expected(rows))[0]
+            gradients = one_step(variables, rows, batch, key)[0]
             return trees.add(total, trees.scale(jnp.sum(batch["mask"]), gradients))
 
         total = jax.lax.fori_loop(0, steps_per_epoch(plan, rows.size), add_batch, trees.zeros_like(variables.params))

@@ -138,11 +138,14 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
     from fedjax8 import trees
 
     config = experiment.config
-    weights = trees.float32_bytes(experiment.simulation.variables(state).params) // 4
+    variables = experiment.simulation.variables(state)
+    weights = f"{trees.float32_bytes(variables.params) // 4:,} parameters"
+    if variables.frozen:
+        weights += f" trained and {trees.float32_bytes(variables.frozen) // 4:,} frozen"
     devices, processes = jax.devices(), jax.process_count()
     of_processes = f" of {processes} processes" if processes > 1 else ""
     return (
-        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights:,} parameters "
+        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights} "
         f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
         f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
         f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"

@@ -44,14 +44,17 @@ Multiply = Callable[[str, Product, Array, Array], Array]
 
 
 class Variables(NamedTuple):
-    """All that a model carries: what is trained, and what merely accompanies it.
+    """All that a model carries: what is trained, what merely accompanies it, and what never changes.
 
     `params` is a nested dict of float32 arrays; `state` (batch statistics and the like) is an empty dict for most
-    models.
+    models. `frozen`, a nested dict too, holds parameters that are not trained. They are the same for all clients and
+    rounds: an algorithm never sees them (its `Variables` have none), no message, client state or checkpoint holds them,
+    and local training finds them beside a client's rows (`data.batches.Pool`).
     """
 
     params: PyTree
     state: PyTree
+    frozen: Mapping[str, PyTree] = {}
 
 
 def _same(tree: PyTree) -> PyTree:
@@ -66,7 +69,8 @@ class Model(NamedTuple):
     """A model as pure functions. Adapters map a `Model` to a `Model`.
 
     Invariants: `apply` never draws from anything but `key`; `loss` and every metric are per example, so that masks and
-    merging stay outside; with `train=False` the returned state equals the given one.
+    merging stay outside; with `train=False` the returned state equals the given one. `apply` needs all of what `init`
+    gives, frozen parameters included.
     """
 
     init: Callable[[Key, Batch], Variables]
@@ -315,10 +319,13 @@ class Algorithm(NamedTuple):
     round: Callable[..., RoundOutput]
     """`(link, state, cohort, key) -> RoundOutput`."""
     variables: Callable[[PyTree], Variables]
-    """Server state to the variables that are evaluated."""
+    """Server state to the variables that are evaluated; without frozen parameters."""
     account: Callable[[Mapping[Channel, int]], dict[str, int]] = _nothing
     """Messages of each kind since the start to byte counts for the log, such as those by an author's formula."""
     everyone: bool = False
     """Whether every client must take part in every round."""
     privacy: Callable[[int], dict[str, float]] = _nothing
     """Rounds done to what they have spent, for the log: `epsilon` at `delta`. Called after every round."""
+    frozen: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: frozen
+    """`(server state, frozen parameters as initialized) -> those in use now`, for servers that move what clients do not
+    train (`fedlora`). Called before every round."""

@@ -1,6 +1,7 @@
 """Adapters change what is trained, or how it is seen, from outside the model: each maps a `Model` to a `Model`."""
 
 from fedjax8.adapters.bottleneck import bottleneck
+from fedjax8.adapters.chain import chain
 from fedjax8.adapters.inputs import inputs
 from fedjax8.adapters.lora import lora
 from fedjax8.adapters.none import none
@@ -10,4 +11,4 @@ from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
 from fedjax8.adapters.subset import subset
 
-__all__ = ["bottleneck", "inputs", "lora", "none", "pretrained", "prompt", "ptq", "qat", "subset"]
+__all__ = ["bottleneck", "chain", "inputs", "lora", "none", "pretrained", "prompt", "ptq", "qat", "subset"]

@@ -43,13 +43,13 @@ def extended(
 
     def init(key, batch):
         variables = model.init(key, batch)
-        return Variables(_paths.join(variables.params, added(key, variables, batch)), variables.state)
+        return variables._replace(params=_paths.join(variables.params, added(key, variables, batch)))
 
     def over(apply):
         def run(variables, batch, *, key=None, train=False, multiply=None):
             context, multiply = around(variables.params, key, train, multiply)
             with context:
-                own = Variables(parts(variables.params)[1], variables.state)
+                own = variables._replace(params=parts(variables.params)[1])
                 return apply(own, batch, key=key, train=train, multiply=multiply)
 
         return run
@@ -68,7 +68,7 @@ def extended(
 
     def choose(variables: Variables, batch: Batch) -> set[str]:
         names = list(trees.named_leaves(variables.params))
-        own = Variables(parts(variables.params)[1], variables.state)
+        own = variables._replace(params=parts(variables.params)[1])
         fixed = [name for name in names if not is_added(name)]
         chosen = chosen_leaves(train, model, own, batch, what, fixed)
         return chosen | {name for name in names if is_added(name) and trained(name)}

@@ -89,10 +89,16 @@ def divide(tree: PyTree, chosen: Collection[str]) -> tuple[dict, dict]:
 
 def join(a: Mapping, b: Mapping) -> dict:
     """Two nested dicts that share no leaf as one; ValueError if they do share one."""
-    both = a.keys() & b.keys()
-    if any(not (isinstance(a[key], Mapping) and isinstance(b[key], Mapping)) for key in both):
-        raise ValueError(f"two trees hold the same leaf: {', '.join(map(str, both))}")
+    both = [key for key in a if key in b]
+    leaves = [str(key) for key in both if not (isinstance(a[key], Mapping) and isinstance(b[key], Mapping))]
+    if leaves:
+        raise ValueError(f"two trees hold the same leaf: {', '.join(leaves)}")
     return {**a, **b, **{key: join(a[key], b[key]) for key in both}}
+
+
+def whole(variables: Variables) -> Variables:
+    """The same with what is frozen among the parameters: variables of the model of which nothing is frozen."""
+    return Variables(join(variables.params, variables.frozen), variables.state)
 
 
 def keys_of(params: PyTree, path: str) -> tuple:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.adapters import _frozen, _paths
+from fedjax8.adapters import _paths
 from fedjax8.adapters._extended import extended
 from fedjax8.adapters._paths import Layer
 from fedjax8.errors import UserError
@@ -138,14 +138,14 @@ def lora(
         return leaves
 
     def added(key, variables, batch):
-        layers = _paths.layers_of(model, variables, batch)
+        layers, params = _paths.layers_of(model, variables, batch), _paths.whole(variables).params
         found = target_layers(layers, targets, trained_in_full(layers))
         leaves = []
         for i, (path, layer) in enumerate(found.items()):
-            if len(layer.kernel) > 2 and any(map(trees.is_clip, _paths.node_at(variables.params, path))):
+            if len(layer.kernel) > 2 and any(map(trees.is_clip, _paths.node_at(params, path))):
                 raise UserError(f"lora: {path!r} is a quantized convolution; name dense layers, or leave its clips out")
             made = factors(jax.random.fold_in(key, 1 + i), layer)
-            leaves += [((*_paths.keys_of(variables.params, path), NODE, name), leaf) for name, leaf in made.items()]
+            leaves += [((*_paths.keys_of(params, path), NODE, name), leaf) for name, leaf in made.items()]
         return _paths.nested(leaves)
 
     def around(params, key, train_now, multiply):
@@ -181,7 +181,7 @@ def full_change(leaves: dict[str, Array]) -> Array:
 
 def merge(variables: Variables) -> Variables:
     """Variables of the model without LoRA that computes the same: each kernel with its change added, for export."""
-    params, state = _frozen.with_frozen(variables)
+    params, state, _ = _paths.whole(variables)
 
     def merged(tree: PyTree) -> PyTree:
         if not isinstance(tree, dict):
@@ -211,22 +211,15 @@ def replace_factors(params: PyTree, pairs: dict[str, dict[str, Array]]) -> PyTre
     return trees.map_named(lambda name, leaf: new.get(name, leaf), params)
 
 
-def add_to_kernels(variables: Variables, products: dict[str, Array]) -> Variables:
-    """Variables whose frozen kernels are increased by alpha / r times these products, by layer path."""
-    scales = {}
-
-    def note(name, leaf):
-        if is_factor(name) and name.endswith(f"/{SCALE}"):
-            scales[name.removesuffix(f"{NODE}/{SCALE}") + "kernel"] = leaf
-        return leaf
-
-    _frozen.change(note, variables.state)
-    added = {f"{path}/kernel" if path else "kernel": product for path, product in products.items()}
-
-    def increase(name, leaf):
-        return leaf + scales[name] * added[name].reshape(leaf.shape) if name in added else leaf
-
-    return variables._replace(state=_frozen.change(increase, variables.state))
+def add_to_kernels(frozen: PyTree, products: dict[str, Array]) -> PyTree:
+    """Frozen parameters whose kernels are increased by alpha / r times these products, by layer path."""
+    leaves = trees.named_leaves(frozen)
+    new = {}
+    for path, product in products.items():
+        inside = f"{path}/" if path else ""
+        kernel, scale = leaves[f"{inside}kernel"], leaves[f"{inside}{NODE}/{SCALE}"]
+        new[f"{inside}kernel"] = kernel + scale * product.reshape(kernel.shape)
+    return trees.map_named(lambda name, leaf: new.get(name, leaf), frozen)
 
 
 EXAMPLES = ({"rank": 2}, {"rank": 2, "learn": "b"}, {"rank": 3, "learn": "middle", "train": ()})

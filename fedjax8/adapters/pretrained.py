@@ -28,8 +28,8 @@ def pretrained(
 
     Raises:
       ValueError: a setting that is not allowed.
-      UserError: no such file; when the model is initialized, a file that does not fit, or a model that has a state
-        (batch statistics), which such files do not hold.
+      UserError: no such file; when the model is initialized, a file that does not fit, a model that has a state
+        (batch statistics), which such files do not hold, or one of which an adapter froze something.
 
     Example:
       >>> from fedjax8.models import vit
@@ -43,6 +43,8 @@ def pretrained(
         shapes = jax.eval_shape(model.init, key, batch)
         if jax.tree.leaves(shapes.state):
             raise UserError("pretrained loads parameters alone, but the model has a state (batch statistics) too")
+        if shapes.frozen:
+            raise UserError("pretrained loads the model itself; put it inside of what freezes: lora(pretrained(model))")
         read = readers(path, shapes.params, names, head=head, positions=positions)
 
         @jax.jit

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.adapters import _frozen
 from fedjax8.adapters._products import quantized_product
 from fedjax8.errors import UserError
 from fedjax8.numerics import formats, scales
@@ -141,7 +140,7 @@ def qat(
 
     def init(key, batch):
         variables = model.init(key, batch)
-        if _frozen.is_held(variables.state):
+        if variables.frozen:
             raise UserError("qat trains kernels, but the adapter inside froze some; put qat inside: lora(qat(model))")
         params = variables.params
         for path, largest in layer_paths(variables, batch).items():
@@ -151,7 +150,7 @@ def qat(
             if activations and largest is not None:
                 node[INPUT_CLIP] = largest
             params = _with_node(params, path.split("/") if path else [], node)
-        return Variables(params, variables.state)
+        return variables._replace(params=params)
 
     def without_clips(params: PyTree) -> PyTree:
         if not isinstance(params, dict):
@@ -159,7 +158,7 @@ def qat(
         return {n: without_clips(v) for n, v in params.items() if n not in (KERNEL_CLIP, INPUT_CLIP)}
 
     def apply(variables, batch, *, key=None, train=False, multiply=None):
-        params, state = variables
+        params = variables.params
 
         def on_grid(path, product, x, kernel):
             node = _node(params, path)
@@ -169,11 +168,11 @@ def qat(
                 return forward(x, kernel)
             return multiply(path, product._replace(forward=forward), x, kernel)
 
-        inner = Variables(without_clips(params), state)
+        inner = variables._replace(params=without_clips(params))
         return model.apply(inner, batch, key=key, train=train, multiply=on_grid)
 
     def float32(variables, batch, **settings):
-        return model.apply(Variables(without_clips(variables.params), variables.state), batch, **settings)
+        return model.apply(variables._replace(params=without_clips(variables.params)), batch, **settings)
 
     def project(params):
         def keep_positive(name, x):

@@ -2,9 +2,9 @@
 
     params = the leaves that match,      frozen = the others,      y = model(params and frozen together)
 
-Only `params` has gradients, travels and is averaged. The frozen leaves lie in `Variables.state` (see `_frozen`), bit
-for bit as the model below initialized them. The other adapters of fine-tuning (`lora`, `bottleneck`, `prompt`) add
-leaves to a model and then are a subset of it.
+Only `params` has gradients, travels and is averaged. The others lie in `Variables.frozen`, bit for bit as the model
+below initialized them; what it froze already lies there too. The other adapters of fine-tuning (`lora`, `bottleneck`,
+`prompt`) add leaves to a model and then are a subset of it.
 
 Head and Bias of FedPEFT (Sun et al., arXiv 2210.01708): the head is the layer that multiplies last; biases are the
 leaves named `bias`, those of norms included and scales not, as in the authors' code, and the head trains with them.
@@ -13,7 +13,7 @@ leaves named `bias`, those of norms included and scales not, as in the authors' 
 from collections.abc import Callable, Sequence
 
 from fedjax8 import trees
-from fedjax8.adapters import _frozen, _paths
+from fedjax8.adapters import _paths
 from fedjax8.errors import UserError
 from fedjax8.types import Batch, Model, PyTree, Variables
 
@@ -44,19 +44,19 @@ def chosen_leaves(
 
 
 def freeze(model: Model, choose: Callable[[Variables, Batch], set[str]]) -> Model:
-    """`model` of which only the leaves that `choose(variables, batch)` names are trained."""
+    """`model` of which only the leaves that `choose(variables, batch)` names are trained.
+
+    What runs below sees all leaves together, as trained ones: there is no gradient for the others outside.
+    """
 
     def init(key, batch):
         variables = model.init(key, batch)
         params, frozen = _paths.divide(variables.params, choose(variables, batch))
-        return Variables(params, _frozen.hold(frozen, variables.state))
+        return Variables(params, variables.state, _paths.join(frozen, variables.frozen))
 
     def over(apply):
         def run(variables, batch, **settings):
-            frozen, state = _frozen.release(variables.state)
-            inner = Variables(_paths.join(variables.params, frozen), state)
-            outputs, state = apply(inner, batch, **settings)
-            return outputs, _frozen.hold(frozen, state)
+            return apply(_paths.whole(variables), batch, **settings)
 
         return run
 

@@ -72,8 +72,9 @@ def fedlora(
       weighting: clients weigh by `examples` or `uniform`.
       client_decay: factor per round on the clients' step size.
 
-    The server remembers by how much kernels have changed, `[k, d]` of each adapted layer. State of the model is fixed.
-    Memory grows with the cohort: every device holds all clients' factors.
+    The server remembers by how much kernels have changed, `[k, d]` of each adapted layer, and before a round everyone
+    adds that to the frozen ones (`Algorithm.frozen`). State of the model is fixed. Memory grows with the cohort: every
+    device holds all clients' factors.
 
     Raises:
       UserError: when a run is set up, if the model has no trained factor pairs.
@@ -84,9 +85,6 @@ def fedlora(
     def init(variables: Variables) -> ServerState:
         shapes = {path: (*a.shape[:-1], b.shape[-1]) for path, (a, b) in _pairs(variables.params).items()}
         return ServerState(variables, {path: jnp.zeros(shape) for path, shape in shapes.items()})
-
-    def current(state: ServerState) -> Variables:
-        return add_to_kernels(state.variables, state.memory)
 
     def client(shared, own, rows, key) -> Contribution:
         start, round_number = shared
@@ -100,7 +98,7 @@ def fedlora(
             params = replace_factors(params, _fresh(draw_key, _pairs(params)))
         sent = _rest(params) if merge == "stack" else trees.named_leaves(params)
         received, link = link.broadcast(down_key, sent, cohort)
-        start = current(state)._replace(params=trees.map_named(lambda n, leaf: received.get(n, leaf), params))
+        start = state.variables._replace(params=trees.map_named(lambda n, leaf: received.get(n, leaf), params))
 
         collected, client_states, link = link.collect(client, (start, link.round_number), cohort, client_key)
         with jax.named_scope("server"):
@@ -121,7 +119,11 @@ def fedlora(
         report = collected.report | {"clients": collected.clients}
         return RoundOutput(trees.select(total > 0, stepped, state), client_states, link, report)
 
-    return Algorithm(init, lambda variables: (), round_, current, everyone=True)
+    def frozen(state: ServerState, frozen: PyTree) -> PyTree:
+        return add_to_kernels(frozen, state.memory)
+
+    variables = lambda state: state.variables
+    return Algorithm(init, lambda variables: (), round_, variables, everyone=True, frozen=frozen)
 
 
 def _send_pairs(link, pairs: dict[str, Factors], needed: Array, cohort: Cohort, key: Key):

@@ -129,7 +129,7 @@ def from_parts(
 
     def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         down_key, client_key, server_key = jax.random.split(key, 3)
-        params, model = state.variables
+        params, model, _ = state.variables
         tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
         received, link = link.broadcast(down_key, tree, cohort)
 

@@ -19,13 +19,14 @@ distribution by OVERFLOW at most.
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.types import Array, Batch, Key
+from fedjax8.types import Array, Batch, Key, PyTree
 
 ROUNDS = 24
 """Rounds of the shuffle: a bias below what float32 probabilities could express."""
@@ -37,14 +38,15 @@ OVERFLOW = 1e-12
 
 
 class Pool(NamedTuple):
-    """All rows of a data set and whose they are, on the device.
+    """What all clients on a device share: all rows of a data set and whose they are, and what of the model is frozen.
 
     `columns` leaves `[N, ...]`; `order` int32 `[M]`: row numbers, those of one client side by side, or None where the
-    rows themselves lie side by side.
+    rows themselves lie side by side; `frozen` as in `Variables`.
     """
 
     columns: dict[str, Array]
     order: Array | None
+    frozen: Mapping[str, PyTree] = {}
 
 
 class ClientRows(NamedTuple):

@@ -46,7 +46,7 @@ def find_layers(loss: Callable, variables: Variables, row: Batch, key: Key) -> d
             seen.append((path, leaf, _layer(leaf, x, kernel, y) if plain else None))
             return y
 
-        return loss(Variables(structure.unflatten(own), variables.state), row, key, multiply=multiply)[0]
+        return loss(variables._replace(params=structure.unflatten(own)), row, key, multiply=multiply)[0]
 
     jaxpr = jax.make_jaxpr(traced)(leaves, leaves).jaxpr
     used = {id(v) for equation in jaxpr.eqns for v in equation.invars}

@@ -15,7 +15,7 @@ import jax
 
 from fedjax8.privacy.accounting import check_delta
 from fedjax8.privacy.gaussian import add_noise
-from fedjax8.types import StepGradient, Variables
+from fedjax8.types import StepGradient
 
 
 def noisy_sgd(nominal_epsilon: float = 5.0, *, nominal_delta: float = 1e-3, nominal_clip: float = 1.0) -> StepGradient:
@@ -32,7 +32,7 @@ def noisy_sgd(nominal_epsilon: float = 5.0, *, nominal_delta: float = 1e-3, nomi
     def make(loss: Callable) -> Callable:
         def gradient(variables, batch, key, expected):
             gradient_key, noise_key = jax.random.split(key)
-            of_params = lambda params: loss(Variables(params, variables.state), batch, gradient_key)
+            of_params = lambda params: loss(variables._replace(params=params), batch, gradient_key)
             (_, (state, sums)), found = jax.value_and_grad(of_params, has_aux=True)(variables.params)
             return add_noise(noise_key, found, sigma), state, sums
 

@@ -52,7 +52,7 @@ def clipped_sum(
     def of_parts(others, probes, row, key):
         inputs: dict[str, Array] = {}
         tap = {"multiply": dense.tapped(layers, probes, inputs)} if layers else {}
-        value, (_, sums) = loss(Variables(joined(others), variables.state), row, key, **tap)
+        value, (_, sums) = loss(variables._replace(params=joined(others)), row, key, **tap)
         return value, (sums, inputs)
 
     def of_example(lane):

@@ -37,6 +37,8 @@ class Settings(NamedTuple):
     """int32: rounds done before."""
     rounds: Array
     """int32: rounds to do."""
+    frozen: PyTree
+    """Frozen parameters as initialized, placed on the devices."""
 
 
 class Share(NamedTuple):
@@ -74,7 +76,7 @@ def call_program(
     def program(shared, share):
         columns, start, settings = shared
         share = jax.tree.map(lambda x: x[0], share)
-        pool = Pool(columns or share.rows.columns, settings.order)
+        columns = columns or share.rows.columns
         zeros = trees.zeros_like(outcome)
 
         def one_round(index, loop):
@@ -84,6 +86,7 @@ def call_program(
             rows = share.rows.starts[index], share.rows.sizes[index]
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
             cohort = Cohort(ids, *rows, ids < num_clients, own)
+            pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen))
             link = Link(
                 pool,
                 carried.down_states,

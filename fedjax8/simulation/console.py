@@ -102,10 +102,12 @@ class ProgressReport:
         self.say(label.ljust(self._label_width) + row)
 
     def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
-        """The result: accuracy, bytes and saving."""
+        """The result: accuracy, bytes and saving; what every client needs once of a model of which some is frozen."""
         sent = ledger.uplink_bytes + ledger.downlink_bytes
         float32 = summary.get("float32_test_accuracy")
         beside = "" if float32 is None else f" (float32 view {float32:.4f})"
+        backbone = summary.get("backbone_bytes")
+        apart = f"\nbackbone      {backbone:,} a client, once and not counted above" if backbone else ""
         prefix = f"{label}: " if label else ""
         self.say(
             f"\n{prefix}test accuracy {_number(summary, 'test_accuracy')}{beside} after {summary['rounds']} rounds, "
@@ -113,5 +115,5 @@ class ProgressReport:
             f"bytes up      {ledger.uplink_bytes:,}\n"
             f"bytes down    {ledger.downlink_bytes:,}\n"
             f"saving        {ledger.saving:.2f}x against float32 "
-            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)})"
+            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)}){apart}"
         )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax8 import trees
 from fedjax8.simulation import workdir as files
 from fedjax8.simulation.checkpoints import Checkpoints, open_checkpoints
 from fedjax8.simulation.console import ProgressReport
@@ -163,7 +164,8 @@ class Recording:
         self.save(state)
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **evaluate(state, test)}
-        summary = _summary(state, self.last, time.monotonic() - self._started, finished)
+        backbone = trees.num_bytes(self._simulation.variables(state).frozen)
+        summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         return summary
@@ -298,7 +300,11 @@ def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return first | {name: metrics[name] for name in sorted(metrics) if name not in first}
 
 
-def _summary(state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool) -> dict[str, Any]:
+def _summary(
+    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int
+) -> dict[str, Any]:
+    """What `summary.json` holds. `backbone_bytes`, where something is frozen: the size of that, which every client gets
+    once, before its first round. It is in no other number: bytes and `saving` are of what travels round by round."""
     return {
         "rounds": state.round,
         "test_accuracy": last.get("test_accuracy"),
@@ -306,6 +312,7 @@ def _summary(state: SimulationState, last: Mapping[str, Any], seconds: float, fi
         **{name: value for name, value in sorted(last.items()) if name.endswith(("_test_accuracy", "_test_loss"))},
         **state.ledger.totals(),
         "saving": state.ledger.saving,
+        **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),
         "seconds": seconds,
         "finished": finished,
     }

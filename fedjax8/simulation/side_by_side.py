@@ -2,7 +2,7 @@
 
 Whole runs are spread over devices, as the clients of one run otherwise are: `Execution.map_reduce` over runs, each of
 which works off its own clients on one device. Devices then need nothing of each other until the call is over. On CPU a
-device takes its runs one after another; on accelerators they are vmapped.
+device takes its runs one after another; on accelerators they are vmapped. Every run has its own frozen parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,14 +43,15 @@ def side_by_side(simulations: Sequence[Simulation], spread: Execution | None = N
         raise UserError("runs side by side must be made with simulate(..., beside=the first of them)")
     width = spread.num_shards * padded(-(-len(simulations) // spread.num_shards), spread.chunk)
     placed: list[PyTree] = []
+    frozen: list[PyTree] = []
     compiled: list[Callable] = []
 
     def program() -> Callable:
         call = common.program()
 
         def one_run(columns, run):
-            carried, settings, share = run
-            (carried, outcomes), states = call((columns, carried, settings), share)
+            (carried, settings, share), frozen = run
+            (carried, outcomes), states = call((columns, carried, settings._replace(frozen=frozen)), share)
             return Partial(()), (carried, outcomes, states)
 
         return spread.compile(lambda columns, runs: spread.map_reduce(one_run, columns, runs))
@@ -76,15 +77,18 @@ def side_by_side(simulations: Sequence[Simulation], spread: Execution | None = N
         if not any(counts):
             return list(states), [[] for _ in states]
         begun = begin(states, counts)
+        settings = [b.settings._replace(frozen={}) for b in begun]
         runs = [
-            (b.carried, b.settings if count else b.settings._replace(rounds=np.int32(0)), b.share)
-            for b, count in zip(begun, counts, strict=True)
+            (b.carried, own if count else own._replace(rounds=np.int32(0)), b.share)
+            for b, own, count in zip(begun, settings, counts, strict=True)
         ]
         idle = (runs[0][0], runs[0][1]._replace(rounds=np.int32(0)), runs[0][2])
         if not compiled:
             compiled.append(program())
             placed.append(spread.place(simulations[0].parts.columns()))
-        _, kept = compiled[0](placed[0], _stacked(runs + [idle] * (width - len(runs))))
+            of_runs = [b.settings.frozen for b in begun]  # stacked once: no call changes them
+            frozen.append(_stacked(of_runs + of_runs[:1] * (width - len(runs))))
+        _, kept = compiled[0](placed[0], (_stacked(runs + [idle] * (width - len(runs))), frozen[0]))
         for simulation, b, then in zip(simulations, begun, thens or [0] * len(begun), strict=True):
             if then:
                 simulation.parts.prepare(b.plan.first + b.plan.rounds, then)

@@ -31,6 +31,7 @@ from fedjax8.simulation.call import Carried, Outcome, Settings, Share, call_prog
 from fedjax8.simulation.client_states import ClientStates, client_states
 from fedjax8.simulation.evaluation import evaluation
 from fedjax8.simulation.feeding import Feed, Rows, feed
+from fedjax8.simulation.hosts import hosts
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
 from fedjax8.simulation.planning import Plan, planner, used
@@ -76,7 +77,8 @@ class Simulation(NamedTuple):
     evaluate: Callable[[SimulationState, Mapping[str, np.ndarray]], dict[str, float]]
     """Metrics of the global model on columns `[N, ...]`; compiled again when another mapping than the last is given."""
     variables: Callable[[SimulationState], Variables]
-    """The global model."""
+    """The global model, with what of it is frozen. No state holds that: it is what `init` of the model gives for the
+    seed, made anew when a run is resumed."""
     discover: Callable[[], list[Discovery]]
     """Every kind of message of a round with its size, found by tracing the round, which is not run."""
     parts: "Parts"
@@ -192,14 +194,17 @@ def simulate(
     root = jax.random.key(seed)
 
     @functools.cache
-    def initial() -> tuple[Variables, PyTree, PyTree]:
-        variables = common.init_model(jax.random.fold_in(root, 0), sample_batch(data))
-        return variables, algorithm.init(variables), algorithm.init_client(variables)
+    def initial() -> tuple[PyTree, PyTree, PyTree]:
+        """Frozen parameters, placed on the devices, and the states of server and client."""
+        params, state, frozen = common.init_model(jax.random.fold_in(root, 0), sample_batch(data))
+        placed = execution.place(hosts().spread(frozen)) if frozen else {}
+        variables = Variables(params, state)
+        return placed, algorithm.init(variables), algorithm.init_client(variables)
 
     @functools.cache
     def traced() -> Traced:
         """A round, traced and not run."""
-        recorder, (_, server, client) = Recorder(), initial()
+        recorder, (frozen, server, client) = Recorder(), initial()
         one = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
         states = jax.tree.map(lambda x: jnp.asarray(x)[None], {"algorithm": client, "uplink": {}})
         numbers = np.zeros(1, np.int32)
@@ -210,7 +215,7 @@ def simulate(
             link = Link(pool, {}, {}, {}, jnp.int32(0), recorder=recorder, **settings)
             return algorithm.round(link, server, cohort, key).report
 
-        report = jax.eval_shape(one_round, server, cohort, Pool(one, None), root)
+        report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
         counts = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
         measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
         return Traced(recorder.found, Outcome(report, measured, counts))
@@ -288,7 +293,7 @@ def simulate(
         states = jax.tree.map(
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
-        settings = Settings(rows_feed().order, root, np.int32(plan.first), np.int32(plan.rounds))
+        settings = Settings(rows_feed().order, root, np.int32(plan.first), np.int32(plan.rounds), initial()[0])
         carried = Carried(state.server, state.down_states)
         return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states))
 
@@ -322,10 +327,10 @@ def simulate(
         return state, lines[0]
 
     def evaluate(state: SimulationState, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return common.evaluate(columns, algorithm.variables(state.server))
+        return common.evaluate(columns, variables(state))
 
     def variables(state: SimulationState) -> Variables:
-        return algorithm.variables(state.server)
+        return algorithm.variables(state.server)._replace(frozen=algorithm.frozen(state.server, initial()[0]))
 
     parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns)
     return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found, parts)

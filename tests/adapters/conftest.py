@@ -6,6 +6,7 @@ import pytest
 from flax import linen as nn
 
 from fedjax8.models.linen import from_linen
+from fedjax8.types import Variables
 
 
 class Attention(nn.Module):
@@ -114,8 +115,8 @@ def sgd():
     """`(model, variables, batch, steps=1, rate=0.1, key=None) -> (variables, gradients of every step)`."""
 
     def run(model, variables, batch, steps=1, rate=0.1, key=None):
-        def loss(params, state):
-            outputs, state = model.apply(variables._replace(params=params, state=state), batch, key=key, train=True)
+        def loss(params, state, frozen):
+            outputs, state = model.apply(Variables(params, state, frozen), batch, key=key, train=True)
             return jnp.mean(model.loss(outputs, batch)), state
 
         @jax.jit

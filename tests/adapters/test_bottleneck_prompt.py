@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 from fedjax8 import trees
-from fedjax8.adapters._frozen import with_frozen
+from fedjax8.adapters import _paths
 from fedjax8.adapters.bottleneck import bottleneck
 from fedjax8.adapters.prompt import prompt
 from fedjax8.adapters.subset import subset
@@ -45,7 +45,7 @@ def test_a_bottleneck_computes_nothing_new_at_first_and_all_of_it_learns_in_two_
     assert sum(name.startswith("bottleneck/") for name in old) == 4
     for name, new in trees.named_leaves(after.params).items():
         assert np.any(np.asarray(new) != np.asarray(old[name])), name
-    for name, leaf in trees.named_leaves(with_frozen(after).params).items():
+    for name, leaf in trees.named_leaves(_paths.whole(after).params).items():
         if name not in old:
             np.testing.assert_array_equal(leaf, trees.named_leaves(base[0].params)[name])
 
@@ -73,7 +73,7 @@ def test_a_bottleneck_adds_its_network_behind_each_module(shared, rng):
     own = own._replace(params=jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), own.params))
     z = np.asarray(batch["x"], np.float64)
     for layer in ("first", "second"):
-        dense = jax.tree.map(np.float64, with_frozen(own).params[layer])
+        dense = jax.tree.map(np.float64, _paths.whole(own).params[layer])
         node = jax.tree.map(np.float64, own.params["bottleneck"] if shared else own.params["bottleneck"][layer])
         z = z @ dense["kernel"] + dense["bias"]
         inner = z @ node["down"]["kernel"] + node["down"]["bias"]
@@ -136,7 +136,7 @@ def test_prompts_learn_and_change_the_outputs_and_the_rest_stays(deep, two_block
     start = jax.jit(model.init)(KEY, tokens)
     after, (gradients,) = sgd(model, start, tokens)
     assert np.all(np.any(np.asarray(gradients["prompt"]["tokens"]) != 0.0, axis=(1, 2)))
-    for old, new in zip(jax.tree.leaves(start.state), jax.tree.leaves(after.state), strict=True):
+    for old, new in zip(jax.tree.leaves(start.frozen), jax.tree.leaves(after.frozen), strict=True):
         np.testing.assert_array_equal(new, old)
     run = jax.jit(model.apply)
     assert np.any(np.asarray(run(after, tokens)[0]) != np.asarray(run(start, tokens)[0]))

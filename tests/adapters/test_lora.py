@@ -7,13 +7,14 @@ import pytest
 from flax import linen as nn
 
 from fedjax8 import trees
-from fedjax8.adapters._frozen import with_frozen
+from fedjax8.adapters import _paths
 from fedjax8.adapters.lora import lora, merge
 from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
 from fedjax8.errors import UserError
 from fedjax8.models.char_lstm import char_lstm
 from fedjax8.models.linen import from_linen
+from fedjax8.types import Variables
 
 KEY = jax.random.key(0)
 QUERY_VALUE = ("*/query", "*/value")
@@ -42,7 +43,7 @@ def test_at_first_it_is_the_model_with_the_same_weights(learn, tiny, tokens, bas
     model = lora(tiny, 2, learn=learn)
     own = jax.jit(model.init)(KEY, tokens)
     np.testing.assert_array_equal(jax.jit(model.apply)(own, tokens)[0], base[1])
-    whole = trees.named_leaves(with_frozen(own).params)
+    whole = trees.named_leaves(_paths.whole(own).params)
     for name, leaf in trees.named_leaves(base[0].params).items():
         np.testing.assert_array_equal(whole[name], leaf)
 
@@ -59,10 +60,10 @@ def test_gradients_reach_a_with_the_second_step_and_merging_gives_the_same_outpu
     for of_step, moving in zip(gradients, MOVES[learn], strict=True):
         factors = {n: g for n, g in trees.named_leaves(of_step).items() if "/lora/" in n}
         assert {name.rpartition("/")[2] for name, g in factors.items() if np.any(np.asarray(g) != 0.0)} == moving
-    for old, new in zip(jax.tree.leaves(start.state), jax.tree.leaves(after.state), strict=True):
+    for old, new in zip(jax.tree.leaves(start.frozen), jax.tree.leaves(after.frozen), strict=True):
         np.testing.assert_array_equal(new, old)
 
-    node = with_frozen(after).params["block_0"]["attention"]["query"]
+    node = _paths.whole(after).params["block_0"]["attention"]["query"]
     a, b = (np.asarray(node["lora"][name], np.float64) for name in "ab")
     middle = np.asarray(node["lora"].get("middle", np.eye(2)), np.float64)
     merged = merge(after)
@@ -78,8 +79,8 @@ def test_no_array_of_a_kernels_size_is_formed_from_the_factors(tokens):
 
     own = jax.eval_shape(model.init, KEY, {"x": jnp.zeros((3, 40))})
 
-    def value(params, state, x):
-        return jnp.sum(model.apply(own._replace(params=params, state=state), {"x": x}, train=True)[0])
+    def value(params, state, frozen, x):
+        return jnp.sum(model.apply(Variables(params, state, frozen), {"x": x}, train=True)[0])
 
     def formed(f, *args):
         """Equations that make an array of the shape of the kernel, which itself comes in."""

@@ -10,13 +10,13 @@ from flax import nnx
 
 from fedjax8 import trees
 from fedjax8.adapters import _paths
-from fedjax8.adapters._frozen import with_frozen
 from fedjax8.adapters.lora import lora
 from fedjax8.adapters.qat import qat
 from fedjax8.adapters.subset import chosen_leaves, subset
 from fedjax8.errors import UserError
 from fedjax8.models.linen import from_linen
 from fedjax8.models.nnx import from_nnx
+from fedjax8.types import Variables
 
 CLASSES = (100, 45, 2)
 KEY = jax.random.key(0)
@@ -70,7 +70,7 @@ def test_a_model_whose_part_is_trained_computes_what_it_did(tiny, tokens, base):
     variables, logits = base
     model = subset(tiny, ("*attention*", "norm/*"))
     own = jax.jit(model.init)(KEY, tokens)
-    same(with_frozen(own), variables)
+    same(_paths.whole(own), variables)
     assert all("attention" in name or name.startswith("norm/") for name in trees.named_leaves(own.params))
     np.testing.assert_array_equal(jax.jit(model.apply)(own, tokens)[0], logits)
 
@@ -79,7 +79,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_what_is_trained_moves_as_in_the_wh
     model = subset(tiny, "bias")
     start = jax.jit(model.init)(KEY, tokens)
     after, (gradients,) = sgd(model, start, tokens)
-    same(after.state, start.state)
+    same(after.frozen, start.frozen)
     assert jax.tree.structure(gradients) == jax.tree.structure(start.params)
     whole = trees.named_leaves(sgd(tiny, base[0], tokens)[1][0])
     for name, gradient in trees.named_leaves(gradients).items():
@@ -92,8 +92,8 @@ def test_the_gradient_of_a_frozen_kernel_is_not_computed(tiny, tokens):
     def products(model):
         variables = jax.eval_shape(model.init, KEY, tokens)
 
-        def loss(params, state):
-            outputs, _ = model.apply(variables._replace(params=params, state=state), tokens, train=True)
+        def loss(params, state, frozen):
+            outputs, _ = model.apply(Variables(params, state, frozen), tokens, train=True)
             return jnp.mean(model.loss(outputs, tokens))
 
         return jax.jit(jax.grad(loss)).lower(*variables).as_text().count("stablehlo.dot_general")
@@ -128,9 +128,9 @@ def test_state_of_the_model_is_carried_beside_what_is_frozen(train_mode, rng):
     model = subset(whole, "head", train_mode=train_mode)
     start = model.init(KEY, batch)
     _, state = model.apply(start, batch, train=True)
-    _, moved = whole.apply(with_frozen(start), batch, train=True)
-    same(state["frozen"], start.state["frozen"])
-    same(state["model"], moved if train_mode else start.state["model"])
+    _, moved = whole.apply(_paths.whole(start), batch, train=True)
+    assert start.frozen
+    same(state, moved if train_mode else start.state)
 
 
 def test_nnx_models_are_divided_too(rng):
@@ -153,12 +153,15 @@ def test_nnx_models_are_divided_too(rng):
     np.testing.assert_array_equal(adapted.apply(own, batch)[0], whole.apply(whole.init(KEY, batch), batch)[0])
 
 
-def test_a_part_of_a_part_has_one_frozen_entry(tiny, tokens, base):
+def test_a_part_of_a_part_has_all_that_is_frozen_in_one_tree(tiny, tokens, base):
     model = subset(lora(tiny, 2, targets=("*/query", "*/value")), "*query*")
     own = jax.jit(model.init)(KEY, tokens)
     assert set(trees.named_leaves(own.params)) == {f"block_0/attention/query/lora/{n}" for n in "ab"}
-    assert own.state.keys() == {"frozen", "model"}
-    assert own.state["model"] == {}
+    inside = jax.eval_shape(lora(tiny, 2, targets=("*/query", "*/value")).init, KEY, tokens)
+    assert own.state == {}
+    assert set(trees.named_leaves(own.frozen)) == (
+        set(trees.named_leaves(_paths.whole(inside).params)) - set(trees.named_leaves(own.params))
+    )
     np.testing.assert_array_equal(jax.jit(model.apply)(own, tokens)[0], base[1])
 
 

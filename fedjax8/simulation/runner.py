@@ -313,6 +313,7 @@ def _summary(
         **state.ledger.totals(),
         "saving": state.ledger.saving,
         **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),
+        **{name: last[name] for name in ("delta", "epsilon") if name in last},
         "seconds": seconds,
         "finished": finished,
     }

@@ -44,7 +44,11 @@ def test_on_mnist_exactly_the_first_workers_hold_only_the_label(mnist, label, pu
 
 
 @pytest.mark.parametrize("num_clients", [7, 60, 59_999])
-@pytest.mark.parametrize("split", [label_first(), sorted_share(), sorted_share(0.9999), iid()], ids=str)
+@pytest.mark.parametrize(
+    "split",
+    [label_first(), sorted_share(), sorted_share(0.9999), iid()],
+    ids=lambda given: getattr(given, "__qualname__", str(given)).split(".")[0],
+)
 def test_worker_sizes_differ_by_at_most_one(mnist, split, num_clients):
     sizes = np.bincount(split(np.random.default_rng(0), mnist, num_clients), minlength=num_clients)
     assert sizes.sum() == 60_000 and sizes.max() - sizes.min() <= 1 and sizes.min() >= 1
@@ -116,7 +120,9 @@ def test_a_label_that_no_row_has_is_named(mnist):
         label_first(10)(np.random.default_rng(0), mnist, 3)
 
 
-@pytest.mark.parametrize("split", [sorted_share(), label_first()], ids=str)
+@pytest.mark.parametrize(
+    "split", [sorted_share(), label_first()], ids=lambda given: getattr(given, "__qualname__", str(given)).split(".")[0]
+)
 def test_rows_of_label_sequences_cannot_be_split_by_label(split):
     part = {"x": np.zeros((9, 4), np.int32), "y": np.zeros((9, 4), np.int32)}
     dataset = Dataset(part, part, 2, (0.0,), (1.0,), "text").validate()

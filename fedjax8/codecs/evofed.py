@@ -116,7 +116,8 @@ def evofed(
         spread = sigma / size
         middle = spread**2 * lengths + jnp.sum(scaled * scaled, axis=1)  # mean of the two squared distances of a pair
         half = 2 * spread * along  # half their difference
-        common, contrast = -middle * size**2, half * size**2
+        # of the squared distances that part alone in which members differ: ||x||^2 may leave float32
+        common, contrast = -(sigma**2) * (lengths - jnp.mean(lengths, axis=0)), 2 * sigma * along * size
         if fitness == "distance":
             both = jnp.sqrt(jnp.maximum(middle - half, 0.0)) + jnp.sqrt(jnp.maximum(middle + half, 0.0))
             common, contrast = -0.5 * both * size, half / both * size

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""The runs, table and plot behind docs/studies/codecs.md: test accuracy against bytes for every codec, and FedCode.
+
+    python scripts/codecs_study.py run --out=runs/codecs --data_dir=DIR
+    python scripts/codecs_study.py run --out=runs/codecs --data_dir=DIR --methods=topk1,sign --splits=iid
+    python scripts/codecs_study.py table --out=runs/codecs
+    python scripts/codecs_study.py plot --out=runs/codecs --png=docs/studies/codecs.png
+
+A cell is a method and a split; its seeds run side by side, as one program, and are kept as one JSON file. A cell that
+is there is not run again.
+"""
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+_OUT = flags.DEFINE_string("out", "runs/codecs", "Folder of the cells.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets.")
+_METHODS = flags.DEFINE_list("methods", [], "Names in METHODS; all by default.")
+_SPLITS = flags.DEFINE_list("splits", ["iid", "dirichlet"], "iid, or dirichlet with concentration 0.3.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of a cell.")
+_ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds of a run; evaluated every second one.")
+_PNG = flags.DEFINE_string("png", "codecs.png", "Where the plot goes.")
+
+SMOOTH = 5
+"""How many evaluations, the last ones of a run, are averaged to its accuracy."""
+FP8_DOWN = {"name": "fp8", "clip": "max"}
+SPARSE_FP8 = {"name": "chain", "codecs": ({"name": "topk"}, {"name": "fp8", "clip": "max", "min_ndim": 1})}
+PLAIN = {
+    "none": {"name": "none"},
+    "fp8": {"name": "fp8", "clip": "max"},
+    "block_fp8": {"name": "block_fp8"},
+    "narrow": {"name": "narrow"},
+    "uniform8": {"name": "uniform"},
+    "uniform4": {"name": "uniform", "bits": 4},
+    "terngrad": {"name": "terngrad"},
+    "rotated4": {"name": "rotated"},
+    "drive": {"name": "drive"},
+    "eden2": {"name": "eden"},
+    "randomk10": {"name": "randomk", "share": 0.1},
+    "evofed": {"name": "evofed", "members": 32},
+}
+"""Uplink codecs that are used as they are: unbiased ones, and those published without error feedback."""
+WITH_FEEDBACK = {
+    "adaptive": {"name": "adaptive"},
+    "codebook16": {"name": "codebook", "clusters": 16},
+    "sign": {"name": "sign"},
+    "drive_ef": {"name": "drive", "scale": "min_error"},
+    "topk1": {"name": "topk"},
+    "topk0.1": {"name": "topk", "share": 0.001},
+    "topk1_fp8": SPARSE_FP8,
+    "randomk1": {"name": "randomk", "scaled": False},
+    "powersgd2": {"name": "powersgd"},
+    "count_sketch": {"name": "count_sketch", "columns": 3000, "keep": 1590},
+}
+"""Biased ones, inside `error_feedback`."""
+FEDCODE = {"fedcode": {}, "fedcode_stagger": {"stagger": True}, "fedcode_1_1": {"down_period": 1, "up_period": 1}}
+"""Settings of FedCode, whose messages are its own both ways."""
+METHODS = ("float32", *PLAIN, *WITH_FEEDBACK, *FEDCODE)
+
+
+def components(value: Any) -> Any:
+    """Nested settings as components of a config."""
+    from fedjax8.config import component
+
+    if isinstance(value, dict):
+        return component(**{name: components(v) for name, v in value.items()})
+    return tuple(map(components, value)) if isinstance(value, tuple) else value
+
+
+def config_of(method: str, split: str) -> Any:
+    """The config of a cell."""
+    from fedjax8.config import base_config, component, in_float32
+
+    config = in_float32(base_config())
+    config.data, config.model = component("fashion_mnist"), component("mlp", hidden=(200,))
+    config.num_clients, config.cohort_size = 100, 10
+    config.partition = component("iid") if split == "iid" else component("dirichlet", concentration=0.3)
+    config.client.batch_size, config.client.epochs = 20, 1
+    config.client.optimizer = component("sgd", learning_rate=0.1)
+    if method in FEDCODE:
+        config.algorithm = component("fedcode", **FEDCODE[method])
+        return config
+    config.algorithm = component("fedavg", payload="update")
+    if method != "float32":
+        config.downlink = components(FP8_DOWN)
+    if method in PLAIN:
+        config.uplink = components(PLAIN[method])
+    if method in WITH_FEEDBACK:
+        config.uplink = components({"name": "error_feedback", "codec": WITH_FEEDBACK[method]})
+    return config
+
+
+def run_cell(method: str, split: str) -> dict[str, Any]:
+    """Runs one cell: for each seed, what was logged at each evaluation."""
+    from fedjax8.build import build_seeds
+    from fedjax8.simulation.side_by_side import side_by_side
+
+    begun = time.perf_counter()
+    experiments = build_seeds(config_of(method, split), [int(s) for s in _SEEDS.value], _DATA_DIR.value)
+    advance = side_by_side([e.simulation for e in experiments])
+    states, seeds = [e.simulation.init() for e in experiments], [[] for _ in experiments]
+    for _ in range(0, _ROUNDS.value, 2):
+        states, lines = advance(states, [2] * len(states))
+        for experiment, state, told, kept in zip(experiments, states, lines, seeds, strict=True):
+            line = told[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
+            kept.append({name: line[name] for name in ("round", "test_accuracy", "uplink_bytes", "downlink_bytes")})
+    return {"method": method, "split": split, "seeds": seeds, "seconds": time.perf_counter() - begun}
+
+
+def run() -> None:
+    """Runs the cells that are not there, on one device: on CPU one core, if no more is given to the process."""
+    import jax
+
+    out = Path(_OUT.value)
+    jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
+    out.mkdir(parents=True, exist_ok=True)
+    for method, split in itertools.product(_METHODS.value or METHODS, _SPLITS.value):
+        path = out / f"{split}-{method}.json"
+        if path.exists():
+            continue
+        done = run_cell(method, split)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(done))
+        part.rename(path)
+        end = end_of(done)
+        print(f"{path.stem}: {end['accuracy']:.4f}, {end['both'] / 1e6:.3g} MB, {done['seconds']:.0f} s", flush=True)
+
+
+def end_of(done: dict[str, Any]) -> dict[str, float]:
+    """A cell's accuracy and its deviation over seeds, and mean bytes a seed: up, down and both ways."""
+    accuracies = [statistics.fmean(line["test_accuracy"] for line in seed[-SMOOTH:]) for seed in done["seeds"]]
+    up, down = (statistics.fmean(s[-1][f"{way}link_bytes"] for s in done["seeds"]) for way in ("up", "down"))
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return {"accuracy": statistics.fmean(accuracies), "spread": spread, "up": up, "down": down, "both": up + down}
+
+
+def stored() -> dict[tuple[str, str], dict[str, float]]:
+    """(split, method) of every cell that was run, and how it ended."""
+    cells = [json.loads(path.read_text()) for path in sorted(Path(_OUT.value).glob("*.json"))]
+    return {(cell["split"], cell["method"]): end_of(cell) for cell in cells}
+
+
+def front(ends: dict[str, dict[str, float]], way: str) -> list[str]:
+    """Methods that no other one beats in accuracy with as few bytes, by rising bytes."""
+    best, kept = -1.0, []
+    for method in sorted(ends, key=lambda m: (ends[m][way], -ends[m]["accuracy"])):
+        if ends[method]["accuracy"] > best:
+            best = ends[method]["accuracy"]
+            kept.append(method)
+    return kept
+
+
+def table() -> None:
+    """Prints accuracy and bytes of every cell, and what fraction of float32's bytes they are."""
+    done = stored()
+    for split in sorted({split for split, _ in done}, reverse=True):
+        ends = {m: done[split, m] for m in METHODS if (split, m) in done}
+        fronts = {way: front(ends, way) for way in ("up", "both")}
+        print(f"{split}:\n")
+        print("| method | accuracy | MB up | MB down | fewer bytes up | fewer bytes both ways | on the front |")
+        print("|---|---|---|---|---|---|---|")
+        for method, end in ends.items():
+            first = ends["float32"]
+            where = ", ".join({"up": "up", "both": "both ways"}[way] for way in fronts if method in fronts[way])
+            print(
+                f"| {method} | {end['accuracy']:.4f} ± {end['spread']:.4f} | {end['up'] / 1e6:.3g} "
+                f"| {end['down'] / 1e6:.3g} | {first['up'] / end['up']:.3g}x | {first['both'] / end['both']:.3g}x "
+                f"| {where} |"
+            )
+        print()
+
+
+def plot() -> None:
+    """Accuracy against bytes, up and both ways, a row for each split, with the Pareto front."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    done = stored()
+    splits = sorted({split for split, _ in done}, reverse=True)
+    figure, axes = plt.subplots(
+        len(splits), 2, figsize=(13, 5.2 * len(splits)), sharey="row", squeeze=False, layout="constrained"
+    )
+    groups = {"C0": PLAIN, "C1": WITH_FEEDBACK, "C2": FEDCODE, "k": {"float32": {}}}
+    for row, split in zip(axes, splits, strict=True):
+        ends = {m: done[split, m] for m in METHODS if (split, m) in done}
+        for axis, way, title in zip(row, ("up", "both"), ("uplink", "both ways"), strict=True):
+            kept = front(ends, way)
+            axis.plot([ends[m][way] / 1e6 for m in kept], [ends[m]["accuracy"] for m in kept], color="0.7", zorder=0)
+            for color, names in groups.items():
+                shown = [m for m in names if m in ends]
+                axis.errorbar(
+                    [ends[m][way] / 1e6 for m in shown],
+                    [ends[m]["accuracy"] for m in shown],
+                    [ends[m]["spread"] for m in shown],
+                    fmt="o", ms=5, lw=1, color=color,
+                )  # fmt: skip
+            for i, m in enumerate(sorted(ends, key=lambda m: ends[m]["accuracy"])):
+                side = -1 if i % 2 else 1
+                axis.annotate(
+                    m, (ends[m][way] / 1e6, ends[m]["accuracy"]), (6 * side, 4), textcoords="offset points",
+                    fontsize=7.5, ha="left" if side > 0 else "right", weight="bold" if m in kept else "normal",
+                )  # fmt: skip
+            axis.set(xscale="log", xlabel=f"MB, {title}, all clients and rounds", title=f"{split}, {title}")
+            axis.grid(alpha=0.3, which="both", lw=0.4)
+        row[0].set_ylabel("test accuracy")
+    labels = {"C0": "as it is", "C1": "with error feedback", "C2": "FedCode", "k": "float32 both ways"}
+    handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=text) for c, text in labels.items()]
+    handles.append(plt.Line2D([], [], color="0.7", label="Pareto front"))
+    axes[0][0].legend(handles=handles, frameon=False, loc="lower right")
+    figure.savefig(_PNG.value, dpi=110)
+
+
+def main(argv: list[str]) -> None:
+    """Does what the first argument says."""
+    logging.set_verbosity(logging.WARNING)
+    actions = {"run": run, "table": table, "plot": plot}
+    unknown = sorted(set(_METHODS.value) - set(METHODS))
+    if len(argv) != 2 or argv[1] not in actions or unknown:
+        what = f"unknown {', '.join(unknown)}; methods are {', '.join(METHODS)}" if unknown else ", ".join(actions)
+        sys.exit(f"codecs_study: {what if unknown else 'give one of ' + what}")
+    actions[argv[1]]()
+
+
+if __name__ == "__main__":
+    app.run(main)

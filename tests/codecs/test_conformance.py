@@ -9,7 +9,23 @@ import numpy as np
 import pytest
 
 from fedjax8 import trees
-from fedjax8.codecs import wire
+from fedjax8.codecs import (
+    adaptive,
+    block_fp8,
+    chain,
+    codebook,
+    drive,
+    eden,
+    fp8,
+    narrow,
+    randomk,
+    rotated,
+    sign,
+    terngrad,
+    topk,
+    uniform,
+    wire,
+)
 from fedjax8.lookup import component_names
 from fedjax8.types import Sections
 
@@ -195,7 +211,10 @@ def test_what_was_unpacked_is_the_message(name):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@pytest.mark.parametrize("name", [name for name in CODECS if name.endswith("-0")])
+COMBINATORS = ("chain", "delta", "error_feedback", "per_path", "skip")
+
+
+@pytest.mark.parametrize("name", [n for n in CODECS if n.endswith("-0") and n[:-2] not in COMBINATORS])
 def test_jit_changes_nothing(name):
     """Operation by operation, the message is the one of the compiled program."""
     codec = CODECS[name]
@@ -205,6 +224,8 @@ def test_jit_changes_nothing(name):
         np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=0, atol=tolerance(name))
 
 
+# One example a codec, and those that `many` is compiled for anyway.
+@pytest.mark.parametrize("name", [name for name, c in CODECS.items() if c.unbiased or name.endswith("-0")])
 def test_vmap_equals_a_loop_over_clients(name):
     keys, stacked, together = many(name)
     for i in range(3):
@@ -234,3 +255,39 @@ def test_parts_that_are_not_sent_hold_zeros(name, which):
 def test_leaves_that_are_not_float32_pass_through(name):
     _, decoded, _ = exchange(name, "normal")
     np.testing.assert_array_equal(decoded["step"], NORMAL["step"])
+
+
+SPARSIFIERS = {"topk": topk(0.4), "randomk": randomk(0.4)}
+QUANTIZERS = {
+    "adaptive": adaptive(min_ndim=1),
+    "block_fp8": block_fp8(min_ndim=1, block=8),
+    "codebook": codebook(4),
+    "drive": drive(min_ndim=1),
+    "eden": eden(min_ndim=1),
+    "fp8": fp8(min_ndim=1, clip="max"),
+    "narrow": narrow(min_ndim=1),
+    "rotated": rotated(min_ndim=1),
+    "sign": sign(min_ndim=1),
+    "terngrad": terngrad(min_ndim=1),
+    "uniform": uniform(min_ndim=1),
+}
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("sparsifier", SPARSIFIERS)
+def test_every_quantizer_encodes_what_every_sparsifier_keeps(sparsifier, quantizer):
+    """The positions arrive exactly, the values as the quantizer alone would send them, and the bytes are counted."""
+    first, second = SPARSIFIERS[sparsifier], QUANTIZERS[quantizer]
+    codec, tree = chain((first, second)), {"a": NORMAL["params"]["layer"]["kernel"]}
+    encode = jax.jit(lambda key, tree: codec.encode(key, codec.init(tree), tree)[0])
+    message = encode(jax.random.key(1), tree)
+    decoded = codec.decode(codec.init(tree), message)["a"]
+    sparse, _ = first.encode(jax.random.fold_in(jax.random.key(1), 0), (), tree)
+    sent, kept = np.asarray(first.decode((), sparse)["a"]), np.asarray(decoded)
+    assert kept.shape == (7, 5) and np.isfinite(kept).all()
+    assert not kept[sent == 0].any() and kept.any()
+    # No quantizer here errs by as much as the length of what it is given, but for the unbiased ones of 1 or 2 bits.
+    assert np.linalg.norm(kept - sent) < (3 if codec.unbiased else 1) * np.linalg.norm(sent)
+    counted = sum(size * int(there) for size, there in trees.pieces(message).values())
+    assert counted == wire.size(message) == len(wire.pack(message)) - wire.HEADER_BYTES
+    assert counted < wire.size(sparse)

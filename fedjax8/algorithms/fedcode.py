@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.algorithms.fedavg import client_weight
+from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
+from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
 from fedjax8.local import LocalTraining
@@ -95,6 +96,9 @@ def fedcode(
     for name, period in (("down_period", down_period), ("up_period", up_period)):
         if period < 1:
             raise ValueError(f"{name} must be at least 1, got {period}")
+    if start_round < 0:
+        raise ValueError(f"start_round must be at least 0, got {start_round}")
+    check_choice("weighting", weighting, WEIGHTINGS)
     whole = codebook(clusters, scope=scope, cluster_state=cluster_state)
     cluster, plain = clustering(clusters, scope=scope, cluster_state=cluster_state), none()
 
@@ -164,7 +168,8 @@ def fedcode(
             there = told.weights > 0
             snapped = trees.select(jnp.any(there), to_union(tree, told.tree["codebooks"], there), tree)
             new = trees.select(weight > 0, mean, snapped)
-        report = trained.sum | {"excluded": left_out, "clients": senders + told.clients}
+        # A client that was left out sends what it has stored, with weight 0.
+        report = trained.sum | {"excluded": left_out, "clients": senders + told.clients - left_out}
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 
     return Algorithm(lambda variables: variables, init_client, round_, lambda state: state)

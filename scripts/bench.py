@@ -4,12 +4,16 @@
     python scripts/bench.py --workloads=W1,W2 --json=bench.json
     python scripts/bench.py --workloads=W6 --precision=float32,fp8
     python scripts/bench.py --workloads=W2 --compare=config.executor.chunk=4 --compare="config.model.hidden=(90,90)"
+    python scripts/bench.py --codecs
+    python scripts/bench.py --codecs=fp8,topk --rounds=3 --json=codecs.json
 
 `bench_workloads.py` says what W1 to W6 are, `bench_floor.py` what the floors are. Each workload runs in a process of
 its own, so that its peak memory is its own. Several variants, by `--precision` or `--compare`, take turns round by
 round in one process; each is compared with the first pair by pair, and the peak is that of all together. `--compare`
 may be given several times, each with one or more `config.FIELD=VALUE`, quoted where a value has spaces in it; they are
 set on top of the first precision. "to floor", "to shape floor" and "to first" are medians of ratios, each round's own.
+
+`--codecs` measures codecs instead, all or those named: see `bench_codecs.py`; with `--rounds=0` without W1's rounds.
 
 Rounds run one by one. Two are run before the clock starts, of which the first compiles.
 """
@@ -18,9 +22,12 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import bench_codecs
 from absl import app, flags, logging
+from bench_codecs import CODECS
 from bench_floor import matmul_clock, products_of, shape_floor
 from bench_machine import in_own_process, peak_memory_bytes
 from bench_workloads import PRECISIONS, WORKLOADS, Run, Variant, experiment_config, prepare, variants
@@ -30,7 +37,8 @@ _PRECISION = flags.DEFINE_list(
     "precision", ["float32"], "float32, fp8 (QAT and FP8 messages both ways), or both in turn."
 )
 _COMPARE = flags.DEFINE_multi_string("compare", [], 'Overrides to run in turn: "config.FIELD=VALUE ..."')
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds; the median is reported.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds; the median is reported.", lower_bound=0)
+_CODECS = flags.DEFINE_list("codecs", None, f"Measure codecs: {', '.join(CODECS)}, or all.")
 _CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "Write the results there.")
 _WORKER = flags.DEFINE_bool("worker", False, "Internal: run one workload in this process.")
@@ -152,9 +160,30 @@ def show(results: Sequence[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+def measure_codecs(names: Sequence[str], rest: Sequence[str]) -> None:
+    """Measures codecs in this process."""
+    names = list(CODECS) if names == ["all"] else names
+    if unknown := [*rest, *sorted(set(names) - set(CODECS))] or (["no codec"] if not names else []):
+        sys.exit(f"bench: unknown {', '.join(unknown)}; codecs are {', '.join(CODECS)}, or all")
+    results = bench_codecs.run(names, _ROUNDS.value)
+    bench_codecs.show(results)
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(results, indent=2))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with `--codecs` alone for all of them."""
+    return flags.FLAGS(["--codecs=all" if word in ("--codecs", "-codecs") else word for word in argv])
+
+
 def main(argv: list[str]) -> None:
     """Runs every workload in its own process and collects what they print."""
     logging.set_verbosity(logging.WARNING)  # not that a TPU was looked for
+    if _CODECS.value is not None:
+        measure_codecs(_CODECS.value, argv[1:])
+        return
+    if not _ROUNDS.value:
+        sys.exit("bench: --rounds=0 goes with --codecs alone")
     names = list(WORKLOADS) if _WORKLOADS.value == ["all"] else _WORKLOADS.value
     unknown = argv[1:] + sorted(set(names) - set(WORKLOADS))
     unknown += [precision for precision in _PRECISION.value if precision not in PRECISIONS]
@@ -184,4 +213,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

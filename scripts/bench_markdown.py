@@ -1,8 +1,11 @@
 """The results of all benchmarks as one page of Markdown, with sentences that say what limits what."""
 
 import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import bench_codecs
 
 ROUNDS_OF_A_STUDY = 1500
 TF32_PEAKS = {"A100-SXM4": 156.0, "H100 80GB HBM3": 494.7, "H200": 494.7}
@@ -200,12 +203,28 @@ def hosts(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def codecs(result: Mapping[str, Any]) -> list[str]:
+    """The section on codecs, as `bench_codecs.py` measures them."""
+    return bench_codecs.markdown(result, table)
+
+
+def with_section(text: str, lines: Sequence[str]) -> str:
+    """The page with one section replaced by `lines`, or with them at its end; the first line is the heading."""
+    section = "\n".join(lines) + "\n"
+    old = re.search(rf"^{re.escape(lines[0])}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if not old:
+        return f"{text.rstrip()}\n\n{section}"
+    rest = text[old.end() :]
+    return text[: old.start()] + section + ("\n" + rest if rest else "")
+
+
 def page(results: Mapping[str, Any]) -> str:
     """All sections that there are results for.
 
     Args:
       results: `machine`, `commands` and `seconds`; `workloads`, `torch` as lists of rows; `scaling` as a dict of
-        `cohort`, `clients`, `hosts`; `missing`, sentences on what could not be measured.
+        `cohort`, `clients`, `hosts`; `codecs` as `bench_codecs.run` gives it; `missing`, sentences on what could not
+        be measured.
     """
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -229,6 +248,7 @@ def page(results: Mapping[str, Any]) -> str:
         (cohorts, scaling.get("cohort")),
         (clients, scaling.get("clients")),
         (hosts, scaling.get("hosts")),
+        (codecs, results.get("codecs")),
     ):
         if found:
             lines += ["", *section(found)]

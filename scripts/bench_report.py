@@ -4,7 +4,8 @@
     python scripts/bench_report.py --out=docs/benchmarks.md
 
 Run it on a machine that does nothing else. `--quick` takes one or two rounds of each, to see that everything works.
-`--json` keeps the numbers; `--from_json` writes the page anew from them.
+`--json` keeps the numbers; `--from_json` writes the page anew from them. `--codecs_json` replaces the section on codecs
+alone, by what `bench.py --codecs --json` wrote.
 """
 
 import json
@@ -18,11 +19,12 @@ from typing import Any
 
 from absl import app, flags
 from bench_machine import machine
-from bench_markdown import page
+from bench_markdown import codecs, page, with_section
 
 _OUT = flags.DEFINE_string("out", "docs/benchmarks.md", "The page to write.")
 _JSON = flags.DEFINE_string("json", None, "Write the numbers there too.")
 _FROM_JSON = flags.DEFINE_string("from_json", None, "Read the numbers from there instead of measuring.")
+_CODECS_JSON = flags.DEFINE_string("codecs_json", None, "Put these results of bench.py --codecs into the page.")
 _QUICK = flags.DEFINE_bool("quick", False, "Few rounds, for a trial.")
 
 FOLDER = Path(__file__).resolve().parent
@@ -32,6 +34,7 @@ FULL = (
     ("workloads", "bench.py --workloads=W5 --rounds=7"),
     ("torch", "bench_torch.py --workloads=W1,W2,W6 --rounds=7"),
     ("scaling", "bench_scaling.py --rounds=21"),
+    ("codecs", "bench.py --codecs=all --rounds=3"),
 )
 TRIAL = (
     ("workloads", "bench.py --workloads=W1 --rounds=1"),
@@ -39,6 +42,7 @@ TRIAL = (
     ("workloads", "bench.py --workloads=W5 --rounds=2"),
     ("torch", "bench_torch.py --workloads=W2 --rounds=2"),
     ("scaling", "bench_scaling.py --rounds=3"),
+    ("codecs", "bench.py --codecs=none,fp8 --rounds=1"),
 )
 
 
@@ -82,6 +86,10 @@ def main(argv: list[str]) -> None:
     out = Path(_OUT.value)
     if not out.parent.is_dir():
         sys.exit(f"bench_report: no folder {str(out.parent)!r} for --out")
+    if _CODECS_JSON.value:
+        section = codecs(json.loads(Path(_CODECS_JSON.value).read_text()))
+        out.write_text(with_section(out.read_text(), section))
+        return
     if _FROM_JSON.value:
         results = json.loads(Path(_FROM_JSON.value).read_text())
     else:

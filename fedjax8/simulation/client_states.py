@@ -81,6 +81,12 @@ class NoStates:
         """Nothing to do."""
 
 
+def _to_where(row: jax.Array, array: jax.Array) -> jax.Array:
+    """`row` where `array` lies. Left alone if it lies there: what was put somewhere by name ("committed") is another
+    kind of argument to compiled programs, so that a run's would be compiled anew in its second and third call."""
+    return row if getattr(row, "sharding", None) == array.sharding else jax.device_put(row, array.sharding)
+
+
 class DeviceStates:
     """All states on one device, leaves `[K, ...]`; checkpoints hold them whole.
 
@@ -105,7 +111,7 @@ class DeviceStates:
         nothing is copied; used again, this one raises JAX's error about a deleted array.
         """
         jax.tree.map(check_rows, rows, self._initial)
-        moved = jax.tree.map(lambda row, array: jax.device_put(row, array.sharding), rows, self._arrays)
+        moved = jax.tree.map(_to_where, rows, self._arrays)
         scatter = _scatter_in_place if donate else _scatter
         return self._with(scatter(self._arrays, np.asarray(ids, np.int32), moved))
 

@@ -20,7 +20,6 @@ from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.algorithms.monitors.synchronous import synchronous
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.chunked import chunked
 from fedjax8.cohorts.loop import loop
 from fedjax8.cohorts.pmap import pmap
 from fedjax8.data.batches import batch_plan
@@ -247,14 +246,12 @@ def test_the_published_totals_come_out_of_the_formula():
 
 
 def test_optimizer_states_are_kept_reset_or_averaged():
-    adam = optax.adam(0.01)
-    build = functools.partial(simulation, optimizer=adam, steps=1, theta=0.0)
-    never, _ = run(simulation(optimizer=adam, steps=1, theta=float("inf")), 1)
+    build = functools.partial(simulation, optimizer=optax.adam(0.01), steps=1, theta=0.0)
     kept, reset, averaged = (run(build(optimizer_state=how), 1)[0] for how in ("keep", "reset", "average"))
-    assert same(workers(kept).optimizer, workers(never).optimizer)  # untouched by the synchronization
-    assert np.all(flat(workers(reset).optimizer) == 0)
-    own, mean = (np.asarray(workers(s).optimizer[0].mu["Dense_0"]["kernel"]) for s in (never, averaged))
+    own, mean = (np.asarray(workers(s).optimizer[0].mu["Dense_0"]["kernel"]) for s in (kept, averaged))
+    assert np.all(np.any(own != own[0], axis=(1, 2))[1:])  # each worker's own, though their models are one
     np.testing.assert_allclose(mean, np.broadcast_to(own.mean(axis=0), own.shape), atol=1e-7)
+    assert np.all(flat(workers(reset).optimizer) == 0)
     assert kept.ledger.uplink_bytes < averaged.ledger.uplink_bytes
 
 
@@ -297,10 +294,10 @@ def test_one_worker_never_synchronizes_by_the_exact_monitor():
     assert lines[-1]["syncs"] == 0
 
 
-@pytest.mark.parametrize("execution", [chunked(3), pmap(num_devices=2)], ids=["chunked", "pmap"])
-def test_executors_agree(execution):
+def test_executors_agree():
+    """Two devices, on which two workers are vmapped, against one worker after another."""
     expected, lines = run(simulation(theta=THETA), 2)
-    state, others = run(simulation(theta=THETA, execution=execution), 2)
+    state, others = run(simulation(theta=THETA, execution=pmap(chunk=2, num_devices=2)), 2)
     assert [line["syncs"] for line in others] == [line["syncs"] for line in lines]
     np.testing.assert_allclose(flat(state.server.mean), flat(expected.server.mean), atol=1e-5)
 

@@ -58,6 +58,7 @@ def base_config() -> ConfigDict:
     config.executor = component("auto")
     config.rounds_per_call = 0
     config.feed = "auto"
+    config.on_nan = "drop"
     return config
 
 
@@ -87,6 +88,7 @@ FIELDS = {
     "downlink": "codec of what clients receive",
     "executor": "how clients are mapped over devices: a file in fedjax8/cohorts",
     "rounds_per_call": "most rounds run as one dispatch; 0 for as many as are useful",
+    "on_nan": "what becomes of contributions that are not finite: drop (left out and counted) or error (the run ends)",
     "feed": "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",
 }
 
@@ -251,6 +253,8 @@ def validate(config: ConfigDict) -> None:
         for name, least in minimum.items():
             if section[name] is None or section[name] < least:
                 raise UserError(f"{prefix}.{name} is {section[name]}, but must be at least {least}")
+    if config.on_nan not in ("drop", "error"):
+        raise UserError(f"config.on_nan is {config.on_nan!r}, but must be drop or error")
     if config.seed > LARGEST_SEED:
         raise UserError(f"config.seed is {config.seed}, but must be at most {LARGEST_SEED}")
 

@@ -191,7 +191,7 @@ def train(config: ConfigDict) -> int:
         if jax.process_count() > 1:
             raise UserError("--autotune measures on one host; set --config.executor.chunk=N on several")
         config.executor = tuned(config, _DATA_DIR.value)
-    schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every)
+    schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every, config.on_nan)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
     profile = Path(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:

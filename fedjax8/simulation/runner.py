@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from fedjax8 import trees
+from fedjax8.errors import UserError
 from fedjax8.simulation import workdir as files
 from fedjax8.simulation.checkpoints import Checkpoints, open_checkpoints
 from fedjax8.simulation.console import ProgressReport
@@ -48,6 +49,17 @@ class Schedule(NamedTuple):
     rounds: int
     eval_every: int
     checkpoint_every: int
+    on_nan: str = "drop"
+    """`error` ends the run where a contribution was not finite; `drop` leaves it out and counts it."""
+
+    def check(self, line: Mapping[str, Any]) -> None:
+        """Raises `UserError` if a round's line is one that ends the run."""
+        if self.on_nan == "error" and line.get("excluded"):
+            raise UserError(
+                f"round {line['round']}: {line['excluded']} contributions were not finite, which ends the run by "
+                "config.on_nan=error; try a smaller --config.client.optimizer.learning_rate, or --config.on_nan=drop, "
+                "which leaves them out"
+            )
 
 
 class Pace:
@@ -257,6 +269,7 @@ def run_all(
                     lines[-1] |= evaluate(state, test)
                 for line in lines:
                     recording.write(line | {"round_seconds": seconds / rounds})
+                    schedule.check(line)
                     report.round_done(recording.last, label)
                 if lines and state.round % schedule.checkpoint_every == 0:
                     recording.save(state)

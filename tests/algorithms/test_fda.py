@@ -1,6 +1,7 @@
 """FDA and FDA-Opt as a whole on a small model: the invariant, limits that are other algorithms, bytes, states."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from fedjax8.data.federated import FederatedData
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.models.mlp import mlp
+from fedjax8.simulation import runner
 from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Variables
 
@@ -392,3 +394,14 @@ def test_the_first_round_has_one_unit_and_half_of_the_units_leave_theta_at_the_v
     for line in lines:
         assert line["threshold"] == pytest.approx(1.0 / line["units"] * line["variance"], rel=1e-6)
         assert line["variance"] <= line["variance_estimate"] * (1 + 1e-5)
+
+
+def test_a_run_ends_where_a_worker_gets_nan_if_that_is_asked_for(tmp_path):
+    columns = {name: column.copy() for name, column in rows().columns.items()}
+    columns["x"][:ROWS] = np.nan
+    sim = simulation(theta=0.0, data=FederatedData.from_owners(columns, np.repeat(np.arange(K), ROWS), K))
+    with pytest.raises(UserError, match=rf"round 1: {STEPS} contributions were not finite.*on_nan=drop"):
+        runner.run(sim, rows().columns, runner.Schedule(2, 1, 1, "error"), workdir=tmp_path)
+    assert [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
+    outcome = runner.run(sim, rows().columns, runner.Schedule(2, 1, 1, "drop"))
+    assert outcome.state.round == 2

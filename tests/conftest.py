@@ -1,13 +1,19 @@
 """Set up before JAX starts: four fake CPU devices, a compilation cache that outlives the run, small shared fixtures."""
 
+import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little. One LLVM module per program, where XLA would make up to 32 and compile them
-# side by side, costs some tenth less to compile; the other worker has a use for that.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1"
+# side by side, costs some tenth less to compile; the other worker has a use for that. XLA's older emitters of fusions
+# take a third less than its new ones, which runs in processes of their own use (FEDJAX8_NEW_EMITTERS=1: all tests).
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " ".join(
+    [
+        " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
+        *["--xla_cpu_use_fusion_emitters=false"]
+        * (importlib.metadata.version("jax").startswith("0.10.") and "FEDJAX8_NEW_EMITTERS" not in os.environ),
+    ]
 )
 
 import jax

@@ -136,6 +136,7 @@ def one_run_on_all_rows(optimizer, steps):
     return flat(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "equal"),
     [(optax.sgd(0.1), True), (optax.sgd(0.1, 0.9, nesterov=True), True), (optax.adam(0.01), False)],
@@ -152,6 +153,7 @@ def never_run():
     return run(simulation(theta=float("inf")))
 
 
+@pytest.mark.slow
 def test_an_infinite_threshold_is_independent_runs():
     state, lines = never_run()
     assert lines[-1]["syncs"] == 0 and "uplink_monitor_bytes" not in lines[-1]
@@ -177,7 +179,9 @@ def monitored(name, **settings):
     return run(simulation(theta=THETA, monitor=MONITORS[name], measure_variance=True, record_steps=True, **settings), 3)
 
 
-@pytest.mark.parametrize("name", MONITORS)
+@pytest.mark.parametrize(
+    "name", ["linear", "sketch", *(pytest.param(n, marks=pytest.mark.slow) for n in ("exact", "naive"))]
+)
 def test_the_variance_stays_within_theta_at_every_step_without_a_synchronization(name):
     state, lines = monitored(name)
     estimates, truth, synchronized = (
@@ -247,6 +251,7 @@ def test_the_published_totals_come_out_of_the_formula():
     assert total(sketch(5, 250), 6_964_106, 15, 9063, 66) == pytest.approx(56.67e9, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_optimizer_states_are_kept_reset_or_averaged():
     build = functools.partial(simulation, optimizer=optax.adam(0.01), steps=1, theta=0.0)
     kept, reset, averaged = (run(build(optimizer_state=how), 1)[0] for how in ("keep", "reset", "average"))
@@ -257,6 +262,7 @@ def test_optimizer_states_are_kept_reset_or_averaged():
     assert kept.ledger.uplink_bytes < averaged.ledger.uplink_bytes
 
 
+@pytest.mark.slow
 def test_each_layer_has_its_share_of_theta_and_is_averaged_by_itself():
     state, lines = monitored("naive", per_layer=True)
     counts = {c.name: n for c, n in state.ledger.sent.items() if c.direction == "up" and c.name != "monitor"}
@@ -266,6 +272,7 @@ def test_each_layer_has_its_share_of_theta_and_is_averaged_by_itself():
     assert np.all(truth[synchronized == 0] <= THETA * (1 + 1e-5))
 
 
+@pytest.mark.slow
 def test_weights_by_drift_favor_the_worker_that_moved_most():
     never, _ = run(simulation(theta=float("inf"), steps=1), 1)
     state, _ = run(simulation(theta=0.0, steps=1, weighting="drift"), 1)
@@ -276,11 +283,13 @@ def test_weights_by_drift_favor_the_worker_that_moved_most():
     np.testing.assert_allclose(flat(state.server.common.params), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fixed_period_synchronizes_at_its_multiples():
     _, lines = run(simulation(theta=1.0, monitor=periodic(3)), 2)
     assert lines[-1]["syncs"] == 2 * STEPS // 3
 
 
+@pytest.mark.slow
 def test_gm_asks_at_every_third_step_for_a_bit_that_is_counted_as_such_or_as_a_byte():
     _, lines = run(simulation(theta=THETA, monitor=gm(), check_every=3), 3)
     checks = 3 * STEPS // 3
@@ -290,12 +299,14 @@ def test_gm_asks_at_every_third_step_for_a_bit_that_is_counted_as_such_or_as_a_b
     assert lines[-1]["compat_monitor_bytes"] == K * checks // 8
 
 
+@pytest.mark.slow
 def test_one_worker_never_synchronizes_by_the_exact_monitor():
     one = FederatedData.from_owners(rows().columns, np.zeros(K * ROWS, np.int64), 1)
     _, lines = run(simulation(theta=1e-12, monitor=exact(), data=one, cohort_size=1), 1)
     assert lines[-1]["syncs"] == 0
 
 
+@pytest.mark.slow
 def test_executors_agree():
     """Two devices, on which two workers are vmapped, against one worker after another."""
     expected, lines = run(simulation(theta=THETA), 2)
@@ -304,6 +315,7 @@ def test_executors_agree():
     np.testing.assert_allclose(flat(state.server.mean), flat(expected.server.mean), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fp8_models_are_synchronized_and_counted_in_eight_bits():
     state, lines = run(simulation(theta=THETA, codec=fp8(min_ndim=2)), 2)
     line, d = lines[-1], flat(state.server.common.params).size
@@ -346,6 +358,7 @@ def test_bad_settings_are_named(settings, word):
         simulation(**settings)
 
 
+@pytest.mark.slow
 def test_doubling_theta_does_not_make_for_more_synchronizations():
     sim = simulation(theta=THETA, monitor=MONITORS["naive"], measure_variance=True, record_steps=True)
 
@@ -396,6 +409,7 @@ def test_the_first_round_has_one_unit_and_half_of_the_units_leave_theta_at_the_v
         assert line["variance"] <= line["variance_estimate"] * (1 + 1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_ends_where_a_worker_gets_nan_if_that_is_asked_for(tmp_path):
     columns = {name: column.copy() for name, column in rows().columns.items()}
     columns["x"][:ROWS] = np.nan

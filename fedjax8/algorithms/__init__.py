@@ -1,7 +1,10 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
+from fedjax8.algorithms.fda import fda
+from fedjax8.algorithms.fda_opt import fda_opt
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fedopt import fedopt
 from fedjax8.algorithms.fedprox import fedprox
@@ -13,7 +16,10 @@ __all__ = [
     "ServerState",
     "Update",
     "dp_fedavg",
+    "fda",
+    "fda_opt",
     "fedavg",
+    "fedcode",
     "fedlora",
     "fedopt",
     "fedprox",

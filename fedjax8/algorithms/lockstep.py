@@ -114,15 +114,10 @@ def mean_over_workers(
         weighted = jax.tree.map(lambda x: jnp.where(own > 0, own * x, 0.0), value(shared, worker))
         return Partial((weighted, own)), worker
 
-    (total, weights), _, _ = _sums(link.look(add, shared, cohort, key))
+    total, weights = link.look(add, shared, cohort, key)[0].sum
     like = jax.eval_shape(value, shared, jax.tree.map(lambda x: x[0], cohort.states["algorithm"]))
     divisor = jnp.where(weights > 0, weights, 1.0)
     return jax.tree.map(lambda x, of: trees.as_dtype(x / divisor, of.dtype), total, like), weights
-
-
-def _sums(looked):
-    partial, left_out, states = looked
-    return partial.sum, left_out, states
 
 
 def variances(

@@ -101,6 +101,8 @@ def set_up_devices(cpu_devices: int | None, cohort_size: int | None = None) -> N
     """One CPU device per core, each computing on its own; must run before JAX starts. No effect on accelerators.
 
     By default no more devices than clients a round: each holds a copy of the data, and one without a client would idle.
+    Devices meet when all have done their clients. XLA aborts the process where one waits 40 seconds for another, which
+    clients of unequal size, or a machine with other work, need at times; here it may be an hour.
     """
     import jax
 
@@ -108,8 +110,9 @@ def set_up_devices(cpu_devices: int | None, cohort_size: int | None = None) -> N
     count = cpu_devices or min(cores, cohort_size or cores)
     jax.config.update("jax_num_cpu_devices", count)
     if count > 1:
-        flag = "--xla_cpu_multi_thread_eigen=false"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        flags = [f"--xla_cpu_collective_call_{what}_timeout_seconds=3600" for what in ("warn_stuck", "terminate")]
+        flags += ["--xla_cpu_multi_thread_eigen=false", os.environ.get("XLA_FLAGS", "")]  # the user's own win
+        os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
 def versions() -> dict[str, str]:

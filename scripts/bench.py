@@ -7,7 +7,7 @@
     python scripts/bench.py --codecs
     python scripts/bench.py --codecs=fp8,topk --rounds=3 --json=codecs.json
 
-`bench_workloads.py` says what W1 to W6 are, `bench_floor.py` what the floors are. Each workload runs in a process of
+`bench_workloads.py` says what W1 to W7 are, `bench_floor.py` what the floors are. Each workload runs in a process of
 its own, so that its peak memory is its own. Several variants, by `--precision` or `--compare`, take turns round by
 round in one process; each is compared with the first pair by pair, and the peak is that of all together. `--compare`
 may be given several times, each with one or more `config.FIELD=VALUE`, quoted where a value has spaces in it; they are

@@ -1,6 +1,6 @@
 """The benchmark's workloads: configs of fedjax8, and one more round of them at a time.
 
-All are plain FedAvg in one local epoch of SGD on made-up data. "Samples" are images, or sequences in W3.
+All but W7 are plain FedAvg in one local epoch of SGD, on made-up data. "Samples" are images, or sequences in W3.
 
           clients (samples of each)  a round  batch  model                parameters  stands for
     W1    1000 (50) of 32x32x3            50     10  simple_cnn            1,626,442  a usual experiment
@@ -11,10 +11,12 @@ All are plain FedAvg in one local epoch of SGD on made-up data. "Samples" are im
     W5    1,000,000 (1 to 200) of       1000     10  logistic 784-10           7,850  many clients, next to no
           28x28 as windows into 60,000                                                work
     W6    100 (600) of 28x28              10     20  lenet5                   61,706  few channels
+    W7    30 (2000) of 28x28              30     32  lenet5, tanh             61,706  workers in lockstep
 
 W1, W2 and W6 are those that simulators of federated learning are compared on. W3 has the clients and the batch of the
 Shakespeare task of Reddi et al., "Adaptive federated optimization", ICLR 2021, with text made up to have roles of the
-same sizes. W4's clients are W1's, a tenth as many. The batches of W3 and W5 are small against their clients, so that
+same sizes. W4's clients are W1's, a tenth as many. W7 is FDA's synchronous baseline on MNIST's shapes with Adam, 20 steps a
+round; its monitors are compared with `--compare="config.algorithm.monitor.name=linear"`. The batches of W3 and W5 are small against their clients, so that
 less than 5 % of the rows are padding of last batches.
 """
 
@@ -40,6 +42,8 @@ class Workload(NamedTuple):
     parameters: int
     """Of the float32 model."""
     learning_rate: float = 0.1
+    more: tuple[tuple[str, str], ...] = ()
+    """Further fields of the config, as in a variant's overrides."""
 
 
 def _images(shape: tuple[int, ...], count: int) -> tuple[str, dict[str, Any]]:
@@ -47,6 +51,15 @@ def _images(shape: tuple[int, ...], count: int) -> tuple[str, dict[str, Any]]:
 
 
 _IID, _COLOR, _GRAY = ("iid", {}), (32, 32, 3), (28, 28, 1)
+_LENET5_TANH = ("lenet5", {"activation": "tanh", "pool": "avg", "kernel_init": "glorot_uniform"})
+_LOCKSTEP = (
+    ("client.steps", "20"),
+    ("client.optimizer.name", "adam"),
+    ("client.optimizer.learning_rate", "0.001"),
+    ("algorithm.name", "fda"),
+    ("algorithm.theta", "1.5"),
+    ("algorithm.monitor.name", "synchronous"),
+)
 
 WORKLOADS = {
     "W1": Workload(_images(_COLOR, 50_000), _IID, ("simple_cnn", {}), 1000, 50, 10, 1_626_442),
@@ -55,6 +68,7 @@ WORKLOADS = {
     "W4": Workload(_images(_COLOR, 5_000), _IID, ("resnet18", {}), 100, 10, 10, 11_173_962, 0.01),
     "W5": Workload(_images(_GRAY, 60_000), ("windows", {}), ("logistic", {}), 1_000_000, 1000, 10, 7_850),
     "W6": Workload(_images(_GRAY, 60_000), _IID, ("lenet5", {}), 100, 10, 20, 61_706),
+    "W7": Workload(_images(_GRAY, 60_000), _IID, _LENET5_TANH, 30, 30, 32, 61_706, more=_LOCKSTEP),
 }
 
 
@@ -82,7 +96,7 @@ def experiment_config(
         in_float32(config)
     if chunk:
         config.executor = component("auto", chunk=chunk)
-    override(config, overrides)
+    override(config, (*workload.more, *overrides))
     return config
 
 

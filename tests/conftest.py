@@ -5,14 +5,19 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little. One LLVM module per program, where XLA would make up to 32 and compile them
-# side by side, costs some tenth less to compile; the other worker has a use for that. XLA's older emitters of fusions
-# take a third less than its new ones, which runs in processes of their own use (FEDJAX8_NEW_EMITTERS=1: all tests).
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " ".join(
+# Tests compile much and compute little, so programs are compiled with LLVM's optimizations off, by XLA's older emitters
+# of fusions where it still has them, and as one LLVM module each: a quarter of the time of a user's compilation. With
+# FEDJAX8_COMPILE_FULLY=1 they are compiled as a user's are; `.ci/run` does that where the last bit depends on it, and
+# processes that tests start always do.
+QUICK_COMPILATION = [
+    "--xla_backend_optimization_level=0",
+    *["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10."),
+]
+os.environ["XLA_FLAGS"] = " ".join(
     [
-        " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
-        *["--xla_cpu_use_fusion_emitters=false"]
-        * (importlib.metadata.version("jax").startswith("0.10.") and "FEDJAX8_NEW_EMITTERS" not in os.environ),
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
+        *QUICK_COMPILATION * ("FEDJAX8_COMPILE_FULLY" not in os.environ),
     ]
 )
 

@@ -53,7 +53,7 @@ def oracle(x, fmt):
 
 def skip_where_xla_errs(fmt, form):
     if (fmt, form) == ("e4m3fnuz", "native") and "fusion_emitters=false" in os.environ["XLA_FLAGS"]:
-        pytest.skip("XLA's older emitters give -0, which is NaN there: set FEDJAX8_NEW_EMITTERS=1, as .ci/run does")
+        pytest.skip("XLA's older emitters give -0, which is NaN there: set FEDJAX8_COMPILE_FULLY=1, as .ci/run does")
 
 
 @pytest.mark.parametrize("form", ["auto", "native", "bits"])

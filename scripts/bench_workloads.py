@@ -15,9 +15,9 @@ All but W7 are plain FedAvg in one local epoch of SGD, on made-up data. "Samples
 
 W1, W2 and W6 are those that simulators of federated learning are compared on. W3 has the clients and the batch of the
 Shakespeare task of Reddi et al., "Adaptive federated optimization", ICLR 2021, with text made up to have roles of the
-same sizes. W4's clients are W1's, a tenth as many. W7 is FDA's synchronous baseline on MNIST's shapes with Adam, 20 steps a
-round; its monitors are compared with `--compare="config.algorithm.monitor.name=linear"`. The batches of W3 and W5 are small against their clients, so that
-less than 5 % of the rows are padding of last batches.
+same sizes. W4's clients are W1's, a tenth as many. The batches of W3 and W5 are small against their clients, so that
+less than 5 % of the rows are padding of last batches. W7 is FDA's synchronous baseline on MNIST's shapes with Adam, 20
+steps a round; monitors are set against it by `--compare="config.algorithm.monitor.name=linear"`.
 """
 
 import shlex

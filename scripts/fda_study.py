@@ -5,9 +5,13 @@
         --thetas=0.5,1.5,5 --splits=iid --target=0.985
     python scripts/fda_study.py table --out=runs/fda
     python scripts/fda_study.py plot --out=runs/fda --png=docs/studies/fda.png
+    python scripts/fda_study.py trace --out=runs/fda --data=DIR --strategies=linear,sketch --workers=5 --thetas=1.5 \\
+        --epochs=3 --png=docs/studies/fda-variance.png
 
 A cell is a strategy, a number of workers, a threshold, a split and a seed; it is run epoch by epoch until the mean
 model reaches the target or the most epochs are done, and kept as one JSON file. A cell that is there is not run again.
+`trace` runs cells with everything that each step tells, and plots the variance of the models, which only a simulator
+knows, under the monitors' estimates and the threshold.
 """
 
 import itertools
@@ -15,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +57,8 @@ def file_of(cell: dict[str, Any]) -> Path:
     return Path(_OUT.value) / f"{cell['split']}-K{cell['workers']}-{cell['strategy']}{theta}-seed{cell['seed']}.json"
 
 
-def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    """Runs one cell: the cell with its `epochs`, a dict of what was logged for each."""
+def experiment_of(cell: dict[str, Any], more: Sequence[tuple[str, str]] = ()) -> Any:
+    """The cell, ready to run; `more` are further fields of its config."""
     from fedjax8.build import build
     from fedjax8.config import load_config, override
 
@@ -65,11 +70,21 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
         settings += [("num_clients", str(cell["workers"])), ("cohort_size", str(cell["workers"]))]
     if cell["theta"] is not None:
         settings.append(("algorithm.theta", str(cell["theta"])))
-    override(config, settings)
-    experiment = build(config, _DATA_DIR.value)
+    override(config, [*settings, *more])
+    return build(config, _DATA_DIR.value)
+
+
+def steps_of_an_epoch(experiment: Any) -> int:
+    """Steps in which the largest worker sees as many rows as it has."""
+    return -(-int(experiment.clients.sizes.max()) // experiment.config.client.batch_size)
+
+
+def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
+    """Runs one cell: the cell with its `epochs`, a dict of what was logged for each."""
+    experiment = experiment_of(cell)
     simulation, test = experiment.simulation, experiment.dataset.test
     state, epochs, begun = simulation.init(), [], time.perf_counter()
-    per_epoch = -(-int(experiment.clients.sizes.max()) // config.client.batch_size)
+    per_epoch = steps_of_an_epoch(experiment)
     for _ in range(_EPOCHS.value):
         state, line = simulation.run_round(state)
         line |= simulation.evaluate(state, test)
@@ -80,14 +95,62 @@ def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
     return cell | {"target": _TARGET.value, "epochs": epochs, "seconds": time.perf_counter() - begun}
 
 
-def run() -> None:
-    """Runs the cells that are not there."""
+def trace() -> None:
+    """Plots estimate, variance and threshold over the steps of the cells' first epochs, one panel a cell."""
+    import matplotlib
+    import numpy as np
+
+    set_up()
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chosen = [cell for cell in cells() if cell["theta"] is not None]
+    figure, axes = plt.subplots(
+        len(chosen), 1, figsize=(9, 2.9 * len(chosen)), sharex=True, squeeze=False, layout="constrained"
+    )
+    for axis, cell in zip(axes[:, 0], chosen, strict=True):
+        per_epoch = steps_of_an_epoch(experiment_of(cell))
+        told = [("algorithm.record_steps", "True"), ("algorithm.measure_variance", "True")]
+        simulation = experiment_of(cell, [("client.steps", str(per_epoch)), *told]).simulation
+        state, lines = simulation.init(), []
+        for _ in range(_EPOCHS.value):
+            state, line = simulation.run_round(state)
+            lines.append(line)
+        estimate, variance, synchronized = (
+            np.concatenate([np.asarray(line[name]) for line in lines])
+            for name in ("variance_estimates", "variances", "synchronized")
+        )
+        steps = np.arange(1, len(estimate) + 1)
+        (places,) = np.nonzero(synchronized)
+        axis.plot(steps, estimate, color="C1", lw=0.9, label="H, the monitor's estimate")
+        axis.plot(steps, variance, color="C0", lw=1.1, label="variance of the models")
+        axis.axhline(cell["theta"], color="0.3", lw=0.9, ls="--", label="Theta")
+        axis.plot(steps[places], np.zeros(len(places)), "|", color="0.2", ms=9, label="synchronization")
+        axis.set(ylabel="squared distance", ylim=(0, None), xlim=(0, len(steps)))
+        axis.set_title(f"{cell['strategy']}, K = {cell['workers']}, {cell['split']}", fontsize=10)
+        axis.grid(alpha=0.3, lw=0.4)
+        print(
+            f"{file_of(cell).stem}: {len(places)} synchronizations in {len(steps)} steps, "
+            f"mean of H over the variance {np.mean(estimate / np.maximum(variance, 1e-12)):.3g}"
+        )
+    axes[-1, 0].set_xlabel("step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False)
+    figure.savefig(_PNG.value, dpi=130)
+
+
+def set_up() -> None:
+    """A device for each core, and a folder for what is compiled."""
     import jax
 
     from fedjax8.train import set_up_devices
 
     set_up_devices(None)
     jax.config.update("jax_compilation_cache_dir", str(Path(_OUT.value) / "compiled"))
+
+
+def run() -> None:
+    """Runs the cells that are not there."""
+    set_up()
     Path(_OUT.value).mkdir(parents=True, exist_ok=True)
     for cell in cells():
         path = file_of(cell)
@@ -193,7 +256,7 @@ def plot() -> None:
 def main(argv: list[str]) -> None:
     """Does what the first argument says."""
     logging.set_verbosity(logging.WARNING)
-    actions = {"run": run, "table": table, "plot": plot}
+    actions = {"run": run, "table": table, "plot": plot, "trace": trace}
     if len(argv) != 2 or argv[1] not in actions:
         sys.exit(f"fda_study: give one of {', '.join(actions)}")
     actions[argv[1]]()

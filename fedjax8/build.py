@@ -1,7 +1,7 @@
 """Config to objects: the only place where a string becomes a thing."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 from fedjax8 import trees
 from fedjax8.adapters.inputs import inputs
 from fedjax8.cohorts.auto import default_chunk
-from fedjax8.config import check_call, component, is_component, validate
+from fedjax8.config import check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
-from fedjax8.errors import UserError
-from fedjax8.local import LocalTraining, local_training
+from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
+from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.types import Algorithm, Codec, Execution, Model, Monitor, Refinement, StepGradient
+from fedjax8.types import Algorithm, Codec, Execution, Model, Monitor, PyTree, Refinement, StepGradient
 
 
 class Experiment(NamedTuple):
@@ -31,6 +31,7 @@ class Experiment(NamedTuple):
     clients: FederatedData
     model: Model
     plan: BatchPlan
+    execution: Execution
     simulation: Simulation
 
 
@@ -89,89 +90,130 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
         OURS may not be set at all.
 
     Raises:
-      UserError: unknown name or setting, wrong type, or a value that the factory refuses.
+      UserError: unknown name or settings, wrong types, or a value that the factory refuses.
     """
-    factory = seam.finder(config.name)
-    settings = {k: _build_nested(f"{where}.{k}", k, v, seam) for k, v in config.items() if k != "name"}
+    bound = bind(where, config, seam, supplied)
+    return FAILED if bound is FAILED else bound.make(**{name: supplied[name] for name in bound.needs})
+
+
+class Bound(NamedTuple):
+    """A component that is all there but for what the program supplies."""
+
+    needs: Sequence[str]
+    """Arguments of `make`."""
+    make: Callable[..., Any]
+
+
+def bind(where: str, config: ConfigDict, seam: Seam, supplies: Collection[str]) -> Bound:
+    """A component whose settings, and those of components inside it, are checked before what `supplies` names is there.
+
+    What of that its factory takes, and the config does not give, it needs. Raises as `build_component`; FAILED if one
+    of its settings has.
+    """
+    with mistakes_of(f"{where}.name"):
+        factory = seam.finder(config.name)
     takes = inspect.signature(factory).parameters
-    given = {k: v for k, v in supplied.items() if k in takes and (k not in settings or k in OURS)}
-    check_call(where, factory, settings, supplied=list(given))
-    try:
-        made = factory(**given, **settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: {error}") from error
-    if seam.kind is not None and not isinstance(made, seam.kind):
-        raise UserError(f"{where}: {config.name} gives a {type(made).__name__}, but a {seam.kind.__name__} is needed")
-    return made
+    needs = [name for name in supplies if name in takes and (name not in config or name in OURS)]
+    with Mistakes() as mistakes:
+        settings = {k: mistakes.attempt(_nested, f"{where}.{k}", k, v, seam) for k, v in config.items() if k != "name"}
+        mistakes.attempt(check_call, where, factory, settings, needs)
+    if any(value is FAILED for value in settings.values()):
+        return FAILED
+
+    def make(**supplied: Any) -> Any:
+        with mistakes_of(where):
+            made = factory(**supplied, **settings)
+        if seam.kind is not None and not isinstance(made, seam.kind):
+            needed = seam.kind.__name__
+            raise UserError(f"{where}: {config.name} gives a {type(made).__name__}, but a {needed} is needed")
+        return made
+
+    return Bound(needs, make)
 
 
-def _build_nested(where: str, field: str, value: Any, seam: Seam) -> Any:
+def _nested(where: str, field: str, value: Any, seam: Seam) -> Any:
     """Builds components that stand inside a setting: alone, in a list, or as values of a mapping.
 
-    An adapter becomes a function of the model that it changes, which is built and checked when that is there.
+    An adapter becomes a function of the model that it changes, which is built when that is there.
     """
     seam = SEAMS.get(field, seam)
     if is_component(value):
-        if seam.kind is Model and "model" in inspect.signature(seam.finder(value.name)).parameters:
-            return lambda model: build_component(where, value, seam, model=model)
-        return build_component(where, value, seam)
+        bound = bind(where, value, seam, ("model",) if seam.kind is Model else ())
+        if bound is FAILED:
+            return FAILED
+        return (lambda model: bound.make(model=model)) if bound.needs else bound.make()
     if field in SEAMS and isinstance(value, str):
         raise UserError(f"{where} is a component: set --{where}.name={value}")
     if type(value) in (list, tuple):
-        return tuple(_build_nested(f"{where}.{i}", field, v, seam) for i, v in enumerate(value))
-    if isinstance(value, Mapping | ConfigDict):
-        return {k: _build_nested(f"{where}.{k}", field, v, seam) for k, v in value.items()}
-    return value
+        items: Mapping[Any, Any] = dict(enumerate(value))
+    elif isinstance(value, Mapping | ConfigDict):
+        items = dict(value.items())
+    else:
+        return value
+    with Mistakes() as mistakes:
+        built = {k: mistakes.attempt(_nested, f"{where}.{k}", field, v, seam) for k, v in items.items()}
+    if any(inner is FAILED for inner in built.values()):
+        return FAILED
+    return tuple(built.values()) if type(value) in (list, tuple) else built
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
     """The chain of augmentations with these names, or None for none."""
     from fedjax8.data import augment
 
-    allowed = ("crop", "flip")
-    for name in names:
-        if name not in allowed:
-            raise UserError(f"config.augment: no {name!r}; allowed are {', '.join(allowed)}{suggest(name, allowed)}")
+    with Mistakes() as mistakes:
+        for name in names:
+            mistakes.attempt(check_choice, "config.augment", name, ("crop", "flip"))
     return augment.chain(*(getattr(augment, name)() for name in names)) if names else None
 
 
-def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def build_optimizer(config: ConfigDict, weight_decay: float = 0.0) -> optax.GradientTransformation:
     """The clients' optimizer. Biases, norms and clips do not decay, only arrays of two dimensions or more: by
     `weight_decay`, in front of it, and by its own decay if it takes a mask (`adamw`, `lion`, `lamb`, `lars`)."""
 
-    def arrays(params):
+    def arrays(params: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.ndim > 1, params)
 
     masks = {"mask": arrays, "weight_decay_mask": arrays}
-    optimizer = build_component("config.client.optimizer", config.optimizer, SEAMS["optimizer"], **masks)
-    if not config.weight_decay:
-        return optimizer
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, arrays), optimizer)
+    optimizer = build_component("config.client.optimizer", config, SEAMS["optimizer"], **masks)
+    return optax.chain(optax.add_decayed_weights(weight_decay, arrays), optimizer) if weight_decay else optimizer
 
 
-def build_clients(config: ConfigDict, dataset: Dataset) -> FederatedData:
-    """The data split over clients as the config says."""
-    split = build_component("config.partition", config.partition, SEAMS["partition"])
-    num_clients = config.num_clients or dataset.num_natural_clients
-    if not num_clients:
+def natural_clients(dataset: Dataset) -> int:
+    """How many clients the data names; UserError if none."""
+    if not dataset.num_natural_clients:
         raise UserError(f"config.num_clients is 0, but {dataset.name} names no clients; set it to at least 1")
-    return federate(dataset, split, num_clients, config.seed)
+    return dataset.num_natural_clients
 
 
-def build_algorithm(config: ConfigDict, local: LocalTraining, facts: Facts) -> Algorithm:
-    """The algorithm; one that needs the clients' step size (SCAFFOLD) gets it, and is refused without plain SGD."""
-    optimizer = config.client.optimizer
-    plain_sgd = set(optimizer) <= {"name", "learning_rate"} and optimizer.name == "sgd"
-    takes = inspect.signature(SEAMS["algorithm"].finder(config.algorithm.name)).parameters
-    supplied: dict[str, Any] = {"local": local, "facts": facts}
-    if "learning_rate" in takes and "learning_rate" not in config.algorithm:
-        if not plain_sgd or config.client.weight_decay:
-            raise UserError(
-                f"config.algorithm: {config.algorithm.name} divides by the clients' step size and needs plain SGD; set "
-                "--config.client.optimizer.name=sgd with a learning_rate only, and no weight_decay"
-            )
-        supplied["learning_rate"] = optimizer.learning_rate
-    return build_component("config.algorithm", config.algorithm, SEAMS["algorithm"], **supplied)
+def split_over(dataset: Dataset, split: Callable, num_clients: int, seed: int) -> FederatedData:
+    """The data split over clients."""
+    with mistakes_of("config.partition"):
+        return federate(dataset, split, num_clients, seed)
+
+
+def check_cohort(cohort_size: int, num_clients: int) -> int:
+    """The cohort's size; UserError if there are fewer clients."""
+    if cohort_size > num_clients:
+        raise UserError(
+            f"config.cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}"
+        )
+    return cohort_size
+
+
+def step_size(algorithm: ConfigDict, optimizer: ConfigDict, weight_decay: float) -> float | None:
+    """The clients' step size, for an algorithm that divides by it (SCAFFOLD) and was not given it as `learning_rate`;
+    UserError unless clients take steps of plain SGD. None for other algorithms."""
+    with mistakes_of("config.algorithm.name"):
+        takes = inspect.signature(SEAMS["algorithm"].finder(algorithm.name)).parameters
+    if "learning_rate" not in takes or "learning_rate" in algorithm:
+        return None
+    if optimizer.name != "sgd" or not set(optimizer) <= {"name", "learning_rate"} or weight_decay:
+        raise UserError(
+            f"config.algorithm: {algorithm.name} divides by the clients' step size and needs plain SGD; set "
+            "--config.client.optimizer.name=sgd with a learning_rate only, and no weight_decay"
+        )
+    return optimizer.learning_rate
 
 
 def check_shapes(model: Model, dataset: Dataset) -> None:
@@ -226,38 +268,50 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
     """Everything that a config describes, checked; reads the data, runs nothing.
 
     `beside` is an experiment whose config differs in its seed alone; its data and what it compiles are shared.
-    """
-    validate(config)
-    if beside:
-        dataset = beside.dataset
-    else:
-        dataset = build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
-    clients = build_clients(config, dataset)
-    outputs = {"num_classes": dataset.num_classes, "vocabulary": dataset.num_classes}
-    model = build_component("config.model", config.model, SEAMS["model"], **outputs)
-    model = build_component("config.adapter", config.adapter, SEAMS["adapter"], model=model)
-    model = inputs(model, dataset.mean, dataset.std, augment=build_augment(config.augment))
-    check_shapes(model, dataset)
 
-    client = config.client
-    length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
-    plan = batch_plan(client.batch_size, **length)
-    facts = Facts(clients, cohort_size=config.cohort_size, rounds=config.rounds, seed=config.seed, plan=plan)
-    gradient = build_component("config.privacy", config.privacy, SEAMS["privacy"], facts=facts)
-    local = local_training(model, build_optimizer(client), plan, gradient)
-    algorithm = accounted(build_algorithm(config, local, facts), gradient)
-    run = simulate(
-        model,
-        algorithm,
-        clients,
-        cohort_size=config.cohort_size,
-        uplink=build_component("config.uplink", config.uplink, SEAMS["uplink"]),
-        downlink=build_component("config.downlink", config.downlink, SEAMS["downlink"]),
-        seed=config.seed,
-        execution=build_component("config.executor", config.executor, SEAMS["executor"]),
-        batches=plan,
-        rounds_per_call=config.rounds_per_call or None,
-        feed_mode=config.feed,
-        beside=beside.simulation if beside else None,
-    )
-    return Experiment(config, dataset, clients, model, plan, run)
+    Raises `UserError` that names everything that is wrong, as far as it can be known: what is built from something that
+    could not be is not tried.
+    """
+    with Mistakes() as mistakes:
+        attempt, given = mistakes.attempt, usable(config, mistakes)
+
+        def make(field: str, **supplied: Any) -> Any:
+            bound = attempt(bind, f"config.{field}", getattr(given, field), SEAMS[field], tuple(supplied))
+            return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})
+
+        client = given.client
+        dataset = beside.dataset if beside else make("data", data_dir=data_dir)
+        num_clients = given.num_clients or attempt(natural_clients, dataset)
+        cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
+        clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
+        model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
+        model = make("adapter", model=model)
+        augment = attempt(build_augment, given.augment)
+        model = attempt(inputs, model, dataset.mean, dataset.std, augment=augment)
+        attempt(check_shapes, model, dataset)
+
+        length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
+        plan = attempt(batch_plan, client.batch_size, **length)
+        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan)
+        gradient = make("privacy", facts=facts)
+        optimizer = attempt(build_optimizer, client.optimizer, client.weight_decay)
+        local = attempt(local_training, model, optimizer, plan, gradient)
+        rate = attempt(step_size, given.algorithm, client.optimizer, client.weight_decay)
+        algorithm = make("algorithm", local=local, facts=facts, learning_rate=rate)
+        uplink, downlink, execution = make("uplink"), make("downlink"), make("executor")
+        run = attempt(
+            simulate,
+            model,
+            attempt(accounted, algorithm, gradient),
+            clients,
+            cohort_size=cohort_size,
+            uplink=uplink,
+            downlink=downlink,
+            seed=given.seed,
+            execution=execution,
+            batches=plan,
+            rounds_per_call=given.rounds_per_call or None,
+            feed_mode=given.feed,
+            beside=beside.simulation if beside else None,
+        )
+    return Experiment(config, dataset, clients, model, plan, execution, run)

@@ -1,4 +1,4 @@
-"""What all command lines share: absl flags, one-line errors, exit statuses."""
+"""What all command lines share: absl flags, errors of a line each, exit statuses."""
 
 import sys
 import traceback
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from fedjax8.errors import UserError
+from fedjax8.errors import UserError, numbered
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None = None) -> None:
-    """Runs `main(argv)` under absl and exits with its status. A user's mistake is one line on stderr and status 2."""
+    """Runs `main(argv)` under absl and exits with its status. A user's mistake is a line on stderr and status 2."""
 
     def parse(argv):
         try:
@@ -36,9 +36,11 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
 
 
 def report(error: BaseException) -> int:
-    """Says on stderr what went wrong, a user's mistake in one line; returns the exit status."""
+    """Says on stderr what went wrong, a user's mistake in one line, several as a numbered list; returns the status."""
     if isinstance(error, UserError):
-        print(f"fedjax8: {' '.join(str(error).split())}", file=sys.stderr)
+        said = error.mistakes
+        lines = said if len(said) == 1 else [f"{len(said)} mistakes; nothing was run", *numbered(said)]
+        print("fedjax8: " + "\n".join(lines), file=sys.stderr)
         return EXIT_USER_ERROR
     if isinstance(error, KeyboardInterrupt):
         print("fedjax8: interrupted", file=sys.stderr)

@@ -8,6 +8,7 @@ into objects.
 import ast
 import importlib.util
 import inspect
+import math
 import sys
 import types
 import typing
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, FieldReference
 
-from fedjax8.errors import UserError
+from fedjax8.errors import FAILED, Mistakes, UserError
 from fedjax8.lookup import suggest
 
 
@@ -94,16 +95,21 @@ FIELDS = {
 
 LARGEST_SEED = 2**32 - 1
 """Beyond it two seeds could give the same random key."""
-MINIMUM = {
-    "seed": 0,
-    "rounds": 1,
-    "eval_every": 1,
-    "checkpoint_every": 1,
-    "num_clients": 0,
-    "cohort_size": 1,
-    "rounds_per_call": 0,
+LIMITS = {
+    "config.seed": (0, LARGEST_SEED),
+    "config.rounds": (1, math.inf),
+    "config.eval_every": (1, math.inf),
+    "config.checkpoint_every": (1, math.inf),
+    "config.num_clients": (0, math.inf),
+    "config.cohort_size": (1, math.inf),
+    "config.rounds_per_call": (0, math.inf),
+    "config.client.batch_size": (1, math.inf),
+    "config.client.epochs": (1, math.inf),
+    "config.client.steps": (0, math.inf),
+    "config.client.weight_decay": (0.0, math.inf),
 }
-CLIENT_MINIMUM = {"batch_size": 1, "epochs": 1, "steps": 0, "weight_decay": 0.0}
+"""Least and largest value of each number."""
+CHOICES = {"config.on_nan": ("drop", "error"), "config.feed": ("auto", "resident", "streamed")}
 
 
 def is_component(value: Any) -> bool:
@@ -171,10 +177,14 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """Applies `(dotted path, text)` pairs in place, names of components first.
 
     Naming another component drops the settings of the old one; the new one starts from its factory's defaults.
+
+    Raises `UserError` that names every assignment which cannot be made. Fields whose value has a wrong type are FAILED
+    from then on, so that what needs them is not tried.
     """
     split = [(path.split("."), text) for path, text in assignments]
-    for path, text in sorted(split, key=lambda pair: pair[0][-1] != "name"):
-        _assign(config, path, text if path[-1] == "name" else parse_value(text))
+    with Mistakes() as mistakes:
+        for path, text in sorted(split, key=lambda pair: pair[0][-1] != "name"):
+            mistakes.attempt(_assign, config, path, text if path[-1] == "name" else parse_value(text))
 
 
 def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
@@ -204,12 +214,18 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         hint = f"; to choose another, set --{dotted}.name={value}" if is_component(old) else ""
         raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")
     value = tuple(value) if isinstance(value, list) else value
-    if old is not None:
-        if not (is_component(section) and "auto" in (value, old)):  # whether that is allowed, its factory says
-            value = _as_type_of(dotted, value, old)
-        if not isinstance(dict(section.items(preserve_field_references=True))[last], FieldReference):
-            del section[last]  # what type it may have is checked here, not by ConfigDict
-    section[last] = value
+    with Mistakes() as mistakes:
+        if old is not None:
+            if not (is_component(section) and "auto" in (value, old)):  # whether that is allowed, its factory says
+                value = mistakes.attempt(_as_type_of, dotted, value, old)
+            if value is FAILED or not isinstance(_as_held(section, last), FieldReference):
+                del section[last]  # what type it may have is checked here, not by ConfigDict
+        section[last] = value
+
+
+def _as_held(section: ConfigDict, name: str) -> Any:
+    """A field's value, or the reference that it is."""
+    return dict(section.items(preserve_field_references=True))[name]
 
 
 def _no_field(section: Any, dotted: str, name: str) -> str:
@@ -227,40 +243,75 @@ def _as_type_of(where: str, value: Any, old: Any) -> Any:
     if isinstance(old, tuple) and not isinstance(value, tuple):
         value = (value,)
     if type(value) is not type(old):
-        raise UserError(f"{where} must be a {type(old).__name__} like {old!r}; got {value!r}")
+        raise UserError(f"{where} must be of type {type(old).__name__}, like {old!r}; got {value!r}")
     return value
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises `UserError` for the first unknown, missing or impossible top-level or client setting."""
-    expected = base_config()
-    if not isinstance(config, ConfigDict) or not isinstance(config.get("client", expected.client), ConfigDict):
-        raise UserError("a config, and its field client, must be a ConfigDict; start from fedjax8.config.base_config()")
-    for section, wanted, minimum, prefix in (
-        (config, expected, MINIMUM, "config"),
-        (config.get("client", expected.client), expected.client, CLIENT_MINIMUM, "config.client"),
-    ):
-        for name in section:
-            if name not in wanted:
-                raise UserError(_no_field(wanted, f"{prefix}.{name}", name))
-        for name in wanted:
-            if name not in section:
-                raise UserError(f"{prefix}.{name} is missing; start from fedjax8.config.base_config()")
-            if is_component(wanted[name]) and not is_component(section[name]):
-                raise UserError(f"{prefix}.{name} must be a component(name, ...), got {section[name]!r}")
-            if not isinstance(wanted[name], ConfigDict):
-                _as_type_of(f"{prefix}.{name}", section[name], wanted[name])
-        for name, least in minimum.items():
-            if section[name] is None or section[name] < least:
-                raise UserError(f"{prefix}.{name} is {section[name]}, but must be at least {least}")
-    if config.on_nan not in ("drop", "error"):
-        raise UserError(f"config.on_nan is {config.on_nan!r}, but must be drop or error")
-    if config.seed > LARGEST_SEED:
-        raise UserError(f"config.seed is {config.seed}, but must be at most {LARGEST_SEED}")
+    """Raises `UserError` that names every unknown, missing or impossible top-level or client setting."""
+    with Mistakes() as mistakes:
+        usable(config, mistakes)
+
+
+def usable(config: ConfigDict, mistakes: Mistakes) -> types.SimpleNamespace:
+    """The config's fields as attributes, those of `client` below `client`; FAILED for each that cannot be used.
+
+    What is wrong with them goes to `mistakes`.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError("a config must be a ConfigDict; start from fedjax8.config.base_config()")
+    return _usable_section("config", config, base_config(), mistakes)
+
+
+def _usable_section(path: str, section: ConfigDict, wanted: ConfigDict, mistakes: Mistakes) -> types.SimpleNamespace:
+    for name in section:
+        if name not in wanted:
+            mistakes.note(UserError(_no_field(wanted, f"{path}.{name}", name)))
+    fields = types.SimpleNamespace()
+    for name in wanted:
+        value = mistakes.attempt(_usable_field, f"{path}.{name}", section, name, wanted[name])
+        if value is not FAILED and isinstance(wanted[name], ConfigDict) and not is_component(wanted[name]):
+            value = _usable_section(f"{path}.{name}", value, wanted[name], mistakes)
+        setattr(fields, name, value)
+    return fields
+
+
+def _usable_field(path: str, section: ConfigDict, name: str, wanted: Any) -> Any:
+    """The field's value; UserError if it is missing, or of another kind than `wanted`, or out of its range."""
+    if name not in section:
+        raise UserError(f"{path} is missing; start from fedjax8.config.base_config()")
+    value = section[name]
+    if value is FAILED:  # its assignment did, and that is known
+        return value
+    if is_component(wanted):
+        if not is_component(value):
+            raise UserError(f"{path} must be a component(name, ...), got {value!r}")
+        return value
+    if isinstance(wanted, ConfigDict):
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"{path} must be a ConfigDict with fields {', '.join(sorted(wanted))}; got {value!r}")
+        return value
+    value = _as_type_of(path, value, wanted)
+    if path in LIMITS:
+        least, most = LIMITS[path]
+        if not value >= least:
+            raise UserError(f"{path} is {value}, but must be at least {least}")
+        if value > most:
+            raise UserError(f"{path} is {value}, but must be at most {most}")
+    if path in CHOICES:
+        check_choice(path, value, CHOICES[path])
+    return value
+
+
+def check_choice(path: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raises `UserError` unless `value` is one of those allowed."""
+    if value not in allowed:
+        raise UserError(f"{path} is {value!r}, but must be one of {', '.join(allowed)}{suggest(value, allowed)}")
 
 
 def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied: Sequence[str] = ()) -> None:
-    """Raises `UserError` unless `factory` takes the settings `given`, with values of the annotated simple types.
+    """Raises `UserError` that names every setting of `given` which `factory` does not take or whose value is not of the
+    annotated simple type, and what it needs and was not given.
 
     `supplied` are arguments that the program fills in; the user may not set them.
     """
@@ -273,16 +324,17 @@ def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied
         hints = typing.get_type_hints(factory)
     except Exception:  # annotations that cannot be evaluated are only documentation
         hints = {}
-    for key, value in given.items():
-        if key not in allowed:
-            takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no settings"
-            raise UserError(f"{where}: {name} has no setting {key!r}; {takes}{suggest(key, allowed)}")
-        if key in hints and not _fits(value, hints[key]):
-            shown = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
-            raise UserError(f"{where}.{key} must be {shown}; got {value!r}")
-    required = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in given]
-    if required:
-        raise UserError(f"{where}: {name} needs {', '.join(required)}; set --{where}.{required[0]}=...")
+    with Mistakes() as mistakes:
+        for key, value in given.items():
+            if key not in allowed:
+                takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no settings"
+                mistakes.note(UserError(f"{where}: {name} has no setting {key!r}; {takes}{suggest(key, allowed)}"))
+            elif key in hints and value is not FAILED and not _fits(value, hints[key]):
+                shown = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
+                mistakes.note(UserError(f"{where}.{key} must be {shown}; got {value!r}"))
+        required = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in given]
+        if required:
+            mistakes.note(UserError(f"{where}: {name} needs {', '.join(required)}; set --{where}.{required[0]}=..."))
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from fedjax8 import cli, version
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.distributed import Group, together
-from fedjax8.errors import UserError
+from fedjax8.errors import Mistakes, UserError
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
@@ -162,14 +162,26 @@ def main(argv: list[str]) -> int:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
-    override(config, pairs)
-    validate(config)
+    check(config, pairs)
     group = Group(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
     )
     set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
     with together(group):
         return train(config)
+
+
+def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
+    """Applies overrides to the config. UserError before JAX starts for mistakes that are seen without it; that then
+    names all others too."""
+    with Mistakes() as mistakes:
+        mistakes.attempt(override, config, pairs)
+        mistakes.attempt(validate, config)
+        if mistakes.found:
+            from fedjax8.build import build
+
+            set_up_devices(_CPU_DEVICES.value)
+            mistakes.attempt(build, config, _DATA_DIR.value)
 
 
 def record(config: ConfigDict) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax8.build import SEAMS, build, build_clients, build_component, build_optimizer
+from fedjax8.build import SEAMS, build, build_component, build_optimizer
 from fedjax8.config import base_config, component, load_config, override, parse_value, plain, validate
 from fedjax8.errors import UserError
 
@@ -59,10 +59,10 @@ def test_an_integer_is_taken_for_a_float():
         ("rond", "3", "no field config.rond.*did you mean 'rounds'"),
         ("clint.epochs", "3", "no field config.clint.*did you mean 'client'"),
         ("client.epoch", "3", "no field config.client.epoch.*did you mean 'epochs'"),
-        ("rounds", "many", "config.rounds must be a int"),
-        ("rounds", "1.5", "config.rounds must be a int"),
+        ("rounds", "many", "config.rounds must be of type int, like 60"),
+        ("rounds", "1.5", "config.rounds must be of type int, like 60"),
         ("seed.x", "1", "config.seed is 0"),
-        ("client.optimizer.learning_rate", "none", "must be a float"),
+        ("client.optimizer.learning_rate", "none", "must be of type float"),
         ("uplink", "fp8", "--config.uplink.name=fp8"),
         ("client", "3", "section"),
     ],
@@ -90,7 +90,10 @@ def test_a_mistyped_override_says_what_is_allowed(path, text, message):
         ("algorithm.local", "3", "config.algorithm: fedavg has no setting 'local'"),
         ("client.optimizer.name", "sdg", "no optimizer 'sdg' in optax; did you mean 'sgd'"),
         ("client.optimizer.learning_rat", "1", "did you mean 'learning_rate'"),
-        ("augment", "turn", "config.augment: no 'turn'"),
+        ("augment", "turn", "config.augment is 'turn', but must be one of crop, flip"),
+        ("feed", "streem", "config.feed is 'streem', but must be one of .*did you mean 'streamed'"),
+        ("on_nan", "ignore", "config.on_nan is 'ignore', but must be one of drop, error"),
+        ("client.weight_decay", "-0.1", "config.client.weight_decay is -0.1, but must be at least 0"),
         ("data.name", "imagenet", "no 'imagenet' in sources"),
         ("data.name", "nowhere.module:factory", "cannot load 'nowhere.module:factory'"),
         ("model.name", "lenet5", "config.model does not fit rows of shape"),
@@ -175,18 +178,13 @@ def test_a_component_of_ones_own_is_found_by_module_and_name():
 
 
 def test_a_config_may_ask_for_more_clients_than_rows():
-    from fedjax8.data.sources.digits import digits
-
     config = configured(("num_clients", "100000"), ("partition.name", "windows"), ("partition.largest", "20"))
-    clients = build_clients(config, digits())
+    clients = build(config).clients
     assert clients.num_clients == 100_000 and clients.sizes.max() == 20
 
 
 def test_the_split_depends_on_the_seed_alone():
-    from fedjax8.data.sources.digits import digits
-
-    data = digits()
-    first, again, other = (build_clients(configured(("seed", s)), data).order for s in ("0", "0", "1"))
+    first, again, other = (build(configured(("seed", s))).clients.order for s in ("0", "0", "1"))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
 
@@ -268,10 +266,97 @@ def test_fp8_and_float32_configs_of_a_data_set_differ_in_nothing_else():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "lars"])
 def test_clips_biases_and_norms_do_not_decay(optimizer):
-    client = base_config().client
-    client.optimizer = component(optimizer, learning_rate=0.1, weight_decay=0.5)
+    made = build_optimizer(component(optimizer, learning_rate=0.1, weight_decay=0.5))
     params = {"kernel": jnp.ones((2, 2)), "kernel_clip": jnp.float32(1), "bias": jnp.ones(2), "scale": jnp.ones(2)}
-    made = build_optimizer(client)
     updates, _ = made.update(jax.tree.map(jnp.zeros_like, params), made.init(params), params)
     moved = {name for name, update in updates.items() if np.any(np.asarray(update) != 0)}
     assert moved == {"kernel"}
+
+
+def mistakes_of(*assignments):
+    """What a run with these flags would be told, each mistake by itself."""
+    from fedjax8.errors import Mistakes
+
+    config = base_config()
+    with pytest.raises(UserError) as caught, Mistakes() as mistakes:
+        mistakes.attempt(override, config, assignments)
+        mistakes.attempt(build, config)
+    return caught.value.mistakes
+
+
+def test_all_mistakes_of_a_config_are_told_together_each_once():
+    found = mistakes_of(
+        ("rond", "3"),
+        ("rounds", "many"),
+        ("eval_every", "0"),
+        ("cohort_size", "51"),
+        ("partition.concentration", "-1.0"),
+        ("model.hiden", "(8,)"),
+        ("model.hidden", "(0.5,)"),
+        ("client.optimizer.learning_rate", "none"),
+        ("uplink.name", "fp9"),
+        ("downlink.format", "e4m3"),
+        ("algorithm.payload", "everything"),
+        ("augment", "('turn', 'flop')"),
+    )
+    expected = {
+        "no field config.rond": "did you mean 'rounds'",
+        "config.rounds must be of type int": "got 'many'",
+        "config.eval_every is 0": "at least 1",
+        "config.cohort_size is 51": "the number of clients, 50",
+        "config.partition": "concentration is -1.0",
+        "config.model: mlp has no setting 'hiden'": "did you mean 'hidden'",
+        "config.model.hidden must be": "(0.5,)",
+        "config.client.optimizer.learning_rate must be of type float": "got None",
+        "config.uplink.name: no 'fp9' in codecs": "did you mean 'fp8'",
+        "config.downlink": "e4m3",
+        "config.augment is 'turn'": "crop, flip",
+        "config.augment is 'flop'": "did you mean 'flip'",
+    }
+    for start, words in expected.items():
+        (mistake,) = [m for m in found if m.startswith(start) and words in m]
+        assert "\n" not in mistake
+    # The algorithm is built over the model, which could not be, so what it would refuse is not known yet.
+    assert len(found) == len(expected)
+
+
+def test_what_is_built_from_a_mistake_is_not_a_second_mistake():
+    """Without rounds there is no accounting, without a model no algorithm, without data no split: one thing each."""
+    assert len(mistakes_of(("rounds", "0"), ("privacy.name", "dp_sgd"), ("privacy.noise_multiplier", "1.0"))) == 1
+    assert len(mistakes_of(("model.name", "mlpp"))) == 1
+    assert len(mistakes_of(("data.name", "digit"), ("partition.name", "by_key"), ("num_clients", "0"))) == 1
+    # A value of the wrong type does not leave the old one to be judged: ten of five clients would be too many.
+    assert len(mistakes_of(("cohort_size", "few"), ("num_clients", "5"))) == 1
+    assert len(mistakes_of(("client.optimizer.learning_rate", "x"), ("algorithm.name", "scaffold"))) == 1
+
+
+def test_settings_that_contradict_each_other_are_told_beside_others():
+    found = mistakes_of(
+        ("algorithm.name", "scaffold"),
+        ("client.optimizer.name", "adam"),
+        ("client.optimizer.learning_rate", "0.1"),
+        ("num_clients", "5"),
+    )
+    assert len(found) == 2
+    assert "config.cohort_size is 10, but must be between 1 and the number of clients, 5" in found[0]
+    assert "needs plain SGD" in found[1]
+
+
+def test_components_inside_components_are_checked_all():
+    codecs = [component("none", x=1), component("fp9"), component("fp8", format="e4m3")]
+    adapters = [component("qat"), component("lora", rnk=4)]
+    config = base_config()
+    config.uplink, config.adapter = component("chain", codecs=codecs), component("chain", adapters=adapters)
+    with pytest.raises(UserError) as caught:
+        build(config)
+    places = [mistake.split(": ")[0] for mistake in caught.value.mistakes]
+    assert sorted(places) == sorted(
+        ["config.uplink.codecs.0", "config.uplink.codecs.1.name", "config.uplink.codecs.2", "config.adapter.adapters.1"]
+    )
+
+
+def test_choices_are_those_that_the_program_knows():
+    from fedjax8.config import CHOICES
+    from fedjax8.simulation.feeding import MODES
+
+    assert set(CHOICES["config.feed"]) == set(MODES)

@@ -197,6 +197,18 @@ def test_a_users_mistake_is_one_line_and_status_2(flags, message, tmp_path):
     assert message in done.stderr
 
 
+def test_several_mistakes_are_told_at_once_and_leave_no_file_behind(tmp_path):
+    mistaken = ["--config.rond=3", "--config.rounds=x", "--config.model.hiden=(8,)", "--config.uplink.name=fp9"]
+    done = train(*mistaken, f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    heading, *listed = done.stderr.splitlines()
+    assert heading == "fedjax8: 4 mistakes; nothing was run"
+    assert [line.split(". ")[0].strip() for line in listed] == ["1", "2", "3", "4"]
+    for line, word in zip(listed, ("rounds", "'x'", "'hidden'", "'fp8'"), strict=True):
+        assert word in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_refused_config_leaves_no_file_behind(tmp_path):
     done = train("--config.cohort_size=99", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2

@@ -280,7 +280,7 @@ def optimizer(*settings):
     """The clients' optimizer of a command line."""
     config = base_config()
     override(config, [tuple(s.removeprefix("config.").split("=")) for s in settings])
-    return build_optimizer(config.client)
+    return build_optimizer(config.client.optimizer, config.client.weight_decay)
 
 
 def test_the_l2_penalty_of_the_experiments_is_a_weight_decay_of_twice_its_factor():

@@ -192,7 +192,8 @@ class Execution(NamedTuple):
     """Clients that a device works on at once, at most; see `cohorts.groups`."""
     compile: Callable[[Callable], Callable]
     """`f(shared, split) -> (shared_out, split_out)`, compiled. Leaves of `split` have a leading axis that is divided
-    over the shards in order; a process gives, and gets back, the part of its own shards."""
+    over the shards in order; a process gives, and gets back, the part of its own shards. If it has a method `lower` as
+    what `jax.jit` gives has, the memory that it needs can be foretold."""
     map_reduce: Callable[[Callable, PyTree, PyTree], tuple[Partial, PyTree]]
     """`(f, shared, per_client) -> (reduction over all clients of the Partial f(...)[0], stacked f(...)[1])`."""
     total: Callable[[PyTree], PyTree]

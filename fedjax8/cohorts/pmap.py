@@ -8,6 +8,7 @@ shared on them, so that whatever a process reads is its own.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax8.cohorts._scan import scan_map_reduce
-from fedjax8.types import Execution, Partial
+from fedjax8.types import Execution, Partial, PyTree
 
 AXIS = "devices"
 
@@ -38,17 +39,7 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
     everywhere, split = NamedSharding(local, PartitionSpec()), NamedSharding(local, PartitionSpec(AXIS))
 
     def compile_(f):
-        mapped = jax.pmap(f, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=devices)
-
-        def call(shared, parts):
-            for x in jax.tree.leaves(parts):
-                if len(x) % num_local:
-                    raise ValueError(f"{len(x)} clients do not divide over {num_local} devices")
-            shards = jax.tree.map(lambda x: x.reshape(num_local, -1, *x.shape[1:]), parts)
-            shared_out, parts_out = mapped(shared, jax.device_put(shards, split))
-            return shared_out, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts_out)
-
-        return call
+        return _Compiled(jax.pmap(f, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=devices), split)
 
     reduced = _in_one_message if len(devices_of) > 1 else lambda reduce, tree: reduce(tree, AXIS)
 
@@ -70,6 +61,28 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Execution:
         place=functools.partial(jax.device_put, device=everywhere),
         collect=_gathered if len(devices_of) > 1 else lambda parts: parts,
     )
+
+
+class _Compiled:
+    """`mapped` on parts that are dealt over this process's devices in order."""
+
+    def __init__(self, mapped: Any, split: NamedSharding):
+        self._mapped, self._split = mapped, split
+
+    def __call__(self, shared: PyTree, parts: PyTree) -> tuple[PyTree, PyTree]:
+        shared_out, parts_out = self._mapped(shared, self._dealt(parts))
+        return shared_out, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts_out)
+
+    def lower(self, shared: PyTree, parts: PyTree) -> jax.stages.Lowered:
+        """As of what `jax.jit` gives."""
+        return self._mapped.lower(shared, self._dealt(parts))
+
+    def _dealt(self, parts: PyTree) -> PyTree:
+        shards = self._split.num_devices
+        for x in jax.tree.leaves(parts):
+            if len(x) % shards:
+                raise ValueError(f"{len(x)} clients do not divide over {shards} devices")
+        return jax.device_put(jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), parts), self._split)
 
 
 def _in_one_message(reduce, tree):

@@ -1,11 +1,11 @@
 """Runs one federated experiment.
 
     python -m fedjax8.train [--config=FILE.py[:argument]] [--config.FIELD=VALUE ...] [--workdir=DIR] [--data_dir=DIR]
-        [--distributed | --coordinator=HOST:PORT --num_processes=N --process_id=I]
+        [--dry_run | --dry_run=fast] [--distributed | --coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, well under a minute. With --workdir the run
-is written there and the same command goes on after an interruption. On several hosts every process gets the same
-command, with its own --process_id; see docs/scaling.md.
+is written there and the same command goes on after an interruption. --dry_run tells what a run would send and take,
+and runs nothing. On several hosts every process gets the same command, with its own --process_id; see docs/scaling.md.
 
 Examples:
   python -m fedjax8.train --workdir=runs/digits
@@ -30,6 +30,7 @@ from fedjax8.errors import Mistakes, UserError
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
+    from fedjax8.simulation.runner import Schedule
     from fedjax8.simulation.simulation import SimulationState
 
 SIGNAL_STATUS = 128
@@ -62,6 +63,13 @@ _AUTOTUNE = flags.DEFINE_bool(
 )
 _PROFILE = flags.DEFINE_string(
     "profile", None, "Directory for a JAX profile of a few calls of rounds, to be opened with TensorBoard or Perfetto."
+)
+_DRY_RUN = flags.DEFINE_enum(
+    "dry_run",
+    None,
+    ["measured", "fast"],
+    "Write nothing, and print the model's arrays, bytes, local steps, memory and time. --dry_run alone compiles the "
+    "run and measures a few rounds; --dry_run=fast does neither and only estimates.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -192,6 +200,23 @@ def record(config: ConfigDict) -> dict[str, Any]:
     return {"config": plain(config), "versions": versions(), "devices": devices}
 
 
+def check_flags(processes: int) -> None:
+    """UserError that names all flags which do not go together."""
+    with Mistakes() as mistakes:
+        if _AUTOTUNE.value and processes > 1:
+            mistakes.note(UserError("--autotune measures on one host; set --config.executor.chunk=N on several"))
+        if _SEEDS.value and processes > 1:
+            mistakes.note(
+                UserError("--seeds shares out one host's devices; start the runs one by one on several hosts")
+            )
+        if _DRY_RUN.value and (_SEEDS.value or _AUTOTUNE.value or _PROFILE.value or processes > 1):
+            mistakes.note(
+                UserError(
+                    "--dry_run tells of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
+                )
+            )
+
+
 def train(config: ConfigDict) -> int:
     """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
     import jax
@@ -202,11 +227,13 @@ def train(config: ConfigDict) -> int:
     from fedjax8.simulation.side_by_side import side_by_side
     from fedjax8.tune import tuned
 
+    check_flags(jax.process_count())
     if _AUTOTUNE.value:
-        if jax.process_count() > 1:
-            raise UserError("--autotune measures on one host; set --config.executor.chunk=N on several")
         config.executor = tuned(config, _DATA_DIR.value)
     schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every, config.on_nan)
+    if _DRY_RUN.value:
+        dry_run(build(config, _DATA_DIR.value), schedule)
+        return 0
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
     profile = Path(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
@@ -225,8 +252,6 @@ def train(config: ConfigDict) -> int:
             profile=profile,
         )
     else:
-        if jax.process_count() > 1:
-            raise UserError("--seeds shares out one host's devices; start the runs one by one on several hosts")
         experiments = build_seeds(config, seeds_of(_SEEDS.value), _DATA_DIR.value)
         runs = [
             Run(e.simulation, workdir and workdir / f"seed-{e.config.seed}", record(e.config), f"seed {e.config.seed}")
@@ -238,6 +263,27 @@ def train(config: ConfigDict) -> int:
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
 
 
+def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
+    """Prints what an experiment would be like."""
+    from fedjax8.simulation.forecast import forecast
+    from fedjax8.simulation.forecast_tables import show
+
+    config, simulation = experiment.config, experiment.simulation
+    found = forecast(
+        simulation,
+        schedule,
+        experiment.dataset.test,
+        model=experiment.model,
+        clients=experiment.clients,
+        plan=experiment.plan,
+        execution=experiment.execution,
+        cohort_size=config.cohort_size,
+        seed=config.seed,
+        measured=_DRY_RUN.value == "measured",
+    )
+    show(found, introduction(experiment, simulation.init()))
+
+
 def seeds_of(texts: Sequence[str]) -> list[int]:
     """The seeds that a flag lists; UserError for what is not a seed."""
     for text in texts:
@@ -247,8 +293,9 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl's flags and leaves `--config.` overrides in argv for `main`."""
+    """Parses absl's flags and leaves `--config.` overrides in argv for `main`; `--dry_run` needs no value."""
     rest, pairs = split_overrides(argv)
+    rest = ["--dry_run=measured" if argument in ("--dry_run", "-dry_run") else argument for argument in rest]
     return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
 
 

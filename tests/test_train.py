@@ -95,6 +95,16 @@ def test_bytes_follow_from_the_message_layout(unbroken):
     assert summary["saving"] == pytest.approx(summary["float32_bytes"] / sent)
 
 
+def test_a_dry_run_foretells_the_bytes_of_the_run_and_writes_nothing(unbroken, tmp_path):
+    done = train(*SMALL, "--dry_run=fast", f"--workdir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = json.loads((unbroken[0] / "summary.json").read_text())
+    up, down = summary["uplink_bytes"], summary["downlink_bytes"]
+    assert f"40 rounds up {up:,}, down {down:,}" in done.stdout
+    assert f"{summary['saving']:.2f}x against float32" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_output_ends_with_accuracy_bytes_and_saving(unbroken):
     out = unbroken[1].stdout
     weights_and_biases = 64 * 16 + 16 + 16 * 10 + 10
@@ -186,6 +196,7 @@ def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbr
         (["--config.rounds"], "needs a value"),
         (["--config.data.name=mnist", "--data_dir=/nowhere"], "fetch_data.py mnist"),
         (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
+        (["--dry_run", "--seeds=0,1"], "--dry_run tells of one run"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(flags, message, tmp_path):
@@ -245,6 +256,15 @@ def test_help_names_every_field():
     joined = " ".join(done.stdout.split())
     for name in FIELDS:
         assert f"{name}: " in joined
+
+
+def test_a_dry_run_needs_no_value(monkeypatch):
+    from fedjax8 import train as program
+
+    monkeypatch.setattr(program.flags, "FLAGS", list)
+    assert program.parse_flags(["train", "--dry_run", "--config.seed=3"]) == [
+        "train", "--dry_run=measured", "--config.seed=3",
+    ]  # fmt: skip
 
 
 def test_overrides_may_be_given_with_a_space():

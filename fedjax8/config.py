@@ -141,7 +141,7 @@ def load_config(file: str | None) -> ConfigDict:
         return base_config()
     path, _, argument = file.partition(":")
     spec = importlib.util.spec_from_file_location("fedjax8_config_file", path)
-    if spec is None or not Path(path).is_file():
+    if spec is None or spec.loader is None or not Path(path).is_file():
         raise UserError(
             f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/"
         )

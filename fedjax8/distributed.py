@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax8 import cli
 from fedjax8.errors import UserError
@@ -63,18 +63,16 @@ def check_group(group: Group) -> None:
     missing = [f"--{name}" for name, is_given in given.items() if not is_given]
     if any(given.values()) and missing:
         raise UserError(f"{flags} belong together; {' and '.join(missing)} not given")
-    if group.alone:
+    number, processes, coordinator = group.process_id, group.num_processes, group.coordinator
+    if number is None or processes is None or coordinator is None:  # alone, or JAX finds out
         return
-    if group.detect:
-        return
-    if not 0 <= group.process_id < group.num_processes:
+    if not 0 <= number < processes:
         raise UserError(
-            f"--process_id is {group.process_id}, but must be 0 to {group.num_processes - 1}, one of each, with "
-            f"--num_processes={group.num_processes}"
+            f"--process_id is {number}, but must be 0 to {processes - 1}, one of each, with --num_processes={processes}"
         )
-    host, _, port = group.coordinator.rpartition(":")
+    host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"--coordinator is {group.coordinator!r}, but must be HOST:PORT of process 0")
+        raise UserError(f"--coordinator is {coordinator!r}, but must be HOST:PORT of process 0")
 
 
 @contextlib.contextmanager
@@ -133,7 +131,7 @@ def _connect(group: Group) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the runner
-    seconds = {
+    seconds: dict[str, Any] = {
         "initialization_timeout": group.connect_seconds,
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
@@ -179,7 +177,7 @@ def _silent_stdout() -> Iterator[None]:
 
 def _check_coordinator(group: Group) -> None:
     """What JAX would answer with an abort, said by name: a port that is taken, a coordinator that does not answer."""
-    host, _, port = group.coordinator.rpartition(":")
+    host, _, port = (group.coordinator or "").rpartition(":")
     if group.process_id == 0:
         family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
         try:

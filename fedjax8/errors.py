@@ -96,7 +96,9 @@ class Mistakes:
     def __enter__(self) -> "Mistakes":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None and self.found:
             raise UserError(self.found[0]) if len(self.found) == 1 else UserErrors(self.found)
 

@@ -98,8 +98,8 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
             rest.append(argument)
             continue
         if not equals:
-            text = next(arguments, None)
-            if text is None or text.startswith("--"):
+            text = next(arguments, "--")
+            if text.startswith("--"):
                 raise UserError(f"{argument} needs a value: {argument}=VALUE")
         pairs.append((name.removeprefix("config."), text))
     return rest, pairs

@@ -282,7 +282,7 @@ class Monitor(NamedTuple):
     about their mean. Every worker uses the same functions with the same settings.
     """
 
-    estimate: Callable[[Reduced, Array], Array]
+    estimate: Callable[[Any, Array], Array]
     """`(reduction of what workers sent, int32 number of the step from 1) -> float32 H`, held against the threshold.
     A monitor that sends nothing gets None for the reduction."""
     sends: Callable[[PyTree, PyTree, Array], PyTree] | None = None

@@ -25,7 +25,7 @@ from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.runner import CALL_SECONDS, Schedule
 from fedjax8.simulation.simulation import Simulation, SimulationState, sample_batch
-from fedjax8.types import Execution, Model, Partial, PyTree, Variables
+from fedjax8.types import Channel, Execution, Model, Partial, PyTree, Variables
 
 COHORTS_LOOKED_AT = 1 << 20
 """Clients, over all cohorts, whose steps are added up; of a longer run the rest is taken to be like them."""
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    count: int
+    size: int
     kind: str
     """`trained`, `clip` (trained, but of the encoding: no float32 run has it), `frozen`, or `state` (statistics)."""
 
@@ -127,7 +127,7 @@ def forecast(
     state = simulation.init()
     variables = simulation.variables(state)
     steps = steps_of(clients, plan, schedule.rounds, cohort_size, seed)
-    sent = {found.channel: cohort_size for found in simulation.discover()}
+    sent: Mapping[Channel, int] = {found.channel: cohort_size for found in simulation.discover()}
     working = None
     if measured:
         working, sent, seconds = _measure(simulation, schedule, test, state, begun)
@@ -174,7 +174,7 @@ def _measure(
     test: Mapping[str, np.ndarray],
     state: SimulationState,
     begun: float,
-) -> tuple[int | None, Mapping[Any, int], Seconds]:
+) -> tuple[int | None, Mapping[Channel, int], Seconds]:
     """(bytes of the working set, messages of the first round, seconds)."""
     call = simulation.parts.begin(state, 1)
     program = simulation.parts.common.compiled()
@@ -189,10 +189,10 @@ def _measure(
     simulation.evaluate(state, test)
     start = time.perf_counter() - begun
 
-    evaluation, _ = _timed(lambda: simulation.evaluate(state, test))
+    evaluation, _ = _timed(simulation.evaluate, state, test)
     of_round, count = math.inf, 1
     for _ in range(2):  # one round, then as many as a call of the run would have
-        seconds, (state, lines) = _timed(lambda state=state, count=count: simulation.run_rounds(state, count))
+        seconds, (state, lines) = _timed(simulation.run_rounds, state, count)
         of_round = min(of_round, seconds / len(lines))
         count = max(1, int(CALL_SECONDS / of_round))
     rounds, every = schedule.rounds, schedule.eval_every
@@ -201,9 +201,9 @@ def _measure(
     return working, sent, Seconds(of_round, evaluation, start, whole)
 
 
-def _timed(f: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(f: Callable, *arguments: Any) -> tuple[float, Any]:
     begun = time.perf_counter()
-    made = f()
+    made = f(*arguments)
     jax.block_until_ready([x for x in jax.tree.leaves(made) if isinstance(x, jax.Array)])
     return time.perf_counter() - begun, made
 
@@ -278,8 +278,8 @@ def products_per_second(execution: Execution) -> float:
 
     run = execution.compile(lambda times, parts: execution.map_reduce(chain, times, parts))
     times, seconds = 1, 0.0
-    _timed(lambda: run(np.int32(1), per_client))
+    _timed(run, np.int32(1), per_client)
     while seconds < CALL_SECONDS / 8:
         times *= 4
-        seconds, _ = _timed(lambda times=times: run(np.int32(times), per_client))
+        seconds, _ = _timed(run, np.int32(times), per_client)
     return own * times * PRODUCT**3 / seconds

@@ -77,7 +77,7 @@ def test_steps_are_those_of_the_clients_that_are_drawn(experiment, measured, fas
 
 def test_arrays_are_listed_with_what_becomes_of_them(measured):
     by_kind = {kind: [x for x in measured.layers if x.kind == kind] for kind in ("trained", "clip")}
-    assert sum(x.count for x in by_kind["trained"]) == KERNELS + BIASES
+    assert sum(x.size for x in by_kind["trained"]) == KERNELS + BIASES
     assert [x.shape for x in by_kind["clip"]] == [()] * CLIPS
     assert Layer("Dense_0/kernel", (64, HIDDEN), 64 * HIDDEN, "trained") in measured.layers
     variables = Variables({"kernel": jnp.ones(2)}, {"mean": jnp.ones(3)}, {"backbone": jnp.ones((4, 5))})

@@ -46,7 +46,7 @@ def hash_bits(key: jax.Array, shape: int | tuple[int, ...], offset: int | jax.Ar
         raise UserError(f"shape {shape} asks for {count} random words; one key gives 2**32 at most: split the array")
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     if isinstance(offset, int):
-        offset = np.uint32(offset % (1 << 32))
+        offset = jnp.uint32(offset % (1 << 32))
     word = lax.iota(jnp.uint32, count).reshape(shape) + (jnp.asarray(offset).astype(jnp.uint32) + first)
     word = (word ^ (word >> 17)) * _MULTIPLIERS[0]
     word = word ^ second

@@ -24,7 +24,7 @@ Reference: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.0543
 
 import difflib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -58,7 +58,7 @@ class Format(NamedTuple):
         return 1 + self.exponent_bits + self.mantissa_bits
 
 
-def format_from_dtype(dtype, name: str | None = None) -> Format:
+def format_from_dtype(dtype: Any, name: str | None = None) -> Format:
     """The `Format` of an ml_dtypes float of at most 8 bits, every field read off the type itself.
 
     Args:

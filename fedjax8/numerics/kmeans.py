@@ -176,4 +176,5 @@ def _prefix_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     _, ends = lax.scan(add, (jnp.float32(0), jnp.float32(0)), totals)
     before = [jnp.concatenate([jnp.zeros(1), end[:-1]]) for end in ends]
     pairs = _add_pair(inside[0].T, inside[1].T, before[0][:, None], before[1][:, None])
-    return tuple(jnp.concatenate([jnp.zeros(1), part.reshape(-1)[: x.size]]) for part in pairs)
+    sums, rests = (jnp.concatenate([jnp.zeros(1), part.reshape(-1)[: x.size]]) for part in pairs)
+    return sums, rests

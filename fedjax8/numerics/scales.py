@@ -36,7 +36,7 @@ from fedjax8.numerics.rounding import stochastic_cast
 MIN_ALPHA = 1e-8
 
 
-def floor_alpha(alpha: jax.Array) -> jax.Array:
+def floor_alpha(alpha: jax.Array | float) -> jax.Array:
     """max(alpha, MIN_ALPHA) in float32, the clipping value that is really used."""
     return jnp.maximum(jnp.asarray(alpha, jnp.float32), np.float32(MIN_ALPHA))
 

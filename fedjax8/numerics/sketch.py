@@ -31,9 +31,11 @@ tree may be sketched in parts, each at its offset among all elements. Elements a
 Trees of more than about a million elements are worked through in segments, so the memory beside them stays small.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,8 @@ from jax import lax
 
 from fedjax8.errors import UserError
 from fedjax8.numerics.dither import hash_bits
+
+Shifts = jax.Array | np.ndarray
 
 _RADIX_BITS = 4
 _RADIX = 1 << _RADIX_BITS
@@ -54,7 +58,7 @@ class _Hashes(NamedTuple):
     """What the seed gives: `signs`, a key; `shifts` int32 `[level, digit, row]`, T of the module's docstring."""
 
     signs: jax.Array
-    shifts: jax.Array | np.ndarray
+    shifts: Shifts
 
 
 def sketch(tree: object, rows: int, columns: int, seed: int | jax.Array, *, offset: int = 0) -> jax.Array:
@@ -121,7 +125,7 @@ def second_moment(table: jax.Array) -> jax.Array:
     return _median([sums[..., i] for i in range(sums.shape[-1])])
 
 
-def unsketch(table: jax.Array, like_tree: object, seed: int | jax.Array, *, offset: int = 0) -> object:
+def unsketch(table: jax.Array, like_tree: object, seed: int | jax.Array, *, offset: int = 0) -> Any:
     """The count sketch's estimate of every element: a float32 tree of the structure and shapes of `like_tree`.
 
     Each is the median over rows of values with the true mean and a standard deviation of at most
@@ -244,16 +248,16 @@ def _cut(doubled: jax.Array, start: jax.Array) -> jax.Array:
     return lax.slice_in_dim(doubled, int(start), int(start) + columns, axis=-1)
 
 
-def _rotate_rows(table: jax.Array, shifts: jax.Array) -> jax.Array:
+def _rotate_rows(table: jax.Array, shifts: Shifts) -> jax.Array:
     doubled = _doubled(table)
     return jnp.stack([_rotated(doubled[i], shifts[i]) for i in range(table.shape[0])])
 
 
-def _rest(shifts: jax.Array, level: int, number: int | jax.Array, columns: int) -> jax.Array:
+def _rest(shifts: Shifts, level: int, number: int | jax.Array, columns: int) -> Shifts:
     """int32 `[rows]`: rotation by all digits of `number`, the lowest of which belongs to `level`."""
     digits = [(number >> (_RADIX_BITS * i)) & (_RADIX - 1) for i in range(_LEVELS - level)]
     shifts = shifts if isinstance(number, int) else jnp.asarray(shifts)
-    return sum(shifts[level + i, digit] for i, digit in enumerate(digits)) % columns
+    return functools.reduce(operator.add, [shifts[level + i, digit] for i, digit in enumerate(digits)]) % columns
 
 
 def _grouped(x: jax.Array, start: int) -> tuple[jax.Array, range]:
@@ -266,7 +270,7 @@ def _grouped(x: jax.Array, start: int) -> tuple[jax.Array, range]:
     return x.reshape(*x.shape[:-2], -1, _RADIX, x.shape[-1]), range(_RADIX)
 
 
-def _fold(x: jax.Array, words: jax.Array, start: int, shifts: jax.Array) -> jax.Array:
+def _fold(x: jax.Array, words: jax.Array, start: int, shifts: Shifts) -> jax.Array:
     """The table of blocks `[n, columns]`, whose numbers count from `start`, with the hashed words of their indices."""
     rows, columns = shifts.shape[-1], x.shape[-1]
     values, digits = _grouped(x, start)
@@ -287,7 +291,7 @@ def _fold(x: jax.Array, words: jax.Array, start: int, shifts: jax.Array) -> jax.
     return _rotate_rows(table, _rest(shifts, level, start, columns)) if start else table
 
 
-def _spread(table: jax.Array, start: int, blocks: int, shifts: jax.Array) -> jax.Array:
+def _spread(table: jax.Array, start: int, blocks: int, shifts: Shifts) -> jax.Array:
     """`[rows, blocks, columns]`: the bucket of each index, by undoing the rotations of `_fold` last to first."""
     rows, columns = table.shape
     spans = [(start, blocks)]

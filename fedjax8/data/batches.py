@@ -20,7 +20,7 @@ distribution by OVERFLOW at most.
 import itertools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ SAMPLING = ("shuffled", "poisson")
 """Ways to draw batches: every row once an epoch, or every row independently at every step."""
 OVERFLOW = 1e-12
 """Bound on the probability that a Poisson sample has more rows than a batch has lanes."""
+
+
+Numbers = TypeVar("Numbers", Array, np.ndarray)
 
 
 class Pool(NamedTuple):
@@ -73,7 +76,7 @@ def batch_plan(batch_size: int, *, epochs: int | None = None, steps: int | None 
     Raises ValueError unless exactly one of the two is given and all are at least 1.
     """
     length = epochs if steps is None else steps
-    if (epochs is None) == (steps is None) or length < 1 or batch_size < 1:
+    if (epochs is None) == (steps is None) or length is None or length < 1 or batch_size < 1:
         raise ValueError(
             f"give batch_size and one of epochs, steps, each at least 1; got batch_size={batch_size}, "
             f"epochs={epochs}, steps={steps}"
@@ -81,15 +84,16 @@ def batch_plan(batch_size: int, *, epochs: int | None = None, steps: int | None 
     return BatchPlan(batch_size, epochs, steps)
 
 
-def steps_per_epoch(plan: BatchPlan, size: Array | np.ndarray) -> Array:
+def steps_per_epoch(plan: BatchPlan, size: Numbers) -> Numbers:
     """ceil(size / batch_size). Also on NumPy arrays."""
     return (size + plan.batch_size - 1) // plan.batch_size
 
 
-def num_steps(plan: BatchPlan, size: Array | np.ndarray) -> Array:
+def num_steps(plan: BatchPlan, size: Numbers) -> Numbers:
     """int32 number of local steps of a client of `size` examples; 0 for an empty client. Also on NumPy arrays."""
-    if plan.steps is None:
+    if plan.epochs is not None:
         return steps_per_epoch(plan, size) * plan.epochs
+    assert plan.steps is not None  # `batch_plan` saw to it
     return plan.steps * (size > 0)
 
 

@@ -10,7 +10,7 @@ folder opened by `storage.open_federated`, there is no order to keep.
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -348,7 +348,7 @@ def _common_length(columns: Mapping[str, np.ndarray], where: str, numbered: bool
     """Of all columns; `numbered` rows must have int32 numbers."""
     if not columns:
         raise UserError(f"{where}: no columns given; at least one is needed")
-    lengths = {name: len(column) if np.ndim(column) else None for name, column in columns.items()}
+    lengths: dict[str, Any] = {name: len(column) if np.ndim(column) else None for name, column in columns.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
         raise UserError(f"{where}: columns have lengths {lengths}; they must be arrays of equal length")
     length = next(iter(lengths.values()))

@@ -69,8 +69,8 @@ def read_cifar_archive(
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
-                if name in wanted and member.isfile():
-                    found[name] = archive.extractfile(member).read()
+                if name in wanted and member.isfile() and (file := archive.extractfile(member)):
+                    found[name] = file.read()
     except _UNREADABLE as error:
         raise UserError(f"{path}: damaged or truncated archive ({_reason(error)}); fetch it again") from error
     missing = sorted(wanted - set(found))

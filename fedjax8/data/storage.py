@@ -49,8 +49,8 @@ def save_federated(data: FederatedData, folder: str | Path) -> None:
         rows_at_once = max(1, _BLOCK_BYTES // max(row_bytes, 1))
         writer.append({name: column[:0] for name, column in columns.items()})
         for first in range(0, data.num_positions, rows_at_once):
-            rows = slice(first, first + rows_at_once)
-            rows = rows if data.order is None else data.order[rows]
+            places = slice(first, first + rows_at_once)
+            rows = places if data.order is None else data.order[places]
             writer.append({name: column[rows] for name, column in columns.items()})
         writer.finish(data.starts, data.sizes)
 
@@ -149,7 +149,7 @@ class _Writer:
     def append(self, columns: Mapping[str, np.ndarray]) -> int:
         """Adds rows, the first call also says which columns there are; returns how many rows."""
         where = f"client {self._blocks}"
-        lengths = {name: len(column) if column.ndim else None for name, column in columns.items()}
+        lengths: dict[str, Any] = {name: len(column) if column.ndim else None for name, column in columns.items()}
         if not lengths or None in lengths.values() or len(set(lengths.values())) != 1:
             raise UserError(f"{where}: columns have lengths {lengths}; there must be one or more, of equal length")
         if not self._blocks:
@@ -163,8 +163,8 @@ class _Writer:
         if found != wanted:
             raise UserError(f"{where} has columns {found}, unlike those before it, {wanted}")
         with _writing(self._folder):
-            for name, column in self.columns.items():
-                column.append(columns[name])
+            for name, file in self.columns.items():
+                file.append(columns[name])
         length = next(iter(lengths.values()))
         self._rows, self._blocks = self._rows + length, self._blocks + 1
         return length

@@ -40,13 +40,13 @@ def build_dataset(
         parts[part] = {"x": x, "y": _labels(arrays[f"y_{part}"], f"{where}: y_{part}", x)}
     if num_classes is None:
         num_classes = 1 + max(int(part["y"].max(initial=0)) for part in parts.values())
-    owners = [
+    owners, test_owners = (
         _integers(arrays[key], f"{where}: {key}", len(parts[part]["x"])) if key in arrays else None
         for part, key in (("train", "client_train"), ("test", "client_test"))
-    ]
+    )
     if mean is None or std is None:
         mean, std = channel_stats(parts["train"]["x"], where)
-    dataset = Dataset(parts["train"], parts["test"], num_classes, mean, std, name, *owners)
+    dataset = Dataset(parts["train"], parts["test"], num_classes, mean, std, name, owners, test_owners)
     try:
         return dataset.validate()
     except UserError as error:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def data_directory(name: str, data_dir: str | None) -> Path:
     return root
 
 
-def load_npz_set(name: str, root: Path, **settings) -> Dataset | None:
+def load_npz_set(name: str, root: Path, **settings: Any) -> Dataset | None:
     """The set from `NAME.npz` in the data directory or its folder NAME; None where there is no such file."""
     for path in (root / f"{name}.npz", root / name / f"{name}.npz"):
         if path.is_file():
@@ -53,7 +53,7 @@ def load_npz_set(name: str, root: Path, **settings) -> Dataset | None:
     return None
 
 
-def load_idx_set(name: str, data_dir: str | None, **settings) -> Dataset:
+def load_idx_set(name: str, data_dir: str | None, **settings: Any) -> Dataset:
     """The set from `NAME.npz`, else from the four official idx files, gzipped or not."""
     root = data_directory(name, data_dir)
     dataset = load_npz_set(name, root, **settings)
@@ -63,7 +63,7 @@ def load_idx_set(name: str, data_dir: str | None, **settings) -> Dataset:
     for folder in (root / name, root):
         paths = {key: _find_idx(folder, stem, dims) for key, (stem, dims) in _IDX_FILES.items()}
         if all(paths.values()):
-            arrays = {key: read_idx(path, _IDX_FILES[key][1]) for key, path in paths.items()}
+            arrays = {key: read_idx(path, _IDX_FILES[key][1]) for key, path in paths.items() if path}
             _check_identity(name, folder, arrays["y_train"])
             return build_dataset(name, str(folder), arrays, **settings)
         if any(paths.values()):
@@ -73,7 +73,7 @@ def load_idx_set(name: str, data_dir: str | None, **settings) -> Dataset:
     raise missing_set(name, root, (f"{name}.npz", files), missing)
 
 
-def load_cifar_set(name: str, data_dir: str | None, layout: CifarLayout, **settings) -> Dataset:
+def load_cifar_set(name: str, data_dir: str | None, layout: CifarLayout, **settings: Any) -> Dataset:
     """The set from `NAME.npz`, else from the CIFAR binary files, unpacked or in their archive."""
     root = data_directory(name, data_dir)
     dataset = load_npz_set(name, root, **settings)

@@ -148,7 +148,7 @@ def forward_sum(geometry: Geometry, x: Array, kernel: Array) -> Array:
     def block(x: Array) -> Array:
         views = _views(geometry, x)
         terms = [(*at, channel) for at in np.ndindex(*geometry.kernel) for channel in range(x.shape[-1])]
-        return sum(views[i, j][..., c, None] * kernel[i, j, c] for i, j, c in terms)
+        return jnp.asarray(sum(views[i, j][..., c, None] * kernel[i, j, c] for i, j, c in terms))
 
     return map_blocks(block, block_size(len(x), len(x) // 2), x)
 

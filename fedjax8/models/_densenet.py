@@ -85,7 +85,7 @@ class DenseNet(nn.Module):
     growth: int = 32
     dropout: float = 0.2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.blocks or min(self.blocks) < 1:
             raise ValueError(f"blocks holds the layers of each dense block, at least 1; got {self.blocks}")
         if self.growth < 1:

@@ -34,7 +34,7 @@ def recurrence(inputs: Array, kernel: Array) -> Array:
 def _scan(inputs: Array, kernel: Array, keep: bool):
     """Hidden states `[T, B, H]`, if `keep` with gates `[T, B, 4 H]` and cells `[T, B, H]`."""
     units = len(kernel)
-    scale = np.repeat(np.float32([0.5, 0.5, 1.0, 0.5]), units)  # sigma for i, f and o, tanh for g
+    scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), units)  # sigma for i, f and o, tanh for g
 
     def step(carry, a):
         cell, hidden = carry

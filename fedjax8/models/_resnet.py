@@ -76,7 +76,7 @@ class ResNet(nn.Module):
     stem: str = "3x3"
     groups: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("stem", STEMS), ("shortcut", SHORTCUTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")

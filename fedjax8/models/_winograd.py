@@ -76,13 +76,14 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     image = np.linalg.inv(powers(SIZE)).T
     image[np.abs(image) < 1e-9] = 0
     scale = np.abs(image).sum(axis=1, keepdims=True)
-    return tuple(m.astype(np.float32) for m in (powers(TILE).T, powers(TAPS) * scale, image / scale))
+    output, kernel, image = (m.astype(np.float32) for m in (powers(TILE).T, powers(TAPS) * scale, image / scale))
+    return output, kernel, image
 
 
 OUTPUT, KERNEL, IMAGE = _matrices()
 
 
-def _combine(weights: np.ndarray, parts: Sequence[Array]) -> Array:
+def _combine(weights: Sequence[np.ndarray] | np.ndarray, parts: Sequence[Array]) -> Array:
     """The sum of the parts with these weights; those of weight 0 are left out."""
     terms = [weight * part for weight, part in zip(weights, parts, strict=True) if np.any(weight)]
     return functools.reduce(jnp.add, terms)
@@ -157,7 +158,8 @@ def _block_size(images: int, tiles: tuple[int, int], channels: int, features: in
 def _correlate(x: Array, kernel: Array, low: Sequence[int], output: tuple[int, int]) -> Array:
     """y of images with `low` zeros before them and as many as it takes after them."""
     tiles = (_tiles(output[0]), _tiles(output[1]))
-    size = _block_size(len(x), tiles, *kernel.shape[2:], BLOCK_BYTES)
+    channels, features = kernel.shape[2:]
+    size = _block_size(len(x), tiles, channels, features, BLOCK_BYTES)
     kernel = _of_kernel(kernel)
 
     def block(x: Array) -> Array:

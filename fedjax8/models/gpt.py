@@ -16,6 +16,7 @@ with the tied embedding is no layer: `multiply` does not see it.
 """
 
 import math
+from typing import Any
 
 from flax import linen as nn
 from jax import numpy as jnp
@@ -50,7 +51,7 @@ class GPT(nn.Module):
         embedding = nn.Embed(self.vocabulary, width, embedding_init=initial, name="token_embedding")
         y = embedding(x) + self.param("position", initial, (self.max_length, width))[: x.shape[1]]
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        settings = {
+        settings: dict[str, Any] = {
             "causal": True,
             "tanh_gelu": True,
             "dropout": self.dropout,

@@ -57,7 +57,7 @@ class KWT(nn.Module):
     heads: int = 1
     dropout: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"heads must divide the width; got {self.heads} heads and width {self.width}")
         super().__post_init__()

@@ -11,6 +11,7 @@ and with `kernel_init="glorot_uniform"` besides the network of the experiments o
 """
 
 import functools
+from collections.abc import Collection
 
 from flax import linen as nn
 
@@ -38,8 +39,13 @@ class LeNet5(nn.Module):
     padding: str = "SAME"
     kernel_init: str = "lecun_normal"
 
-    def __post_init__(self):
-        choices = {"activation": ACTIVATIONS, "pool": POOLS, "padding": ("SAME", "VALID"), "kernel_init": KERNELS}
+    def __post_init__(self) -> None:
+        choices: dict[str, Collection[str]] = {
+            "activation": ACTIVATIONS,
+            "pool": POOLS,
+            "padding": ("SAME", "VALID"),
+            "kernel_init": KERNELS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")

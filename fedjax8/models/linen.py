@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def from_linen(
     """
     negated = train_argument in ("deterministic", "use_running_average")
 
-    def arguments(train: bool) -> dict[str, bool]:
+    def arguments(train: bool) -> dict[str, Any]:
         return {train_argument: train != negated} if train_argument else {}
 
     def init(key, batch):

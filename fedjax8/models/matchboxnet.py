@@ -78,7 +78,7 @@ class MatchboxNet(nn.Module):
     norm: str = "group"
     groups: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"norm is {self.norm!r}; allowed are {', '.join(NORMS)}")
         if len(self.taps) < 2:

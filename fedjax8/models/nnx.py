@@ -48,11 +48,12 @@ def from_nnx(
     kinds = (nnx.Param, nnx.RngKey, nnx.RngCount, ...)
 
     def init(key, batch):
-        _, params, _, _, state = nnx.split(create(nnx.Rngs(key)), *kinds)
+        _, params, _, _, state = nnx.split(create(nnx.Rngs(key)), *kinds)  # type: ignore[misc]  # as many as kinds
         return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
 
     def assemble(variables, key):
-        structure, params, keys, counts, state = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))), *kinds)
+        made = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))), *kinds)
+        structure, params, keys, counts, state = made  # type: ignore[misc]  # as many as kinds
         nnx.replace_by_pure_dict(params, variables.params)
         nnx.replace_by_pure_dict(state, variables.state)
         base = jax.random.key(0) if key is None else key

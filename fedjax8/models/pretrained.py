@@ -116,7 +116,7 @@ def readers(
     if heads and len(wanted) == len(leaves):
         raise UserError(f"head='new' leaves out what is below {' and '.join(heads)}; the model has no such leaf")
     _check_places(file, names, list(wanted), known, by_name, head)
-    found = {}
+    found: dict[str, Callable[[], np.ndarray]] = {}
     for name, leaf in wanted.items():
         source = known.sources[name]
         tensor = by_name[source.tensor]
@@ -305,7 +305,7 @@ def _check(
         fits = positions == "resize" and square
         hint = ": another image size or patch size; positions='resize' interpolates" if square else ""
     elif source.layout == "text_positions" and not fits and len(given) == 2 and given[1] == expected[1]:
-        longer = given[0] > expected[0]
+        longer = expected[0] is not None and given[0] > expected[0]
         fits = positions == "resize" and longer
         hint = f": set max_length={given[0] - source.skip}" + (" or positions='resize'" * longer)
     elif name.startswith("head/") and head == "keep":

@@ -17,7 +17,7 @@ class SimpleCNN(nn.Module):
     """Images `[B, height, width, channels]` to logits `[B, num_classes]`."""
 
     num_classes: int = 10
-    features: tuple[int, int] = (32, 64)
+    features: tuple[int, ...] = (32, 64)
     hidden: int = 128
 
     @nn.compact

@@ -14,6 +14,8 @@ those of Turc et al., "Well-read students learn better", 2019 (arXiv 1908.08962)
 `token_type`, `embedding_norm`, `block_0` and so on, `pooler`, `head`.
 """
 
+from typing import Any
+
 from flax import linen as nn
 from jax import numpy as jnp
 
@@ -62,7 +64,7 @@ class TextEncoder(nn.Module):
         if self.token_types:
             y = y + nn.Embed(self.token_types, width, embedding_init=initial, name="token_type")(types)
         y = dropped(norm(self.epsilon, "embedding_norm")(y))
-        settings = {"post_norm": True, "dropout": self.dropout}
+        settings: dict[str, Any] = {"post_norm": True, "dropout": self.dropout}
         for i in range(self.size.depth):
             block = Block(self.size.heads, self.size.mlp, self.epsilon, **settings, name=f"block_{i}")
             y = block(y, tokens != self.padding, train)

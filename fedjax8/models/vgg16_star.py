@@ -31,7 +31,7 @@ class VGG16Star(nn.Module):
     hidden: tuple[int, ...] = (512, 512)
     dropout: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         super().__post_init__()

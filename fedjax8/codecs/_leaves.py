@@ -66,15 +66,16 @@ def leafwise(
         return jax.tree.map(lambda x: decode_leaf(x) if is_message(x) else x, sent, is_leaf=is_message)
 
     def bound(tree):
-        return trees.map_named(lambda name, x: error_bound(x) if takes(name, x) else jnp.zeros_like(x), tree)
+        bound_of = error_bound or jnp.zeros_like
+        return trees.map_named(lambda name, x: bound_of(x) if takes(name, x) else jnp.zeros_like(x), tree)
 
     def measure(tree, decoded):
         leaves, got = trees.named_leaves(tree), trees.named_leaves(decoded)
         taken = [name for name, x in leaves.items() if takes(name, x)]
         if not taken:
             return {}
-        error = sum(jnp.sum(jnp.square(got[n] - leaves[n])) for n in taken)
-        return {"quantization_error": Ratio(error, sum(jnp.sum(jnp.square(leaves[n])) for n in taken))}
+        error = jnp.asarray(sum(jnp.sum(jnp.square(got[n] - leaves[n])) for n in taken))
+        return {"quantization_error": Ratio(error, jnp.asarray(sum(jnp.sum(jnp.square(leaves[n])) for n in taken)))}
 
     return Codec(lambda tree: (), encode, decode, unbiased, bound if error_bound else None, measure)
 

@@ -58,7 +58,7 @@ def eden(bits: int = 2, scale: str = "unbiased", *, min_ndim: int = 2, min_size:
     """
     check_bits(bits)
     check_one_of("scale", scale, SCALES)
-    table = np.float32(centroids(bits))
+    table = np.array(centroids(bits), np.float32)
     thresholds = (table[1:] + table[:-1]) / 2
 
     def encode_leaf(key, x):

@@ -91,7 +91,7 @@ def evofed(
     pairs, shared = members // 2, population == "shared"
 
     def grow(state, own: Array | None) -> Key:
-        return jax.random.fold_in(jax.random.key(seed), state) if shared else jax.random.wrap_key_data(own)
+        return jax.random.fold_in(jax.random.key(seed), state) if own is None else jax.random.wrap_key_data(own)
 
     def noise(key, pair, size) -> Array:
         return jax.random.normal(jax.random.fold_in(key, pair), (parts, -(-size // parts)))

@@ -72,7 +72,7 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
         return join(parts, message.structure, message.names)
 
     def error_bound(tree):
-        bounds = [c.error_bound(part) for c, part in zip(codecs, split(tree), strict=True)]
+        bounds = [(c.error_bound or trees.zeros_like)(part) for c, part in zip(codecs, split(tree), strict=True)]
         return join(bounds, jax.tree.structure(tree), trees.named_leaves(tree))
 
     def measure(tree, decoded):

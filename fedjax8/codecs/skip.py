@@ -101,7 +101,7 @@ def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> C
         found, others = split(tree)
         bounds = jax.tree.map(jnp.zeros_like, others)
         for block in found:
-            inner = codec.error_bound(block)
+            inner = (codec.error_bound or trees.zeros_like)(block)
             bounds |= {name: jnp.maximum(jnp.abs(x), inner[name]) for name, x in block.items()}
         return jax.tree.unflatten(jax.tree.structure(tree), [bounds[name] for name in trees.named_leaves(tree)])
 
@@ -116,7 +116,7 @@ def _greedy(blocks: list[dict], dropout: float) -> Array:
     counts = [sum(x.size for x in block.values()) for block in blocks]
     # A product such as 0.7 * 10 must not fall below the whole number that it is meant to be.
     budget = int((1 - dropout) * sum(counts) * (1 + 1e-12))
-    importance = jnp.stack([_norm(b.values()) / max(n, 1) for b, n in zip(blocks, counts, strict=True)])
+    importance = jnp.stack([_norm(list(b.values())) / max(n, 1) for b, n in zip(blocks, counts, strict=True)])
     sizes = jnp.asarray(counts, jnp.int32)
 
     def walk(used, block):

@@ -86,7 +86,7 @@ def pack_base3(codes: Array) -> Array:
     """uint8 codes 0, 1, 2, flattened, five to a byte: uint8 `[ceil(n / 5)]`, the last byte filled up with zeros."""
     codes = lax.optimization_barrier(codes)  # as in `packed`
     digits = jnp.pad(codes.reshape(-1), (0, -codes.size % _DIGITS)).reshape(-1, _DIGITS)
-    return sum(digits[:, i] * np.uint8(3**i) for i in range(_DIGITS))
+    return jnp.asarray(sum(digits[:, i] * np.uint8(3**i) for i in range(_DIGITS)))
 
 
 def unpack_base3(packed: Array, count: int) -> Array:

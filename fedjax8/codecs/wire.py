@@ -66,13 +66,13 @@ def pack(message: PyTree, compress: str | None = None) -> bytes:
         raise UserError(f"compress must be None or 'zlib'; got {compress!r}")
     body, flags = _body(message), 0
     if compress:
-        short = zlib.compress(b"".join(body))
+        short = zlib.compress(b"".join(part.data for part in body))
         if len(short) < sum(part.nbytes for part in body):
             body, flags = [np.frombuffer(short, np.uint8)], ZLIB
     length = sum(part.nbytes for part in body)
     header = _HEADER.pack(MAGIC, VERSION, flags, fingerprint(message), length)
-    checksum = functools.reduce(lambda crc, part: zlib.crc32(part, crc), body, zlib.crc32(header))
-    return b"".join([header, _CHECKSUM.pack(checksum), *body])
+    checksum = functools.reduce(lambda crc, part: zlib.crc32(part.data, crc), body, zlib.crc32(header))
+    return b"".join([header, _CHECKSUM.pack(checksum), *(part.data for part in body)])
 
 
 def unpack(data: bytes | bytearray | memoryview, like: PyTree) -> PyTree:
@@ -117,7 +117,8 @@ def unpack(data: bytes | bytearray | memoryview, like: PyTree) -> PyTree:
     read = [_read(body, offset, leaf, path) for offset, (path, leaf) in zip(offsets, paths, strict=True)]
     to_device = [not _stays_numpy(leaf) for _, leaf in paths]
     placed = iter(jax.device_put([x for x, there in zip(read, to_device, strict=True) if there]))
-    return structure.unflatten([next(placed) if there else x for x, there in zip(read, to_device, strict=True)])
+    leaves = [next(placed) if there else x for x, there in zip(read, to_device, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def size(message: PyTree) -> int:
@@ -201,7 +202,7 @@ def _dtype(path: tuple, leaf: Any) -> np.dtype:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         raise UserError(f"a message's leaves are arrays; {trees.path_name(path)!r} is {leaf!r}")
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
         raise UserError(
             f"{trees.path_name(path)!r} is {dtype}: typed keys are not sent. Send jax.random.key_data(key), or a seed"
         )
@@ -265,7 +266,7 @@ def _body(message: PyTree) -> list[np.ndarray]:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise UserError(f"{trees.path_name(path)!r} has a shape but no values: encode the message first")
     host = [np.asarray(leaf) for leaf in jax.device_get([leaf for _, leaf in paths])]
-    places, _ = _places(structure.unflatten(host), lambda present, offset: present)
+    places, _ = _places(jax.tree.unflatten(structure, host), lambda present, offset: present)
     body = []
     for leaf, dtype, place, (path, _) in zip(host, dtypes, places, paths, strict=True):
         if place is not None:

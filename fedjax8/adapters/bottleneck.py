@@ -14,6 +14,7 @@ The file of the model, of flax linen, is not touched: its modules are intercepte
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def bottleneck(
 
     def added(key, variables, batch):
         found = _modules.modules_at(at, model, variables, batch, NODE)
-        features = {path: seen.y[-1] if seen.y else None for path, seen in found.items()}
+        features: dict[str, Any] = {path: seen.y[-1] if seen.y else None for path, seen in found.items()}
         odd = next((path for path, d in features.items() if d is None), None)
         if odd is not None:
             raise UserError(f"bottleneck: module {odd!r} does not return one array")

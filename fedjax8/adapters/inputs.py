@@ -28,19 +28,19 @@ def inputs(
       mean, std: of x / 255 (of x itself for float columns), one value or one per channel.
       augment: `(key, x [B, H, W, C]) -> x`, applied to the raw column while training; see `data.augment`.
     """
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    if np.any(std <= 0):
-        raise ValueError(f"std must be positive, got {std.tolist()}")
+    center, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if np.any(scale <= 0):
+        raise ValueError(f"std must be positive, got {scale.tolist()}")
 
     def prepare(batch, key=None, train=False):
         x = batch["x"]
         if train and augment is not None:
             x = augment(jax.random.fold_in(key, 1), x)
         if x.dtype == jnp.uint8:
-            return batch | {"x": x.astype(jnp.float32) * (1.0 / (255.0 * std)) - mean / std}
+            return batch | {"x": x.astype(jnp.float32) * (1.0 / (255.0 * scale)) - center / scale}
         if jnp.issubdtype(x.dtype, jnp.integer):
             return batch
-        return batch | {"x": (x.astype(jnp.float32) - mean) / std}
+        return batch | {"x": (x.astype(jnp.float32) - center) / scale}
 
     def prepared(apply):
         def run(variables, batch, *, key=None, train=False, multiply=None):

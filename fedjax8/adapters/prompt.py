@@ -77,7 +77,9 @@ def prompt(
 
     def added(key, variables, batch):
         chosen = blocks(variables, batch)
-        d = next(iter(chosen.values())).x[-1]
+        shape_of_all = next(iter(chosen.values())).x
+        assert shape_of_all is not None  # `blocks` saw to it
+        d = shape_of_all[-1]
         v = math.sqrt(6.0 / (patch_values + d))
         shape = (len(chosen) if deep else 1, tokens, d)
         return {NODE: {"tokens": jax.random.uniform(jax.random.fold_in(key, 1), shape, minval=-v, maxval=v)}}

@@ -120,7 +120,8 @@ def qat(
                 seen[path] = None
                 return product.forward(x, kernel)
             finite = jnp.where(jnp.isfinite(x), x, 0.0)  # one bad row must not spoil a clip that everyone receives
-            seen[path] = jnp.maximum(seen.get(path, 0.0), scales.max_abs(finite))
+            before, largest = seen.get(path), scales.max_abs(finite)
+            seen[path] = largest if before is None else jnp.maximum(before, largest)
             return product.forward(x, kernel)
 
         try:

@@ -98,7 +98,7 @@ def _in_one_message(reduce, tree):
         ends = np.cumsum([out[i].size for i in places])
         for i, part in zip(places, jnp.split(whole, ends[:-1]), strict=True):
             out[i] = part.reshape(out[i].shape)
-    return structure.unflatten(out)
+    return jax.tree.unflatten(structure, out)
 
 
 def _gathered(parts):

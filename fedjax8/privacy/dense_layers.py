@@ -46,7 +46,7 @@ def find_layers(loss: Callable, variables: Variables, row: Batch, key: Key) -> d
             seen.append((path, leaf, _layer(leaf, x, kernel, y) if plain else None))
             return y
 
-        return loss(variables._replace(params=structure.unflatten(own)), row, key, multiply=multiply)[0]
+        return loss(variables._replace(params=jax.tree.unflatten(structure, own)), row, key, multiply=multiply)[0]
 
     jaxpr = jax.make_jaxpr(traced)(leaves, leaves).jaxpr
     used = {id(v) for equation in jaxpr.eqns for v in equation.invars}
@@ -106,7 +106,7 @@ def zero_probes(layers: dict[str, Layer]) -> dict[str, Array]:
     return {path: jnp.zeros(layer.y.shape, layer.y.dtype) for path, layer in layers.items()}
 
 
-def split(layers: dict[str, Layer], params: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
+def split(layers: dict[str, Layer], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
     """Leaves that are no layer's kernel, and a function that puts such leaves back among the kernels."""
     leaves, structure = jax.tree.flatten(params)
     own = {layer.leaf for layer in layers.values()}
@@ -114,6 +114,7 @@ def split(layers: dict[str, Layer], params: PyTree) -> tuple[list[Array], Callab
     def joined(others: list[Array], kernels: dict[int, Array] | None = None) -> PyTree:
         given = iter(others)
         kernels = {i: leaves[i] for i in own} if kernels is None else kernels
-        return structure.unflatten([kernels[i] if i in own else next(given) for i in range(len(leaves))])
+        mixed = [kernels[i] if i in own else next(given) for i in range(len(leaves))]
+        return jax.tree.unflatten(structure, mixed)
 
     return [leaf for i, leaf in enumerate(leaves) if i not in own], joined

@@ -67,9 +67,9 @@ def dp_sgd(
     if target_epsilon is not None and facts is None:
         raise ValueError("target_epsilon needs the facts of the run: see privacy.Facts")
     steps = None if facts is None else ExampleSteps(facts, sampling)
-    if target_epsilon is not None:
+    if target_epsilon is not None and facts is not None and steps is not None:
         noise_multiplier = least_noise(target_epsilon, lambda z: steps.epsilon(z, delta, facts.rounds))
-    if not noise_multiplier >= 0:
+    if noise_multiplier is None or not noise_multiplier >= 0:
         raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
 
     def make(loss: Callable) -> Callable:

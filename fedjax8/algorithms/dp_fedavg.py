@@ -95,12 +95,12 @@ def dp_fedavg(
     if target_epsilon is not None and facts is None:
         raise ValueError("target_epsilon needs the facts of the run: see privacy.Facts")
     sampling = None if facts is None else cohort(facts.cohort_size, facts.clients.num_clients)
-    if target_epsilon is not None:
+    if target_epsilon is not None and facts is not None and sampling is not None:
         noise_multiplier = calibrate(target_epsilon, delta, steps=facts.rounds, sampling=sampling)
-    if not noise_multiplier >= 0:
+    if noise_multiplier is None or not noise_multiplier >= 0:
         raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
     adaptive = quantile is not None
-    if adaptive:
+    if quantile is not None:
         if not 0 <= quantile <= 1 or noise != "server":
             raise ValueError(f"a quantile must be in [0, 1] and needs noise='server'; got {quantile} and {noise!r}")
         if bit_noise is None and noise_multiplier:
@@ -150,7 +150,7 @@ def dp_fedavg(
             new, report = {"optimizer": optimizer_state}, {"clip_norm": jnp.float32(bound)}
             if adaptive:
                 inside = mean.weight * (mean.tree[INSIDE] - 0.5)
-                if noise_multiplier:
+                if noise_multiplier and bit_noise is not None:
                     inside = gaussian.add_noise(bit_key, inside, bit_noise)
                 new["clip"] = bound * jnp.exp(-clip_learning_rate * (inside / expected + 0.5 - quantile))
             return Step(local.model.project(optax.apply_updates(params, steps)), new, report)
@@ -181,7 +181,7 @@ def update_multiplier(noise_multiplier: float, bit_noise: float | None) -> float
     """
     if noise_multiplier == 0:
         return 0.0
-    if not 2 * bit_noise > noise_multiplier:
+    if bit_noise is None or not 2 * bit_noise > noise_multiplier:
         raise ValueError(f"bit_noise must be above half of noise_multiplier, {noise_multiplier}; got {bit_noise}")
     return 1 / math.sqrt(noise_multiplier**-2 - (2 * bit_noise) ** -2)
 

@@ -58,7 +58,7 @@ def threshold_of(
     """Theta as a number: itself, or by a rule of `thresholds` where it is `auto`."""
     if theta != "auto":
         return float(theta)
-    if bandwidth is None:
+    if bandwidth is None or step_seconds is None:
         return guideline(num_params, setting)
     return tradeoff(num_params, workers, bandwidth, step_seconds, topology)
 

@@ -16,7 +16,7 @@ from round to round; the authors hand out a shuffled list of all clients.
 Traffic per client and round: the model down, an update up, and for every unit a state up and a byte down.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Unit(NamedTuple):
 
     workers: PyTree
     """States of the cohort, `[c, ...]`, with a `Worker` for each client."""
-    link: object
+    link: Any
     report: dict[str, Array]
     units: Array
     """int32: units done."""
@@ -86,7 +86,7 @@ def fda_opt(
     monitor = sketch(3, 500) if monitor is None else monitor
     if monitor.sends is None or monitor.directed or monitor.exact:
         raise ValueError("fda_opt needs a monitor that tells of clients without a direction: sketch, naive or gm")
-    plain = none()
+    plain, told = none(), monitor.sends
 
     def init(variables: Variables) -> FdaOptState:
         return FdaOptState(variables, optimizer.init(variables.params), jnp.float32(first_threshold))
@@ -107,7 +107,7 @@ def fda_opt(
             training = Training(worker.variables, worker.optimizer, lockstep.no_report(local, start, rows))
             done = local.advance(training, rows, key, units * steps, jnp.where(rows.size > 0, steps, 0))
             new = Worker(done.variables, done.optimizer, worker.steps + 1)
-            sent = monitor.sends(trees.subtract(new.variables.params, start.params), (), threshold)
+            sent = told(trees.subtract(new.variables.params, start.params), (), threshold)
             return Contribution(sent, weight_of(new, rows, units + 1), new, done.report)
 
         def unit(at: Unit) -> Unit:

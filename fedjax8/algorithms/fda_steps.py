@@ -1,7 +1,7 @@
 """The steps of `fda`, each a function from what goes on in a round to the same."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Loop(NamedTuple):
     server: FdaState
     workers: PyTree
     """States of the cohort, `[c, ...]`."""
-    link: object
+    link: Any
     report: dict[str, Array]
     """Sums over the steps."""
     clients: Array
@@ -62,8 +62,8 @@ class Steps(NamedTuple):
     """H of each unit, and the true variance of each if it is wanted."""
     decide: Callable[[Loop, Cohort, Key, dict[str, Array]], tuple[Loop, Array]]
     """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
-    synchronize: Callable[[Loop, Cohort, Key, str], Loop]
-    """One unit of all models becomes their mean."""
+    synchronize: Callable[..., Loop]
+    """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean."""
     mean: Callable[[Loop, Cohort, Key], Variables]
     """Average of the workers' models, which only a simulator knows."""
 
@@ -107,13 +107,13 @@ def fda_steps(
     def monitored_step(loop: Loop, cohort: Cohort, key) -> tuple[Loop, Reduced | None]:
         if monitor.sends is None:
             return plain_step(loop, cohort, key), None
-        server = loop.server
+        server, told = loop.server, monitor.sends
 
         def work(server, worker, rows, key):
             new, report = lockstep.one_step(local, worker, rows, key)
             shares = units(server.common.params).shares
             sent = {
-                name: monitor.sends(drift, server.direction.get(name, ()), server.threshold * shares[name])
+                name: told(drift, server.direction.get(name, ()), server.threshold * shares[name])
                 for name, drift in drifts(server.common, new).items()
             }
             return Contribution(sent, weight_of(new, rows, server.steps + 1), new, report)

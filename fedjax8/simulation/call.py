@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax8 import trees
 from fedjax8.data.batches import Pool
@@ -33,9 +34,9 @@ class Settings(NamedTuple):
     """As in `Pool`."""
     root: Key
     """Of the run: all that is random in a round comes from it, the round and the client."""
-    first: Array
+    first: Array | np.integer
     """int32: rounds done before."""
-    rounds: Array
+    rounds: Array | np.integer
     """int32: rounds to do."""
     frozen: PyTree
     """Frozen parameters as initialized, placed on the devices."""
@@ -44,9 +45,9 @@ class Settings(NamedTuple):
 class Share(NamedTuple):
     """One shard's part of a call, under a leading axis of length 1."""
 
-    ids: Array
+    ids: Array | np.ndarray
     """int32 `[R, c]`."""
-    slots: Array
+    slots: Array | np.ndarray
     """int32 `[R, c]`: where in `states` a client's state is."""
     rows: Rows
     """Leaves `[R, c]`, and the shard's own columns where they are streamed."""

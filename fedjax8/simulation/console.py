@@ -81,7 +81,7 @@ class ProgressReport:
     def round_done(self, line: Mapping[str, Any], label: str = "") -> None:
         """Moves the bar; prints a row if the round was evaluated."""
         evaluated = "test_loss" in line
-        note = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
+        note: dict[str, Any] = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
         self._done += 1
         self._bar.update(self._task, completed=self._done, **note)
         if not evaluated:

@@ -18,7 +18,7 @@ class Statistic(NamedTuple):
 
     mean: float
     spread: float
-    count: int
+    count: int  # type: ignore[assignment]  # takes the place of tuple.count
 
 
 class Curve(NamedTuple):

@@ -47,7 +47,7 @@ class DiskStates:
             "num_clients": num_clients,
             "leaves": {name: f"{x.dtype.name} {list(x.shape)}" for name, x in trees.named_leaves(self._like).items()},
         }
-        self._folder = Path(folder if self._lasting else tempfile.mkdtemp(prefix="fedjax8-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="fedjax8-") if folder is None else folder)
         if not self._lasting:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         try:
@@ -206,7 +206,8 @@ class DiskStates:
     def _to_rows(self, states: PyTree, chosen: np.ndarray) -> np.ndarray:
         """[n, 1 + row_bytes] uint8: the chosen states as they lie in the file."""
         rows, start = np.ones((len(chosen), 1 + self._row_bytes), np.uint8), 1
-        for leaf, like in zip(self._treedef.flatten_up_to(states), jax.tree.leaves(self._like), strict=True):
+        leaves = self._treedef.flatten_up_to(states)  # type: ignore[attr-defined]  # jaxlib's stubs lack it
+        for leaf, like in zip(leaves, jax.tree.leaves(self._like), strict=True):
             leaf = np.asarray(leaf)
             check_rows(leaf, like)
             rows[:, start : start + like.nbytes] = _as_bytes(leaf)[chosen]

@@ -185,8 +185,8 @@ def _draw_metric(
 ) -> list[Entry]:
     if smooth < 1:
         raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
-    drawn = [(i, s, curve(s, x, y, smooth)) for i, s in enumerate(settings)]
-    drawn = [(i, s, c) for i, s, c in drawn if c is not None]
+    curves = [(i, s, curve(s, x, y, smooth)) for i, s in enumerate(settings)]
+    drawn = [(i, s, c) for i, s, c in curves if c is not None]
     if not drawn:
         logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
         raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")

@@ -80,7 +80,7 @@ def gain(pairing: Pairing, target: float | None = None) -> Gain:
     """The gain at accuracy `target`, or at the highest accuracy that the runs compared have in common."""
     setting, reference, paired = pairing
     if not setting or not reference:
-        return Gain(len(setting), 0, *[None] * 7, paired)
+        return Gain(len(setting), 0, None, None, None, None, None, None, None, paired)
     ours, theirs = _best(setting), _best(reference)
     if target is not None:
         ours, theirs = np.full_like(ours, target), np.full_like(theirs, target)
@@ -121,7 +121,8 @@ def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
     records = np.unique(np.concatenate([np.maximum.accumulate(run.accuracy) for run in runs]))
     x = records[records <= _best(runs).min()]
     x = x[x > max(run.accuracy[:skip].max() for run in runs)] if skip else x
-    ratios = _ratios(*(np.array([reach(run, x)[1] for run in side]) for side in (setting, reference)), paired)
+    ours, theirs = (np.array([reach(run, x)[1] for run in side]) for side in (setting, reference))
+    ratios = _ratios(ours, theirs, paired)
     kept = np.isfinite(ratios).all(axis=0)
     if not kept.any():
         return None

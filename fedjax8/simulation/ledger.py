@@ -11,7 +11,7 @@ class Ledger(NamedTuple):
 
     sent: Mapping[Channel, int] = {}
 
-    def add(self, sent: Mapping[Channel, object]) -> "Ledger":
+    def add(self, sent: Mapping[Channel, Any]) -> "Ledger":
         """The ledger after these messages; values of `sent` are message counts."""
         new = {channel: int(count) for channel, count in sent.items()}
         return Ledger({**self.sent, **{channel: self.sent.get(channel, 0) + count for channel, count in new.items()}})

@@ -13,6 +13,7 @@ What a codec measures of its own work (clipped values, quantization error) is su
 messages of both directions, under names such as `uplink_clipped_fraction`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ class Link:
             counts = {part: receivers * present for part, (_, present) in pieces.items()}
             link = self._count(DOWN, name, codec, tree, _sizes(pieces), counts, codec.measure(tree, decoded))
         if not self.recorder:
-            link = link.replace(down_states={**self.down_states, name: after})
+            link = dataclasses.replace(link, down_states={**self.down_states, name: after})
         return decoded, link
 
     def map_clients(
@@ -258,7 +259,7 @@ class Link:
             return self
         sent = {channel: self.sent[channel] + counts[part] for part, channel in channels.items()}
         added = {what: trees.add(self.measured[what], ratio) for what, ratio in measured.items()}
-        return self.replace(sent={**self.sent, **sent}, measured={**self.measured, **added})
+        return dataclasses.replace(self, sent={**self.sent, **sent}, measured={**self.measured, **added})
 
 
 class Arrived(NamedTuple):

@@ -163,6 +163,12 @@ def planner(
         rows = np.where(real, sizes[found.positions], 0).sum(axis=1)
         return np.where(real, cohort[found.positions], num_clients), rows, found.padding
 
+    def dealt_anew(number: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """A round whose clients may be anywhere."""
+        found = dealt(number, {})
+        assert found is not None
+        return found
+
     @functools.lru_cache(maxsize=2)
     def block(index: int) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
         """Rounds `index * R` to the next block's, each with the number of the first round it shares homes with."""
@@ -171,7 +177,7 @@ def planner(
             found = dealt(number, home)
             if found is None:
                 home, since = {}, number
-                found = dealt(number, home)
+                found = dealt_anew(number)
             home |= {int(client): shard for shard in range(num_shards) for client in found[0][shard]}
             rounds.append((since, *found))
         return rounds
@@ -179,13 +185,13 @@ def planner(
     def rounds_from(first: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
         """The rounds that a call from `first` on may have."""
         if not stay:
-            yield from (dealt(number, {}) for number in range(first, first + most_rounds))
+            yield from (dealt_anew(number) for number in range(first, first + most_rounds))
             return
         whole = block(first // most_rounds)
-        for since, *found in whole[first % most_rounds :]:
+        for since, ids, rows, padding in whole[first % most_rounds :]:
             if since > first:
                 return
-            yield tuple(found)
+            yield ids, rows, padding
 
     def plan(first: int, rounds: int) -> Plan:
         deals, padding, rows = [], [], np.zeros(num_shards, np.int64)

@@ -129,28 +129,29 @@ class Recording:
         """The state to go on from. Nothing is written before the run could be set up."""
         self._simulation.discover()
         self._started = time.monotonic()
-        if not self._workdir:
+        workdir = self._workdir
+        if not workdir:
             return self._same_start(self._simulation.init())
-        self._hosts.ask(lambda: self._claim(stack))
-        state = self._simulation.init(files.client_states_folder(self._workdir, self._hosts.number))
-        self._checkpoints = stack.enter_context(open_checkpoints(self._workdir, self._hosts))
+        self._hosts.ask(lambda: self._claim(workdir, stack))
+        state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
+        self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts))
         found = self._checkpoints.restore(state)
         if found:
             state = self._simulation.place(found[0])
             self._started -= found[1]
         else:
             state = self._same_start(state)
-        self.last = self._hosts.ask(lambda: self._cut_metrics(state.round))
+        self.last = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
         return state
 
-    def _claim(self, stack: contextlib.ExitStack) -> dict[str, Any]:
-        stack.enter_context(files.locked(self._workdir))
-        files.claim(self._workdir, self._record)
+    def _claim(self, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+        stack.enter_context(files.locked(workdir))
+        files.claim(workdir, self._record)
         return {}
 
-    def _cut_metrics(self, last_round: int) -> dict[str, Any]:
-        lines = files.read_metrics(self._workdir, last_round)
-        files.rewrite_metrics(self._workdir, lines)
+    def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
+        lines = files.read_metrics(workdir, last_round)
+        files.rewrite_metrics(workdir, lines)
         return lines[-1] if lines else {}
 
     def _same_start(self, state: SimulationState) -> SimulationState:

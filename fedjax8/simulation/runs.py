@@ -106,7 +106,7 @@ def read_run(path: str | os.PathLike) -> Run:
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted path to leaf; a list of plain values is one leaf, and so is an empty container."""
     if isinstance(tree, dict) and tree:
-        children = tree.items()
+        children: Iterable[tuple[Any, Any]] = tree.items()
     elif isinstance(tree, list) and any(isinstance(child, dict | list) for child in tree):
         children = enumerate(tree)
     else:

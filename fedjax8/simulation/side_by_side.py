@@ -116,7 +116,8 @@ def _stacked(runs: Sequence[PyTree]) -> PyTree:
         shape = tuple(np.max([x.shape for x in arrays], axis=0)) if arrays[0].ndim else ()
         whole = np.zeros((len(arrays), *shape), arrays[0].dtype)
         for i, array in enumerate(arrays):
-            whole[(i, *map(slice, array.shape))] = array
+            inside: Any = map(slice, array.shape)
+            whole[(i, *inside)] = array
         return whole
 
     return jax.tree.map(stack, *runs)

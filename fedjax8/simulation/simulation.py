@@ -205,18 +205,18 @@ def simulate(
     def traced() -> Traced:
         """A round, traced and not run."""
         recorder, (frozen, server, client) = Recorder(), initial()
-        one = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
+        one: Any = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
         states = jax.tree.map(lambda x: jnp.asarray(x)[None], {"algorithm": client, "uplink": {}})
-        numbers = np.zeros(1, np.int32)
+        numbers: Any = np.zeros(1, np.int32)
         cohort = Cohort(numbers, numbers, numbers, numbers == 0, states)
 
         def one_round(server, cohort, pool, key):
-            settings = {"uplink": uplink, "downlink": downlink, "execution": loop(), "num_clients": num_clients}
+            settings: Any = {"uplink": uplink, "downlink": downlink, "execution": loop(), "num_clients": num_clients}
             link = Link(pool, {}, {}, {}, jnp.int32(0), recorder=recorder, **settings)
             return algorithm.round(link, server, cohort, key).report
 
         report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
-        counts = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
+        counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
         measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
         return Traced(recorder.found, Outcome(report, measured, counts))
 
@@ -365,7 +365,7 @@ class Ahead:
     def take(self, first: int, count: int) -> Prepared:
         """What was begun for these rounds, or made now."""
         (wanted, made), self._next = self._next or (None, None), None
-        if wanted == (first, count):
+        if made and wanted == (first, count):
             return made.result()
         if made:
             made.cancel()

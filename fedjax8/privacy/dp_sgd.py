@@ -53,7 +53,9 @@ def dp_sgd(
       UserError: `facts` are given, and dp-accounting is not installed.
 
     Example:
-      >>> local = local_training(model, optax.sgd(0.1), batch_plan(32, epochs=1), dp_sgd(1.0, 1.1))
+      >>> rule = dp_sgd(clip=1.0, noise_multiplier=1.1)
+      >>> rule.sampling, rule.accounted
+      ('poisson', True)
     """
     check_delta(delta)
     if not clip > 0 or microbatch < 1:

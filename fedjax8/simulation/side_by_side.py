@@ -31,11 +31,10 @@ def side_by_side(simulations: Sequence[Simulation], spread: Execution | None = N
       simulations: made `beside` the first of them, on executors with one shard (`cohorts.chunked`).
       spread: how runs are mapped over devices; default `cohorts.auto`.
 
-    Example:
-      >>> first = simulate(model, algorithm, data, seed=0, execution=chunked(), ...)
-      >>> runs = [first, *(simulate(..., seed=s, execution=chunked(), beside=first) for s in (1, 2, 3))]
-      >>> run_rounds = side_by_side(runs)
-      >>> states, metrics = run_rounds([run.init() for run in runs], [10] * 4)
+    Example, with `settings` of a run on `chunked()`:
+      first = simulate(model, algorithm, data, seed=0, **settings)
+      runs = [first, *(simulate(model, algorithm, data, seed=s, beside=first, **settings) for s in (1, 2, 3))]
+      states, metrics = side_by_side(runs)([run.init() for run in runs], [10] * 4)
     """
     spread = auto() if spread is None else spread
     common = simulations[0].parts.common

@@ -166,6 +166,13 @@ class Cohort(NamedTuple):
     """bool `[C]`."""
     states: PyTree
     """Persistent client state, leaves `[C, ...]`."""
+    dropped: PyTree = ()
+    """bool `[C]`: clients that received the model and were lost before they sent anything; `()` for none."""
+
+    @property
+    def reached(self) -> Array:
+        """bool `[C]`, or bool of one client: those that send."""
+        return self.valid if isinstance(self.dropped, tuple) else self.valid & ~self.dropped
 
 
 class Partial(NamedTuple):
@@ -230,7 +237,8 @@ class Reduced(NamedTuple):
     clients: Array
     """int32: clients whose contribution was used."""
     report: dict[str, Array]
-    """Sums over the clients used, and `excluded`: int32 number of clients left out for sending NaN or infinity."""
+    """Sums over the clients used, and `excluded`: int32 number of clients left out for sending NaN or infinity,
+    or because the aggregator did not admit what they sent."""
     lowest: PyTree
     """Smallest of each watched value over the clients of positive weight; +inf if there is none."""
     highest: PyTree
@@ -248,6 +256,54 @@ class Collected(NamedTuple):
     """int32: clients whose contribution can be used."""
     report: dict[str, Array]
     """As in `Reduced`."""
+
+
+class Aggregator(NamedTuple):
+    """How a server makes one change of the model out of those that clients sent; see `algorithms.aggregators`.
+
+    A *change* is a decoded contribution less what the client had received, float32, all that is sent together.
+    """
+
+    combine: Callable[[PyTree, Array], tuple[PyTree, dict[str, Array]]] | None = None
+    """`(changes [C, ...], float32 weights [C]) -> (change, report)`. A client of weight 0, whose change is zeros, must
+    not count. None: the weighted mean, summed as contributions come."""
+    admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]] | None = None
+    """`change -> (change, bool, sums)`: what is done to each before. Where it says false the client is left out and
+    counted as excluded; the sums are added over the other clients and logged."""
+
+
+class Colluders(NamedTuple):
+    """What attackers of a round know together: what the honest clients would send."""
+
+    mean: PyTree
+    """Unweighted mean of their changes, before encoding."""
+    deviation: PyTree
+    """Standard deviation of every value."""
+    honest: Array
+    """float32: how many they are."""
+    attackers: Array
+    """float32: how many attack."""
+
+
+class Attack(NamedTuple):
+    """What clients do that work against the server; see `attacks`. A change is as in `Aggregator`."""
+
+    members: Callable[[Array, int], Array]
+    """`(int32 client ids, number of registered clients) -> bool`: who they are, the same ones in every round."""
+    batch: Callable[[Batch], Batch] | None = None
+    """What they make of each batch that they train on."""
+    send: Callable[[Key, PyTree, Colluders | None], PyTree] | None = None
+    """`(key, own change, what they know) -> the change that is sent in its place`."""
+    collude: bool = False
+    """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
+
+
+class Dropout(NamedTuple):
+    """Which clients of a round are lost after they received the model; see `dropouts`."""
+
+    lost: Callable[[Key, Array, Array, int, int], Array] | None = None
+    """`(key of the round, int32 client ids [C], their sizes [C], bytes that a client receives, bytes that it sends) ->
+    bool [C]`. None: nobody."""
 
 
 class StepGradient(NamedTuple):

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"errors", "types", "trees", "lookup", "version"},
     {"numerics", "data", "models"},
-    {"codecs", "adapters", "cohorts", "privacy", "local"},
+    {"codecs", "adapters", "cohorts", "privacy", "attacks", "dropouts", "local"},
     {"algorithms"},
     {"simulation"},
     {"config", "build", "cli", "distributed", "tune"},

@@ -12,11 +12,12 @@ Traffic: one model down, one model up per client and round.
 from collections.abc import Callable
 
 from fedjax8 import trees
+from fedjax8.algorithms.aggregators.median import median
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts, mean_update, outgoing
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array, PyTree, Refinement
+from fedjax8.types import Aggregator, Algorithm, Array, PyTree, Refinement
 
 WEIGHTINGS = ("examples", "uniform")
 PAYLOADS = ("params", "update")
@@ -54,6 +55,7 @@ def fedavg(
     client_decay: float = 1.0,
     model_state: str = "average",
     refine: Refinement | None = None,
+    aggregate: Aggregator | None = None,
 ) -> Algorithm:
     """Federated averaging.
 
@@ -65,6 +67,7 @@ def fedavg(
       client_decay: factor per round on the clients' step size.
       model_state: `average`, `local` or `fixed`; see `parts.from_parts`.
       refine: the server's step on the new model, from `algorithms.refinements`; none by default.
+      aggregate: what stands in for the weighted mean, from `algorithms.aggregators`; the mean by default.
     """
     if refine is not None and payload != "params":
         raise ValueError("refine reads the clients' clips and needs payload='params'")
@@ -82,7 +85,7 @@ def fedavg(
 
     client = training_client(local, payload, weighting, client_decay)
     watch = lambda sent: refine.watch(sent.get("params"))
-    return from_parts(client=client, server=server, watch=watch, model_state=model_state)
+    return from_parts(client=client, server=server, watch=watch, model_state=model_state, aggregate=aggregate)
 
 
 EXAMPLES = (
@@ -90,4 +93,5 @@ EXAMPLES = (
     {"payload": "update"},
     {"weighting": "uniform", "server_learning_rate": 0.5},
     {"refine": uq_plus(points=3)},
+    {"aggregate": median()},
 )

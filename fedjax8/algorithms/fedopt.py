@@ -15,7 +15,7 @@ from fedjax8.algorithms.fedavg import training_client
 from fedjax8.algorithms.parts import Mean, ServerState, Step, from_parts, mean_update
 from fedjax8.algorithms.server_optimizers import fedadam
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm
+from fedjax8.types import Aggregator, Algorithm
 
 
 def fedopt(
@@ -26,6 +26,7 @@ def fedopt(
     weighting: str = "examples",
     client_decay: float = 1.0,
     model_state: str = "average",
+    aggregate: Aggregator | None = None,
 ) -> Algorithm:
     """Federated optimization with `server_optimizer` (default `fedadam()`); the other arguments as in `fedavg`."""
     optimizer = fedadam() if server_optimizer is None else server_optimizer
@@ -40,7 +41,7 @@ def fedopt(
         return optimizer.init(variables.params)
 
     client = training_client(local, payload, weighting, client_decay)
-    return from_parts(client=client, server=server, init=init, model_state=model_state)
+    return from_parts(client=client, server=server, init=init, model_state=model_state, aggregate=aggregate)
 
 
 EXAMPLES = ({}, {"server_optimizer": optax.sgd(1.0, momentum=0.9)}, {"payload": "params"})

@@ -9,7 +9,7 @@ import jax
 
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Refinement
+from fedjax8.types import Aggregator, Algorithm, Refinement
 
 
 def fedprox(
@@ -22,6 +22,7 @@ def fedprox(
     client_decay: float = 1.0,
     model_state: str = "average",
     refine: Refinement | None = None,
+    aggregate: Aggregator | None = None,
 ) -> Algorithm:
     """FedAvg with a proximal term of strength `mu` (usual search set 0.001, 0.01, 0.1, 1); the rest as in `fedavg`."""
     if mu < 0:
@@ -42,6 +43,7 @@ def fedprox(
         client_decay=client_decay,
         model_state=model_state,
         refine=refine,
+        aggregate=aggregate,
     )
 
 

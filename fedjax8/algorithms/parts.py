@@ -14,7 +14,18 @@ import jax
 
 from fedjax8 import trees
 from fedjax8.data.batches import ClientRows
-from fedjax8.types import Algorithm, Array, Cohort, Contribution, Key, PyTree, Ratio, RoundOutput, Variables
+from fedjax8.types import (
+    Aggregator,
+    Algorithm,
+    Array,
+    Cohort,
+    Contribution,
+    Key,
+    PyTree,
+    Ratio,
+    RoundOutput,
+    Variables,
+)
 
 MODEL_STATE = ("average", "local", "fixed")
 
@@ -49,7 +60,7 @@ class Mean(NamedTuple):
     """What an algorithm's server function is given."""
 
     tree: dict[str, PyTree]
-    """Weighted mean of the contributions."""
+    """Weighted mean of the contributions, or what an aggregator makes of them."""
     weight: Array
     """float32: sum of the weights of the contributions in it."""
     num_clients: int
@@ -103,6 +114,7 @@ def from_parts(
     extra: Callable[[ServerState], dict[str, PyTree]] = lambda state: {},
     watch: Callable[[dict[str, PyTree]], PyTree] = nothing,
     model_state: str = "average",
+    aggregate: Aggregator | None = None,
 ) -> Algorithm:
     """An `Algorithm` of the usual shape.
 
@@ -117,6 +129,8 @@ def from_parts(
       model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
         parameters), `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the
         initial one, nothing travels).
+      aggregate: what stands in for the weighted mean, from `algorithms.aggregators`. It sees changes: contributions
+        less what the client received, `params` and `state`; others are taken for changes already.
     """
     check_choice("model_state", model_state, MODEL_STATE)
 
@@ -146,7 +160,10 @@ def from_parts(
             return Contribution(sent, out.weight, new, out.report)
 
         shared = received, model, link.round_number
-        reduced, client_states, link = link.map_clients(run, shared, cohort, client_key, watch=watch)
+        origin = {name: received[name] for name in ("params", "state") if name in received}
+        reduced, client_states, link = link.map_clients(
+            run, shared, cohort, client_key, watch=watch, aggregate=aggregate, origin=origin
+        )
         mean = Mean(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
         with jax.named_scope("server"):
             step = server(state, mean, server_key)

@@ -19,7 +19,7 @@ from fedjax8 import trees
 from fedjax8.algorithms.fedavg import client_weight, step_scale
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm
+from fedjax8.types import Aggregator, Algorithm
 
 OPTIONS = ("I", "II")
 
@@ -32,6 +32,7 @@ def scaffold(
     option: str = "II",
     client_decay: float = 1.0,
     model_state: str = "average",
+    aggregate: Aggregator | None = None,
 ) -> Algorithm:
     """Stochastic controlled averaging.
 
@@ -41,7 +42,7 @@ def scaffold(
       server_learning_rate: eta_s.
       option: `I` costs one more pass over the client's data, `II` reuses the local steps.
       client_decay: factor per round on the clients' step size.
-      model_state: see `parts.from_parts`.
+      model_state, aggregate: see `parts.from_parts`. An aggregator sees model and variate of a client together.
     """
     check_choice("option", option, OPTIONS)
     if learning_rate <= 0:
@@ -80,6 +81,7 @@ def scaffold(
         init_client=zeros,
         extra=lambda state: {"control": state.memory},
         model_state=model_state,
+        aggregate=aggregate,
     )
 
 

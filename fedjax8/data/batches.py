@@ -53,11 +53,15 @@ class Pool(NamedTuple):
 
 
 class ClientRows(NamedTuple):
-    """One client's view of the pool: rows `order[start : start + size]`. `start` and `size` are int32 scalars."""
+    """One client's view of the pool: rows `order[start : start + size]`. `start` and `size` are int32 scalars.
+
+    `change` is `()`, or a `jax.tree_util.Partial` that is applied to every batch.
+    """
 
     pool: Pool
     start: Array
     size: Array
+    change: PyTree = ()
 
 
 class BatchPlan(NamedTuple):
@@ -190,4 +194,5 @@ def _rows_at(rows: ClientRows, place: Array) -> Batch:
     index = rows.start + place
     if rows.pool.order is not None:
         index = rows.pool.order[index]
-    return {name: column[index] for name, column in rows.pool.columns.items()}
+    batch = {name: column[index] for name, column in rows.pool.columns.items()}
+    return rows.change(batch) if rows.change else batch

@@ -64,6 +64,8 @@ class Outcome(NamedTuple):
     """What codecs measured."""
     sent: dict[Channel, Array]
     """Messages of each kind."""
+    left_out: Array
+    """Which clients were: see `left_out.py`."""
 
 
 def call_program(
@@ -93,6 +95,7 @@ def call_program(
                 carried.down_states,
                 zeros.sent,
                 zeros.measured,
+                zeros.left_out,
                 number,
                 uplink=uplink,
                 downlink=downlink,
@@ -103,7 +106,7 @@ def call_program(
             out = algorithm.round(link, carried.server, cohort, key)
             after = Carried(out.state, out.link.down_states)
             states = jax.tree.map(lambda x, new: x.at[slots].set(new, mode="drop"), states, out.client_states)
-            left = Outcome(out.report, out.link.measured, out.link.sent)
+            left = Outcome(out.report, out.link.measured, out.link.sent, out.link.left_out)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
             return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carried), states, outcomes
 

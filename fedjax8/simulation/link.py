@@ -14,7 +14,7 @@ messages of both directions, under names such as `uplink_clipped_fraction`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,10 +22,16 @@ import jax.numpy as jnp
 from flax import struct
 
 from fedjax8 import trees
+from fedjax8.attacks.none import none as nobody
 from fedjax8.data.batches import ClientRows, Pool
+from fedjax8.simulation import attacking
+from fedjax8.simulation.attacking import as_contribution, change_of
+from fedjax8.simulation.left_out import cells
 from fedjax8.types import (
     MODEL,
+    Aggregator,
     Array,
+    Attack,
     Channel,
     Codec,
     Cohort,
@@ -78,12 +84,15 @@ class Link:
     down_states: dict[str, PyTree]
     sent: dict[Channel, Array]
     measured: dict[str, Ratio]
+    left_out: Array
+    """uint32 `[CELLS, 3]`: which clients were; see `left_out.py`."""
     round_number: Array
     uplink: Codec = struct.field(pytree_node=False)
     downlink: Codec = struct.field(pytree_node=False)
     execution: Execution = struct.field(pytree_node=False)
     num_clients: int = struct.field(pytree_node=False)
     recorder: Recorder | None = struct.field(pytree_node=False, default=None)
+    attack: Attack = struct.field(pytree_node=False, default=nobody())
 
     def broadcast(
         self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
@@ -115,6 +124,8 @@ class Link:
         name: str = MODEL,
         codec: Codec | None = None,
         watch: Callable[[PyTree], PyTree] = lambda decoded: (),
+        aggregate: Aggregator | None = None,
+        origin: Mapping[str, PyTree] | None = None,
     ) -> tuple[Reduced, PyTree, "Link"]:
         """Runs `client(received, state, rows, key)` for every client and reduces what they send.
 
@@ -123,20 +134,41 @@ class Link:
         (`report["excluded"]`) and keeps its old state. `codec` stands in for the uplink codec on this channel; `watch`
         names the values in a decoded contribution whose smallest and largest over clients are wanted too. Returns
         (Reduced, new client states, link).
+
+        `aggregate` puts another rule in the place of the mean; memory then grows with the cohort unless it only admits.
+        Such a rule, and an attack, work on changes: `origin` says, by name, what parts of a contribution are above.
+        Parts that it does not name are changes already; None: nothing is known, and attackers cannot be had.
         """
+        rule = Aggregator() if aggregate is None else aggregate
+        start = origin or {}
 
         def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
-            weighted = jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded)
             seen = watch(decoded)
             extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
+            if rule.combine is not None:
+                return Partial((), extremes), (_if(weight > 0, change_of(decoded, start)), weight)
+            weighted = jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded)
             return Partial((weighted, weight), extremes), ()
 
-        arrived, _, states, link = self._exchange(client, received, cohort, key, name, codec, take)
-        (total, weight), (highest, negated) = arrived.taken
-        divisor = jnp.where(weight > 0, weight, 1.0)
-        mean = jax.tree.map(lambda x, like: trees.as_dtype(x / divisor, like.dtype), total, arrived.tree)
+        def admit(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
+            change, admitted, sums = rule.admit(change_of(decoded, start))
+            return as_contribution(change, start, decoded), admitted, sums
+
+        arrived, kept, states, link = self._exchange(
+            client, received, cohort, key, name, codec, take, admit if rule.admit else _everything, origin
+        )
+        summed, (highest, negated) = arrived.taken
+        if rule.combine is None:
+            total, weight = summed
+            divisor, told = jnp.where(weight > 0, weight, 1.0), {}
+            mean = jax.tree.map(lambda x, like: trees.as_dtype(x / divisor, like.dtype), total, arrived.tree)
+        else:
+            changes, weights = self.execution.gather(kept)
+            with jax.named_scope("aggregate"):
+                change, told = rule.combine(changes, weights)
+            mean, weight = as_contribution(change, start, arrived.tree), jnp.sum(weights)
         lowest = jax.tree.map(jnp.negative, negated)
-        return Reduced(mean, weight, arrived.clients, arrived.report, lowest, highest), states, link
+        return Reduced(mean, weight, arrived.clients, arrived.report | told, lowest, highest), states, link
 
     def collect(
         self,
@@ -153,7 +185,9 @@ class Link:
         def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
             return Partial(()), (_if(weight > 0, decoded), weight)
 
-        arrived, kept, states, link = self._exchange(client, received, cohort, key, name, codec, take)
+        arrived, kept, states, link = self._exchange(
+            client, received, cohort, key, name, codec, take, _everything, None
+        )
         contributions, weights = self.execution.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
 
@@ -174,10 +208,10 @@ class Link:
         def one(shared, per_client):
             shared, pool, key = shared
             train_key, _ = _client_keys(key, per_client.ids)
-            rows, before = ClientRows(pool, per_client.start, per_client.size), per_client.states
+            rows, before = self._rows_of(pool, per_client), per_client.states
             partial, state = f(shared, before["algorithm"], rows, train_key)
-            usable = per_client.valid & trees.all_finite((partial.sum, state))
-            sums = _if(usable, partial.sum), (per_client.valid & ~usable).astype(jnp.int32)
+            usable = per_client.reached & trees.all_finite((partial.sum, state))
+            sums = _if(usable, partial.sum), (per_client.reached & ~usable).astype(jnp.int32)
             extremes = jax.tree.map(lambda x: jnp.where(usable, x, -jnp.inf), partial.max)
             return Partial(sums, extremes), trees.select(usable, before | {"algorithm": state}, before)
 
@@ -193,17 +227,24 @@ class Link:
         name: str,
         codec: Codec | None,
         take: Callable[[PyTree, Array], tuple[Partial, PyTree]],
+        admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
+        origin: Mapping[str, PyTree] | None,
     ) -> tuple["Arrived", PyTree, PyTree, "Link"]:
         """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and
-        what is kept of each. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
+        what is kept of each, after `admit`. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
         codec, kinds = self.uplink if codec is None else codec, []
+
+        def trained(received, pool, key, per_client) -> Contribution:
+            rows = self._rows_of(pool, per_client)
+            return client(received, per_client.states["algorithm"], rows, _client_keys(key, per_client.ids)[0])
+
+        attacked = attacking.attacked(self, trained, received, cohort, key, origin)
 
         def one(shared, per_client):
             received, pool, key = shared
-            train_key, encode_key = _client_keys(key, per_client.ids)
-            rows = ClientRows(pool, per_client.start, per_client.size)
+            _, encode_key = _client_keys(key, per_client.ids)
             with jax.named_scope("train"):
-                out = client(received, per_client.states["algorithm"], rows, train_key)
+                out = attacked(trained(received, pool, key, per_client), per_client, key)
             own = per_client.states["uplink"]
             with jax.named_scope("encode"):
                 before = codec.init(out.tree) if self.recorder else own[name]
@@ -212,14 +253,16 @@ class Link:
             pieces = trees.pieces(message)
             kinds.append((trees.shapes(out.tree), _sizes(pieces)))
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
-            usable = per_client.valid & trees.all_finite((out.tree, out.state, out.report, decoded))
-            usable &= jnp.isfinite(out.weight) & (out.weight >= 0)
-            partial, kept = take(decoded, jnp.where(usable, out.weight, 0.0))
+            admitted, accepted, seen = admit(decoded)
+            usable = per_client.reached & trees.all_finite((out.tree, out.state, out.report, decoded, admitted))
+            usable &= jnp.isfinite(out.weight) & (out.weight >= 0) & accepted
+            partial, kept = take(admitted, jnp.where(usable, out.weight, 0.0))
             sums = {
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
-                "sent": {part: per_client.valid * present for part, (_, present) in pieces.items()},
-                "report": _if(usable, (out.report, codec.measure(out.tree, decoded))),
+                "left_out": cells(per_client.ids, per_client.reached & ~usable),
+                "sent": {part: per_client.reached * present for part, (_, present) in pieces.items()},
+                "report": _if(usable, (out.report | seen, codec.measure(out.tree, decoded))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
             return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states))
@@ -229,8 +272,14 @@ class Link:
         (tree, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
         link = self._count(UP, name, codec, tree, sizes, sums["sent"], measured)
+        link = link.replace(left_out=self.left_out + sums["left_out"])
         report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"]}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
+
+    def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:
+        """A client's rows, as it trains on them."""
+        change = attacking.batch_change(self.attack, per_client.ids, self.num_clients)
+        return ClientRows(pool, per_client.start, per_client.size, change)
 
     def _count(
         self,
@@ -277,6 +326,11 @@ def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
     """Of a client's training, and of the encoding of what it sends."""
     train, encode = jax.random.split(jax.random.fold_in(key, client))
     return train, encode
+
+
+def _everything(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
+    """Admits what was decoded as it is."""
+    return decoded, jnp.array(True), {}
 
 
 def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:

@@ -33,6 +33,7 @@ from fedjax8.simulation.evaluation import evaluation
 from fedjax8.simulation.feeding import Feed, Rows, feed
 from fedjax8.simulation.hosts import hosts
 from fedjax8.simulation.ledger import Ledger
+from fedjax8.simulation.left_out import named, no_cells
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
 from fedjax8.simulation.planning import Plan, planner, used
 from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables
@@ -212,13 +213,13 @@ def simulate(
 
         def one_round(server, cohort, pool, key):
             settings: Any = {"uplink": uplink, "downlink": downlink, "execution": loop(), "num_clients": num_clients}
-            link = Link(pool, {}, {}, {}, jnp.int32(0), recorder=recorder, **settings)
+            link = Link(pool, {}, {}, {}, no_cells(), jnp.int32(0), recorder=recorder, **settings)
             return algorithm.round(link, server, cohort, key).report
 
         report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
         counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
         measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
-        return Traced(recorder.found, Outcome(report, measured, counts))
+        return Traced(recorder.found, Outcome(report, measured, counts, jax.eval_shape(no_cells)))
 
     def codec_states(direction: str) -> dict[str, PyTree]:
         return {d.channel.name: d.codec.init(d.tree) for d in traced().found if d.channel.direction == direction}
@@ -306,10 +307,12 @@ def simulate(
         store = state.clients.write(everyone.reshape(-1), new, donate)
         outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
         for i in range(plan.rounds):
-            report, measured, sent = jax.tree.map(lambda x, i=i: x[i], outcomes)
+            report, measured, sent, left_out = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(sent)
             number = plan.first + i + 1
             others = {"padding": plan.padding[i]} | algorithm.account(ledger.sent) | algorithm.privacy(number)
+            who = named(left_out, num_clients)
+            others |= {"excluded_clients": who} if who else {}
             lines.append(round_metrics(number, ledger, report | measured | others))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 

@@ -1,0 +1,46 @@
+"""Bounded norms: no client moves the model further than others may (Sun et al. 2019, "Can You Really Backdoor
+Federated Learning?", arXiv 1911.07963, section 4).
+
+    x = sum_i p_i d_i min(1, S / || d_i ||)                         || . || over all that is sent together
+
+Breakdown point 0, but f liars of n equal clients move x by at most f S / n each way. With `exclude` a change longer
+than S is not shortened but left out, as one that is not finite is: counted in `excluded`, named in `excluded_clients`.
+With `then` another aggregator goes on from there. Memory: one running sum, or that of `then`.
+"""
+
+import jax.numpy as jnp
+
+from fedjax8.privacy import gaussian
+from fedjax8.types import Aggregator, Array, PyTree
+
+
+def norm_bound(bound: float = 1.0, *, exclude: bool = False, then: Aggregator | None = None) -> Aggregator:
+    """The aggregator that bounds norms.
+
+    Args:
+      bound: S, above 0.
+      exclude: leaves out what is longer, instead of shortening it.
+      then: what is done with the bounded changes; the mean by default.
+
+    Reports `bounded_clients`, how many were shortened; nothing with `exclude`.
+    """
+    if not bound > 0:
+        raise ValueError(f"bound must be above 0; got {bound}")
+    then = Aggregator() if then is None else then
+
+    def admit(change: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
+        norm = gaussian.norm_of(change)
+        long = norm > bound
+        if exclude:
+            return change, ~long, {}
+        return gaussian.clip(change, bound, norm), jnp.array(True), {"bounded_clients": jnp.int32(long)}
+
+    def both(change: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
+        change, first, report = admit(change)
+        change, second, more = then.admit(change)
+        return change, first & second, report | more
+
+    return then._replace(admit=admit if then.admit is None else both)
+
+
+EXAMPLES = ({}, {"bound": 0.5, "exclude": True})

@@ -44,7 +44,7 @@ def _bitonic(x: Array) -> Array:
     size = 1 << max(0, count - 1).bit_length()
     x = jnp.concatenate([x, jnp.full((size - count, *x.shape[1:]), jnp.inf, x.dtype)])
     merges = [1 << i for i in range(1, size.bit_length())]  # lengths of the runs that each makes
-    for run, step in [(run, run >> i) for run in merges for i in range(1, run.bit_length())]:
+    for run, step in [(merge, merge >> i) for merge in merges for i in range(1, merge.bit_length())]:
         pairs = x.reshape(size // (2 * step), 2, step, *x.shape[1:])
         ascends = (np.arange(len(pairs)) * 2 * step & run == 0).reshape(-1, *(1,) * x.ndim)
         low, high = jnp.minimum(pairs[:, 0], pairs[:, 1]), jnp.maximum(pairs[:, 0], pairs[:, 1])

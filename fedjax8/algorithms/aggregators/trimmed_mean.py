@@ -7,12 +7,15 @@ cohort x parameters in float32 on every device.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax8.algorithms.aggregators._changes import by_coordinate
 from fedjax8.types import Aggregator
 
-ROUNDING = 1e-4
-"""Added before rounding down, so that 0.29 of 100 is 29: in float32 their product may be 28.999998."""
+
+def cuts(trim: float, most: int) -> np.ndarray:
+    """int32 `[most + 1]`: k for every number of clients up to `most`. 0.29 of 100 is 29, though not in floats."""
+    return np.floor(trim * np.arange(most + 1) + 1e-9).astype(np.int32)
 
 
 def trimmed_mean(trim: float = 0.2) -> Aggregator:
@@ -21,7 +24,7 @@ def trimmed_mean(trim: float = 0.2) -> Aggregator:
         raise ValueError(f"trim must be from 0 to below 0.5; got {trim}")
 
     def middle(values, count):
-        cut = jnp.floor(trim * count + ROUNDING).astype(jnp.int32)
+        cut = jnp.asarray(cuts(trim, len(values)))[count]
         rank = jnp.arange(len(values))[:, None]
         kept = (rank >= cut) & (rank < count - cut)
         return jnp.sum(jnp.where(kept, values, 0.0), axis=0) / jnp.maximum(count - 2 * cut, 1)

@@ -11,16 +11,30 @@ from ml_collections import ConfigDict
 
 from fedjax8 import trees
 from fedjax8.adapters.inputs import inputs
+from fedjax8.attacks import attacked
 from fedjax8.cohorts.auto import default_chunk
 from fedjax8.config import check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
+from fedjax8.dropouts import with_dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.types import Algorithm, Codec, Execution, Model, Monitor, PyTree, Refinement, StepGradient
+from fedjax8.types import (
+    Aggregator,
+    Algorithm,
+    Attack,
+    Codec,
+    Dropout,
+    Execution,
+    Model,
+    Monitor,
+    PyTree,
+    Refinement,
+    StepGradient,
+)
 
 
 class Experiment(NamedTuple):
@@ -67,6 +81,9 @@ SEAMS = {
     "adapter": Seam(_finder("adapters"), Model),
     "privacy": Seam(_finder("privacy"), StepGradient),
     "algorithm": Seam(_finder("algorithms"), Algorithm),
+    "aggregate": Seam(_finder("algorithms.aggregators"), Aggregator),
+    "attack": Seam(_finder("attacks"), Attack),
+    "dropout": Seam(_finder("dropouts"), Dropout),
     "uplink": Seam(_finder("codecs"), Codec),
     "downlink": Seam(_finder("codecs"), Codec),
     "executor": Seam(_finder("cohorts"), Execution),
@@ -76,7 +93,7 @@ SEAMS = {
     "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
 }
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
-OURS = ("local", "model", "facts")
+OURS = ("local", "model", "facts", "plan")
 """Arguments of factories that no setting may give."""
 
 
@@ -298,11 +315,14 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         local = attempt(local_training, model, optimizer, plan, gradient)
         rate = attempt(step_size, given.algorithm, client.optimizer, client.weight_decay)
         algorithm = make("algorithm", local=local, facts=facts, learning_rate=rate)
+        algorithm = attempt(accounted, algorithm, gradient)
+        algorithm = attempt(attacked, algorithm, make("attack", num_classes=dataset.num_classes))
+        algorithm = attempt(with_dropout, algorithm, make("dropout", plan=plan))
         uplink, downlink, execution = make("uplink"), make("downlink"), make("executor")
         run = attempt(
             simulate,
             model,
-            attempt(accounted, algorithm, gradient),
+            algorithm,
             clients,
             cohort_size=cohort_size,
             uplink=uplink,

@@ -54,6 +54,8 @@ def base_config() -> ConfigDict:
     )
     config.privacy = component("none")
     config.algorithm = component("fedavg")
+    config.attack = component("none")
+    config.dropout = component("none")
     config.uplink = component("fp8")
     config.downlink = component("fp8")
     config.executor = component("auto")
@@ -85,6 +87,8 @@ FIELDS = {
     "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
     "privacy": "how clients protect their examples: a file in fedjax8/privacy",
     "algorithm": "a file in fedjax8/algorithms",
+    "attack": "what some clients do against the server: a file in fedjax8/attacks",
+    "dropout": "which clients are lost on the way: a file in fedjax8/dropouts",
     "uplink": "codec of what clients send: a file in fedjax8/codecs",
     "downlink": "codec of what clients receive",
     "executor": "how clients are mapped over devices: a file in fedjax8/cohorts",

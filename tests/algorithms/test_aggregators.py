@@ -64,10 +64,8 @@ def test_what_all_agree_on_is_what_comes_out(rng, name, index):
     same(compiled(name, index)(alike, np.ones(C, np.float32))[0], {part: x[0] for part, x in sent.items()})
 
 
-@pytest.mark.parametrize(("name", "index"), EXAMPLES)
+@pytest.mark.parametrize(("name", "index"), [e for e in EXAMPLES if e.id != "geometric_median-0"])  # too few steps
 def test_moving_everyone_moves_the_result_as_far(rng, name, index):
-    if (name, index) == ("geometric_median", 0):
-        pytest.skip("eight steps leave something of where they began, which is nearer to zero")
     sent, ones = points(rng), np.ones(C, np.float32)
     moved = {part: x + np.float32(2) for part, x in sent.items()}
     before = compiled(name, index)(sent, ones)[0]

@@ -1,0 +1,58 @@
+"""Stragglers: a client is lost if it would need longer than the round lasts.
+
+    seconds of client i = bytes down / B_down + v_i step_seconds steps_i + bytes up / B_up
+
+v_i = exp(spread u_i), u_i standard normal, is how slow its device is: drawn once for each client, so that the median
+client takes `step_seconds` for a step. Log-normal speeds are a common model (as in FedScale, Lai et al. 2022, arXiv
+2105.11367, whose traces of devices have such tails); the defaults are this project's. `jitter` is the spread of a
+second factor, drawn anew in every round. Bytes are those of the real messages; where parts of them may be left out, of
+the whole ones.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8.data.batches import BatchPlan, num_steps
+from fedjax8.types import Array, Dropout, Key
+
+
+def deadline(
+    seconds: float,
+    step_seconds: float = 0.1,
+    *,
+    spread: float = 0.5,
+    jitter: float = 0.0,
+    down_bandwidth: float = 1e6,
+    up_bandwidth: float = 2.5e5,
+    seed: int = 0,
+    plan: BatchPlan | None = None,
+) -> Dropout:
+    """The dropout of clients that are late.
+
+    Args:
+      seconds: how long a round lasts.
+      step_seconds: of one local step on the median client.
+      spread, jitter: standard deviations of the logarithm of a client's slowness, for good and in one round.
+      down_bandwidth, up_bandwidth: bytes per second.
+      seed: of the clients' speeds, apart from the run's seed: runs that differ in that have the same devices.
+      plan: how clients cut their rows into steps; without it every example is a step.
+    """
+    if not (seconds > 0 and step_seconds >= 0 and down_bandwidth > 0 and up_bandwidth > 0 and min(spread, jitter) >= 0):
+        raise ValueError(
+            "need seconds and bandwidths above 0, and step_seconds, spread and jitter that are not negative; got "
+            f"{seconds}, {down_bandwidth}, {up_bandwidth}, {step_seconds}, {spread}, {jitter}"
+        )
+
+    def slowness(key: Key, ids: Array, deviation: float) -> Array:
+        normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(ids)
+        return jnp.exp(deviation * normal)
+
+    def lost(key: Key, ids: Array, sizes: Array, down: int, up: int) -> Array:
+        steps = sizes if plan is None else num_steps(plan, sizes)
+        device = slowness(jax.random.key(seed), ids, spread) * slowness(key, ids, jitter)
+        return down / down_bandwidth + device * step_seconds * steps + up / up_bandwidth > seconds
+
+    return Dropout(lost)
+
+
+EXAMPLES = ({"seconds": 10.0}, {"seconds": 1.0, "jitter": 0.2})

@@ -23,7 +23,7 @@ def no_cells() -> Array:
 def cells(client: Array, left_out: Array) -> Array:
     """uint32 `[CELLS, 3]`: those of one client, all zeros unless it is left out."""
     i = client.astype(jnp.uint32)
-    here = (jnp.arange(CELLS) == _cell(i)) & left_out
+    here = (jnp.arange(CELLS, dtype=jnp.uint32) == _cell(i)) & left_out
     return here[:, None] * jnp.stack([jnp.uint32(1), i, i * i])
 
 

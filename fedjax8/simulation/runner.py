@@ -17,9 +17,10 @@ import numpy as np
 from fedjax8 import trees
 from fedjax8.errors import UserError
 from fedjax8.simulation import workdir as files
-from fedjax8.simulation.checkpoints import Checkpoints, open_checkpoints
+from fedjax8.simulation.checkpoints import Checkpoints, NotSaved, open_checkpoints
 from fedjax8.simulation.console import ProgressReport
 from fedjax8.simulation.hosts import Hosts, hosts
+from fedjax8.simulation.memory import memory_explained
 from fedjax8.simulation.simulation import Simulation, SimulationState
 
 LINE_ORDER = (
@@ -39,6 +40,11 @@ CALL_SECONDS = 1.0
 """How long a user may wait for an answer to Ctrl-C, or for the progress bar to move, where rounds are shorter."""
 
 
+FORGIVEN = 2
+"""Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it. Client
+states on disk can then still be taken back to the newest good one (`disk_states.KEEP_MARKS`)."""
+
+
 PROFILED_CALLS = 3
 """Enough to see what repeats, little enough to open."""
 
@@ -56,10 +62,18 @@ class Schedule(NamedTuple):
         """Raises `UserError` if a round's line is one that ends the run."""
         if self.on_nan == "error" and line.get("excluded"):
             raise UserError(
-                f"round {line['round']}: {line['excluded']} contributions were not finite, which ends the run by "
-                "config.on_nan=error; try a smaller --config.client.optimizer.learning_rate, or --config.on_nan=drop, "
-                "which leaves them out"
+                f"round {line['round']}: {line['excluded']} contributions were not finite or not admitted"
+                f"{who_of(line)}; that ends the run by config.on_nan=error; try a smaller --config.client.optimizer.learning_rate, or "
+                "--config.on_nan=drop, which leaves them out"
             )
+
+
+def who_of(line: Mapping[str, Any]) -> str:
+    """` (clients 3, 17 and 2 more)`: whom a round's line names as excluded; empty if nobody."""
+    names = [str(client) for client in line.get("excluded_clients", ())]
+    unnamed = line["excluded"] - len(names)
+    more = f" and {unnamed} more" if unnamed > 0 else ""
+    return f" (client{'s' * (len(names) > 1)} {', '.join(names)}{more})" if names else ""
 
 
 class Pace:
@@ -123,7 +137,11 @@ class Recording:
         self._hosts = hosts
         self._checkpoints: Checkpoints | None = None
         self._started = time.monotonic()
+        self._failures = 0
+        self._named: set[int] = set()
         self.last: Mapping[str, Any] = {}
+        self.notes: list[str] = []
+        """Lines for a person, to be taken and printed."""
 
     def open(self, stack: contextlib.ExitStack) -> SimulationState:
         """The state to go on from. Nothing is written before the run could be set up."""
@@ -136,6 +154,7 @@ class Recording:
         state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
         self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts))
         found = self._checkpoints.restore(state)
+        self.notes += self._checkpoints.notes
         if found:
             state = self._simulation.place(found[0])
             self._started -= found[1]
@@ -162,19 +181,34 @@ class Recording:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
         self.last = _ordered(metrics)
+        new = set(metrics.get("excluded_clients", ())) - self._named
+        if new:
+            self._named |= new
+            why = "what was sent was not finite, or not admitted"
+            self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
         if self._workdir and self._hosts.first:
             files.append_metrics(self._workdir, self.last)
 
-    def save(self, state: SimulationState) -> None:
-        """A checkpoint."""
-        if self._checkpoints and state.round:
+    def save(self, state: SimulationState, forgiving: bool = True) -> None:
+        """A checkpoint. Where it cannot be written, `FORGIVEN` times in a row are only noted."""
+        if not self._checkpoints or not state.round:
+            return
+        if self._hosts.first:
+            files.sync_metrics(self._workdir)
+        try:
             self._checkpoints.save(state, time.monotonic() - self._started)
+            self._failures = 0
+        except NotSaved as error:
+            self._failures += 1
+            if not forgiving or self._failures > FORGIVEN:
+                raise
+            self.notes.append(f"{error}; going on")
 
     def finish(
         self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, evaluate: Callable
     ) -> dict[str, Any]:
         """Saves what is not saved; returns the summary."""
-        self.save(state)
+        self.save(state, forgiving=False)
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **evaluate(state, test)}
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
@@ -239,6 +273,7 @@ def run_all(
     recordings = [Recording(run.simulation, run.workdir, run.record, all_hosts) for run in runs]
     evaluate = runs[0].simulation.evaluate
     with contextlib.ExitStack() as stack:
+        stack.enter_context(memory_explained(runs[0].simulation.parts.chunk))
         stopped = stack.enter_context(stop_on_signals())
         states = [recording.open(stack) for recording in recordings]
         labels = [run.label for run in runs]
@@ -251,6 +286,7 @@ def run_all(
         for state, label in zip(states, labels, strict=True):
             if state.round:
                 report.say(f"{label and label + ': '}going on after round {state.round} of {schedule.rounds}")
+        say_notes(recordings, labels, report)
         profiler = stack.enter_context(profiling(profile))
 
         _, stop = all_hosts.agree(0.0, stopped())
@@ -274,6 +310,7 @@ def run_all(
                     report.round_done(recording.last, label)
                 if lines and state.round % schedule.checkpoint_every == 0:
                     recording.save(state)
+            say_notes(recordings, labels, report)
 
         outcomes = []
         for state, recording, run_ in zip(states, recordings, runs, strict=True):
@@ -286,6 +323,14 @@ def run_all(
                 )
             outcomes.append(Outcome(state, summary, stop))
         return outcomes
+
+
+def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:
+    """Prints what recordings have to say, each thing once."""
+    for recording, label in zip(recordings, labels, strict=True):
+        for note in recording.notes:
+            report.say(f"{label and label + ': '}{note}")
+        recording.notes.clear()
 
 
 @contextlib.contextmanager

@@ -135,6 +135,8 @@ class Parts(NamedTuple):
     """Begins to prepare the call of some rounds from one on."""
     columns: Callable[[], PyTree]
     """Columns that a call is given: all rows, or none where they are streamed."""
+    chunk: int
+    """Clients at once on a device."""
 
 
 class Prepared(NamedTuple):
@@ -335,7 +337,7 @@ def simulate(
     def variables(state: SimulationState) -> Variables:
         return algorithm.variables(state.server)._replace(frozen=algorithm.frozen(state.server, initial()[0]))
 
-    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns)
+    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns, execution.chunk)
     return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found, parts)
 
 

@@ -1,7 +1,7 @@
 """The files of a run: `config.json`, `metrics.jsonl`, `summary.json`, a lock. Every file is whole or absent.
 
-Metrics are written before the checkpoint of the same round, so that on resuming everything up to the checkpoint is
-there and what came after it is cut off and done again.
+Metrics are written before the checkpoint of the same round, and are on disk before it, so that on resuming everything
+up to the checkpoint is there and what came after it is cut off and done again, also after a power cut.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,27 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON so that the file is either the old one or the whole new one."""
+    _replace(path, json.dumps(json_ready(value), indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(json_ready(value), indent=2) + "\n")
-    os.replace(part, path)
+    with _writing(path), part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or else the name could be on disk before what it names
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--workdir: cannot write {path}: {error.strerror}; make room there, or see to its permissions, and the "
+            "same command goes on from the last checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -59,16 +78,26 @@ def locked(directory: Path) -> Iterator[None]:
     """Makes the directory and holds it for this process; UserError if that cannot be, or another run holds it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = (directory / LOCK).open("w")
+        handle = (directory / LOCK).open("a+")
     except OSError as error:
         raise UserError(f"--workdir: cannot write in {directory}: {error.strerror}; choose another") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            who = handle.read().strip() or "a process"
+            raise UserError(
+                f"--workdir: another run is working in {directory}: {who}; wait for it or choose another directory"
+            ) from error
         except OSError as error:
             raise UserError(
-                f"--workdir: another run is working in {directory}; wait for it or choose another directory"
+                f"--workdir: {directory} cannot be locked: {error.strerror}; choose one on another file system"
             ) from error
+        with _writing(directory / LOCK):
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            handle.flush()
         yield
 
 
@@ -91,11 +120,11 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
 def read_metrics(directory: Path, last_round: int) -> list[dict[str, Any]]:
     """Lines of rounds 1 to `last_round`, each once; UserError if one is missing."""
     path, lines = directory / METRICS, []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:
-            break  # half a line: the run was killed while writing it
+            break  # half a line, or what a power cut made of it
         if not isinstance(line, dict) or not isinstance(line.get("round"), int) or line["round"] > last_round:
             break
         lines.append(line)
@@ -109,12 +138,16 @@ def read_metrics(directory: Path, last_round: int) -> list[dict[str, Any]]:
 
 def rewrite_metrics(directory: Path, lines: list[dict[str, Any]]) -> None:
     """Replaces `metrics.jsonl` by these lines."""
-    part = directory / (METRICS + ".part")
-    part.write_text("".join(json.dumps(json_ready(line)) + "\n" for line in lines))
-    os.replace(part, directory / METRICS)
+    _replace(directory / METRICS, "".join(json.dumps(json_ready(line)) + "\n" for line in lines))
 
 
 def append_metrics(directory: Path, line: Mapping[str, Any]) -> None:
     """Adds one line, handed to the operating system before this returns."""
-    with (directory / METRICS).open("a") as file:
+    with _writing(directory / METRICS), (directory / METRICS).open("a") as file:
         file.write(json.dumps(json_ready(line)) + "\n")
+
+
+def sync_metrics(directory: Path) -> None:
+    """Returns when all lines are on disk; call it before the checkpoint of the last one."""
+    with _writing(directory / METRICS), (directory / METRICS).open("a") as file:
+        os.fsync(file.fileno())

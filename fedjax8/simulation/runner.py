@@ -63,8 +63,8 @@ class Schedule(NamedTuple):
         if self.on_nan == "error" and line.get("excluded"):
             raise UserError(
                 f"round {line['round']}: {line['excluded']} contributions were not finite or not admitted"
-                f"{who_of(line)}; that ends the run by config.on_nan=error; try a smaller --config.client.optimizer.learning_rate, or "
-                "--config.on_nan=drop, which leaves them out"
+                f"{who_of(line)}; that ends the run by config.on_nan=error; try a smaller "
+                "--config.client.optimizer.learning_rate, or --config.on_nan=drop, which leaves them out"
             )
 
 

@@ -16,7 +16,7 @@ Examples:
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from fedjax8.errors import Mistakes, UserError
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
-    from fedjax8.simulation.runner import Schedule
+    from fedjax8.simulation.runner import Outcome, Schedule
     from fedjax8.simulation.simulation import SimulationState
 
 SIGNAL_STATUS = 128
@@ -70,6 +70,19 @@ _DRY_RUN = flags.DEFINE_enum(
     ["measured", "fast"],
     "Write nothing, and print the model's arrays, bytes, local steps, memory and time. --dry_run alone compiles the "
     "run and measures a few rounds; --dry_run=fast does neither and only estimates.",
+)
+_WRITERS = flags.DEFINE_list(
+    "writers",
+    [],
+    "Where metrics go besides metrics.jsonl: tensorboard, wandb, or package.module:factory; several with commas. Needs "
+    "--workdir.",
+)
+_CLIENT_ACCURACY = flags.DEFINE_integer(
+    "client_accuracy",
+    0,
+    "At the end, the final model's accuracy for each of up to so many clients on their own rows, in clients.json. "
+    "Needs --workdir.",
+    lower_bound=0,
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
@@ -215,6 +228,29 @@ def check_flags(processes: int) -> None:
                     "--dry_run tells of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
+        for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
+            if given and not _WORKDIR.value:
+                mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
+        if _CLIENT_ACCURACY.value and processes > 1:
+            mistakes.note(UserError("--client_accuracy looks at rows on one host; leave it out on several"))
+
+
+def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
+    """A function that gives what `about.json` holds."""
+    from fedjax8.simulation.about import about
+
+    return functools.partial(about, experiment.simulation.discover, experiment.clients, experiment.dataset.num_classes)
+
+
+def write_client_accuracy(experiment: "Experiment", outcome: "Outcome", folder: Path, most: int) -> None:
+    """Writes `clients.json` for the model that a run ended with."""
+    from fedjax8.simulation.client_accuracy import client_accuracy
+    from fedjax8.simulation.runs import CLIENTS
+    from fedjax8.simulation.workdir import write_json
+
+    variables = experiment.simulation.variables(outcome.state)
+    found = client_accuracy(experiment.model, variables, experiment.dataset, experiment.clients, most)
+    write_json(folder / CLIENTS, found)
 
 
 def train(config: ConfigDict) -> int:
@@ -225,9 +261,11 @@ def train(config: ConfigDict) -> int:
     from fedjax8.simulation.hosts import hosts
     from fedjax8.simulation.runner import Run, Schedule, run, run_all
     from fedjax8.simulation.side_by_side import side_by_side
+    from fedjax8.simulation.writers import find_writers
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
+    writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, _DATA_DIR.value)
     schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every, config.on_nan)
@@ -242,6 +280,7 @@ def train(config: ConfigDict) -> int:
         hosts().check_same("versions of packages", versions())
         hosts().check_same("data", fingerprint(experiment))
         introduce = functools.partial(introduction, experiment)
+        workdirs, experiments = [workdir], [experiment]
         outcome = run(
             experiment.simulation,
             experiment.dataset.test,
@@ -250,16 +289,26 @@ def train(config: ConfigDict) -> int:
             record=record(config),
             introduce=introduce,
             profile=profile,
+            about=describe(experiment),
+            writers=writers,
         )
+        outcomes = [outcome]
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), _DATA_DIR.value)
+        workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
         runs = [
-            Run(e.simulation, workdir and workdir / f"seed-{e.config.seed}", record(e.config), f"seed {e.config.seed}")
-            for e in experiments
+            Run(e.simulation, folder, record(e.config), f"seed {e.config.seed}", describe(e), writers)
+            for e, folder in zip(experiments, workdirs, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
         introduce = functools.partial(introduction, experiments[0], runs=len(runs))
-        outcome = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)[0]
+        outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
+    if _CLIENT_ACCURACY.value:
+        for experiment, outcome, folder in zip(experiments, outcomes, workdirs, strict=True):
+            if not outcome.summary["finished"]:
+                break
+            write_client_accuracy(experiment, outcome, folder, _CLIENT_ACCURACY.value)
+    outcome = outcomes[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
 
 

@@ -21,7 +21,9 @@ from fedjax8.simulation.checkpoints import Checkpoints, NotSaved, open_checkpoin
 from fedjax8.simulation.console import ProgressReport
 from fedjax8.simulation.hosts import Hosts, hosts
 from fedjax8.simulation.memory import memory_explained
+from fedjax8.simulation.runs import ABOUT
 from fedjax8.simulation.simulation import Simulation, SimulationState
+from fedjax8.simulation.writers import Writer, Writing
 
 LINE_ORDER = (
     "round",
@@ -132,9 +134,10 @@ class Recording:
     """What one run leaves on disk, and what it finds there. Without a `workdir` nothing is written. Process 0 has the
     files; the others have the states of their clients, where these are on disk."""
 
-    def __init__(self, simulation: Simulation, workdir: Path | None, record: Mapping[str, Any] | None, hosts: Hosts):
-        self._simulation, self._workdir, self._record = simulation, workdir, record or {"config": {}}
-        self._hosts = hosts
+    def __init__(self, run: "Run", hosts: Hosts):
+        self._simulation, self._workdir, self._record = run.simulation, run.workdir, run.record or {"config": {}}
+        self._about, self._hosts = run.about, hosts
+        self._writing = Writing(run.writers if run.workdir and hosts.first else {})
         self._checkpoints: Checkpoints | None = None
         self._started = time.monotonic()
         self._failures = 0
@@ -161,11 +164,15 @@ class Recording:
         else:
             state = self._same_start(state)
         self.last = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        stack.callback(self._writing.close)
+        self._writing.open(workdir, self._record, state.round)
         return state
 
     def _claim(self, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
         stack.enter_context(files.locked(workdir))
         files.claim(workdir, self._record)
+        if self._about:
+            files.write_json(workdir / ABOUT, self._about())
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
@@ -188,6 +195,7 @@ class Recording:
             self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
         if self._workdir and self._hosts.first:
             files.append_metrics(self._workdir, self.last)
+        self._writing.write(self.last)
 
     def save(self, state: SimulationState, forgiving: bool = True) -> None:
         """A checkpoint. Where it cannot be written, `FORGIVEN` times in a row are only noted."""
@@ -215,6 +223,7 @@ class Recording:
         summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
+        self._writing.close(summary)
         return summary
 
 
@@ -227,6 +236,10 @@ class Run(NamedTuple):
     """Its `config.json`, which must not change."""
     label: str = ""
     """What tells it from the others in what is printed."""
+    about: Callable[[], Mapping[str, Any]] | None = None
+    """Gives its `about.json`."""
+    writers: Mapping[str, Writer] = {}
+    """Where its metrics go besides `metrics.jsonl`, by name."""
 
 
 def run(
@@ -236,6 +249,8 @@ def run(
     *,
     workdir: Path | None = None,
     record: Mapping[str, Any] | None = None,
+    about: Callable[[], Mapping[str, Any]] | None = None,
+    writers: Mapping[str, Writer] | None = None,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
 ) -> Outcome:
@@ -245,7 +260,8 @@ def run(
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    return run_all([Run(simulation, workdir, record)], advance, test, schedule, introduce, profile)[0]
+    only = Run(simulation, workdir, record, about=about, writers=writers or {})
+    return run_all([only], advance, test, schedule, introduce, profile)[0]
 
 
 def run_all(
@@ -270,7 +286,7 @@ def run_all(
       profile: where a profile of the calls after the first is written, if anywhere.
     """
     all_hosts, pace = hosts(), Pace(schedule)
-    recordings = [Recording(run.simulation, run.workdir, run.record, all_hosts) for run in runs]
+    recordings = [Recording(run, all_hosts) for run in runs]
     evaluate = runs[0].simulation.evaluate
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_explained(runs[0].simulation.parts.chunk))

@@ -1,8 +1,9 @@
 """Run folders read back, and grouped into settings.
 
 A run folder holds `config.json`, `metrics.jsonl` (one line per logged round) and, once the run has ended,
-`summary.json`; nothing else is read. Runs whose configs differ only in `seed` are one *setting*; what a
-setting reached and spent is worked out in `simulation.comparison`.
+`summary.json`. Read too, where they are there: `about.json` (the split and the messages, see `simulation.about`) and
+`clients.json` (what the final model is worth to each client). Runs whose configs differ only in `seed` are one
+*setting*; what a setting reached and spent is worked out in `simulation.comparison`.
 
 NumPy and the standard library only: reading results needs no accelerator and no JAX.
 """
@@ -12,14 +13,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax8.errors import UserError
 
+ABOUT, CLIENTS = "about.json", "clients.json"
 ABSENT = "-"
 LABEL_LENGTH = 44
 """Longest label, in characters, made of config fields; with more, directory names are easier to read."""
@@ -49,6 +52,10 @@ class Run(NamedTuple):
     """`summary.json`; empty if it is missing or older than the last line."""
     notes: tuple[str, ...]
     """What the reader of a comparison should know, one line each."""
+    about: Mapping[str, Any] = MappingProxyType({})
+    """`about.json`; empty if it is missing."""
+    clients: Mapping[str, Any] = MappingProxyType({})
+    """`clients.json`; empty if it is missing."""
 
 
 class Setting(NamedTuple):
@@ -88,6 +95,7 @@ def read_run(path: str | os.PathLike) -> Run:
         summary = {}
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
+    about, clients = (_read_object(path / name, notes) or {} for name in (ABOUT, CLIENTS))
     return Run(
         path=path,
         config={k: v for k, v in flatten(config).items() if k and k not in PLACES} if known else None,
@@ -100,6 +108,8 @@ def read_run(path: str | os.PathLike) -> Run:
         metrics=metrics,
         summary=summary,
         notes=tuple(notes),
+        about=about,
+        clients=clients,
     )
 
 

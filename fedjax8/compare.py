@@ -8,9 +8,9 @@ reference's run of the same seed, at the lower of the two best test accuracies, 
 that have no seed in common are compared by their means. --smooth averages each test accuracy with those before
 it, N in all (by default 1, and 5 once every run has 50 evaluations).
 
-The page is comparison.html unless --html names another file; --html= writes none. It can be opened without a
-network. --png writes a picture: accuracy against bytes, and gain against accuracy. Plots need matplotlib:
-pip install 'fedjax8[plot]'.
+The page is comparison.html unless --html names another file; --html= writes none. It is one file with interactive
+plots, and can be opened without a network; it needs plotly: pip install 'fedjax8[report]'. --png writes a picture:
+accuracy against bytes, and gain against accuracy; it needs matplotlib: pip install 'fedjax8[plot]'.
 """
 
 import importlib.util
@@ -24,7 +24,8 @@ from absl import flags
 from fedjax8.errors import UserError
 from fedjax8.simulation.comparison import Comparison, compare_runs
 from fedjax8.simulation.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
-from fedjax8.simulation.report import COLUMNS, explanation, html_page, rows
+from fedjax8.simulation.page import html_page, plotly_script
+from fedjax8.simulation.report import COLUMNS, explanation, rows
 
 PAGE = "comparison.html"
 UNLIMITED = 2**15
@@ -47,15 +48,16 @@ def main(argv: list[str]) -> int:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     if args.png:
         check_png_name(args.png)
-    if args.html or args.png:
         require_matplotlib()
+    if args.html:
+        plotly_script()
     found = compare_runs(argv[1:], args.target, args.smooth)
     print_comparison(found, sys.stdout)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     page = PAGE if args.html is None else args.html
-    if args.html is None and importlib.util.find_spec("matplotlib") is None:
-        print("no page of plots without matplotlib: pip install 'fedjax8[plot]'", file=sys.stderr)
+    if args.html is None and importlib.util.find_spec("plotly") is None:
+        print("no page of plots without plotly: pip install 'fedjax8[report]'", file=sys.stderr)
     elif page:
         write_whole(page, html_page(found).encode())
         print(f"wrote {page}")

@@ -46,6 +46,8 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     >>> moving_mean(np.array([0.0, 1.0, 2.0, 6.0]), 3).tolist()
     [0.0, 0.5, 1.0, 3.0]
     """
+    if window == 1:
+        return np.array(values, np.float64)
     return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 

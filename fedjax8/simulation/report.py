@@ -1,13 +1,7 @@
-"""A comparison of runs put into words: the cells of its table, the sentences under it, and the HTML page."""
+"""A comparison of runs put into words: the cells of its table, and the sentences under it."""
 
-import html
-from collections.abc import Sequence
-from typing import Any
-
-from fedjax8.errors import UserError
 from fedjax8.simulation.comparison import Comparison, Result
 from fedjax8.simulation.curves import Statistic
-from fedjax8.simulation.figures import draw, draw_gain, inline_svg, require_matplotlib
 
 COLUMNS = (
     "setting",
@@ -29,25 +23,6 @@ COLUMNS = (
 )
 GAIN = 9
 """The first columns: what it takes to reach accuracy `a`; the others are about whole runs."""
-PLOTS = (
-    ("accuracy-bytes", "bytes", "test_accuracy", "Test accuracy against bytes sent"),
-    ("gain-accuracy", "accuracy", "gain", "Gain in bytes against test accuracy"),
-    ("accuracy-rounds", "rounds", "test_accuracy", "Test accuracy against rounds"),
-    ("loss-rounds", "rounds", "test_loss", "Test loss against rounds"),
-)
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
-body { max-width: 74rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; margin-bottom: .3rem } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
-th { font-weight: 600; border-bottom-color: #888; white-space: normal; vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem }
-p.note { color: #555; font-size: .9rem; max-width: 46rem } ul.warnings { color: #8a4b00; font-size: .9rem }
-.plots { display: flex; flex-wrap: wrap; gap: 0 1.5rem } figure { margin: 1rem 0; max-width: 100% }
-figcaption { font-weight: 600; font-size: .95rem } svg { max-width: 100%; height: auto }
-"""
 
 
 def rows(found: Comparison) -> list[list[str]]:
@@ -136,73 +111,3 @@ def explanation(found: Comparison) -> list[str]:
     if any(len(r.setting.runs) > 1 for r in found.results):
         notes.append("±: sample standard deviation over seeds.")
     return [*sentences, " ".join(notes)] if notes else sentences
-
-
-def html_page(found: Comparison) -> str:
-    """One HTML page with the table, the plots and the configs; it fetches nothing.
-
-    Raises `UserError` if matplotlib is missing.
-    """
-    settings = [result.setting for result in found.results]
-    fields = list(settings[0].fields)
-    cells = rows(found)
-    to_accuracy, whole = range(GAIN), [0, *range(GAIN, len(COLUMNS))]
-    differences = _table(["setting", *fields], [[s.label, *s.fields.values()] for s in settings])
-    runs = _table(
-        ["setting", "seed", "rounds", "finished", "folder"],
-        [
-            [
-                s.label,
-                "-" if r.seed is None else r.seed,
-                r.rounds[-1],
-                "yes" if r.summary.get("finished") else "no",
-                r.path,
-            ]
-            for s in settings
-            for r in s.runs
-        ],
-    )
-    warnings = "".join(f"<li>{_text(w)}</li>" for w in found.warnings)
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>fedjax8: comparison of runs</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            "<h1>Comparison of runs</h1>",
-            _table([COLUMNS[c] for c in to_accuracy], [[row[c] for c in to_accuracy] for row in cells]),
-            *(f'<p class="note">{_text(sentence)}</p>' for sentence in explanation(found)),
-            f'<ul class="warnings">{warnings}</ul>' if warnings else "",
-            f'<div class="plots">{"".join(_figures(found))}</div>',
-            "<h2>Whole runs</h2>",
-            _table([COLUMNS[c] for c in whole], [[row[c] for c in whole] for row in cells]),
-            f"<h2>What the settings differ in</h2>\n{differences}" if fields else "",
-            f"<h2>Runs</h2>\n{runs}\n</body>\n</html>\n",
-        ]
-    )
-
-
-def _figures(found: Comparison) -> list[str]:
-    """The pictures of `PLOTS`, without those of what was not logged."""
-    settings = [result.setting for result in found.results]
-    figures = []
-    for name, x, y, title in PLOTS:
-        target = found.target if y == "test_accuracy" else None
-        try:
-            ax = draw_gain(found) if y == "gain" else draw(settings, x, y=y, smooth=found.smooth, target=target)
-        except UserError:
-            require_matplotlib()
-            continue
-        svg = inline_svg(ax, name, title)
-        figures.append(f"<figure><figcaption>{_text(title)}</figcaption>{svg}</figure>")
-    return figures
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in header)
-    lines = "\n".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    rules = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>"
-    return f'<div class="wide"><table>\n{rules}\n</table></div>'

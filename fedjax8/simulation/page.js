@@ -1,0 +1,178 @@
+"use strict";
+/* Draws the panels of the report when they come into view, and shows the settings that the filter and the chips leave. */
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const chips = [...document.querySelectorAll(".chip")];
+  const off = new Set(); /* settings switched off by their chip */
+  const drawn = new Map(); /* plot element -> figure */
+  const filter = document.getElementById("filter");
+  const spread = document.getElementById("spread");
+  const logarithmic = document.getElementById("logarithmic");
+  const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif";
+  const AXIS = { automargin: true, gridcolor: "#eceef0", linecolor: "#8a939b", showline: true, zeroline: false,
+    ticks: "outside", tickcolor: "#8a939b", ticklen: 4, exponentformat: "power" };
+  const CONFIG = { displaylogo: false, displayModeBar: "hover", responsive: true,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+  const SWITCHED = ["accuracy-bytes", "front"]; /* whose axis of bytes may be logarithmic */
+
+  async function load() {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+
+  /* Settings shown: those with all words of the filter and none of its -words, and not switched off. */
+  function shown() {
+    const words = filter.value.toLowerCase().split(/\s+/).filter((word) => word && word !== "-");
+    const has = (text) => words.every((w) => (w[0] === "-" ? !text.includes(w.slice(1)) : text.includes(w)));
+    return data.search.map((text) => has(text));
+  }
+
+  const visible = (trace, there) => trace.meta === undefined || there[trace.meta];
+
+  /* The band of a line, mean - spread to mean + spread; nothing for a single seed. */
+  function band(line) {
+    const xs = [], high = [], low = [];
+    const steps = line.line.shape === "vh";
+    line.x.forEach((x, k) => {
+      const [s] = line.customdata[k];
+      if (s === null) return;
+      if (steps && xs.length) { xs.push(xs[xs.length - 1]); high.push(line.y[k] + s); low.push(line.y[k] - s); }
+      xs.push(x); high.push(line.y[k] + s); low.push(line.y[k] - s);
+    });
+    if (!xs.length) return null;
+    return { type: "scatter", mode: "lines", x: [...xs, ...xs.slice().reverse()], y: [...high, ...low.reverse()],
+      fill: "toself", fillcolor: line.line.color, opacity: 0.15, line: { width: 0 }, hoverinfo: "skip", meta: line.meta,
+      band: true };
+  }
+
+  /* Pareto front: walking from few bytes to many, those that are more accurate than all before. */
+  function front(traces, there) {
+    const points = traces.filter((t) => t.meta !== undefined && there[t.meta]);
+    points.sort((a, b) => a.x[0] - b.x[0] || b.y[0] - a.y[0]);
+    let best = -Infinity;
+    return new Set(points.filter((p) => {
+      const better = p.y[0] > best;
+      best = Math.max(best, p.y[0]);
+      return better;
+    }));
+  }
+
+  function traces(name, figure, there) {
+    const lines = figure.data;
+    if (name === "front") {
+      const kept = front(lines, there);
+      const order = [...kept];
+      return lines.map((t) => t.meta === undefined
+        ? { ...t, x: order.map((p) => p.x[0]), y: order.map((p) => p.y[0]) }
+        : { ...t, visible: there[t.meta], marker: { ...t.marker, symbol: kept.has(t) ? "circle" : "circle-open" } });
+    }
+    const bands = spread.checked ? lines.filter((t) => t.customdata && t.mode && t.mode.startsWith("lines")).map(band) : [];
+    return [...bands.filter(Boolean), ...lines].map((t) => ({ ...t, visible: visible(t, there) }));
+  }
+
+  /* Values of all traces along an axis, and whether they spread over three decades or more. */
+  const wide = (figure) => {
+    const values = figure.data.flatMap((t) => t.x).filter((x) => x > 0);
+    return Math.max(...values) / Math.min(...values) >= 1000;
+  };
+
+  function layout(name, figure) {
+    const given = figure.layout;
+    const own = { ...AXIS, ...given.xaxis };
+    if (SWITCHED.includes(name)) own.type = logarithmic.checked ? "log" : "linear";
+    if (own.type === "log") own.dtick = wide(figure) ? 1 : "D2";
+    const up = { ...AXIS, ...given.yaxis };
+    return { ...given, xaxis: { ...own, title: { standoff: 8, ...own.title } }, yaxis: up, showlegend: false,
+      hovermode: "closest", margin: { l: 62, r: 16, t: 24, b: 52 }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
+      font: { family: FONT, size: 12.5, color: "#1c1f23" }, autosize: true,
+      hoverlabel: { bgcolor: "#fff", bordercolor: "#8a939b", font: { family: FONT, size: 12.5, color: "#1c1f23" }, align: "left" } };
+  }
+
+  function draw(plot) {
+    const figures = data.panels[plot.dataset.panel];
+    const choice = plot.parentElement.querySelector("select");
+    const figure = figures[choice ? choice.value : Object.keys(figures)[0]];
+    const name = plot.dataset.panel;
+    const options = { ...CONFIG, toImageButtonOptions: { format: "svg", filename: `fedjax8-${name}` } };
+    const fact = plot.parentElement.querySelector(".fact");
+    if (fact) fact.textContent = figure.layout.meta || "";
+    drawn.set(plot, figure);
+    return Plotly.react(plot, traces(name, figure, current), layout(name, figure), options);
+  }
+
+  let current = [];
+  function update() {
+    const found = shown();
+    current = found.map((there, i) => there && !off.has(i));
+    const count = current.filter(Boolean).length;
+    document.getElementById("shown").textContent = `${count} of ${current.length} setting${current.length > 1 ? "s" : ""} shown`;
+    document.querySelectorAll("[data-setting]").forEach((element) => {
+      const i = Number(element.dataset.setting);
+      if (element.classList.contains("chip")) element.hidden = !found[i];
+      else element.hidden = !current[i];
+    });
+    chips.forEach((chip, i) => chip.setAttribute("aria-pressed", String(!off.has(i))));
+    return Promise.all([...drawn.keys()].map(draw));
+  }
+
+  /* While the pointer is on a chip, the other settings step back. */
+  function emphasize(index) {
+    for (const plot of drawn.keys()) {
+      const usual = (t) => (t.band ? 0.15 : 1);
+      const opacity = plot.data.map((t) => (index === null || t.meta === undefined || t.meta === index ? usual(t) : usual(t) * 0.12));
+      Plotly.restyle(plot, { opacity });
+    }
+  }
+
+  /* Draws what was chosen in one panel in all panels that offer it: labels and sizes of the same split. */
+  function choose(plots, value) {
+    for (const plot of plots) {
+      const choice = plot.parentElement.querySelector("select");
+      if (!choice || ![...choice.options].some((option) => option.value === value)) continue;
+      choice.value = value;
+      draw(plot);
+    }
+  }
+
+  function listen() {
+    let pending;
+    filter.addEventListener("input", () => { clearTimeout(pending); pending = setTimeout(update, 120); });
+    spread.addEventListener("change", update);
+    logarithmic.addEventListener("change", update);
+    chips.forEach((chip, i) => {
+      let waiting;
+      chip.addEventListener("click", () => { off.has(i) ? off.delete(i) : off.add(i); update(); });
+      chip.addEventListener("mouseenter", () => { waiting = setTimeout(() => current[i] && emphasize(i), 150); });
+      chip.addEventListener("mouseleave", () => { clearTimeout(waiting); emphasize(null); });
+    });
+    const plots = [...document.querySelectorAll(".plot")];
+    for (const plot of plots) {
+      const choice = plot.parentElement.querySelector("select");
+      if (choice) choice.addEventListener("change", () => choose(plots, choice.value));
+    }
+    const seen = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        seen.unobserve(entry.target);
+        draw(entry.target);
+      }
+    }, { rootMargin: "600px" });
+    plots.forEach((plot) => seen.observe(plot));
+    const drawAll = () => Promise.all(plots.filter((plot) => !drawn.has(plot)).map(draw));
+    window.addEventListener("beforeprint", drawAll);
+    window.fedjax8 = { drawAll, update };
+  }
+
+  logarithmic.checked = SWITCHED.some((name) => data.panels[name] && data.panels[name][""].layout.xaxis.type === "log");
+  update();
+  load().then(listen).catch((error) => {
+    document.querySelectorAll(".plot").forEach((plot) => {
+      plot.style.height = "auto";
+      plot.innerHTML = '<p class="absent">This browser cannot unpack the plots; a current one can. The tables are complete.</p>';
+    });
+    console.error(error);
+  });
+})();

@@ -12,8 +12,8 @@ from fedjax8.simulation.comparison import compare_runs
 from fedjax8.simulation.report import COLUMNS, rows
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_MATPLOTLIB = (
-    "import runpy, sys; sys.modules['matplotlib'] = None; "
+WITHOUT_PLOTLY = (
+    "import runpy, sys; sys.modules['plotly'] = None; "
     "runpy.run_module('fedjax8.compare', run_name='__main__', alter_sys=True)"
 )
 
@@ -50,7 +50,7 @@ def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
     assert cells[2][:9] == ["uplink=fp8, downlink=fp8", "1", "0.8000", "3", "3", "1.00x", "3.00 kB", "12.0 kB", "4.00x"]
     assert "Accuracy a: 0.8, as given." in done.stdout
     assert "\x1b" not in done.stdout
-    assert "<svg" in (runs / "comparison.html").read_text(encoding="utf-8")
+    assert 'data-panel="accuracy-bytes"' in (runs / "comparison.html").read_text(encoding="utf-8")
     assert (runs / "a.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in runs.iterdir()) == ["a.png", "comparison.html", "runs"]
 
@@ -63,13 +63,13 @@ def test_an_empty_html_flag_writes_no_page_and_warnings_go_to_stderr(runs):
     assert [p.name for p in runs.iterdir()] == ["runs"]
 
 
-def test_without_matplotlib_the_table_is_printed_and_a_line_says_how_to_get_the_page(runs):
-    done = command(runs, "runs/full", start=("-c", WITHOUT_MATPLOTLIB))
+def test_without_plotly_the_table_is_printed_and_a_line_says_how_to_get_the_page(runs):
+    done = command(runs, "runs/full", start=("-c", WITHOUT_PLOTLY))
     assert done.returncode == 0 and "not reached" not in done.stdout and "0.9000" in done.stdout
-    assert done.stderr == "no page of plots without matplotlib: pip install 'fedjax8[plot]'\n"
-    asked = command(runs, "runs/full", "--html=a.html", start=("-c", WITHOUT_MATPLOTLIB))
+    assert done.stderr == "no page of plots without plotly: pip install 'fedjax8[report]'\n"
+    asked = command(runs, "runs/full", "--html=a.html", start=("-c", WITHOUT_PLOTLY))
     assert (asked.returncode, asked.stdout) == (2, "")
-    assert asked.stderr == "fedjax8: pictures need matplotlib: pip install 'fedjax8[plot]'\n"
+    assert asked.stderr == "fedjax8: the report needs plotly: pip install 'fedjax8[report]'\n"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_without_matplotlib_the_table_is_printed_and_a_line_says_how_to_get_the_
     [
         ([], "no run folder given"),
         (["runs/absent"], "no such run folder: 'runs/absent'"),
-        (["runs"], "its subfolders do: give runs/*"),
+        (["."], "its subfolders do: give ./*"),
         (["runs/full", "--target=1.5"], "target 1.5 is no test accuracy"),
         (["runs/full", "--taget=0.5"], "taget"),
         (["runs/full", "--png=a.jpg"], "only PNG"),

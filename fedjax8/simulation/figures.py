@@ -5,11 +5,9 @@ a batch job and a thread. matplotlib is an optional dependency: `pip install 'fe
 """
 
 import contextlib
-import html
 import io
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,26 +131,6 @@ def save_png(ax: Any, path: str | os.PathLike, dpi: int = 200) -> None:
     image = io.BytesIO()
     ax.figure.savefig(image, format="png", dpi=dpi, facecolor="white")
     write_whole(path, image.getvalue())
-
-
-def inline_svg(ax: Any, name: str, title: str) -> str:
-    """The figure of `ax` as an `<svg>` element for an HTML page: text stays text, nothing is fetched.
-
-    `name` is put before every id, so that several pictures can stand on one page; `title` is read out by a
-    screen reader.
-    """
-    import matplotlib
-
-    image = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        ax.figure.savefig(image, format="svg", metadata={"Date": None})
-    svg = image.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # Names of XML namespaces are not needed inside HTML; without them no address is left on the page.
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg, count=2)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return f'<svg role="img" aria-label="{html.escape(title)}"' + svg.removeprefix("<svg")
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:

@@ -4,7 +4,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const chips = [...document.querySelectorAll(".chip")];
   const off = new Set(); /* settings switched off by their chip */
-  const drawn = new Map(); /* plot element -> figure */
+  const plots = [...document.querySelectorAll(".plot")];
+  const stale = new Set(plots); /* not drawn as things are now */
+  const near = new Set(); /* in view, or almost */
   const filter = document.getElementById("filter");
   const spread = document.getElementById("spread");
   const logarithmic = document.getElementById("logarithmic");
@@ -74,8 +76,8 @@
   }
 
   /* Values of all traces along an axis, and whether they spread over three decades or more. */
-  const wide = (figure) => {
-    const values = figure.data.flatMap((t) => t.x).filter((x) => x > 0);
+  const wide = (figure, way) => {
+    const values = figure.data.flatMap((t) => t[way]).filter((value) => value > 0);
     return Math.max(...values) / Math.min(...values) >= 1000;
   };
 
@@ -83,8 +85,9 @@
     const given = figure.layout;
     const own = { ...AXIS, ...given.xaxis };
     if (SWITCHED.includes(name)) own.type = logarithmic.checked ? "log" : "linear";
-    if (own.type === "log") own.dtick = wide(figure) ? 1 : "D2";
     const up = { ...AXIS, ...given.yaxis };
+    if (own.type === "log") own.dtick = wide(figure, "x") ? 1 : "D2";
+    if (up.type === "log") up.dtick = wide(figure, "y") ? 1 : "D2";
     return { ...given, xaxis: { ...own, title: { standoff: 8, ...own.title } }, yaxis: up, showlegend: false,
       hovermode: "closest", margin: { l: 62, r: 16, t: 24, b: 52 }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
       font: { family: FONT, size: 12.5, color: "#1c1f23" }, autosize: true,
@@ -99,9 +102,11 @@
     const options = { ...CONFIG, toImageButtonOptions: { format: "svg", filename: `fedjax8-${name}` } };
     const fact = plot.parentElement.querySelector(".fact");
     if (fact) fact.textContent = figure.layout.meta || "";
-    drawn.set(plot, figure);
+    stale.delete(plot);
     return Plotly.react(plot, traces(name, figure, current), layout(name, figure), options);
   }
+
+  const drawStale = (among) => Promise.all([...among].filter((plot) => stale.has(plot)).map(draw));
 
   let current = [];
   function update() {
@@ -115,12 +120,14 @@
       else element.hidden = !current[i];
     });
     chips.forEach((chip, i) => chip.setAttribute("aria-pressed", String(!off.has(i))));
-    return Promise.all([...drawn.keys()].map(draw));
+    plots.forEach((plot) => stale.add(plot));
+    return drawStale(near);
   }
 
   /* While the pointer is on a chip, the other settings step back. */
   function emphasize(index) {
-    for (const plot of drawn.keys()) {
+    for (const plot of near) {
+      if (!plot.data) continue;
       const usual = (t) => (t.band ? 0.15 : 1);
       const opacity = plot.data.map((t) => (index === null || t.meta === undefined || t.meta === index ? usual(t) : usual(t) * 0.12));
       Plotly.restyle(plot, { opacity });
@@ -128,7 +135,7 @@
   }
 
   /* Draws what was chosen in one panel in all panels that offer it: labels and sizes of the same split. */
-  function choose(plots, value) {
+  function choose(value) {
     for (const plot of plots) {
       const choice = plot.parentElement.querySelector("select");
       if (!choice || ![...choice.options].some((option) => option.value === value)) continue;
@@ -148,22 +155,18 @@
       chip.addEventListener("mouseenter", () => { waiting = setTimeout(() => current[i] && emphasize(i), 150); });
       chip.addEventListener("mouseleave", () => { clearTimeout(waiting); emphasize(null); });
     });
-    const plots = [...document.querySelectorAll(".plot")];
     for (const plot of plots) {
       const choice = plot.parentElement.querySelector("select");
-      if (choice) choice.addEventListener("change", () => choose(plots, choice.value));
+      if (choice) choice.addEventListener("change", () => choose(choice.value));
     }
-    const seen = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        seen.unobserve(entry.target);
-        draw(entry.target);
-      }
-    }, { rootMargin: "600px" });
-    plots.forEach((plot) => seen.observe(plot));
-    const drawAll = () => Promise.all(plots.filter((plot) => !drawn.has(plot)).map(draw));
+    const watch = new IntersectionObserver((entries) => {
+      for (const entry of entries) entry.isIntersecting ? near.add(entry.target) : near.delete(entry.target);
+      drawStale(near);
+    }, { rootMargin: "400px" });
+    plots.forEach((plot) => watch.observe(plot));
+    const drawAll = () => drawStale(plots);
     window.addEventListener("beforeprint", drawAll);
-    window.fedjax8 = { drawAll, update };
+    window.fedjax8 = { draw, drawAll, update };
   }
 
   logarithmic.checked = SWITCHED.some((name) => data.panels[name] && data.panels[name][""].layout.xaxis.type === "log");

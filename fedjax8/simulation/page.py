@@ -23,6 +23,8 @@ STROKES = {"solid": "", "dash": "6 3", "dashdot": "7 3 2 3", "dot": "2 2"}
 """Dashes in SVG by plotly's names."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What the page may load: nothing. The browser sees to it."""
+BANDS = 12
+"""Settings up to which bands of spread are shown without being asked for."""
 LISTED = 4
 """Warnings that are shown without being asked for."""
 
@@ -117,7 +119,7 @@ def _toolbar(settings: Sequence[Setting]) -> str:
 <div class="tools">
 <input type="search" id="filter" placeholder="Filter, such as fp8 -iid" spellcheck="false" aria-label="Filter"
  title="Shows settings whose label, differing fields, folders or seeds hold all words; a word after - must be absent">
-<label><input type="checkbox" id="spread" checked> spread over seeds</label>
+<label><input type="checkbox" id="spread"{" checked" * (len(settings) <= BANDS)}> spread over seeds</label>
 <label><input type="checkbox" id="logarithmic"> logarithmic bytes</label>
 <span id="shown" role="status"></span>
 </div>
@@ -198,7 +200,8 @@ def _configs(settings: Sequence[Setting]) -> str:
         parts.append(f'<div class="wide-table"><table class="fields">\n{table}\n</table></div>')
     if shared:
         lines = [_row([_text(field), _text(value)]) for field, value in shared.items()]
-        parts.append(f"<details><summary>{_count(len(shared), 'field')} that all share</summary>")
+        what = "that all share" if len(settings) > 1 else "of the config"
+        parts.append(f"<details><summary>{_count(len(shared), 'field')} {what}</summary>")
         parts.append(f"{_whole(['field', 'value'], lines, 'fields')}</details>")
     return f'<section id="configs"><h2>Configs</h2>{"".join(parts)}</section>' if parts else ""
 

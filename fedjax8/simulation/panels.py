@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax8.simulation.comparison import Comparison, Result
 from fedjax8.simulation.curves import Curve, curve, statistic
-from fedjax8.simulation.figures import COLORS, LOG_FROM, UNRESOLVED
+from fedjax8.simulation.figures import COLORS, UNRESOLVED
 from fedjax8.simulation.gain import gain_curve
 from fedjax8.simulation.runs import Setting
 from fedjax8.simulation.splits import accuracy_by_client, client_sizes, label_shares
@@ -27,6 +27,8 @@ def axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
 
 POINTS = 60_000
 """Points of all lines together: about 2 MB of page."""
+LOG_FROM = 4.0
+"""Ratio of the largest to the smallest end of a line from which an axis is logarithmic at first."""
 LEAST, MOST = 24, 240
 """Points of one line."""
 DASHES = ("solid", "dash", "dashdot", "dot")
@@ -130,9 +132,9 @@ class Lines:
         at = {"bytes": "%{x:.3s}B, ", "rounds": "", "seconds": "%{x:,.1f} s, "}[x]
         form = ".4f" if y in ("test_accuracy", "test_loss") else ".4~g"
         data = [self.line(i, c, rounds[i], form, at + "round %{customdata[1]}") for i, c in curves.items()]
-        across = axis("bytes sent", log=_spans([c.x[-1] for c in curves.values()])) if x == "bytes" else axis(x)
+        across = axis(x, rangemode="tozero")
         if x == "bytes":
-            across |= {"tickformat": "~s"}
+            across = axis("bytes sent", log=_spans([c.x[-1] for c in curves.values()]), tickformat="~s")
         log = kind == "log" and all(v > 0 for trace in data for v in trace["y"])
         up = axis(y.replace("_", " "), log=log, **({"tickformat": "~g"} if log else {}))
         lines = [] if target is None else [{"y0": target, "y1": target, "x0": 0, "x1": 1, "xref": "paper"}]
@@ -152,7 +154,7 @@ class Lines:
             "meta": index,
             "x": short(found.x[shown], 6),
             "y": short(found.mean[shown]),
-            "customdata": [list(pair) for pair in zip(short(spread, 3), short(rounds[shown], 9), strict=True)],
+            "customdata": [list(pair) for pair in zip(short(spread, 4), short(rounds[shown], 9), strict=True)],
             "line": {"color": color, "dash": dash, "width": 2, "shape": shape},
             "marker": {"size": 5},
             "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{y:{form}}}{beside}<br>{at}<extra></extra>",
@@ -223,8 +225,9 @@ def _gain(found: Comparison, draw: Lines) -> Panel:
         data.append(draw.line(i, c, c.x, ".2f", "at accuracy %{x:.4f}", shape="vh"))
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
-    up = axis("bytes of the reference / bytes", log=_spans([1.0, *(g for c in curves.values() for g in c.mean)]))
-    layout = {"xaxis": axis("test accuracy a"), "yaxis": up | {"ticksuffix": "x"}, "shapes": shapes}
+    log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
+    up = axis("bytes of the reference / bytes", log=log, ticksuffix="x", tickformat="~g")
+    layout = {"xaxis": axis("test accuracy a"), "yaxis": up, "shapes": shapes}
     note = f"over {reference.setting.label}, the line at 1x"
     return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
 
@@ -335,10 +338,13 @@ def _encodings(metrics: Iterable[str], draw: Callable[..., Figure | None]) -> tu
     for end, (title, kind, up) in ENCODING.items():
         for name in sorted(name for name in metrics if _encoding(name) == end):
             figure = draw("rounds", name, kind=kind)
-            if figure:
-                figure["layout"]["yaxis"] |= up
-                which = name.removesuffix(f"_{end}").replace("_", " ")
-                panels.append(Panel(name.replace("_", "-"), f"{title}, {which}", "", {"": figure}))
+            if not figure:
+                continue
+            figure["layout"]["yaxis"] |= up
+            nothing = not any(any(trace["y"]) for trace in figure["data"])
+            figures, absent = ({}, f"{title}: none, in any round.") if nothing else ({"": figure}, "")
+            which = name.removesuffix(f"_{end}").replace("_", " ")
+            panels.append(Panel(name.replace("_", "-"), f"{title}, {which}", "", figures, absent))
     absent = (
         "No run logged clipped values or quantization errors: nothing was encoded, or by codecs that measure nothing."
     )

@@ -151,7 +151,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         # Not splitlines(): it also splits at characters that JSON allows inside a string.
         texts = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
-        inner = any(path.glob("*/metrics.jsonl"))
+        inner = any(path.glob("*/metrics.jsonl")) or any(path.glob("*/*/metrics.jsonl"))
         hint = f"its subfolders do: give {path}/*" if inner else "give the --workdir of a run that has begun"
         raise UserError(f"{str(path)!r} holds no metrics.jsonl; {hint}") from None
     except OSError as error:
@@ -199,12 +199,13 @@ def number(value: Any) -> float:
 def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], list[str]]:
     """Settings in the order given, labeled by the config fields in which they differ, and warnings.
 
-    A path that is a file (a shell's `*` catches those) or was given before is left out with a warning. Raises
-    `UserError` as `read_run` does, and if no run is left.
+    A path that is a file (a shell's `*` catches those) or was given before is left out with a warning; a folder of runs
+    (of seeds side by side, or of a sweep) stands for those in it that have begun. Raises `UserError` as `read_run`
+    does, and if no run is left.
     """
     warnings: list[str] = []
     runs: dict[Path, Run] = {}
-    for path in map(Path, paths):
+    for path in (run for given in paths for run in _runs_in(Path(given), warnings)):
         if path.is_file():
             warnings.append(f"{path}: a file, not a run folder; left out")
         elif path.resolve() in runs:
@@ -235,6 +236,16 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
     differing = [{f: _text(c, f) for f in fields} for c in configs]
     labels = _labels(configs, fields, settings)
     return [Setting(*parts) for parts in zip(labels, differing, settings, strict=True)], warnings
+
+
+def _runs_in(path: Path, warnings: list[str]) -> list[Path]:
+    """The run folder itself, or those right in it that have logged a round, in natural order (2 before 10)."""
+    inner = [] if (path / "metrics.jsonl").exists() else [file.parent for file in path.glob("*/metrics.jsonl")]
+    inner.sort(key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
+    begun = [p for p in inner if b"\n" in (p / "metrics.jsonl").read_bytes()]
+    if begun:
+        warnings += [f"{p}: not logged a round yet, left out" for p in inner if p not in begun]
+    return begun or [path]
 
 
 def _differing_origins(runs: Sequence[Run]) -> list[str]:

@@ -1,13 +1,10 @@
-from html.parser import HTMLParser
-
 import pytest
 
 from fedjax8.simulation.comparison import compare_runs
 from fedjax8.simulation.curves import Statistic
-from fedjax8.simulation.report import COLUMNS, _bytes, _plain, explanation, html_page, rows
+from fedjax8.simulation.report import COLUMNS, _bytes, _plain, explanation, rows
 
 NAN = float("nan")
-VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 @pytest.fixture
@@ -20,33 +17,6 @@ def found(tmp_path, write_run):
         write_run(tmp_path / "b1", [0.1, 0.7, 0.8], (125_000, 125_000), seed=1, uplink=eight),
     ]
     return compare_runs(folders)
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order, and collects ids, attribute values and text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.values, self.text = [], [], [], [], ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attrs)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.ids += [value for name, value in attrs if name == "id"]
-        self.values += [(name, value) for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_a_row_shows_the_figures_worked_out_by_hand(found):
@@ -143,46 +113,3 @@ def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_
     assert text.startswith("No seed in common with the reference: bits=4. There a is the lowest best accuracy of all")
     text = explanation(compare_runs(folders, target=0.5))[2]
     assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
-
-
-def test_the_page_is_well_formed_and_loads_nothing(found):
-    text = html_page(found)
-    page = Page(text)
-    assert text.startswith("<!DOCTYPE html>")
-    assert page.tags.count("svg") == 4
-    assert len(page.ids) == len(set(page.ids))
-    assert "http:" not in text and "https:" not in text and "//" not in text
-    loads = {"script", "link", "img", "iframe", "object", "embed"}
-    assert not loads & set(page.tags)
-    references = [value for name, value in page.values if name in ("src", "href", "xlink:href")]
-    assert references and all(value.startswith("#") for value in references)
-
-
-def test_the_page_holds_every_cell_and_every_config_difference_escaped(found):
-    text = html_page(found)
-    page = Page(text)
-    for cell in [*COLUMNS, *(cell for row in rows(found) for cell in row)]:
-        assert cell in page.text
-    assert "uplink.name" in page.text
-    assert "<none>" not in text and "&lt;none&gt; &amp; more" in text
-    for result in found.results:
-        for run in result.setting.runs:
-            assert str(run.path) in page.text
-
-
-def test_warnings_are_shown_escaped_on_the_page(tmp_path, write_run):
-    folder = write_run(tmp_path / "<b>", [0.5, 0.6], (10, 10))
-    (folder / "summary.json").unlink()
-    text = html_page(compare_runs([folder]))
-    assert "&lt;b&gt;: the run is unfinished" in text
-    Page(text)
-
-
-def test_the_page_plots_the_gain_against_accuracy_where_there_is_something_to_compare(found, tmp_path, write_run):
-    assert 'aria-label="Gain in bytes against test accuracy"' in html_page(found)
-    assert "Gain in bytes against" not in html_page(compare_runs([write_run(tmp_path / "c", [0.5, 0.6])]))
-
-
-def test_a_plot_of_what_was_not_logged_is_left_out(tmp_path, write_run):
-    page = Page(html_page(compare_runs([write_run(tmp_path / "a", [0.5, 0.6], (10, 10), loss=False)])))
-    assert page.tags.count("svg") == 2

@@ -95,9 +95,9 @@ def test_a_missing_folder_or_missing_metrics_is_an_error_that_says_what_to_give(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         read_run(tmp_path / "empty")
-    write_folder(tmp_path / "outer" / "inner")
+    write_folder(tmp_path / "outer" / "inner" / "seed-0")
     with pytest.raises(UserError, match=r"its subfolders do: give .*outer/\*"):
-        read_run(tmp_path / "outer")
+        read_settings([tmp_path / "outer"])
     write_folder(tmp_path / "begun")
     (tmp_path / "begun" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="not logged a round yet"):
@@ -224,3 +224,23 @@ def test_runs_on_different_versions_or_devices_are_reported(tmp_path, write_fold
     assert read_settings([a, b])[1] == [
         "the runs were made with different versions.jax, devices: seconds may not compare"
     ]
+
+
+def test_a_folder_of_runs_stands_for_those_that_have_begun_in_natural_order(tmp_path, write_folder):
+    for seed in (10, 2, 0):
+        write_folder(tmp_path / "many" / f"seed-{seed}", {"seed": seed})
+    waiting = write_folder(tmp_path / "many" / "seed-3", {"seed": 3})
+    (waiting / "metrics.jsonl").write_text('{"round": 1, "upl')
+    (setting,), warnings = read_settings([tmp_path / "many"])
+    assert [run.seed for run in setting.runs] == [0, 2, 10]
+    assert warnings == [f"{waiting}: not logged a round yet, left out"]
+
+
+def test_what_a_run_says_about_its_split_and_clients_is_read_where_it_is(tmp_path, write_folder):
+    folder = write_folder(tmp_path / "a", {"seed": 0})
+    assert (read_run(folder).about, read_run(folder).clients) == ({}, {})
+    (folder / "about.json").write_text('{"split": {"clients": 3}}')
+    (folder / "clients.json").write_text('{"accuracy": [0.5]}')
+    run = read_run(folder)
+    assert (run.about, run.clients) == ({"split": {"clients": 3}}, {"accuracy": [0.5]})
+    assert run.notes == ()

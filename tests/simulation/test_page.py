@@ -219,10 +219,14 @@ def test_the_split_chosen_in_one_panel_is_shown_in_the_other(browser):
     [("accuracy-bytes", "!t.band", "0.3000 ± 0.14141.00kB, round 1"), ("directions", "t.type === 'bar'", "up 1.80kB")],
 )
 def test_the_pointer_on_a_value_tells_setting_and_numbers_as_they_are(browser, panel, trace, text):
-    shown = browser.execute_script(
-        f"""const plot = document.querySelector('[data-panel="{panel}"]');
-        const curveNumber = plot.data.findIndex((t) => {trace} && t.meta === 0);
-        Plotly.Fx.hover(plot, [{{ curveNumber, pointNumber: 0 }}]);
-        return plot.querySelector('.hovertext').textContent"""
+    shown = browser.execute_async_script(
+        f"""const plot = document.querySelector('[data-panel="{panel}"]'), done = arguments[0];
+        const text = () => plot.querySelector('.hovertext')?.textContent;
+        const wait = () => text() ? done(text()) : setTimeout(wait, 20);
+        fedjax8.draw(plot).then(() => {{
+          const curveNumber = plot.data.findIndex((t) => {trace} && t.meta === 0);
+          Plotly.Fx.hover(plot, [{{ curveNumber, pointNumber: 0 }}]);
+          wait();
+        }});"""
     )
     assert shown == "uplink=<b>none</b> & %{x}" + text

@@ -1,10 +1,16 @@
-"""What a person sees: a heading, a table row per evaluation, a progress bar on a terminal, and the result."""
+"""What a person sees: a heading, a table row per evaluation, a progress bar on a terminal, and the result.
 
-from collections.abc import Mapping, Sequence
+Where there is no terminal a run that goes long without an evaluation says now and then how far it is.
+"""
+
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fedjax8.simulation.ledger import Ledger
 
@@ -35,6 +41,29 @@ def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+SILENT_SECONDS = 60.0
+"""How long a run without a terminal may go without a line."""
+RATE_SECONDS = 1800.0
+"""Over how much of the past the rate is taken; rounds may last minutes."""
+
+
+def readable_rate(rounds_per_second: float | None) -> str:
+    """Rounds a second, or seconds a round where that is the larger number; nothing before it is known."""
+    if not rounds_per_second:
+        return ""
+    per_second = rounds_per_second >= 1
+    value = rounds_per_second if per_second else 1 / rounds_per_second
+    return f"{value:.{1 if value < 100 else 0}f} {'rounds/s' if per_second else 's/round'}"
+
+
+class RateColumn(ProgressColumn):
+    """How fast rounds go."""
+
+    def render(self, task: Task) -> Text:
+        """The rate in words."""
+        return Text(readable_rate(task.speed), style="progress.data.speed")
+
+
 class ProgressReport:
     """Writes the progress of one run, or of several told apart by `labels`, to a console.
 
@@ -48,6 +77,7 @@ class ProgressReport:
         console: Console | None = None,
         silent: bool = False,
         labels: Sequence[str] = ("",),
+        clock: Callable[[], float] = time.monotonic,
     ):
         if console is None:
             console = Console(highlight=False, quiet=silent, force_terminal=False if silent else None)
@@ -56,12 +86,17 @@ class ProgressReport:
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(),
+            RateColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
+            get_time=clock,
+            speed_estimate_period=RATE_SECONDS,
         )
+        self._clock, self._spoken = clock, clock()
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
         self._done = done
         self._heading_due = True
@@ -76,6 +111,7 @@ class ProgressReport:
 
     def say(self, text: str) -> None:
         """One line."""
+        self._spoken = self._clock()
         self.console.print(text, soft_wrap=True, markup=False)
 
     def round_done(self, line: Mapping[str, Any], label: str = "") -> None:
@@ -85,6 +121,8 @@ class ProgressReport:
         self._done += 1
         self._bar.update(self._task, completed=self._done, **note)
         if not evaluated:
+            if not self.console.is_terminal and self._clock() - self._spoken >= SILENT_SECONDS:
+                self.say(self._how_far(line))
             return
         if self._heading_due:
             self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in COLUMNS))
@@ -100,6 +138,15 @@ class ProgressReport:
         )
         row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
         self.say(label.ljust(self._label_width) + row)
+
+    def _how_far(self, line: Mapping[str, Any]) -> str:
+        """A sign of life, as `round 37, 3.7%, train loss 0.2345, 1.6 s/round, 0:16:03 left`."""
+        (task,) = self._bar.tasks
+        left = task.time_remaining
+        parts = [f"round {line['round']}", f"{task.percentage:.1f}%", f"train loss {_number(line, 'train_loss')}"]
+        parts += [readable_rate(task.speed)] if task.speed else []
+        parts += [f"{datetime.timedelta(seconds=int(left))} left"] if left is not None else []
+        return ", ".join(parts)
 
     def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
         """The result: accuracy, bytes and saving; what every client needs once of a model of which some is frozen."""

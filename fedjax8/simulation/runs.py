@@ -274,7 +274,7 @@ def _labels(configs: list[dict], fields: list[str], settings: list[tuple[Run, ..
 
     Fields that only some settings have are mostly the parameters of a component whose name differs already.
     """
-    short = {f: _short(f, fields) for f in fields}
+    short = {f: short_name(f, fields) for f in fields}
     shared = [f for f in fields if all(f in c for c in configs)]
     for chosen in (shared, fields):
         labels = [", ".join(f"{short[f]}={_text(c, f)}" for f in chosen) for c in configs]
@@ -283,7 +283,7 @@ def _labels(configs: list[dict], fields: list[str], settings: list[tuple[Run, ..
     return _directory_labels([[run.path for run in group] for group in settings])
 
 
-def _short(field: str, fields: list[str]) -> str:
+def short_name(field: str, fields: list[str]) -> str:
     """Last component of a dotted field, more where that is ambiguous; `uplink.name` is `uplink`."""
     trimmed = {f: f.removesuffix(".name").split(".") for f in fields}
     parts = trimmed[field]

@@ -140,6 +140,8 @@ def make_points(out: Path, command: Sequence[str], others: Sequence[str]) -> lis
         config_file = parts[0][0]
         assigned = [pair for _, pairs in parts for pair in pairs]
         names = [f"{short_name(field, fields)}={value}" for field, value in assigned]
+        if _CASE.value and not parts[1][1]:
+            names.insert(0, "base")
         if len(_CONFIG.value) > 1:
             stem, _, argument = config_file.partition(":")
             names.insert(0, f"{Path(stem).stem}{argument and '-'}{argument}")

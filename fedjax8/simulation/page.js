@@ -75,19 +75,20 @@
     return [...bands.filter(Boolean), ...lines].map((t) => ({ ...t, visible: visible(t, there) }));
   }
 
-  /* Values of all traces along an axis, and whether they spread over three decades or more. */
-  const wide = (figure, way) => {
+  /* Labels of a logarithmic axis: powers of ten if values spread wide, else 1, 2, 5, 10; plotly's choice if hardly. */
+  function steps(figure, way) {
     const values = figure.data.flatMap((t) => t[way]).filter((value) => value > 0);
-    return Math.max(...values) / Math.min(...values) >= 1000;
-  };
+    const ratio = Math.max(...values) / Math.min(...values);
+    return ratio >= 1000 ? 1 : ratio >= 5 ? "D2" : undefined;
+  }
 
   function layout(name, figure) {
     const given = figure.layout;
     const own = { ...AXIS, ...given.xaxis };
     if (SWITCHED.includes(name)) own.type = logarithmic.checked ? "log" : "linear";
     const up = { ...AXIS, ...given.yaxis };
-    if (own.type === "log") own.dtick = wide(figure, "x") ? 1 : "D2";
-    if (up.type === "log") up.dtick = wide(figure, "y") ? 1 : "D2";
+    if (own.type === "log") own.dtick = steps(figure, "x");
+    if (up.type === "log") up.dtick = steps(figure, "y");
     return { ...given, xaxis: { ...own, title: { standoff: 8, ...own.title } }, yaxis: up, showlegend: false,
       hovermode: "closest", margin: { l: 62, r: 16, t: 24, b: 52 }, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
       font: { family: FONT, size: 12.5, color: "#1c1f23" }, autosize: true,

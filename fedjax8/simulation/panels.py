@@ -226,9 +226,9 @@ def _gain(found: Comparison, draw: Lines) -> Panel:
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
-    up = axis("bytes of the reference / bytes", log=log, ticksuffix="x", tickformat="~g")
+    up = axis("bytes of the reference / bytes", log=log, tickformat="~g")
     layout = {"xaxis": axis("test accuracy a"), "yaxis": up, "shapes": shapes}
-    note = f"over {reference.setting.label}, the line at 1x"
+    note = f"over {reference.setting.label}, the line at 1"
     return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
 
 

@@ -174,7 +174,10 @@ def test_grids_cases_and_config_files_are_combined(tmp_path, stand_in):
     commands = (tmp_path / "out" / "points.txt").read_text().splitlines()
     names = [pathlib.Path(shlex.split(command)[-1]).name for command in commands]
     assert len(names) == len(set(names)) == 8
-    assert (names[0], names[-1]) == ("mine-few,hidden=8,seed=0", "mine,uplink=none,downlink=none,hidden=16-8,seed=0")
+    assert (names[0], names[-1]) == (
+        "mine-few,base,hidden=8,seed=0",
+        "mine,uplink=none,downlink=none,hidden=16-8,seed=0",
+    )
     last = shlex.split(commands[-1])
     assert last[3:-1] == [
         f"--config={config}", "--config.uplink.name=none", "--config.downlink.name=none",

@@ -85,6 +85,16 @@ def test_a_run_leaves_the_agreed_files(unbroken):
     assert read[-1]["test_accuracy"] == summary["test_accuracy"]
 
 
+def test_a_run_says_what_its_clients_hold_and_what_its_messages_consist_of(unbroken):
+    about = json.loads((unbroken[0] / "about.json").read_text())
+    assert len(about["split"]["sizes"]) == about["split"]["clients"] == len(about["split"]["labels"]["counts"])
+    assert sum(about["split"]["sizes"]) == about["split"]["rows"] == sum(map(sum, about["split"]["labels"]["counts"]))
+    summary = json.loads((unbroken[0] / "summary.json").read_text())
+    for message in about["messages"]:
+        assert 400 * message["message_bytes"] == summary[f"{message['direction']}link_bytes"]
+        assert message["leaves"]["params/Dense_0/kernel"] == 64 * 16  # one byte a weight
+
+
 def test_bytes_follow_from_the_message_layout(unbroken):
     """One byte a weight, 4 a bias, 4 a clip: kernels and inputs of a 64-16-10 network, 10 clients, 40 rounds."""
     summary = json.loads((unbroken[0] / "summary.json").read_text())
@@ -197,6 +207,7 @@ def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbr
         (["--config.data.name=mnist", "--data_dir=/nowhere"], "fetch_data.py mnist"),
         (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
         (["--dry_run", "--seeds=0,1"], "--dry_run tells of one run"),
+        (["--writers=tensorboard"], "--writers needs a --workdir"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(flags, message, tmp_path):
@@ -278,7 +289,8 @@ def test_overrides_may_be_given_with_a_space():
 @pytest.mark.slow
 def test_seeds_at_once_leave_the_folders_of_runs_one_by_one(tmp_path):
     few = [*SMALL, "--config.rounds=4"]
-    assert train(*few, "--seeds=3,1", f"--workdir={tmp_path}", f"--profile={tmp_path / 'profile'}").returncode == 0
+    others = (f"--profile={tmp_path / 'profile'}", "--client_accuracy=5")
+    assert train(*few, "--seeds=3,1", f"--workdir={tmp_path}", *others).returncode == 0
     alone = [*few, "--config.seed=1", "--config.executor.name=chunked", "--config.executor.chunk=1"]
     assert train(*alone, f"--workdir={tmp_path / 'alone'}").returncode == 0
     assert lines(tmp_path / "seed-1") == lines(tmp_path / "alone") != lines(tmp_path / "seed-3")
@@ -286,6 +298,9 @@ def test_seeds_at_once_leave_the_folders_of_runs_one_by_one(tmp_path):
     configs = [json.loads((tmp_path / name / "config.json").read_text())["config"] for name in ("seed-1", "alone")]
     assert configs[0] == configs[1]
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    for name in ("seed-1", "seed-3"):
+        accuracies = json.loads((tmp_path / name / "clients.json").read_text())["accuracy"]
+        assert len(accuracies) == 5 and all(0 <= accuracy <= 1 for accuracy in accuracies)
 
 
 @pytest.mark.parametrize("seeds", ["0,0", "-1", "one"])

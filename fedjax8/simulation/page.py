@@ -14,7 +14,8 @@ from typing import Any
 
 from fedjax8.errors import UserError
 from fedjax8.simulation.comparison import Comparison
-from fedjax8.simulation.panels import Panel, Section, sections, style
+from fedjax8.simulation.panel import Panel, Section, style
+from fedjax8.simulation.panels import sections
 from fedjax8.simulation.report import COLUMNS, GAIN, explanation, rows
 from fedjax8.simulation.runs import Setting
 

@@ -6,24 +6,17 @@ Panels with nothing to draw say why. NumPy and the standard library only.
 """
 
 import html
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from fedjax8.simulation.comparison import Comparison, Result
 from fedjax8.simulation.curves import Curve, curve, statistic
-from fedjax8.simulation.figures import COLORS, UNRESOLVED
+from fedjax8.simulation.figures import UNRESOLVED
 from fedjax8.simulation.gain import gain_curve
+from fedjax8.simulation.panel import Figure, Panel, Section, axis, short, style
 from fedjax8.simulation.runs import Setting
 from fedjax8.simulation.splits import accuracy_by_client, client_sizes, label_shares
-
-
-def axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
-    """An axis with a title."""
-    return {"title": {"text": title}, **({"type": "log"} if log else {}), **more}
-
 
 POINTS = 60_000
 """Points of all lines together: about 2 MB of page."""
@@ -31,8 +24,6 @@ LOG_FROM = 4.0
 """Ratio of the largest to the smallest end of a line from which an axis is logarithmic at first."""
 LEAST, MOST = 24, 240
 """Points of one line."""
-DASHES = ("solid", "dash", "dashdot", "dot")
-"""Plotly's names of the styles in `figures.DASHES`."""
 MARKED = 12
 """A line of so few points is hard to see without markers."""
 ENCODING = {
@@ -43,35 +34,6 @@ ENCODING = {
 WHOLE = "<b>whole message</b>"
 ELSEWHERE = ("test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes")
 """Metrics that have panels of their own."""
-
-Figure = dict[str, Any]
-"""`{"data": traces, "layout": layout}` as plotly reads it."""
-
-
-class Panel(NamedTuple):
-    """One picture, or one of several to choose from."""
-
-    name: str
-    title: str
-    note: str
-    figures: Mapping[str, Figure]
-    """By the name it is chosen by; with one figure there is no choice."""
-    absent: str = ""
-    """Why there is nothing, where there are no figures."""
-    wide: bool = False
-
-
-class Section(NamedTuple):
-    """Panels under one heading."""
-
-    title: str
-    note: str
-    panels: tuple[Panel, ...]
-
-
-def style(index: int) -> tuple[str, str]:
-    """(color, dashes) of a setting."""
-    return COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
 
 
 def sections(found: Comparison) -> tuple[Section, ...]:
@@ -103,12 +65,12 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     others = {name: draw("rounds", name) for name in names if name not in ELSEWHERE and not _encoding(name)}
     others = {name: figure for name, figure in others.items() if figure}
     more = Panel("metrics", "Any metric", "means over seeds, ± one deviation", others, "Nothing else was logged.", True)
-    clients = (label_shares(settings), client_sizes(settings), accuracy_by_client(settings, style))
+    clients = (label_shares(settings), client_sizes(settings), accuracy_by_client(settings))
     return (
         Section("Accuracy", "Lines are means over seeds, bands one standard deviation to each side.", accuracy),
         Section("Bytes on the network", "Read off encoded messages; means over seeds.", network),
         Section("What encoding does to values", "", _encodings(metrics, draw)),
-        Section("Clients", "", tuple(Panel(*panel) for panel in clients)),
+        Section("Clients", "", clients),
         Section("Other metrics", "", (more,)),
     )
 
@@ -159,12 +121,6 @@ class Lines:
             "marker": {"size": 5},
             "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{y:{form}}}{beside}<br>{at}<extra></extra>",
         }
-
-
-def short(values: Iterable[float], digits: int = 5) -> list[float | int | None]:
-    """Numbers with so many significant digits, whole ones as integers; None for what is not finite."""
-    rounded = (float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in map(float, values))
-    return [int(v) if v is not None and v.is_integer() else v for v in rounded]
 
 
 def _spans(values: Iterable[float]) -> bool:

@@ -5,22 +5,23 @@ A layout's `meta` is a line that the page shows beside the picture.
 
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fedjax8.simulation.panel import Panel, axis, style
 from fedjax8.simulation.runs import Run, Setting
 
 SPLITS = 12
 """Different splits to choose from, at most."""
 POINTED = 12
 """Settings up to which every client is a dot beside the box of its setting."""
+BOXED = 600
+"""Clients in a box, at most; of more, quantiles as many."""
 SHADES = [[0, "#ffffff"], [0.25, "#bfd9ea"], [0.6, "#2f7fb8"], [1, "#08306b"]]
 """White to dark blue: one hue, ordered in brightness."""
 ABSENT = "No run wrote about.json, which says what clients hold."
-
-Figure = dict[str, Any]
 
 
 def splits(settings: Sequence[Setting]) -> dict[str, Mapping[str, Any]]:
@@ -46,7 +47,7 @@ def split_name(run: Run, split: Mapping[str, Any]) -> str:
     return f"{name}{f' ({settings})' if settings else ''}, {split['clients']:,} clients, seed {run.seed}"
 
 
-def label_shares(settings: Sequence[Setting]) -> tuple:
+def label_shares(settings: Sequence[Setting]) -> Panel:
     """A heat map for each split: clients across, labels up, the share of a client's rows as shade."""
     title, found = "Labels of clients", splits(settings)
     figures = {}
@@ -74,16 +75,16 @@ def label_shares(settings: Sequence[Setting]) -> tuple:
             "hovertemplate": "client %{x}, label %{y}<br>%{customdata} rows, %{z:.1%} of its own<extra></extra>",
         }
         layout = {
-            "xaxis": {"title": {"text": "client"}, "type": "category", "showgrid": False, "nticks": 12},
-            "yaxis": {"title": {"text": "label"}, "showgrid": False, "dtick": 1 if counts.shape[1] <= 12 else None},
+            "xaxis": axis("client", type="category", showgrid=False, nticks=12),
+            "yaxis": axis("label", showgrid=False, dtick=1 if counts.shape[1] <= 12 else None),
             "meta": _skew(split) if split.get("skew") else "",
         }
         figures[name] = {"data": [trace], "layout": layout}
     absent = ABSENT if not found else "Rows have no single label each, or labels are too many to show."
-    return "labels", title, "darker: a larger share of the client's rows", figures, absent
+    return Panel("labels", title, "darker: a larger share of the client's rows", figures, absent)
 
 
-def client_sizes(settings: Sequence[Setting]) -> tuple:
+def client_sizes(settings: Sequence[Setting]) -> Panel:
     """Bars for each split: clients from the largest to the smallest."""
     figures = {}
     for name, split in splits(settings).items():
@@ -97,20 +98,21 @@ def client_sizes(settings: Sequence[Setting]) -> tuple:
         shown = "" if len(sizes) == split["clients"] else f", {len(sizes):,} of {split['clients']:,} shown"
         layout = {
             "bargap": 0.1 if len(sizes) <= 120 else 0,
-            "xaxis": {"title": {"text": f"clients, largest first{shown}"}, "showticklabels": False, "showgrid": False},
-            "yaxis": {"title": {"text": "rows"}, "rangemode": "tozero"},
+            "xaxis": axis(f"clients, largest first{shown}", showticklabels=False, showgrid=False),
+            "yaxis": axis("rows", rangemode="tozero"),
             "meta": f"{split['rows']:,} rows in all",
         }
         figures[name] = {"data": [trace], "layout": layout}
-    return "sizes", "Sizes of clients", "", figures, ABSENT
+    return Panel("sizes", "Sizes of clients", "", figures, ABSENT)
 
 
-def accuracy_by_client(settings: Sequence[Setting], style: Callable[[int], tuple[str, str]]) -> tuple:
+def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
     """A box for each setting over the clients of all its seeds."""
     data, rows = [], set()
     for i, setting in enumerate(settings):
         known = [run.clients for run in setting.runs if run.clients.get("accuracy")]
-        values = [round(v, 4) for clients in known for v in clients["accuracy"]]
+        values = sorted(round(v, 4) for clients in known for v in clients["accuracy"])
+        values = [values[k] for k in np.linspace(0, len(values) - 1, min(BOXED, len(values))).astype(int)]
         rows |= {str(clients.get("rows", "own")) for clients in known}
         if values:
             label, color = html.escape(setting.label), style(i)[0]
@@ -131,14 +133,14 @@ def accuracy_by_client(settings: Sequence[Setting], style: Callable[[int], tuple
                 }
             )
     layout = {
-        "xaxis": {"title": {"text": "accuracy on a client's own rows"}, "tickformat": ".0%"},
+        "xaxis": axis("accuracy on a client's own rows", tickformat=".0%"),
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 140 + 46 * len(data),
     }
     note = f"the final model on each client's own {' and '.join(sorted(rows))} rows, all seeds; box: the middle half"
     absent = "No run was asked for it: python -m fedjax8.train --client_accuracy=100."
     figures = {"": {"data": data, "layout": layout}} if data else {}
-    return "client-accuracy", "Accuracy by client", note, figures, absent, True
+    return Panel("client-accuracy", "Accuracy by client", note, figures, absent, wide=True)
 
 
 def _skew(split: Mapping[str, Any]) -> str:

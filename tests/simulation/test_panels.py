@@ -5,7 +5,8 @@ import json
 import pytest
 
 from fedjax8.simulation.comparison import compare_runs
-from fedjax8.simulation.panels import LEAST, POINTS, layer, sections, short
+from fedjax8.simulation.panel import short
+from fedjax8.simulation.panels import LEAST, POINTS, layer, sections
 from fedjax8.simulation.splits import splits
 
 SPLIT = {
@@ -111,7 +112,7 @@ def test_a_split_that_runs_share_is_shown_once_with_shares_of_labels_and_sizes(f
 
 def test_accuracy_by_client_is_of_the_settings_that_have_it(found):
     (box,) = traces(found, "client-accuracy")
-    assert (box["meta"], box["x"]) == (1, [0.5, 0.25, 1.0])
+    assert (box["meta"], box["x"]) == (1, [0.25, 0.5, 1.0])
 
 
 def test_what_codecs_measure_has_a_panel_each_and_all_zeros_are_said(tmp_path, write_folder):

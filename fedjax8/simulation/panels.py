@@ -153,12 +153,14 @@ def _front(results: Sequence[Result]) -> Panel:
                 "meta": i,
                 "x": [num_bytes],
                 "y": [mean],
-                "error_y": {"type": "data", "array": [deviation or 0], "thickness": 1.2, "width": 3, "color": color},
+                "error_y": {"type": "data", "array": [deviation], "thickness": 1.2, "width": 3, "color": color},
                 "marker": {"size": 11, "color": color, "line": {"color": color, "width": 2}},
                 "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{y:.4f}}{f' ± {deviation:.4f}' if deviation else ''}"
                 "<br>%{x:.3s}B<extra></extra>",
             }
         )
+        if not deviation:  # one seed, or all alike
+            del data[-1]["error_y"]
     front = {"type": "scatter", "mode": "lines", "name": "front", "x": [], "y": [], "hoverinfo": "skip"}
     front |= {"line": {"color": "#999", "width": 1.5, "shape": "hv"}}
     across = axis("bytes of the whole run", log=_spans([p[2].mean for p in points]), tickformat="~s")

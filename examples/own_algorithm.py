@@ -16,7 +16,6 @@
 # a quarter of a minute on two CPU cores.
 
 # %%
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np

@@ -33,7 +33,7 @@ html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 
-def setup(app):
+def setup(app) -> None:
     """Docstrings are read as they are written, and modules of a package found by themselves."""
     app.connect("autodoc-process-docstring", as_rst)
     app.add_directive("automodules", AutoModules)

@@ -102,14 +102,14 @@ ways = {
 # ## Private steps
 #
 # `dp_sgd` clips the gradient of every single example and adds Gaussian noise to their sum. We do not choose the noise
-# but what may be lost: ε = 8 at δ = 1e-3 for an example after all rounds. `Facts` are what the accountant has to know
+# but what may be lost: ε = 2.5 at δ = 1e-3 for an example after all rounds. `Facts` are what the accountant has to know
 # of a run; `accounted` puts ε into the log after every round.
 
 # %%
 ROUNDS = 30
 plan = data.batch_plan(64, epochs=1)
 facts = privacy.Facts(clients, cohort_size=4, rounds=ROUNDS, seed=0, plan=plan)
-rule = privacy.dp_sgd(clip=1.0, target_epsilon=8.0, delta=1e-3, facts=facts)
+rule = privacy.dp_sgd(clip=1.0, target_epsilon=2.5, delta=1e-3, facts=facts)
 
 
 def adapt(way):
@@ -147,7 +147,7 @@ for name, lines in logs.items():
     axes[1].plot([line["uplink_bytes"] / 1e6 for line in lines], accuracy, marker="o", markersize=3, label=name)
 epsilon = [line["epsilon"] for line in logs["LoRA"]]
 axes[2].plot(np.arange(1, ROUNDS + 1), epsilon, color="black")
-axes[2].axhline(8.0, color="#888888", linestyle="--", linewidth=1)
+axes[2].axhline(2.5, color="#888888", linestyle="--", linewidth=1)
 axes[0].set(xlabel="rounds", ylabel="test accuracy", title="by rounds")
 axes[1].set(xlabel="megabytes up, all clients", xscale="log", title="by bytes")
 axes[2].set(xlabel="rounds", ylabel="epsilon at delta = 1e-3", title="what an example has lost", ylim=(0, None))
@@ -162,4 +162,4 @@ plt.show()
 # random seed stands for a secret), is on the page `docs/privacy.md`. To protect whole clients instead of examples, use
 # `algorithms.dp_fedavg`. On the command line:
 #
-#     python -m fedjax8.train --config.privacy.name=dp_sgd --config.privacy.target_epsilon=8 --config.adapter.name=none
+#     python -m fedjax8.train --config.privacy.name=dp_sgd --config.privacy.target_epsilon=8

@@ -44,7 +44,7 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each co
 # %% [markdown]
 # ## The question
 #
-# Updates in four bits: is it worth rotating them first? `rotated` spreads large values over all coordinates before it
+# Updates in two bits: is it worth rotating them first? `rotated` spreads large values over all coordinates before it
 # rounds to evenly spaced values; `uniform` rounds them as they are. And does either do worse than FP8?
 #
 # A seed decides everything that is random in a run: initial weights, who takes part, batches, rounding, and here also
@@ -87,8 +87,8 @@ def accuracies(uplink):
 
 uplinks = {
     "fp8": codecs.fp8(clip="max"),
-    "uniform, 4 bits": codecs.uniform(bits=4),
-    "rotated, 4 bits": codecs.rotated(bits=4),
+    "uniform, 2 bits": codecs.uniform(bits=2),
+    "rotated, 2 bits": codecs.rotated(bits=2),
 }
 found = {name: accuracies(uplink) for name, uplink in uplinks.items()}
 
@@ -105,7 +105,7 @@ for name, (accuracy, sent) in found.items():
     mean, spread = accuracy.mean(axis=0), accuracy.std(axis=0, ddof=1)
     (line,) = axes[0].plot(sent, mean, marker="o", markersize=3, label=name)
     axes[0].fill_between(sent, mean - spread, mean + spread, color=line.get_color(), alpha=0.18, linewidth=0)
-axes[0].set(xlabel="megabytes up", ylabel="test accuracy", xscale="log", title="mean ± one standard deviation, 8 seeds")
+axes[0].set(xlabel="megabytes up", ylabel="test accuracy", title="mean ± one standard deviation, 8 seeds")
 axes[0].legend(loc="lower right")
 
 reference = found["fp8"][0]
@@ -124,6 +124,6 @@ plt.show()
 # Each of these runs is, bit for bit, the run of its seed alone on one device. The command line does all of this with
 # one flag, and `compare` pairs the seeds of the settings it is given:
 #
-#     python -m fedjax8.train --seeds=0,1,2,3 --config.uplink.name=uniform --config.uplink.bits=4 \
+#     python -m fedjax8.train --seeds=0,1,2,3 --config.uplink.name=uniform --config.uplink.bits=2 \
 #         --config.algorithm.payload=update --workdir=runs/uniform
 #     python -m fedjax8.compare runs/fp8/* runs/uniform/* runs/rotated/*

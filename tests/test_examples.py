@@ -1,24 +1,54 @@
-"""The examples in the docstrings of the package run and print what they say."""
+"""Notebooks in examples/: jupytext percent scripts that begin with a title, say how long they take, and run."""
 
-import doctest
-import importlib
+import ast
+import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "fedjax8"
-FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>>" in file.read_text()]
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOKS = sorted(f for f in (ROOT / "examples").glob("*.py") if "# %%" in f.read_text())
+LIMIT_SECONDS = 600
+"""Each takes a minute at most on two idle cores; the machine may be busy with something else."""
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_docstring_examples_print_what_they_say(file):
-    module = importlib.import_module(".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts))
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
-    assert result.failed == 0
-    assert result.attempted > 0
+def cells(text: str) -> list[tuple[str, str]]:
+    """(kind, text) of the cells behind the header, `markdown` or `code`."""
+    parts = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)
+    assert set(parts[1::2]) <= {"", " [markdown]"}
+    return [("markdown" if mark else "code", cell) for mark, cell in zip(parts[1::2], parts[2::2], strict=True)]
 
 
-def test_every_public_module_of_numbers_has_an_example():
-    numerics = {file.stem for file in (PACKAGE / "numerics").glob("*.py")}
-    internal = {"__init__", "bits"}
-    assert numerics - internal == {file.stem for file in FILES if file.parent.name == "numerics"}
+def test_there_are_notebooks():
+    assert {"first_steps", "own_algorithm", "own_codec", "fp8_numerics"} <= {f.stem for f in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_a_notebook_is_a_percent_script_with_a_title_and_its_time(file):
+    text = file.read_text()
+    assert text.startswith("# ---\n# jupyter:\n") and "formats: py:percent" in text.split("# %%")[0]
+    found = cells(text)
+    kind, first = found[0]
+    assert kind == "markdown" and re.match(r"# # \S", first)
+    assert re.search(r"Takes\s+(# )?about", first.replace("\n", " ")), "the first cell says how long it takes"
+    for kind, cell in found:
+        if kind == "markdown":
+            assert all(line.startswith("#") or not line.strip() for line in cell.split("\n"))
+        else:
+            ast.parse(cell)
+    assert {"markdown", "code"} == {kind for kind, _ in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_a_notebook_runs_as_a_script(file, tmp_path):
+    own = {"MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-W", "error", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, env=kept | own, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout
+    assert list(tmp_path.iterdir()) == []

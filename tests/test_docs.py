@@ -1,0 +1,193 @@
+"""The documentation names what there is, and what it tells a reader to type is taken by the programs."""
+
+import functools
+import importlib.util
+import inspect
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+
+from fedjax8 import codecs, compare, plot, train, trees
+from fedjax8.build import SEAMS, build_component
+from fedjax8.config import base_config, check_call, is_component, load_config, override, validate
+from fedjax8.lookup import component_names
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
+PAGES |= {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+WRITTEN_HERE = [name for name in PAGES if re.fullmatch(r"docs/\w+\.md", name) and name != "docs/benchmarks.md"]
+CONSTRUCTED = ("uplink", "downlink", "partition", "executor")
+"""Components that need no data and no model to be built."""
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str, program: str) -> list[list[str]]:
+    """Arguments of every call of `python -m PROGRAM` in the shell blocks of a page."""
+    found = []
+    for block in blocks(text, "bash"):
+        for line in block.replace("\\\n", " ").split("\n"):
+            for call in re.split(r"&&|;|\bdo\b", line):
+                match = re.search(rf"python -m {re.escape(program)}(?![\w.])(.*)", call)
+                if match:
+                    found.append(shlex.split(match[1], comments=True))
+    return found
+
+
+def calls(program: str) -> list:
+    return [
+        pytest.param(arguments, id=f"{name.removeprefix('docs/')}-{i}")
+        for name, text in PAGES.items()
+        for i, arguments in enumerate(commands(text, program))
+    ]
+
+
+@functools.cache
+def model_of(name: str):
+    return SEAMS["model"].finder(name)
+
+
+def check_component(config, field: str) -> None:
+    """Finds a component's factory, and checks the settings given to it; builds it where that needs nothing else."""
+    value, seam = config[field], SEAMS[field]
+    if field in CONSTRUCTED:
+        build_component(f"config.{field}", value, seam)
+        return
+    settings = dict(value)
+    factory = seam.finder(settings.pop("name"))
+    for name, inner in settings.items():
+        if is_component(inner):
+            settings[name] = build_component(f"config.{field}.{name}", inner, SEAMS.get(name, seam))
+    supplied = {"local", "facts", "model", "data_dir", "num_classes", "vocabulary"} - set(settings)
+    supplied |= {"learning_rate"} if config.algorithm.name == "scaffold" else set()
+    check_call(f"config.{field}", factory, settings, [name for name in supplied if takes(factory, name)])
+
+
+def takes(factory, name: str) -> bool:
+    return name in inspect.signature(factory).parameters
+
+
+@pytest.mark.parametrize("arguments", calls("fedjax8.train"))
+def test_every_command_line_of_train_is_one_that_it_takes(arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rest, pairs = train.split_overrides(arguments)
+    file = None
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        assert argument.startswith("--") and name in flags.FLAGS, argument
+        if equals:
+            flags.FLAGS[name].parser.parse(value.split(",") if name == "seeds" else value)
+        file = value if name == "config" else file
+    config = load_config(None if file == "FILE.py" else file)
+    override(config, pairs)
+    validate(config)
+    for field in ("data", "model", "adapter", "privacy", "algorithm", *CONSTRUCTED):
+        check_component(config, field)
+
+
+@pytest.mark.parametrize("program", [compare, plot], ids=["compare", "plot"])
+def test_every_flag_of_compare_and_plot_that_is_shown_is_known(program):
+    shown = [argument for text in PAGES.values() for call in commands(text, program.__name__) for argument in call]
+    given = {argument.partition("=")[0] for argument in shown if argument.startswith("--")}
+    assert given
+    assert [flag for flag in sorted(given) if flag not in program.__doc__] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "package"),
+    [("codecs", "fedjax8.codecs"), ("algorithms", "fedjax8.algorithms"), ("adapters", "fedjax8.adapters")],
+)
+def test_every_component_has_a_heading_in_its_page(page, package):
+    headings = set(re.findall(r"^#+ `(\w+)`$", PAGES[f"docs/{page}.md"], re.MULTILINE))
+    missing = set(component_names(package)) - headings
+    assert missing == set(), f"docs/{page}.md needs a heading `name` with equation, guarantee, reference and command"
+
+
+@pytest.mark.parametrize("package", ["fedjax8.data.sources", "fedjax8.data.partitions"])
+def test_every_source_and_partition_is_named_in_the_page_of_data(package):
+    named = set(re.findall(r"`(\w+)`", PAGES["docs/data.md"]))
+    assert set(component_names(package)) - named == set()
+
+
+def test_the_table_of_codecs_has_the_sizes_of_real_messages():
+    rows = re.findall(
+        r"^\| \[`(\w+)`\]\([^)]*\) \|[^|]*\| ([\d,]+)(?: at most)? \|", PAGES["docs/codecs.md"], re.MULTILINE
+    )
+    tree = {"update": {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = {}
+    for name, _ in rows:
+        codec = getattr(codecs, name)()
+        message, _ = jax.eval_shape(codec.encode, key, jax.eval_shape(codec.init, tree), tree)
+        found[name] = trees.num_bytes(message)
+    around_others = {"error_feedback", "delta", "skip", "chain", "per_path"}
+    assert set(found) == set(component_names("fedjax8.codecs")) - around_others
+    assert found == {name: int(size.replace(",", "")) for name, size in rows}
+
+
+def test_config_files_that_are_shown_give_configs():
+    shown = [block for text in PAGES.values() for block in blocks(text, "python") if "def get_config" in block]
+    assert shown
+    for block in shown:
+        names: dict = {}
+        exec(compile(block, "docs", "exec"), names)
+        config = names["get_config"]()
+        validate(config)
+        assert config != base_config()
+        for field in CONSTRUCTED:
+            check_component(config, field)
+
+
+@pytest.mark.parametrize("page", ["data", "privacy"])
+def test_python_that_needs_no_training_runs_as_shown(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(PAGES[f"docs/{page}.md"], "python"):
+        exec(compile(block, page, "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_all_other_python_parses():
+    for name, text in PAGES.items():
+        for block in blocks(text, "python"):
+            compile(block, name, "exec")
+
+
+def test_files_that_pages_name_and_link_to_are_there():
+    missing = []
+    for name, text in PAGES.items():
+        named = re.findall(
+            r"(?<![\w/.])((?:configs|scripts|examples|tests|fedjax8|docs)/[\w/]+\.(?:py|sh|md|png))", text
+        )
+        links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+        folder = (ROOT / name).parent
+        missing += [(name, file) for file in named if not (ROOT / file).exists()]
+        missing += [(name, link) for link in links if not (folder / link).exists()]
+    assert missing == []
+
+
+def test_every_page_can_be_reached_from_the_first():
+    listed = re.findall(
+        r"^(?:[^<\n]*<)?([\w/*]+)>?$", "\n".join(blocks(PAGES["docs/index.md"], r"\{toctree\}")), re.MULTILINE
+    )
+    reached = {path.as_posix() for entry in listed for path in (ROOT / "docs").glob(f"{entry}.md")}
+    wanted = [ROOT / name for name in PAGES if name.startswith("docs/") and not name.startswith("docs/api/")]
+    assert {path.as_posix() for path in wanted if path.name != "index.md"} <= reached
+
+
+@pytest.mark.slow
+def test_sphinx_builds_the_pages_without_a_warning(tmp_path):
+    if importlib.util.find_spec("sphinx") is None:
+        pytest.skip("needs pip install 'fedjax8[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "FP8 messages" in (tmp_path / "api" / "codecs.html").read_text()

@@ -32,12 +32,13 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str, program: str) -> list[list[str]]:
-    """Arguments of every call of `python -m PROGRAM` in the shell blocks of a page."""
+    """Arguments of every call of `python -m PROGRAM`, or of the script for it, in the shell blocks of a page."""
+    names = rf"python -m {re.escape(program)}" + (r"|scripts/train\.sh" if program == "fedjax8.train" else "")
     found = []
     for block in blocks(text, "bash"):
         for line in block.replace("\\\n", " ").split("\n"):
             for call in re.split(r"&&|;|\bdo\b", line):
-                match = re.search(rf"python -m {re.escape(program)}(?![\w.])(.*)", call)
+                match = re.search(rf"(?:^|\s|/)(?:{names})(?![\w.])(.*)", call)
                 if match:
                     found.append(shlex.split(match[1], comments=True))
     return found

@@ -6,7 +6,7 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, os.path.dirname(__file__))
 
-from docstrings import AutoModules, as_rst
+from docstrings import AutoModules, as_rst, without_noise
 
 from fedjax8.version import __version__
 
@@ -36,4 +36,5 @@ html_theme_options = {"navigation_with_keys": True}
 def setup(app) -> None:
     """Docstrings are read as they are written, and modules of a package found by themselves."""
     app.connect("autodoc-process-docstring", as_rst)
+    app.connect("autodoc-skip-member", without_noise)
     app.add_directive("automodules", AutoModules)

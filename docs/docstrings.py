@@ -128,6 +128,11 @@ def as_rst(app, what, name, obj, options, lines) -> None:
     lines[:] = convert(lines)
 
 
+def without_noise(app, what, name, obj, skip, options) -> bool | None:
+    """Handler that leaves out the method that flax gives to every dataclass."""
+    return True if name == "replace" and "replacing the specified fields" in (obj.__doc__ or "") else None
+
+
 class AutoModules(Directive):
     """`.. automodules:: package`: its text, then every public module in it with what it defines."""
 

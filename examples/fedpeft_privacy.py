@@ -13,8 +13,8 @@
 # A small vision transformer that was trained on public data is adapted to private data of four clients, in three ways:
 # all of its weights, its biases only, and low-rank changes (LoRA). Clients take DP-SGD steps, and the log says what an
 # example has lost so far. Two things favor training little: fewer bytes travel, and the noise that protects an example
-# falls on fewer numbers. Takes about a minute and a half on two CPU
-# cores and needs `pip install 'fedjax8[privacy,hf]'`.
+# falls on fewer numbers. Takes about a minute and a half on two CPU cores, and needs
+# `pip install 'fedjax8[privacy,hf]'`.
 
 # %%
 import tempfile
@@ -137,9 +137,9 @@ for name, way in ways.items():
 
 # %% [markdown]
 # The noise on each number is the same in all three runs; its total length grows with the square root of how many there
-# are, while a clipped gradient is at most 1 long. So the run that trains everything has the worst signal, and sends forty
-# times as much as LoRA. (With ε = 8, that is a third of the noise, it does as well as LoRA.) Biases alone learn slowly
-# here, noise or not: the features of other digits do not help much, and no kernel may change them.
+# are, while a clipped gradient is at most 1 long. So the run that trains everything has the worst signal, and sends
+# forty times as much as LoRA. (With ε = 8, for which less than half of the noise is enough, it does as well as LoRA.)
+# Biases alone learn slowly here: the features of other digits do not help much, and no kernel may change them.
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.5))

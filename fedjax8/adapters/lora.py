@@ -211,6 +211,17 @@ def replace_factors(params: PyTree, pairs: dict[str, dict[str, Array]]) -> PyTre
     return trees.map_named(lambda name, leaf: new.get(name, leaf), params)
 
 
+def take_out(params: PyTree, factor: str) -> tuple[PyTree, PyTree]:
+    """`params` without that leaf (`a`, `b`) of every factor pair, and a tree of those leaves alone."""
+    kept = {name for name in trees.named_leaves(params) if not (is_factor(name) and name.endswith(f"/{factor}"))}
+    return _paths.divide(params, kept)
+
+
+def put_back(params: PyTree, taken: PyTree) -> PyTree:
+    """The tree that `take_out` divided; `frozen` in the place of `params` makes them frozen."""
+    return _paths.join(params, taken)
+
+
 def add_to_kernels(frozen: PyTree, products: dict[str, Array]) -> PyTree:
     """Frozen parameters whose kernels are increased by alpha / r times these products, by layer path."""
     leaves = trees.named_leaves(frozen)

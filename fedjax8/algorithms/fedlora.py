@@ -35,13 +35,13 @@ PAIRS = "pairs"
 """Name of the messages by which everyone's kernels change: a pair A, B of every layer, from one client."""
 
 
-def _pairs(params: PyTree) -> dict[str, Factors]:
+def factor_pairs(params: PyTree) -> dict[str, Factors]:
     """A and B of every layer; UserError unless there are any and both are trained."""
     found = pairs_of(params)
     if not found or any(pair.keys() != {"a", "b"} for pair in found.values()):
         raise UserError(
-            "fedlora merges pairs of trained factors and needs the adapter lora with learn='both'; what one factor "
-            "alone or the middle learns, fedavg averages exactly"
+            "this algorithm handles pairs of trained factors and needs the adapter lora with learn='both'; what one "
+            "factor alone or the middle learns, fedavg averages exactly"
         )
     return {path: Factors(pair["a"], pair["b"]) for path, pair in found.items()}
 
@@ -83,7 +83,7 @@ def fedlora(
     check_choice("weighting", weighting, WEIGHTINGS)
 
     def init(variables: Variables) -> ServerState:
-        shapes = {path: (*a.shape[:-1], b.shape[-1]) for path, (a, b) in _pairs(variables.params).items()}
+        shapes = {path: (*a.shape[:-1], b.shape[-1]) for path, (a, b) in factor_pairs(variables.params).items()}
         return ServerState(variables, {path: jnp.zeros(shape) for path, shape in shapes.items()})
 
     def client(shared, own, rows, key) -> Contribution:
@@ -95,7 +95,7 @@ def fedlora(
         down_key, draw_key, client_key, pair_key = jax.random.split(key, 4)
         params = state.variables.params
         if merge == "stack":
-            params = replace_factors(params, _fresh(draw_key, _pairs(params)))
+            params = replace_factors(params, _fresh(draw_key, factor_pairs(params)))
         sent = _rest(params) if merge == "stack" else trees.named_leaves(params)
         received, link = link.broadcast(down_key, sent, cohort)
         start = state.variables._replace(params=trees.map_named(lambda n, leaf: received.get(n, leaf), params))
@@ -105,7 +105,7 @@ def fedlora(
             total = jnp.sum(collected.weights)
             p = collected.weights / jnp.where(total > 0, total, 1.0)
             mean = jax.tree.map(lambda x: jnp.tensordot(p, x, 1), collected.tree)
-            clients = {path: _lora_merge.as_matrices(*pair) for path, pair in _pairs(collected.tree).items()}
+            clients = {path: _lora_merge.as_matrices(*pair) for path, pair in factor_pairs(collected.tree).items()}
             pairs = {path: getattr(_lora_merge, merge)(pair, p) for path, pair in clients.items()}
             needed = p > 0
             if merge == "residual":

@@ -8,6 +8,7 @@ from fedjax8.data.federated import Dataset
 from fedjax8.errors import UserError
 
 _INT32 = np.iinfo(np.int32)
+_ROWS_STREAM = 0x9A127  # keeps the draw of rows apart from other streams made from the same seed
 _ROWS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 1 << 18  # keeps the float64 copies of a chunk of rows at 2 MB each, in reach of a core's cache
 
@@ -51,6 +52,23 @@ def build_dataset(
         return dataset.validate()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def drawn_rows(where: str, seed: int, available: dict[str, int], wanted: dict[str, int]) -> dict[str, np.ndarray]:
+    """Which rows of each part are used, ascending: so many, uniformly without replacement; all where 0 are wanted."""
+    rng, rows = np.random.default_rng([_ROWS_STREAM, seed]), {}
+    for name, total in available.items():
+        if wanted[name] > total:
+            raise UserError(f"{where}: {wanted[name]} {name} rows are wanted, but there are {total}")
+        rows[name] = np.sort(rng.choice(total, wanted[name], replace=False)) if wanted[name] else np.arange(total)
+    return rows
+
+
+def check_wanted(**wanted: int) -> None:
+    """ValueError for a negative number of rows."""
+    for name, number in wanted.items():
+        if number < 0:
+            raise ValueError(f"{name} is {number}; it must be at least 1, or 0 for all")
 
 
 def channel_stats(x: np.ndarray, where: str = "x") -> tuple[tuple[float, ...], tuple[float, ...]]:

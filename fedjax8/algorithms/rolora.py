@@ -1,0 +1,106 @@
+"""RoLoRA: clients learn B in one round and A in the next, so that the server's mean is exact and half as much travels.
+
+    round 0, 2, ...     B <- sum_i p_i B_i,   all with the same A
+    round 1, 3, ...     A <- sum_i p_i A_i,   all with the same B
+
+Chen et al., arXiv 2409.02346, for a model made by `adapters.lora`: in every round the mean of the products is the
+product of the means, as in FFA-LoRA (`lora(learn="b")` under FedAvg, which is what round 0 is), but A learns too. What
+else is trained, such as the head, is learnt in every round. The paper's text was not at hand: the order of the factors,
+and the rest being trained in every round, are this project's reading.
+
+Traffic: up the factor that was learnt and the rest; down the other factor, which changed in the round before, and the
+rest. A client that misses a round would lack a factor: everyone takes part. With a codec that loses something clients
+go on from what they have decoded.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax8 import trees
+from fedjax8.adapters.lora import pairs_of, put_back, replace_factors, take_out
+from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
+from fedjax8.algorithms.fedlora import factor_pairs
+from fedjax8.algorithms.parts import ServerState, check_choice
+from fedjax8.local import LocalTraining
+from fedjax8.types import Algorithm, Cohort, Contribution, Key, RoundOutput, Variables
+
+FACTORS = ("a", "b")
+
+
+def rolora(
+    local: LocalTraining, first: str = "b", *, weighting: str = "examples", client_decay: float = 1.0
+) -> Algorithm:
+    """Federated LoRA, a factor at a time.
+
+    Args:
+      local: how a client trains a model made by `adapters.lora` with `learn="both"`.
+      first: `a` or `b`, learnt in round 0. While B is zero, nothing of the loss reaches A.
+      weighting: clients weigh by `examples` or `uniform`.
+      client_decay: factor per round on the clients' step size.
+
+    State of the model is fixed.
+
+    Raises:
+      UserError: when a run is set up, if the model has no trained factor pairs.
+    """
+    check_choice("first", first, FACTORS)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    order = (first, "a" if first == "b" else "b")
+
+    def init(variables: Variables) -> ServerState:
+        """Remembers the factors as clients have them."""
+        pairs = factor_pairs(variables.params)
+        return ServerState(variables, {path: {"a": pair.a, "b": pair.b} for path, pair in pairs.items()})
+
+    def round_of(learnt: str, held: str):
+        """A round in which everyone has `held` and learns `learnt`."""
+
+        def client(shared, own, rows, key) -> Contribution:
+            params, other, state, round_number = shared
+            pool = rows.pool._replace(frozen=put_back(rows.pool.frozen, other))
+            scale = step_scale(client_decay, round_number)
+            out = local.train(Variables(params, state), rows._replace(pool=pool), key, step_scale=scale)
+            return Contribution(out.variables.params, client_weight(weighting, rows.size), own, out.report)
+
+        def run(operands):
+            link, state, cohort, key = operands
+            down_key, client_key = jax.random.split(key)
+            params, known = state.variables.params, state.memory
+            received, link = link.broadcast(down_key, take_out(params, learnt)[0], cohort, held)
+            sent = pairs_of(received)
+            known = {path: {learnt: pair[learnt], held: sent[path][held]} for path, pair in known.items()}
+            own = take_out(params, held)[0]
+            rest = trees.named_leaves(received)
+            start = trees.map_named(lambda name, leaf: rest.get(name, leaf), own)
+            start = replace_factors(start, {path: {learnt: pair[learnt]} for path, pair in known.items()})
+            shared = start, take_out(received, held)[1], state.variables.state, link.round_number
+            reduced, client_states, link = link.map_clients(client, shared, cohort, client_key, learnt)
+            with jax.named_scope("server"):
+                new = local.model.project(put_back(reduced.mean, take_out(params, held)[1]))
+            stepped = ServerState(Variables(new, state.variables.state), known)
+            unmoved = state._replace(memory=known)
+            report = reduced.report | {"clients": reduced.clients}
+            return link, trees.select(reduced.weight > 0, stepped, unmoved), client_states, report
+
+        return run
+
+    def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+        turns = [round_of(learnt, held) for learnt, held in (order, order[::-1])]
+        operands = link, state, cohort, key
+        if link.recorder:  # a round is traced for its messages: those of both kinds are noted
+            turns[1](operands)
+            link, state, client_states, report = turns[0](operands)
+        else:
+            even = link.round_number % 2 == 0
+            link, state, client_states, report = jax.lax.cond(even, *turns, operands)
+        return RoundOutput(state, client_states, link, report | {"learns_b": _learns_b(link, order)})
+
+    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, everyone=True)
+
+
+def _learns_b(link, order):
+    """float32: 1 in rounds in which B is learnt, 0 in those of A."""
+    return jnp.where(link.round_number % 2 == 0, float(order[0] == "b"), float(order[1] == "b"))
+
+
+EXAMPLES = ({}, {"first": "a", "weighting": "uniform"})

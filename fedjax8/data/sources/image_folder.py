@@ -1,0 +1,110 @@
+"""Images in folders, one folder a class: RESISC45, EuroSAT, your own.
+
+    DATA/FOLDER/airport/airport_001.jpg          or with a split of its own
+    DATA/FOLDER/beach/beach_001.jpg              DATA/FOLDER/train/airport/..., DATA/FOLDER/test/airport/...
+
+Classes are numbered in the order of their names. Without a split of its own a share of each class is drawn for testing,
+by the seed and the sorted names of the files alone. Images become RGB of one size (bilinear; an image that is not
+square is squeezed) and stay in memory as uint8: rows * size * size * 3 bytes, which is 4.7 GB for the 31,500 images of
+RESISC45 (Cheng, Han and Lu, Proc. IEEE 105(10), 2017) at 224 x 224. They are decoded at every start; to do that once,
+write `image_folder(...)` to an `.npz` by `numpy.savez`, which the source `npz` maps from the disk.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from fedjax8.data.federated import Dataset
+from fedjax8.data.sources._build import build_dataset
+from fedjax8.data.sources._files import data_directory
+from fedjax8.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+PARTS = ("train", "test")
+
+
+def image_folder(
+    data_dir: str | None = None, folder: str = "", *, size: int = 224, test_fraction: float = 0.2, seed: int = 0
+) -> Dataset:
+    """The images in a folder of the data directory: x [N, size, size, 3] uint8; other files are passed over.
+
+    Args:
+        data_dir: None for `$FEDJAX8_DATA`.
+        folder: with a folder for each class, or with `train` and `test`; needed.
+        size: pixels along a side.
+        test_fraction: share of each class drawn for testing, between 0 and 1; not used where there is a split.
+        seed: of that draw.
+
+    Raises:
+        UserError: Pillow is not installed; no such folder, none of classes or one without images, another class in
+            `test`, an image that cannot be read.
+    """
+    if not folder:
+        raise ValueError("folder is empty; it must be one in the data directory with a folder for each class")
+    if size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1")
+    if not 0.0 < test_fraction < 1.0:
+        raise ValueError(f"test_fraction is {test_fraction}; it must lie strictly between 0 and 1")
+    root = data_directory(folder, data_dir) / folder
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; it must hold a folder for each class, or train and test")
+    if all((root / part).is_dir() for part in PARTS):
+        found = {part: _files_by_class(root / part) for part in PARTS}
+        classes = list(found["train"])
+        other = [name for name in found["test"] if name not in classes]
+        if other:
+            raise UserError(f"{root / 'test'} has a class {other[0]!r} that {root / 'train'} has not")
+    else:
+        whole = _files_by_class(root)
+        classes, found = list(whole), _draw(whole, test_fraction, seed)
+    arrays = {}
+    for part, files in found.items():
+        paths = [path for name in files for path in files[name]]
+        arrays[f"x_{part}"] = _read_images(paths, size)
+        arrays[f"y_{part}"] = np.repeat([classes.index(n) for n in files], [len(f) for f in files.values()])
+    return build_dataset(folder, str(root), arrays, num_classes=len(classes))
+
+
+def _files_by_class(root: Path) -> dict[str, list[Path]]:
+    """Images of each class, both sorted by name."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+    if not folders:
+        raise UserError(f"{root} holds no folders; it must hold one for each class")
+    found = {f.name: sorted(p for p in f.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()) for f in folders}
+    for name, files in found.items():
+        if not files:
+            raise UserError(f"{root / name} holds no images; a folder of a class needs files {', '.join(SUFFIXES)}")
+    return found
+
+
+def _draw(whole: dict[str, list[Path]], fraction: float, seed: int) -> dict[str, dict[str, list[Path]]]:
+    """A share of each class for testing, rounded, but at least one image; at least one stays for training."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[str, list[Path]]] = {part: {} for part in PARTS}
+    for name, files in whole.items():
+        if len(files) < 2:
+            raise UserError(f"{files[0].parent} holds one image; a class needs two, one of them for testing")
+        number = min(max(round(fraction * len(files)), 1), len(files) - 1)
+        tested = set(rng.choice(len(files), number, replace=False).tolist())
+        for part in PARTS:
+            found[part][name] = [path for i, path in enumerate(files) if (i in tested) == (part == "test")]
+    return found
+
+
+def _read_images(paths: list[Path], size: int) -> np.ndarray:
+    """[N, size, size, 3] uint8."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError("reading images needs Pillow: pip install pillow") from error
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+    for row, path in zip(images, paths, strict=True):
+        try:
+            with Image.open(path) as image:
+                row[:] = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
+            raise UserError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error
+    return images
+
+
+EXAMPLES = ({"folder": "NWPU-RESISC45", "size": 64},)

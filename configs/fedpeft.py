@@ -44,7 +44,7 @@ RATES = {
     "prompt": (1e-2, 1e-2, 5e-3),
 }
 """Step sizes: of cifar100 and pcam, of resisc45, with dp. The authors' but for lora."""
-SMALL_RATES = {"lora": 0.1, "bias": 0.1, "full": 0.03, "head": 0.1, "adapter": 0.1, "prompt": 0.1}
+SMALL_RATES = {"lora": 0.03, "bias": 0.1, "full": 0.03, "head": 0.1, "adapter": 0.03, "prompt": 0.1}
 """Of the small model, with and without dp: see docs/studies/fedpeft.md."""
 DATA = ("small", "cifar100", "resisc45", "pcam")
 SPLITS = {"homogeneous": None, "dirichlet0.1": 0.1, "dirichlet0.5": 0.5}

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Central pre-training of a small model, so that fine-tuning it can be studied: a safetensors file for `pretrained`.
 
-    python scripts/pretrain.py --out=runs/vit_fashion.safetensors --data_dir=DIR
+    python scripts/pretrain.py --out=runs/pretrained.safetensors --data_dir=DIR
     python -m fedjax8.train --config=configs/fedpeft.py:lora --data_dir=DIR \\
-        --config.adapter.adapters.0.file=runs/vit_fashion.safetensors
+        --config.adapter.adapters.0.file=runs/pretrained.safetensors
 
 The model is the one that a config has, by default the small vision transformer of configs/fedpeft.py on 28 x 28 pixels;
 other sizes by --set. AdamW with warm-up and cosine decay on one data set, or on some of its classes: then fine-tuning
-can be done on what is left. Prints loss and test accuracy after every epoch.
+can be done on what is left. By default on the letters of FEMNIST, dark on light; MNIST's digits, light on dark, are
+other classes of another look. Prints loss and test accuracy after every epoch.
 """
 
 import math
@@ -23,14 +24,16 @@ _CONFIG = flags.DEFINE_string(
     "config", str(Path(__file__).parents[1] / "configs" / "fedpeft.py"), "Whose model is trained, FILE.py[:argument]."
 )
 _SET = flags.DEFINE_list("set", [], "Settings of it that differ, such as model.width=96,model.depth=6.")
-_DATA = flags.DEFINE_string("data", "fashion_mnist", "A file in fedjax8/data/sources, or NAME.npz in the folder.")
+_DATA = flags.DEFINE_string("data", "femnist.npz", "A file in fedjax8/data/sources, or NAME.npz in the folder.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets.")
-_CLASSES = flags.DEFINE_list("classes", [], "Labels to train on, numbered anew in this order; all if not given.")
-_EPOCHS = flags.DEFINE_integer("epochs", 8, "Passes over the data.", lower_bound=1)
+_CLASSES = flags.DEFINE_list(
+    "classes", [str(label) for label in range(10, 62)], "Labels to train on, numbered anew in this order; none for all."
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the data.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 128, "Images a step.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 2e-3, "Peak of the step size, after a tenth of the steps.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.05, "Of arrays of two dimensions or more.")
-_AUGMENT = flags.DEFINE_list("augment", ["crop"], "crop, flip, both or none.")
+_AUGMENT = flags.DEFINE_list("augment", [], "crop, flip, both or none.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of initial parameters, order and augmentation.")
 
 

@@ -1,4 +1,4 @@
-"""Federated LoRA a factor at a time, and with ranks of the clients' own: against training by hand, FedIT and FFA-LoRA."""
+"""Federated LoRA a factor at a time, and with ranks of the clients' own: against FFA-LoRA and clients by themselves."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +151,10 @@ def test_a_round_is_every_client_by_itself_at_its_rank_and_the_mean_by_the_size_
         alone(data, i, start["first/lora/a"], start["first/lora/b"], MOMENTUM, rank) for i, rank in enumerate(RANKS)
     ]
     padded = [
-        (np.pad(np.asarray(a, np.float64), [(0, 0), (0, R - r)]), np.pad(np.asarray(b, np.float64), [(0, R - r), (0, 0)]))
+        (
+            np.pad(np.asarray(a, np.float64), [(0, 0), (0, R - r)]),
+            np.pad(np.asarray(b, np.float64), [(0, R - r), (0, 0)]),
+        )
         for (a, b, _), r in zip(found, RANKS, strict=True)
     ]
     norms = np.asarray([np.linalg.norm(a @ b) for a, b in padded])

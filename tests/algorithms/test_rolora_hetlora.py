@@ -1,5 +1,6 @@
 """Federated LoRA a factor at a time, and with ranks of the clients' own: against FFA-LoRA and clients by themselves."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,10 +8,10 @@ import pytest
 from flax import linen as nn
 
 from fedjax8 import trees
-from fedjax8.adapters.lora import lora, pairs_of
+from fedjax8.adapters.lora import lora
 from fedjax8.algorithms import _lora_merge
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.hetlora import hetlora
+from fedjax8.algorithms.hetlora import _by_rank, hetlora
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
@@ -45,20 +46,21 @@ def data():
     return FederatedData.from_owners(columns, np.repeat(np.arange(CLIENTS), SIZES), CLIENTS)
 
 
-def run(make, data, rounds=3, learn="both", execution=None, codec=None, rank=R, optimizer=MOMENTUM, cohort=CLIENTS):
-    """(params at first and after each round, all metrics) of training in full batches, three steps a round."""
+def run(make, data, rounds=3, learn="both", execution=None, codec=None, rank=R, optimizer=MOMENTUM):
+    """(parameters at first and after each round, all metrics) of full batches, three steps a round."""
     model = lora(from_linen(Net()), rank, alpha=4.0, targets="first", learn=learn)
     local, codec = local_training(model, optimizer, batch_plan(6, steps=3)), codec or none()
     execution = execution or chunked(1)
     sim = simulate(
-        model, make(local), data, cohort_size=cohort, uplink=codec, downlink=codec, execution=execution
+        model, make(local), data, cohort_size=CLIENTS, uplink=codec, downlink=codec, execution=execution
     )  # fmt: skip
     states, lines = [sim.init()], []
     for _ in range(rounds):
         state, line = sim.run_round(states[-1])
         states.append(state)
         lines.append(line)
-    return [trees.named_leaves(sim.variables(state).params) for state in states], lines
+    everything = [sim.variables(state) for state in states]
+    return [trees.named_leaves(v.params) | trees.named_leaves(v.frozen) for v in everything], lines
 
 
 @pytest.fixture(scope="module")
@@ -119,37 +121,32 @@ def test_every_rank_is_counted_as_it_is_both_ways(different):
     assert [last[f"downlink_rank{rank}_bytes"] for rank in RANKS] == [2 * 4 * r * (K + HIDDEN) for r in RANKS]
 
 
-def alone(data, client, a, b, optimizer, rank):
-    """(A, B, head kernel) after training of one client with factors cut to its rank, as a FedAvg of itself."""
+def alone(data, client, start, rank):
+    """(A, B, head kernel) of one client after three steps in full batches, with factors of its own rank."""
     rows = data.rows_at(np.arange(data.starts[client], data.starts[client] + data.sizes[client]))
-    own = {name: column[rows] for name, column in data.columns.items()}
+    x, y = (data.columns[name][rows] for name in "xy")
 
-    def cut(local):
-        made = fedavg(local, model_state="fixed")
+    def loss(trained):
+        a, b, out, bias = trained
+        hidden = jnp.tanh(x @ start["first/kernel"] + (4.0 / R) * (x @ a) @ b + start["first/bias"])
+        return optax.softmax_cross_entropy_with_integer_labels(hidden @ out + bias, y).mean()
 
-        def init(variables):
-            pair = {"a": a[:, :rank], "b": b[:rank], "scale": None}
-            params = trees.map_named(lambda n, leaf: pair.get(n.split("/")[-1], leaf), variables.params)
-            return made.init(variables._replace(params=params))
+    @jax.jit
+    def three_steps(trained):
+        moments = MOMENTUM.init(trained)
+        for _ in range(3):
+            change, moments = MOMENTUM.update(jax.grad(loss)(trained), moments, trained)
+            trained = optax.apply_updates(trained, change)
+        return trained
 
-        return made._replace(init=init)
-
-    model = lora(from_linen(Net()), rank, alpha=4.0 * rank / R, targets="first")  # the same alpha / r
-    local = local_training(model, optimizer, batch_plan(6, steps=3))
-    one = FederatedData.from_owners(own, np.zeros(len(rows), np.int64), 1)
-    sim = simulate(model, cut(local), one, cohort_size=1, uplink=none(), downlink=none(), execution=chunked(1))
-    state, _ = sim.run_round(sim.init())
-    params = sim.variables(state).params
-    pair = pairs_of(params)["first"]
-    return pair["a"], pair["b"], params["head"]["kernel"]
+    a, b = start["first/lora/a"][:, :rank], start["first/lora/b"][:rank]
+    return three_steps((a, b, start["head/kernel"], start["head/bias"]))[:3]
 
 
 def test_a_round_is_every_client_by_itself_at_its_rank_and_the_mean_by_the_size_of_what_it_learnt(different, data):
-    """Other programs with factors of another shape, and weights by float64 products of full size."""
+    """Written out, with factors of the client's own shape, and weights by float64 products of full size."""
     start, end = different[0][0], different[0][1]
-    found = [
-        alone(data, i, start["first/lora/a"], start["first/lora/b"], MOMENTUM, rank) for i, rank in enumerate(RANKS)
-    ]
+    found = [alone(data, i, start, rank) for i, rank in enumerate(RANKS)]
     padded = [
         (
             np.pad(np.asarray(a, np.float64), [(0, 0), (0, R - r)]),
@@ -174,10 +171,25 @@ def test_clients_at_once_give_the_same_as_one_after_another(different, data):
         np.testing.assert_allclose(leaf, different[0][-1][name], atol=1e-5, rtol=0)
 
 
-def test_part_of_the_clients_may_take_part_and_only_they_are_counted(data):
-    _, lines = run(lambda local: hetlora(local, RANKS), data, rounds=1, cohort=1)
-    sizes = {4 * rank * (K + HIDDEN) + HEAD + 1 for rank in RANKS}
-    assert lines[0]["uplink_bytes"] in sizes and lines[0]["clients"] == 1
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_message_holds_the_blocks_of_its_rank_each_encoded_by_itself(place):
+    codec = _by_rank(fp8(clip="max"), 2)
+    a, b = jnp.ones((K, R)), jnp.arange(R * HIDDEN, dtype=jnp.float32).reshape(R, HIDDEN)
+    blocks = tuple({"first": _lora_merge.Factors(a[:, i:j], b[i:j])} for i, j in ((0, 1), (1, R)))
+    tree = {"params": {"bias": jnp.float32([0.3])}, "blocks": blocks, "place": jnp.uint8(place)}
+    message, _ = codec.encode(jax.random.key(0), codec.init(tree), tree)
+    sent = sum(size for size, there in trees.pieces(message).values() if int(there))
+    one, two = (n * (K + HIDDEN) + 2 * 4 for n in (1, R - 1))  # a byte a value and two clips
+    assert sent == 4 + 1 + one + two * place
+    got = codec.decode(codec.init(tree), message)
+    assert int(got["place"]) == place and got["place"].dtype == jnp.uint8
+    np.testing.assert_array_equal(got["params"]["bias"], tree["params"]["bias"])
+    first, second = (block["first"] for block in got["blocks"])
+    np.testing.assert_allclose(first.b, b[:1], rtol=2.0**-3)
+    if place:
+        np.testing.assert_allclose(second.b, b[1:], rtol=2.0**-3)
+    else:
+        assert not np.any(second.a) and not np.any(second.b)
 
 
 def test_equal_norms_at_the_largest_rank_are_the_plain_mean():

@@ -9,15 +9,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # of fusions where it still has them, and as one LLVM module each: a quarter of the time of a user's compilation. With
 # FEDJAX8_COMPILE_FULLY=1 they are compiled as a user's are; `.ci/run` does that where the last bit depends on it, and
 # processes that tests start always do.
-QUICK_COMPILATION = [
-    "--xla_backend_optimization_level=0",
-    *["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jax").startswith("0.10."),
-]
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
-        *QUICK_COMPILATION * ("FEDJAX8_COMPILE_FULLY" not in os.environ),
+        *["--xla_backend_optimization_level=0"] * ("FEDJAX8_COMPILE_FULLY" not in os.environ),
+        *["--xla_cpu_use_fusion_emitters=false"]
+        * (importlib.metadata.version("jax").startswith("0.10.") and "FEDJAX8_COMPILE_FULLY" not in os.environ),
     ]
 )
 

@@ -7,7 +7,7 @@ usage="usage: scripts/fp8_study.sh OUT_DIR DATA_DIR [SEEDS]"
 out="$(mkdir -p "${1:?$usage}" && cd "$1" && pwd)"
 data="$(cd "${2:?$usage}" && pwd)"
 cd "$(dirname "$0")/.."
-. scripts/environment.sh plot
+. scripts/environment.sh plot,report
 for seed in ${3:-0 1 2}; do
     for split in iid dirichlet; do
         for method in float32 uq uq_plus biased no_qat; do

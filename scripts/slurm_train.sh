@@ -12,7 +12,7 @@
 #SBATCH --open-mode=append
 set -u
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch}"
-. scripts/environment.sh plot # once, before the processes start
+. scripts/environment.sh plot,report # once, before the processes start
 set +e
 srun --kill-on-bad-exit=1 "$python" -m fedjax8.train --distributed "$@"
 status=$?

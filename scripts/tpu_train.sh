@@ -18,5 +18,5 @@ on_all_hosts() {
 
 gcloud compute tpus tpu-vm scp "$packed/fedjax8.tgz" "$name:" --zone="$zone" --worker=all
 on_all_hosts 'mkdir -p fedjax8 && tar xzf fedjax8.tgz -C fedjax8 && cd fedjax8 &&
-    . scripts/environment.sh plot && "$python" -m pip install --quiet "jax[tpu]"'
+    . scripts/environment.sh plot,report && "$python" -m pip install --quiet "jax[tpu]"'
 on_all_hosts "cd fedjax8 && .venv/bin/python -m fedjax8.train --distributed $(printf '%q ' "$@")"

@@ -96,7 +96,7 @@ def _read_images(paths: list[Path], size: int) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError("reading images needs Pillow: pip install pillow") from error
+        raise UserError("reading images needs Pillow: pip install 'fedjax8[images]'") from error
     images = np.empty((len(paths), size, size, 3), np.uint8)
     for row, path in zip(images, paths, strict=True):
         try:

@@ -57,7 +57,7 @@ def _from_h5(folder: Path, paths: dict[tuple[str, str], Path], wanted: dict[str,
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"the h5 files in {folder} need h5py: pip install h5py") from error
+        raise UserError(f"the h5 files in {folder} need h5py: pip install 'fedjax8[images]'") from error
     arrays: dict[str, np.ndarray] = {}
     files: list[Any] = []
     try:

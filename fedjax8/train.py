@@ -305,7 +305,7 @@ def train(config: ConfigDict) -> int:
         outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
     if _CLIENT_ACCURACY.value:
         for experiment, outcome, folder in zip(experiments, outcomes, workdirs, strict=True):
-            if not outcome.summary["finished"]:
+            if folder is None or not outcome.summary["finished"]:
                 break
             write_client_accuracy(experiment, outcome, folder, _CLIENT_ACCURACY.value)
     outcome = outcomes[0]

@@ -20,7 +20,8 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
 
     A lost client is not trained: it costs no time. UserError where everyone must take part in every round.
     """
-    if dropout.lost is None:
+    lost_of = dropout.lost
+    if lost_of is None:
         return algorithm
     if algorithm.everyone:
         raise UserError(
@@ -32,7 +33,7 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         for channel in link.sent:
             size_of[channel.direction] += channel.message_bytes
         own_key = jax.random.fold_in(key, _DRAWS)
-        lost = cohort.valid & dropout.lost(own_key, cohort.ids, cohort.size, size_of["down"], size_of["up"])
+        lost = cohort.valid & lost_of(own_key, cohort.ids, cohort.size, size_of["down"], size_of["up"])
         left = cohort._replace(dropped=lost, size=jnp.where(lost, 0, cohort.size))
         out = algorithm.round(link, state, left, key)
         return out._replace(report=out.report | {"dropped": link.execution.total(jnp.sum(lost, dtype=jnp.int32))})

@@ -39,11 +39,12 @@ def as_contribution(change: PyTree, origin: Mapping[str, PyTree], like: PyTree) 
 
 def batch_change(attack: Attack, client: Array, num_clients: int) -> PyTree:
     """`ClientRows.change` of a client."""
-    if attack.batch is None:
+    change = attack.batch
+    if change is None:
         return ()
 
     def poisoned(attacks, batch):
-        return trees.select(attacks, attack.batch(batch), batch)
+        return trees.select(attacks, change(batch), batch)
 
     return jax.tree_util.Partial(poisoned, attack.members(client, num_clients))
 

@@ -3,6 +3,7 @@
 Test rows where the data set says whose they are and the split keeps them together, else training rows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def _owned_once(clients: FederatedData) -> bool:
     )
 
 
-def _right(model: Model, variables: Variables, columns: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+def _right(model: Model, variables: Variables, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """float64 `[len(rows)]`: the accuracy of each row."""
 
     @jax.jit

@@ -5,6 +5,8 @@ these go through any reduction. A cell names its client if all it holds can be o
 of the sum. Where two share a cell neither is named; how many there are, `excluded` says.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,7 +41,7 @@ def named(summed: np.ndarray, num_clients: int) -> list[int]:
     return sorted(found)
 
 
-def _cell(client: Array | np.ndarray) -> Array | np.ndarray:
+def _cell(client: Any) -> Any:
     """The top bits of a product by the golden ratio, so that neighbors lie apart."""
     with np.errstate(over="ignore"):  # it is meant to wrap
         return (client * np.uint32(0x9E3779B1)) >> np.uint32(32 - (CELLS - 1).bit_length())

@@ -150,8 +150,10 @@ class Link:
             weighted = jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded)
             return Partial((weighted, weight), extremes), ()
 
+        look = rule.admit or _everything
+
         def admit(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
-            change, admitted, sums = rule.admit(change_of(decoded, start))
+            change, admitted, sums = look(change_of(decoded, start))
             return as_contribution(change, start, decoded), admitted, sums
 
         arrived, kept, states, link = self._exchange(
@@ -272,7 +274,7 @@ class Link:
         (tree, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
         link = self._count(UP, name, codec, tree, sizes, sums["sent"], measured)
-        link = link.replace(left_out=self.left_out + sums["left_out"])
+        link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"])
         report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"]}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 

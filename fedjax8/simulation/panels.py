@@ -63,8 +63,8 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     network = (_directions(found.results), *(_layers(settings, way) for way in ("up", "down")))
     names = sorted(metrics, key=lambda name: (name != "train_loss", name))  # what most look for comes first
     others = {name: draw("rounds", name) for name in names if name not in ELSEWHERE and not _encoding(name)}
-    others = {name: figure for name, figure in others.items() if figure}
-    more = Panel("metrics", "Any metric", "means over seeds, ± one deviation", others, "Nothing else was logged.", True)
+    shown = {name: figure for name, figure in others.items() if figure}
+    more = Panel("metrics", "Any metric", "means over seeds, ± one deviation", shown, "Nothing else was logged.", True)
     clients = (label_shares(settings), client_sizes(settings), accuracy_by_client(settings))
     return (
         Section("Accuracy", "Lines are means over seeds, bands one standard deviation to each side.", accuracy),
@@ -86,11 +86,12 @@ class Lines:
     ) -> Figure | None:
         """The metric `y` against `x`, with a guide at accuracy `target`; `kind` is that of the axis upward."""
         smooth = self._smooth if y == "test_accuracy" else 1
-        curves = {i: curve(s, x, y, smooth) for i, s in enumerate(self._settings)}
-        curves = {i: c for i, c in curves.items() if c is not None}
+        found = {i: curve(s, x, y, smooth) for i, s in enumerate(self._settings)}
+        curves = {i: c for i, c in found.items() if c is not None}
         if not curves:
             return None
-        rounds = {i: curve(self._settings[i], "rounds", y, smooth).x for i in curves}
+        by_round = {i: curve(self._settings[i], "rounds", y, smooth) for i in curves}
+        rounds = {i: c.x for i, c in by_round.items() if c is not None}
         at = {"bytes": "%{x:.3s}B, ", "rounds": "", "seconds": "%{x:,.1f} s, "}[x]
         form = ".4f" if y in ("test_accuracy", "test_loss") else ".4~g"
         data = [self.line(i, c, rounds[i], form, at + "round %{customdata[1]}") for i, c in curves.items()]
@@ -161,7 +162,7 @@ def _front(results: Sequence[Result]) -> Panel:
         )
         if not deviation:  # one seed, or all alike
             del data[-1]["error_y"]
-    front = {"type": "scatter", "mode": "lines", "name": "front", "x": [], "y": [], "hoverinfo": "skip"}
+    front: Figure = {"type": "scatter", "mode": "lines", "name": "front", "x": [], "y": [], "hoverinfo": "skip"}
     front |= {"line": {"color": "#999", "width": 1.5, "shape": "hv"}}
     across = axis("bytes of the whole run", log=_spans([p[2].mean for p in points]), tickformat="~s")
     layout = {"xaxis": across, "yaxis": axis("final test accuracy")}
@@ -174,14 +175,14 @@ def _gain(found: Comparison, draw: Lines) -> Panel:
     reference, *others = found.results
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
     skip = min(UNRESOLVED, min(evaluated, default=0) // 10)
-    curves = {i: gain_curve(r.pairing, skip) or gain_curve(r.pairing) for i, r in enumerate(others, 1)}
-    curves = {i: c for i, c in curves.items() if c is not None}
+    all_curves = {i: gain_curve(r.pairing, skip) or gain_curve(r.pairing) for i, r in enumerate(others, 1)}
+    curves = {i: c for i, c in all_curves.items() if c is not None}
     if not curves:
         return Panel("gain", title, "", {}, "A gain needs two settings that have been evaluated.")
     data = []
     for i, c in curves.items():
         data.append(draw.line(i, c, c.x, ".2f", "at accuracy %{x:.4f}", shape="vh"))
-    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
+    line: Figure = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
     up = axis("bytes of the reference / bytes", log=log, tickformat="~g")

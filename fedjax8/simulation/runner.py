@@ -201,7 +201,7 @@ class Recording:
         """A checkpoint. Where it cannot be written, `FORGIVEN` times in a row are only noted."""
         if not self._checkpoints or not state.round:
             return
-        if self._hosts.first:
+        if self._workdir and self._hosts.first:
             files.sync_metrics(self._workdir)
         try:
             self._checkpoints.save(state, time.monotonic() - self._started)

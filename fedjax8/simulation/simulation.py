@@ -312,7 +312,9 @@ def simulate(
             report, measured, sent, left_out = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(sent)
             number = plan.first + i + 1
-            others = {"padding": plan.padding[i]} | algorithm.account(ledger.sent) | algorithm.privacy(number)
+            others: dict[str, Any] = (
+                {"padding": plan.padding[i]} | algorithm.account(ledger.sent) | algorithm.privacy(number)
+            )
             who = named(left_out, num_clients)
             others |= {"excluded_clients": who} if who else {}
             lines.append(round_metrics(number, ledger, report | measured | others))

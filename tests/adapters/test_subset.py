@@ -186,7 +186,8 @@ def test_quantization_outside_of_what_is_frozen_is_refused_and_inside_it_keeps_c
     assert projected["head"]["kernel_clip"] > 0
     assert model.report(own.params).keys() == {f"clip/{name.removesuffix('_clip')}" for name in clips}
     rounded, plain = jax.jit(lambda own: (model.apply(own, tokens)[0], model.views["float32"](own, tokens)[0]))(own)
-    np.testing.assert_array_equal(plain, base[1])
+    # The same float32 sums of at most 16 products of size about 1, in another program.
+    np.testing.assert_allclose(plain, base[1], atol=16 * 2.0**-22, rtol=0)
     assert np.any(np.asarray(rounded) != np.asarray(plain))
 
 

@@ -94,7 +94,7 @@ def test_what_is_wrong_with_a_folder_is_said_and_where(tmp_path):
 def test_without_pillow_it_says_what_to_install(tmp_path, monkeypatch):
     write_images(tmp_path / "set", {"red": 2})
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(UserError, match="pip install pillow"):
+    with pytest.raises(UserError, match=r"pip install 'fedjax8\[images\]'"):
         image_folder(str(tmp_path), "set")
 
 
@@ -163,7 +163,7 @@ def test_pcam_says_what_is_missing_damaged_or_too_little(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"test_y.h5: 4 labels for 2 images"):
         pcam(str(tmp_path))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(UserError, match="pip install h5py"):
+    with pytest.raises(UserError, match=r"pip install 'fedjax8\[images\]'"):
         pcam(str(tmp_path))
 
 

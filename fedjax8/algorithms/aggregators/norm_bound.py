@@ -35,12 +35,16 @@ def norm_bound(bound: float = 1.0, *, exclude: bool = False, then: Aggregator | 
             return change, ~long, {}
         return gaussian.clip(change, bound, norm), jnp.array(True), {"bounded_clients": jnp.int32(long)}
 
+    if then.admit is None:
+        return then._replace(admit=admit)
+    inner = then.admit
+
     def both(change: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
         change, first, report = admit(change)
-        change, second, more = then.admit(change)
+        change, second, more = inner(change)
         return change, first & second, report | more
 
-    return then._replace(admit=admit if then.admit is None else both)
+    return then._replace(admit=both)
 
 
 EXAMPLES = ({}, {"bound": 0.5, "exclude": True})

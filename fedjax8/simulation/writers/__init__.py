@@ -5,6 +5,7 @@ needs, and raises `UserError` with the command that installs it before anything 
 is said so once and left out: it never costs a round.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,22 +55,25 @@ class Writing:
     def open(self, folder: Path, record: Mapping[str, Any], done: int) -> None:
         """Begins, or goes on, after `done` rounds."""
         for name, writer in self._writers.items():
-            self._try(name, lambda name, writer=writer: self._handles.update({name: writer.open(folder, record, done)}))
+            self._try(name, functools.partial(self._open, name, writer, folder, record, done))
 
     def write(self, line: Mapping[str, Any]) -> None:
         """One line of metrics."""
         for name, handle in list(self._handles.items()):
-            self._try(name, lambda name, handle=handle: self._writers[name].write(handle, line))
+            self._try(name, functools.partial(self._writers[name].write, handle, line))
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Ends; a second call does nothing."""
         for name, handle in list(self._handles.items()):
-            self._try(name, lambda name, handle=handle: self._writers[name].close(handle, summary or {}))
+            self._try(name, functools.partial(self._writers[name].close, handle, summary or {}))
         self._handles.clear()
 
-    def _try(self, name: str, act: Callable[[str], None]) -> None:
+    def _open(self, name: str, writer: Writer, folder: Path, record: Mapping[str, Any], done: int) -> None:
+        self._handles[name] = writer.open(folder, record, done)
+
+    def _try(self, name: str, act: Callable[[], None]) -> None:
         try:
-            act(name)
+            act()
         except Exception as error:  # whatever a library raises, the run goes on
             self._handles.pop(name, None)
             line = " ".join(str(error).split())[:200]

@@ -68,7 +68,7 @@ def check_component(config, field: str) -> None:
     for name, inner in settings.items():
         if is_component(inner):
             settings[name] = build_component(f"config.{field}.{name}", inner, SEAMS.get(name, seam))
-    supplied = {"local", "facts", "model", "data_dir", "num_classes", "vocabulary"} - set(settings)
+    supplied = {"local", "facts", "plan", "model", "data_dir", "num_classes", "vocabulary"} - set(settings)
     supplied |= {"learning_rate"} if config.algorithm.name == "scaffold" else set()
     check_call(f"config.{field}", factory, settings, [name for name in supplied if takes(factory, name)])
 
@@ -91,7 +91,7 @@ def test_every_command_line_of_train_is_one_that_it_takes(arguments, monkeypatch
     config = load_config(None if file == "FILE.py" else file)
     override(config, pairs)
     validate(config)
-    for field in ("data", "model", "adapter", "privacy", "algorithm", *CONSTRUCTED):
+    for field in [name for name in config if is_component(config[name])]:
         check_component(config, field)
 
 

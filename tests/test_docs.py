@@ -113,9 +113,18 @@ def test_every_component_has_a_heading_in_its_page(page, package):
     assert missing == set(), f"docs/{page}.md needs a heading `name` with equation, guarantee, reference and command"
 
 
-@pytest.mark.parametrize("package", ["fedjax8.data.sources", "fedjax8.data.partitions"])
-def test_every_source_and_partition_is_named_in_the_page_of_data(package):
-    named = set(re.findall(r"`(\w+)`", PAGES["docs/data.md"]))
+@pytest.mark.parametrize(
+    ("page", "package"),
+    [
+        ("data", "fedjax8.data.sources"),
+        ("data", "fedjax8.data.partitions"),
+        ("robustness", "fedjax8.algorithms.aggregators"),
+        ("robustness", "fedjax8.attacks"),
+        ("robustness", "fedjax8.dropouts"),
+    ],
+)
+def test_every_component_is_named_in_its_page(page, package):
+    named = set(re.findall(r"`(\w+)`", PAGES[f"docs/{page}.md"]))
     assert set(component_names(package)) - named == set()
 
 

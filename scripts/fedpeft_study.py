@@ -27,7 +27,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets.")
 _METHODS = flags.DEFINE_list("methods", [], "Names in METHODS; all by default.")
 _SETTINGS = flags.DEFINE_list("settings", ["homogeneous", "dirichlet0.5", "dirichlet0.1"], "Names in SETTINGS.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of a cell.")
-_SET = flags.DEFINE_list("set", [], "Settings of the config that differ, such as client.optimizer.learning_rate=0.1.")
+_SET = flags.DEFINE_multi_string("set", [], "A setting that differs, such as rounds=10; may be repeated.")
 _PNG = flags.DEFINE_string("png", "fedpeft.png", "Where the plot goes.")
 
 CONFIG = Path(__file__).parents[1] / "configs" / "fedpeft.py"
@@ -42,7 +42,7 @@ def config_of(method: str, setting: str) -> Any:
 
     config = load_config(f"{CONFIG}:{method.replace('+', ',')},{setting}")
     config.adapter.adapters[0].file = _FILE.value
-    override(config, [tuple(one.split("=", 1)) for one in _SET.value])
+    override(config, [one.partition("=")[::2] for one in _SET.value])
     return config
 
 

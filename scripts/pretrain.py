@@ -23,7 +23,7 @@ _OUT = flags.DEFINE_string("out", None, "File to write.", required=True)
 _CONFIG = flags.DEFINE_string(
     "config", str(Path(__file__).parents[1] / "configs" / "fedpeft.py"), "Whose model is trained, FILE.py[:argument]."
 )
-_SET = flags.DEFINE_list("set", [], "Settings of it that differ, such as model.width=96,model.depth=6.")
+_SET = flags.DEFINE_multi_string("set", [], "A setting of it that differs, such as model.width=96; may be repeated.")
 _DATA = flags.DEFINE_string("data", "femnist.npz", "A file in fedjax8/data/sources, or NAME.npz in the folder.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets.")
 _CLASSES = flags.DEFINE_list(
@@ -53,7 +53,7 @@ def pretrain(out: str) -> None:
     from fedjax8.types import Variables
 
     config = load_config(_CONFIG.value)
-    override(config, [tuple(setting.split("=", 1)) for setting in _SET.value])
+    override(config, [one.partition("=")[::2] for one in _SET.value])
     data = component("part", of=_DATA.value, classes=tuple(map(int, _CLASSES.value)))
     dataset = build_component("--data", data, SEAMS["data"], data_dir=_DATA_DIR.value)
     model = build_component("config.model", config.model, SEAMS["model"], num_classes=dataset.num_classes)

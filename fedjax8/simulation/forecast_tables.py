@@ -83,7 +83,7 @@ def _traffic(found: Forecast) -> list[str]:
 
     once, run = found.round_messages, found.run_messages
     sent = run.uplink_bytes + run.downlink_bytes
-    how = "as many messages as in the first round" if found.measured else "every kind once a client and round"
+    how = "as many messages as in the first round" if found.measured else "if every kind goes once a client and round"
     return [
         f"bytes    a round {both(once)}; {found.rounds:,} rounds {both(run)} ({how})",
         f"saving   {run.saving:.2f}x against float32 ({readable_bytes(sent)} instead of "

@@ -1,4 +1,4 @@
-"""Killed fifty times, a run is as if nothing had been. Slow: some minutes on two cores; `scripts/test.sh -m slow`.
+"""Killed fifty times, a run is as if nothing had been. Slow: 106 s of computing, two minutes on idle cores.
 
 The faults that need no process of their own are in tests/simulation/test_faults_of_runs.py.
 """

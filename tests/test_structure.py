@@ -75,5 +75,5 @@ def test_the_top_level_is_the_one_that_was_agreed():
     visible = {name for name in top if not name.startswith(".")}
     assert visible <= {
         "fedjax8", "configs", "scripts", "tests", "docs", "examples", "setup.cfg", "pyproject.toml", "README.md",
-        "WORKSPACE.md", "LICENSE",
+        "WORKSPACE.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff",
     }  # fmt: skip

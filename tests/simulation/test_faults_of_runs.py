@@ -15,7 +15,7 @@ from fedjax8.errors import UserError
 from fedjax8.simulation import checkpoints, workdir
 from fedjax8.simulation.hosts import ALONE
 from fedjax8.simulation.memory import memory_explained
-from fedjax8.simulation.runner import Recording, Schedule, run
+from fedjax8.simulation.runner import Recording, Run, Schedule, run
 
 ROUNDS = 8
 SCHEDULE = Schedule(rounds=ROUNDS, eval_every=4, checkpoint_every=2)
@@ -231,7 +231,7 @@ def test_a_device_without_memory_is_explained_in_a_run(sim, tmp_path, monkeypatc
 
 
 def test_each_client_that_is_left_out_is_named_once(sim):
-    recording = Recording(sim, None, None, ALONE)
+    recording = Recording(Run(sim), ALONE)
     for number, who in ((1, [3]), (2, [3]), (3, [3, 5])):
         recording.write({"round": number, "excluded": len(who), "excluded_clients": who})
     assert [note[: note.index(",")] for note in recording.notes[:1]] == ["round 1: left out (client 3)"]

@@ -160,7 +160,7 @@ def test_a_client_whose_weights_become_nan_is_left_out_and_nothing_else_suffers(
     sim = build(rng, adapter=adapters.qat, codec=codecs.fp8, learning_rate=0.1, columns=columns)
     state, lines = run(sim, 2)
     for metrics in lines:
-        assert (metrics["excluded"], metrics["clients"]) == (1, 3)
+        assert (metrics["excluded"], metrics["clients"], metrics.pop("excluded_clients")) == (1, 3, [2])
         assert all(math.isfinite(x) for x in metrics.values())
         assert metrics["uplink_quantization_error"] > LEAST
         assert metrics["downlink_clipped_fraction"] == 0
@@ -173,7 +173,7 @@ def test_a_round_without_a_usable_client_logs_nothing_of_the_uplink_and_keeps_th
     sim = build(rng, adapter=adapters.qat, codec=codecs.fp8, learning_rate=0.1, columns=with_nan(rng, range(4)))
     before = sim.init()
     state, metrics = sim.run_round(before)
-    assert (metrics["excluded"], metrics["clients"]) == (4, 0)
+    assert (metrics["excluded"], metrics["clients"], metrics.pop("excluded_clients")) == (4, 0, [0, 1, 2, 3])
     assert not any("uplink_" in name and name != "uplink_bytes" for name in metrics)
     assert metrics["downlink_clipped_fraction"] == 0 < metrics["downlink_quantization_error"]
     assert all(math.isfinite(x) for name, x in metrics.items() if not name.startswith("train_"))

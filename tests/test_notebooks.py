@@ -11,8 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted(f for f in (ROOT / "examples").glob("*.py") if "# %%" in f.read_text())
-LIMIT_SECONDS = 600
-"""Each takes a minute at most on two idle cores; the machine may be busy with something else."""
+LIMIT_SECONDS = 900
+"""The longest takes a minute and a half on two idle cores, and took nine where six programs shared them."""
 
 
 def cells(text: str) -> list[tuple[str, str]]:

@@ -20,7 +20,12 @@ BLOCK = 512
 
 
 def sorted_rows(x: Array) -> Array:
-    """Rows `[C, p]` such that every column ascends; float32 without NaN."""
+    """Rows `[C, p]` such that every column ascends; float32 without NaN.
+
+    Example:
+      >>> sorted_rows(jnp.float32([[3, 1], [2, 5], [1, 0]])).tolist()
+      [[1.0, 0.0], [2.0, 1.0], [3.0, 5.0]]
+    """
     if jax.default_backend() != "cpu":
         return jnp.sort(x, axis=0)
     return _bitonic(x)

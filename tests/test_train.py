@@ -132,6 +132,7 @@ def test_the_same_command_again_only_reports(unbroken):
     assert "bytes up" in done.stdout
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_been(unbroken, tmp_path):
     rng, workdir, kills = np.random.default_rng(7), tmp_path / "killed", 0
     for attempt in range(12):
@@ -165,6 +166,7 @@ def rounds_since(workdir, kills, seen={}):  # noqa: B006  (remembers the file's 
     return size != seen["size"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_after_its_round_and_the_same_command_goes_on(unbroken, tmp_path):
     """One before the first round is over, another after some rounds, then to the end."""
     flags, rounds = [*SMALL, f"--workdir={tmp_path}"], []

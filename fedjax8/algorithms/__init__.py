@@ -8,12 +8,15 @@ from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fedopt import fedopt
 from fedjax8.algorithms.fedprox import fedprox
-from fedjax8.algorithms.parts import Mean, ServerState, Update, from_parts
+from fedjax8.algorithms.hetlora import hetlora
+from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, from_parts
+from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 
 __all__ = [
     "Mean",
     "ServerState",
+    "Step",
     "Update",
     "dp_fedavg",
     "fda",
@@ -24,5 +27,7 @@ __all__ = [
     "fedopt",
     "fedprox",
     "from_parts",
+    "hetlora",
+    "rolora",
     "scaffold",
 ]

@@ -9,16 +9,21 @@ from fedjax8.data.heterogeneity import label_skew
 from fedjax8.data.partitions.by_key import by_key
 from fedjax8.data.partitions.dirichlet import dirichlet
 from fedjax8.data.partitions.iid import iid
+from fedjax8.data.partitions.label_first import label_first
 from fedjax8.data.partitions.quantity_skew import quantity_skew
 from fedjax8.data.partitions.shards import shards
+from fedjax8.data.partitions.sorted_share import sorted_share
 from fedjax8.data.partitions.windows import windows
 from fedjax8.data.sources.cifar10 import cifar10
 from fedjax8.data.sources.cifar100 import cifar100
 from fedjax8.data.sources.digits import digits
 from fedjax8.data.sources.fashion_mnist import fashion_mnist
+from fedjax8.data.sources.image_folder import image_folder
 from fedjax8.data.sources.mapped import mapped
 from fedjax8.data.sources.mnist import mnist
 from fedjax8.data.sources.npz import npz
+from fedjax8.data.sources.part import part
+from fedjax8.data.sources.pcam import pcam
 from fedjax8.data.sources.shakespeare import shakespeare
 from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
@@ -38,18 +43,23 @@ __all__ = [
     "fashion_mnist",
     "federate",
     "iid",
+    "image_folder",
+    "label_first",
     "label_skew",
     "mapped",
     "match_test_owners",
     "mnist",
     "npz",
     "open_federated",
+    "part",
+    "pcam",
     "quantity_skew",
     "sample_cohort",
     "save_clients",
     "save_federated",
     "shakespeare",
     "shards",
+    "sorted_share",
     "speech_commands",
     "synthetic",
     "synthetic_clients",

@@ -70,8 +70,10 @@ class _Compiled:
         self._mapped, self._split = mapped, split
 
     def __call__(self, shared: PyTree, parts: PyTree) -> tuple[PyTree, PyTree]:
-        shared_out, parts_out = self._mapped(shared, self._dealt(parts))
-        return shared_out, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts_out)
+        # XLA for CPU can stall for good where dozens of small programs wait for one in which devices meet: that one ends
+        # first.
+        shared_out, parts_out = jax.block_until_ready(self._mapped(shared, self._dealt(parts)))
+        return shared_out, _joined(parts_out)
 
     def lower(self, shared: PyTree, parts: PyTree) -> jax.stages.Lowered:
         """As of what `jax.jit` gives."""
@@ -83,6 +85,12 @@ class _Compiled:
             if len(x) % shards:
                 raise ValueError(f"{len(x)} clients do not divide over {shards} devices")
         return jax.device_put(jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), parts), self._split)
+
+
+@jax.jit
+def _joined(parts: PyTree) -> PyTree:
+    """`[shards, n, ...]` as `[shards * n, ...]`, all leaves in one program."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
 def _in_one_message(reduce, tree):

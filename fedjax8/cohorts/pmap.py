@@ -70,7 +70,7 @@ class _Compiled:
         self._mapped, self._split = mapped, split
 
     def __call__(self, shared: PyTree, parts: PyTree) -> tuple[PyTree, PyTree]:
-        # XLA for CPU can stall for good where dozens of small programs wait for one in which devices meet: that one ends
+        # XLA for CPU can stall for good where dozens of small programs wait for one in which devices meet: so it ends
         # first.
         shared_out, parts_out = jax.block_until_ready(self._mapped(shared, self._dealt(parts)))
         return shared_out, _joined(parts_out)

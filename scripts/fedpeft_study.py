@@ -34,6 +34,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "fedpeft.py"
 METHODS = ("full", "head", "bias", "adapter", "prompt", "lora", "lora+fp8")
 SETTINGS = ("homogeneous", "dirichlet0.5", "dirichlet0.1", "dp10", "dp", "little")
 PRIVATE = ("dp", "dp10")
+TITLES = {"dp": "epsilon 5", "dp10": "epsilon 10", "little": "a tenth of the data"}
 
 
 def config_of(method: str, setting: str) -> Any:
@@ -180,7 +181,7 @@ def plot() -> None:
             axis.errorbar(
                 sent[-1] / 1e6, accuracy[-1], end["spread"], fmt="o", ms=5, lw=1, color=colors[method], label=method
             )
-        axis.set(xscale="log", title=setting)
+        axis.set(xscale="log", title=TITLES.get(setting, setting))
         axis.grid(alpha=0.3, which="both", lw=0.4)
     for axis in axes[-1]:
         axis.set_xlabel("MB, both ways, all clients and rounds")

@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,22 @@ def table() -> None:
         print()
 
 
+def label(axis: Any, points: dict[str, tuple[float, float]], kept: Sequence[str]) -> None:
+    """Names the points, slanting away from them; those within 14 pixels of each other have one text together."""
+    places = {m: axis.transData.transform(point) for m, point in points.items()}
+    groups: list[list[str]] = []
+    for m in sorted(places, key=lambda m: tuple(places[m])):
+        near = [g for g in groups if max(abs(places[g[0]] - places[m])) < 14]
+        near[0].append(m) if near else groups.append([m])
+    for i, group in enumerate(groups):
+        up = 1 if i % 2 else -1
+        axis.annotate(
+            ", ".join(group), points[group[0]], (3, 5 * up), textcoords="offset points", fontsize=7.5,
+            rotation=32 * up, rotation_mode="anchor", va="bottom" if up > 0 else "top",
+            weight="bold" if set(group) & set(kept) else "normal",
+        )  # fmt: skip
+
+
 def plot() -> None:
     """Accuracy against bytes, up and both ways, a row for each split, with the Pareto front."""
     import matplotlib
@@ -206,14 +223,10 @@ def plot() -> None:
                     [ends[m]["spread"] for m in shown],
                     fmt="o", ms=5, lw=1, color=color,
                 )  # fmt: skip
-            for i, m in enumerate(sorted(ends, key=lambda m: ends[m]["accuracy"])):
-                side = -1 if i % 2 else 1
-                axis.annotate(
-                    m, (ends[m][way] / 1e6, ends[m]["accuracy"]), (6 * side, 4), textcoords="offset points",
-                    fontsize=7.5, ha="left" if side > 0 else "right", weight="bold" if m in kept else "normal",
-                )  # fmt: skip
             axis.set(xscale="log", xlabel=f"MB, {title}, all clients and rounds", title=f"{split}, {title}")
+            axis.margins(x=0.12, y=0.3)
             axis.grid(alpha=0.3, which="both", lw=0.4)
+            label(axis, {m: (ends[m][way] / 1e6, ends[m]["accuracy"]) for m in ends}, kept)
         row[0].set_ylabel("test accuracy")
     labels = {"C0": "as it is", "C1": "with error feedback", "C2": "FedCode", "k": "float32 both ways"}
     handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=text) for c, text in labels.items()]

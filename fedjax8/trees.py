@@ -88,8 +88,9 @@ def is_float32(leaf: Array) -> bool:
 
 def all_finite(tree: PyTree) -> Array:
     """bool scalar: no NaN and no infinity in any floating leaf."""
-    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack(checks).all() if checks else jnp.array(True)
+    # x - x is 0 where x is finite and NaN elsewhere. On CPU XLA adds that up faster than it reduces `isfinite`.
+    sums = [jnp.sum(x - x) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(jnp.stack(sums)).all() if sums else jnp.array(True)
 
 
 def select(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:

@@ -17,8 +17,8 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from fedjax8.codecs._leaves import check_one_of, into_rows, largest_magnitude, leafwise, packed, per_value
-from fedjax8.numerics import bits, scales, unpack_bits
+from fedjax8.codecs._leaves import check_one_of, into_rows, largest_magnitude, leafwise, per_value
+from fedjax8.numerics import bits, pack_bits, scales, unpack_bits
 from fedjax8.numerics.casts import as_codes, as_storage
 from fedjax8.numerics.dither import hash_bits
 from fedjax8.numerics.formats import Format
@@ -69,7 +69,7 @@ def block_scaled(fmt: Format, rounding: str, *, block: int | None, scale: str, m
             codes = bits.stochastic_codes(in_units, hash_bits(key, in_units.shape), fmt)
         else:
             codes = bits.nearest_codes(in_units, fmt)
-        return Blocks(as_storage(codes, fmt) if fmt.bits == 8 else packed(codes, fmt.bits), sent, shape)
+        return Blocks(as_storage(codes, fmt) if fmt.bits == 8 else pack_bits(codes, fmt.bits), sent, shape)
 
     def decode_leaf(message):
         if fmt.bits == 8:

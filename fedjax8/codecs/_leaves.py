@@ -4,17 +4,15 @@ A leaf is encoded if it is float32, not empty, no clip, and has at least `min_nd
 Every other leaf is sent as it is.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from fedjax8 import trees
-from fedjax8.numerics import hash_bits, pack_bits, uniform
+from fedjax8.numerics import hash_bits, uniform
 from fedjax8.types import Array, Codec, Key, PyTree, Ratio
 
 
@@ -55,7 +53,7 @@ def leafwise(
         indices = {name: i for i, name in enumerate(trees.named_leaves(tree))}
 
         def one(name, x):
-            return encode_leaf(jax.random.fold_in(key, indices[name]), x) if takes(name, x) else x
+            return apart(encode_leaf, jax.random.fold_in(key, indices[name]), x) if takes(name, x) else x
 
         return trees.map_named(one, tree), state
 
@@ -80,6 +78,20 @@ def leafwise(
     return Codec(lambda tree: (), encode, decode, unbiased, bound if error_bound else None, measure)
 
 
+def apart(f: Callable[[Key, Array], PyTree], key: Key, x: Array) -> PyTree:
+    """f(key, x), computed on CPU before anything that uses it.
+
+    XLA would fuse packing into what unpacks it and so compute a code anew for every bit that is read, which made rounds
+    with bit planes ten times longer. It leaves a conditional alone whose condition it cannot know: here that a bit of
+    the key is below two. (Where keys are vmapped the two branches become a selection, and it may fuse again.)
+    """
+    if jax.default_backend() != "cpu":
+        return f(key, x)
+    bit = jax.random.key_data(key).reshape(-1)[0] & 1
+    shapes = jax.eval_shape(f, key, x)
+    return lax.cond(bit < 2, f, lambda *_: trees.zeros_like(shapes), key, x)
+
+
 def check_one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
     """Raises ValueError unless `given` is one of the allowed words."""
     if given not in allowed:
@@ -98,19 +110,6 @@ def round_at_random(key: Key, t: Array) -> Array:
     return (low + (uniform(key, t.shape) < t - low)).astype(jnp.int32)
 
 
-def packed(codes: Array, bits: int) -> Array:
-    """`numerics.pack_bits`, fast on CPU also where the codes are computed in the same program.
-
-    XLA computes a code anew for every byte of a group that it may fall into. Where whole codes fill a byte there is one
-    byte to a group, so that nothing is computed twice.
-    """
-    codes = lax.optimization_barrier(codes.reshape(-1).astype(jnp.uint8))
-    if 8 % bits or bits == 8:
-        return pack_bits(codes, bits)
-    groups = jnp.pad(codes, (0, -codes.size % (8 // bits))).reshape(-1, 8 // bits)
-    return functools.reduce(jnp.bitwise_or, [groups[:, i] << np.uint8(i * bits) for i in range(8 // bits)])
-
-
 def divided(x: Array, by: Array) -> Array:
     """x / by, and 0 where `by` is zero or so small that processors may take it for zero (subnormal)."""
     nothing = jnp.abs(by) < jnp.finfo(jnp.float32).tiny
@@ -122,7 +121,7 @@ def largest_magnitude(x: Array, axis: int | None = None) -> Array:
 
     Without an axis in the form of `numerics.max_abs`, for its reasons, but without its floor.
     """
-    return jnp.maximum(jnp.max(x, axis), -jnp.min(x, axis)) + jnp.sum(x * 0.0, axis)
+    return jnp.maximum(jnp.max(x, axis), -jnp.min(x, axis)) + jnp.sum(x - x, axis)
 
 
 def l2_norm(x: Array, axis: int | None = None) -> Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from fedjax8.codecs._leaves import divided, largest_magnitude, leafwise, packed
+from fedjax8.codecs._leaves import divided, largest_magnitude, leafwise
 from fedjax8.numerics import pack_bits
 from fedjax8.types import Array, Codec, Sections
 
@@ -76,7 +76,7 @@ def adaptive(omega: float = 0.001, *, max_bits: int = 16, min_ndim: int = 2, min
         planes = [(q >> i) & 1 for i in (max_bits - 1, *range(max_bits - 1))]
         worth = jnp.array([1, *(2**i for i in range(max_bits - 1))])  # the signs go with any level
         present = (worth <= levels) & (largest >= jnp.finfo(jnp.float32).tiny)
-        sections = Sections(pack_bits(present, 1), tuple(packed(plane, 1) for plane in planes))
+        sections = Sections(pack_bits(present, 1), tuple(pack_bits(plane, 1) for plane in planes))
         return Adaptive(middle, largest, levels.astype(jnp.uint16), sections, x.shape)
 
     def decode_leaf(message):

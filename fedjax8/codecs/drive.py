@@ -24,8 +24,8 @@ import math
 import jax.numpy as jnp
 from flax import struct
 
-from fedjax8.codecs._leaves import check_one_of, divided, key_in, largest_magnitude, leafwise, message_key, packed
-from fedjax8.numerics import padded_size, rotate, unpack_bits, unrotate
+from fedjax8.codecs._leaves import check_one_of, divided, key_in, largest_magnitude, leafwise, message_key
+from fedjax8.numerics import pack_bits, padded_size, rotate, unpack_bits, unrotate
 from fedjax8.types import Array, Codec
 
 SCALES = ("unbiased", "min_error")
@@ -62,7 +62,7 @@ def drive(scale: str = "unbiased", *, min_ndim: int = 2, min_size: int = 0) -> C
         unit = divided(z, largest)  # so that squares neither overflow nor vanish
         sum_abs = jnp.sum(jnp.abs(unit))
         chosen = divided(jnp.sum(jnp.square(unit)), sum_abs) if scale == "unbiased" else sum_abs / z.size
-        return RotatedSigns(packed(~(z >= 0), 1), largest * chosen, words, x.shape)
+        return RotatedSigns(pack_bits(~(z >= 0), 1), largest * chosen, words, x.shape)
 
     def decode_leaf(message):
         negative = unpack_bits(message.negative, 1, padded_size(math.prod(message.shape)))

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from fedjax8.codecs._leaves import check_bits, check_one_of, divided, key_in, l2_norm, leafwise, message_key, packed
-from fedjax8.numerics import padded_size, rotate, unpack_bits, unrotate
+from fedjax8.codecs._leaves import check_bits, check_one_of, divided, key_in, l2_norm, leafwise, message_key
+from fedjax8.numerics import pack_bits, padded_size, rotate, unpack_bits, unrotate
 from fedjax8.types import Array, Codec
 
 SCALES = ("unbiased", "min_error")
@@ -70,7 +70,7 @@ def eden(bits: int = 2, scale: str = "unbiased", *, min_ndim: int = 2, min_size:
         c = jnp.asarray(table)[codes]
         product = jnp.sum(c * u)
         chosen = divided(jnp.float32(z.size), product) if scale == "unbiased" else product / jnp.sum(jnp.square(c))
-        return RotatedCodes(packed(codes, bits), norm * chosen / math.sqrt(z.size), words, x.shape)
+        return RotatedCodes(pack_bits(codes, bits), norm * chosen / math.sqrt(z.size), words, x.shape)
 
     def decode_leaf(message):
         codes = unpack_bits(message.codes, bits, padded_size(math.prod(message.shape)))

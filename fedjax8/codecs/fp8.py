@@ -123,15 +123,17 @@ def fp8(
 
     def measure(tree, decoded):
         """Fractions over all quantized leaves: values beyond their clip, and squared error over squared norm."""
-        _, alphas, _ = prepare(tree)
+        _, alphas, learnt = prepare(tree)
         leaves, got = trees.named_leaves(tree), trees.named_leaves(decoded)
         if not alphas:
             return {}
 
-        def total(f):
-            return sum(jnp.sum(f(name), dtype=jnp.float32) for name in alphas)
+        def total(f, names=alphas):
+            return sum((jnp.sum(f(name), dtype=jnp.float32) for name in names), jnp.float32(0.0))
 
-        clipped = total(lambda n: jnp.abs(leaves[n]) > scales.floor_alpha(alphas[n]) * BEYOND)
+        # Nothing lies beyond a clip that is the largest value or was raised to it.
+        may_clip = learnt if clip == "learnt" else ()
+        clipped = total(lambda n: jnp.abs(leaves[n]) > scales.floor_alpha(alphas[n]) * BEYOND, may_clip)
         count = jnp.float32(sum(leaves[n].size for n in alphas))
         error, norm = total(lambda n: jnp.square(got[n] - leaves[n])), total(lambda n: jnp.square(leaves[n]))
         return {"clipped_fraction": Ratio(clipped, count), "quantization_error": Ratio(error, norm)}

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fedjax8.codecs._leaves import check_bits, divided, key_in, l2_norm, leafwise, message_key, packed, round_at_random
-from fedjax8.numerics import padded_size, rotate, unpack_bits, unrotate
+from fedjax8.codecs._leaves import check_bits, divided, key_in, l2_norm, leafwise, message_key, round_at_random
+from fedjax8.numerics import pack_bits, padded_size, rotate, unpack_bits, unrotate
 from fedjax8.types import Array, Codec
 
 
@@ -57,7 +57,7 @@ def rotated(bits: int = 4, *, min_ndim: int = 2, min_size: int = 0) -> Codec:
     intervals = 2**bits - 1
 
     def range_of(z):
-        low = jnp.min(z) + jnp.sum(z * 0.0)  # the sum is there to keep NaNs, see `numerics.max_abs`
+        low = jnp.min(z) + jnp.sum(z - z)  # the sum is there to keep NaNs, see `numerics.max_abs`
         return low, (jnp.max(z) - low) * (1.0 / intervals)
 
     def encode_leaf(key, x):
@@ -66,7 +66,7 @@ def rotated(bits: int = 4, *, min_ndim: int = 2, min_size: int = 0) -> Codec:
         z = rotate(key_in(words), x)
         low, step = range_of(z)
         codes = round_at_random(rounding, jnp.clip(divided(z - low, step), 0.0, intervals))
-        return Rotated(packed(codes, bits), low, step, words, x.shape)
+        return Rotated(pack_bits(codes, bits), low, step, words, x.shape)
 
     def decode_leaf(message):
         q = unpack_bits(message.codes, bits, padded_size(math.prod(message.shape))).astype(jnp.float32)

@@ -21,8 +21,8 @@ import math
 import jax.numpy as jnp
 from flax import struct
 
-from fedjax8.codecs._leaves import check_one_of, divided, largest_magnitude, leafwise, packed
-from fedjax8.numerics import unpack_bits
+from fedjax8.codecs._leaves import check_one_of, divided, largest_magnitude, leafwise
+from fedjax8.numerics import pack_bits, unpack_bits
 from fedjax8.types import Array, Codec
 
 SCALES = ("l1", "none")
@@ -57,7 +57,7 @@ def sign(scale: str = "l1", *, min_ndim: int = 2, min_size: int = 0) -> Codec:
         return largest * jnp.mean(jnp.abs(divided(x, largest)))
 
     def encode_leaf(key, x):
-        return Signs(packed(~(x >= 0), 1), scale_of(x), x.shape)
+        return Signs(pack_bits(~(x >= 0), 1), scale_of(x), x.shape)
 
     def decode_leaf(message):
         negative = unpack_bits(message.negative, 1, math.prod(message.shape)).reshape(message.shape)

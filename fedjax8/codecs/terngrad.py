@@ -22,8 +22,8 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from fedjax8.codecs._leaves import check_one_of, divided, l2_norm, largest_magnitude, leafwise, packed
-from fedjax8.numerics import uniform, unpack_bits
+from fedjax8.codecs._leaves import check_one_of, divided, l2_norm, largest_magnitude, leafwise
+from fedjax8.numerics import pack_bits, uniform, unpack_bits
 from fedjax8.types import Array, Codec
 
 PACKINGS = ("plain", "base3")
@@ -64,7 +64,7 @@ def terngrad(clip: float | None = 2.5, packing: str = "plain", *, min_ndim: int 
         a = largest_of(x)
         sent = uniform(key, x.shape) < jnp.abs(divided(x, a))
         codes = jnp.where(sent, jnp.where(x < 0, 2, 1), 0).astype(jnp.uint8)
-        return Ternary(packed(codes, 2) if packing == "plain" else pack_base3(codes), a, shape)
+        return Ternary(pack_bits(codes, 2) if packing == "plain" else pack_base3(codes), a, shape)
 
     def decode_leaf(message):
         size, a = math.prod(message.shape), message.largest

@@ -30,11 +30,10 @@ from fedjax8.codecs._leaves import (
     l2_norm,
     largest_magnitude,
     leafwise,
-    packed,
     per_value,
     round_at_random,
 )
-from fedjax8.numerics import unpack_bits
+from fedjax8.numerics import pack_bits, unpack_bits
 from fedjax8.types import Array, Codec
 
 NORMS = ("l2", "max")
@@ -92,7 +91,7 @@ def uniform(
         norm = norms(x)
         unit = jnp.clip(divided(x, per_value(norm, bucket, x.shape)), -1.0, 1.0)
         codes = round_at_random(key, unit * s) + s if s else round_at_random(key, 0.5 * unit + 0.5)
-        return Uniform(packed(codes, bits), norm, shape)
+        return Uniform(pack_bits(codes, bits), norm, shape)
 
     def decode_leaf(message):
         codes = unpack_bits(message.codes, bits, math.prod(message.shape)).astype(jnp.int32)

@@ -47,7 +47,11 @@ def hash_bits(key: jax.Array, shape: int | tuple[int, ...], offset: int | jax.Ar
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     if isinstance(offset, int):
         offset = jnp.uint32(offset % (1 << 32))
-    word = lax.iota(jnp.uint32, count).reshape(shape) + (jnp.asarray(offset).astype(jnp.uint32) + first)
+    # By rows and columns: XLA makes i of them too, but takes it out of the loop over clients, as an array to be read.
+    columns = shape[-1] if shape else 1
+    rows = lax.iota(jnp.uint32, count // max(columns, 1)) * np.uint32(columns)
+    rows += jnp.asarray(offset).astype(jnp.uint32) + first
+    word = (rows[:, None] + lax.iota(jnp.uint32, columns)).reshape(shape)
     word = (word ^ (word >> 17)) * _MULTIPLIERS[0]
     word = word ^ second
     word = (word ^ (word >> 11)) * _MULTIPLIERS[1]

@@ -5,6 +5,7 @@ bit of byte 0; the unused high bits of the last byte are zero. ceil(n * bits / 8
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,11 @@ def _check_bits(bits: int) -> None:
 def _code_dtype(bits: int) -> type:
     """uint8 where it holds a code, since narrow integers are faster, else uint32."""
     return np.uint8 if bits <= 8 else np.uint32
+
+
+def _group(bits: int) -> int:
+    """The fewest codes that fill whole bytes. XLA computes each of them anew for every byte that it reaches into."""
+    return 8 // math.gcd(bits, 8)
 
 
 def _shift(x: jax.Array, left: int) -> jax.Array:
@@ -61,10 +67,10 @@ def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
     codes = codes.astype(dtype).reshape(-1)
     if bits == 8:
         return codes
-    count = codes.size
-    codes = jnp.pad(codes & dtype((1 << bits) - 1), (0, -count % 8)).reshape(-1, 8)  # 8 codes fill `bits` bytes
+    count, group = codes.size, _group(bits)
+    codes = jnp.pad(codes & dtype((1 << bits) - 1), (0, -count % group)).reshape(-1, group)
     columns = []
-    for byte in range(bits):
+    for byte in range(group * bits // 8):
         first, last = 8 * byte // bits, (8 * byte + 7) // bits
         parts = [_shift(codes[:, i], i * bits - 8 * byte) for i in range(first, last + 1)]
         columns.append(functools.reduce(jnp.bitwise_or, parts).astype(jnp.uint8))
@@ -92,10 +98,11 @@ def unpack_bits(packed: jax.Array, bits: int, count: int) -> jax.Array:
         )
     if bits == 8:
         return packed
-    dtype, groups = _code_dtype(bits), -(-count // 8)
-    packed = jnp.pad(packed, (0, groups * bits - packed.size)).reshape(-1, bits).astype(dtype)
+    dtype, group = _code_dtype(bits), _group(bits)
+    width = group * bits // 8
+    packed = jnp.pad(packed, (0, -packed.size % width)).reshape(-1, width).astype(dtype)
     columns = []
-    for i in range(8):
+    for i in range(group):
         first, last = i * bits // 8, (i * bits + bits - 1) // 8
         parts = [_shift(packed[:, byte], 8 * byte - i * bits) for byte in range(first, last + 1)]
         columns.append(functools.reduce(jnp.bitwise_or, parts) & dtype((1 << bits) - 1))

@@ -51,7 +51,7 @@ def max_abs(x: jax.Array) -> jax.Array:
         return floor_alpha(0.0)
     # On CPU, XLA hands these reductions to a library whose maximum drops NaNs in large arrays (seen with jax 0.10.2);
     # the sum of zeros is there to keep them. Three such reductions still cost a fifth of one with a reducer of our own.
-    return floor_alpha(jnp.maximum(jnp.max(x), -jnp.min(x)) + jnp.sum(x * 0.0))
+    return floor_alpha(jnp.maximum(jnp.max(x), -jnp.min(x)) + jnp.sum(x - x))
 
 
 def scale_for(alpha: jax.Array, fmt: str | Format) -> jax.Array:

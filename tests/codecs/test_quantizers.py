@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from fedjax8 import trees
-from fedjax8.codecs._leaves import packed
 from fedjax8.codecs.adaptive import adaptive
 from fedjax8.codecs.block_fp8 import block_fp8
 from fedjax8.codecs.chain import chain
 from fedjax8.codecs.sign import sign
 from fedjax8.codecs.terngrad import terngrad
 from fedjax8.codecs.uniform import uniform
-from fedjax8.numerics import pack_bits, unpack_bits
+from fedjax8.numerics import unpack_bits
 
 ternary = importlib.import_module("fedjax8.codecs.terngrad")
 KEY = jax.random.key(0)
@@ -85,12 +84,6 @@ def test_what_quantizing_did_is_measured():
     part, whole = uniform().measure(tree, decoded)["quantization_error"]
     assert (float(part), float(whole)) == (4.0, 16.0)
     assert uniform().measure({"bias": jnp.ones(3)}, {"bias": jnp.ones(3)}) == {}
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-def test_codes_are_packed_as_numerics_packs_them(bits):
-    codes = jnp.asarray(np.random.default_rng(bits).integers(0, 1 << bits, (3, 7)), jnp.int32)
-    np.testing.assert_array_equal(packed(codes, bits), pack_bits(codes, bits))
 
 
 # uniform

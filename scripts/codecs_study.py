@@ -181,20 +181,42 @@ def table() -> None:
         print()
 
 
-def label(axis: Any, points: dict[str, tuple[float, float]], kept: Sequence[str]) -> None:
-    """Names the points, slanting away from them; those within 14 pixels of each other have one text together."""
-    places = {m: axis.transData.transform(point) for m, point in points.items()}
-    groups: list[list[str]] = []
-    for m in sorted(places, key=lambda m: tuple(places[m])):
-        near = [g for g in groups if max(abs(places[g[0]] - places[m])) < 14]
-        near[0].append(m) if near else groups.append([m])
-    for i, group in enumerate(groups):
-        up = 1 if i % 2 else -1
+LOW = 0.5
+"""Accuracies below this are drawn at the lower edge, with their value in their name."""
+
+
+def spaced(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places in [0, 1], at least `gap` apart, as near to the `wanted` ones, which rise, as least squares has them."""
+    blocks: list[list[float]] = []  # neighbors that have to touch: their sum of wanted starts, and how many they are
+    for i, place in enumerate(wanted):
+        blocks.append([place - i * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    starts = [total / count for total, count in blocks for _ in range(int(count))]
+    last = 1 - (len(starts) - 1) * gap
+    return [min(max(start, 0.0), last) + i * gap for i, start in enumerate(starts)]
+
+
+def label(axis: Any, points: dict[str, tuple[float, float]], kept: Sequence[str], names: dict[str, str]) -> None:
+    """Names over the plot, in the order of the points from left to right, each tied to its point by a thin line."""
+    order = sorted(points, key=lambda m: (points[m][0], -points[m][1]))
+    to_axes = axis.transData + axis.transAxes.inverted()
+    places = spaced([float(to_axes.transform(points[m])[0]) for m in order], 0.034)
+    for place, method in zip(places, order, strict=True):
         axis.annotate(
-            ", ".join(group), points[group[0]], (3, 5 * up), textcoords="offset points", fontsize=7.5,
-            rotation=32 * up, rotation_mode="anchor", va="bottom" if up > 0 else "top",
-            weight="bold" if set(group) & set(kept) else "normal",
-        )  # fmt: skip
+            names[method],
+            points[method],
+            xytext=(place, 1.08),
+            textcoords="axes fraction",
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            weight="bold" if method in kept else "normal",
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.6", "shrinkA": 1, "shrinkB": 3, "relpos": (0.5, 0)},
+        )
 
 
 def plot() -> None:
@@ -207,32 +229,37 @@ def plot() -> None:
     done = stored()
     splits = sorted({split for split, _ in done}, reverse=True)
     figure, axes = plt.subplots(
-        len(splits), 2, figsize=(13, 5.2 * len(splits)), sharey="row", squeeze=False, layout="constrained"
+        len(splits), 2, figsize=(14, 6 * len(splits)), sharey="row", squeeze=False, layout="constrained"
     )
     groups = {"C0": PLAIN, "C1": WITH_FEEDBACK, "C2": FEDCODE, "k": {"float32": {}}}
     for row, split in zip(axes, splits, strict=True):
         ends = {m: done[split, m] for m in METHODS if (split, m) in done}
-        for axis, way, title in zip(row, ("up", "both"), ("uplink", "both ways"), strict=True):
+        floor = min((end["accuracy"] - end["spread"] for end in ends.values() if end["accuracy"] >= LOW), default=0.0)
+        bottom = floor - 0.02
+        height = {m: max(end["accuracy"], bottom) for m, end in ends.items()}
+        names = {m: m if height[m] > bottom else f"{m}: {end['accuracy']:.2f}" for m, end in ends.items()}
+        for axis, way, title in zip(row, ("up", "both"), ("up", "both ways"), strict=True):
             kept = front(ends, way)
-            axis.plot([ends[m][way] / 1e6 for m in kept], [ends[m]["accuracy"] for m in kept], color="0.7", zorder=0)
-            for color, names in groups.items():
-                shown = [m for m in names if m in ends]
+            axis.plot([ends[m][way] / 1e6 for m in kept], [height[m] for m in kept], color="0.7", zorder=0)
+            for color, group in groups.items():
+                shown = [m for m in group if m in ends]
                 axis.errorbar(
                     [ends[m][way] / 1e6 for m in shown],
-                    [ends[m]["accuracy"] for m in shown],
-                    [ends[m]["spread"] for m in shown],
-                    fmt="o", ms=5, lw=1, color=color,
+                    [height[m] for m in shown],
+                    [ends[m]["spread"] if height[m] > bottom else 0.0 for m in shown],
+                    fmt="o", ms=5, lw=1, color=color, clip_on=False,
                 )  # fmt: skip
-            axis.set(xscale="log", xlabel=f"MB, {title}, all clients and rounds", title=f"{split}, {title}")
-            axis.margins(x=0.12, y=0.3)
+            axis.set(xscale="log", xlabel=f"MB {title}, all clients and rounds", ylim=(bottom, None))
+            axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+            axis.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1, 0.5)))
             axis.grid(alpha=0.3, which="both", lw=0.4)
-            label(axis, {m: (ends[m][way] / 1e6, ends[m]["accuracy"]) for m in ends}, kept)
-        row[0].set_ylabel("test accuracy")
+            label(axis, {m: (ends[m][way] / 1e6, height[m]) for m in ends}, kept, names)
+        row[0].set_ylabel(f"test accuracy, {split}")
     labels = {"C0": "as it is", "C1": "with error feedback", "C2": "FedCode", "k": "float32 both ways"}
     handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=text) for c, text in labels.items()]
-    handles.append(plt.Line2D([], [], color="0.7", label="Pareto front"))
-    axes[0][0].legend(handles=handles, frameon=False, loc="lower right")
-    figure.savefig(_PNG.value, dpi=110)
+    handles.append(plt.Line2D([], [], color="0.7", label="Pareto front (names in bold)"))
+    axes[0][1].legend(handles=handles, frameon=False, loc="lower right")
+    figure.savefig(_PNG.value, dpi=100)
 
 
 def main(argv: list[str]) -> None:

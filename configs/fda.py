@@ -4,8 +4,8 @@
     python -m fedjax8.train --config=configs/fda.py:mnist,lenet5,sketch,sorted60 --config.algorithm.theta=3 \\
         --config.algorithm.workers=10 --data_dir=DIR
 
-The argument is DATA,MODEL,STRATEGY[,SPLIT]: data `mnist` or `cifar10`; model `lenet5`, `vgg16_star`, `densenet121`,
-`densenet201`; strategy `linear`, `sketch`, `naive`, `gm`, `exact`, `synchronous`, `local_sgd` (averages once an epoch),
+The argument is DATA,MODEL,STRATEGY[,SPLIT]: data `mnist` (divided by 255, as there), `mnist_standardized` or `cifar10`;
+model `lenet5`, `vgg16_star`, `densenet121`, `densenet201`; strategy `linear`, `sketch`, `naive`, `gm`, `exact`, `synchronous`, `local_sgd` (averages once an epoch),
 `fedadam`, `fedavgm`, `fedavg`; split `iid`, `sorted60`, `label0`, `label8`. `workers` is the number of clients,
 all of which take part; one round is one epoch of their data, after which the mean of their models is evaluated.
 
@@ -21,6 +21,11 @@ from fedjax8.errors import UserError
 ADAM = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-7}
 NESTEROV = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}
 LENET5 = component("lenet5", activation="tanh", pool="avg", kernel_init="glorot_uniform")
+DATA = {
+    "mnist": {"name": "mnist", "standardize": False},
+    "mnist_standardized": {"name": "mnist"},
+    "cifar10": {"name": "cifar10"},
+}
 MODELS = {
     "lenet5": (1.5, "adam", LENET5),
     "vgg16_star": (50.0, "adam", component("vgg16_star")),
@@ -44,7 +49,7 @@ def get_config(argument: str = "mnist,lenet5,linear") -> ConfigDict:
         raise UserError(f"configs/fda.py: give DATA,MODEL,STRATEGY[,SPLIT]; got {argument!r}")
     data, model, strategy, split = words if len(words) == 4 else [*words, "iid"]
     allowed = {
-        "data": (data, ("mnist", "cifar10")),
+        "data": (data, tuple(DATA)),
         "model": (model, tuple(MODELS)),
         "strategy": (strategy, (*MONITORED, "local_sgd", "fedadam", "fedavgm", "fedavg")),
         "split": (split, tuple(SPLITS)),
@@ -54,7 +59,7 @@ def get_config(argument: str = "mnist,lenet5,linear") -> ConfigDict:
             raise UserError(f"configs/fda.py: {what} must be one of {', '.join(known)}; got {given!r}")
     theta, optimizer, network = MODELS[model]
     config = in_float32(base_config())
-    config.data, config.model = component(data), network
+    config.data, config.model = component(**DATA[data]), network
     config.partition = component(**SPLITS[split])
     config.rounds, config.eval_every = 100, 1
     config.client.batch_size, config.client.epochs = 32, 1

@@ -27,6 +27,9 @@ from absl import app, flags, logging
 
 _OUT = flags.DEFINE_string("out", "runs/fda", "Folder of the cells.")
 _DATA_DIR = flags.DEFINE_string("data", None, "Folder of the data sets.")
+_IMAGES = flags.DEFINE_enum(
+    "images", "mnist", ["mnist", "mnist_standardized"], "Divided by 255, or standardized; give each its own --out."
+)
 _STRATEGIES = flags.DEFINE_list("strategies", ["linear", "sketch", "synchronous", "fedadam"], "As in configs/fda.py.")
 _WORKERS = flags.DEFINE_list("workers", ["5", "30"], "Numbers of workers.")
 _THETAS = flags.DEFINE_list("thetas", ["0.5", "1", "1.5", "2", "3", "5", "7"], "Thresholds, of monitored strategies.")
@@ -62,7 +65,7 @@ def experiment_of(cell: dict[str, Any], more: Sequence[tuple[str, str]] = ()) ->
     from fedjax8.build import build
     from fedjax8.config import load_config, override
 
-    config = load_config(f"{CONFIG}:mnist,lenet5,{cell['strategy']},{cell['split']}")
+    config = load_config(f"{CONFIG}:{_IMAGES.value},lenet5,{cell['strategy']},{cell['split']}")
     settings = [("seed", str(cell["seed"]))]
     if config.algorithm.name == "fda":
         settings.append(("algorithm.workers", str(cell["workers"])))

@@ -113,6 +113,9 @@ def test_mnist_reads_idx_files_wherever_and_however_they_lie(tmp_path, folder, s
     dataset = mnist(str(tmp_path))
     assert_holds(dataset, made, (28, 28, 1))
     assert (dataset.name, dataset.mean, dataset.std) == ("mnist", (0.1307,), (0.3081,))
+    plain = mnist(str(tmp_path), standardize=False)
+    assert_holds(plain, made, (28, 28, 1))
+    assert (plain.mean, plain.std) == ((0.0,), (1.0,))
 
 
 def test_fashion_mnist_has_its_own_folder_and_moments(tmp_path):

@@ -37,7 +37,7 @@ from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choi
 from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining
 from fedjax8.privacy import gaussian
-from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon
+from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon, library
 from fedjax8.types import Algorithm, Array, Codec, PyTree, Variables
 
 NOISE = ("server", "clients")
@@ -95,6 +95,8 @@ def dp_fedavg(
     if target_epsilon is not None and facts is None:
         raise ValueError("target_epsilon needs the facts of the run: see privacy.Facts")
     sampling = None if facts is None else cohort(facts.cohort_size, facts.clients.num_clients)
+    if sampling is not None and sampling.probability < 1:
+        library()  # before the run, not after its first round
     if target_epsilon is not None and facts is not None and sampling is not None:
         noise_multiplier = calibrate(target_epsilon, delta, steps=facts.rounds, sampling=sampling)
     if noise_multiplier is None or not noise_multiplier >= 0:

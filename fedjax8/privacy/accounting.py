@@ -219,7 +219,7 @@ class ExampleSteps:
     took part in, its number of steps in each, at its own rate: no secrecy of the cohort is claimed.
 
     Raises:
-      UserError: clients share rows.
+      UserError: clients share rows, or dp-accounting is needed and not installed.
     """
 
     def __init__(self, facts: Facts, sampling: str):
@@ -241,6 +241,8 @@ class ExampleSteps:
             self._class_of = group[self._class_of]
             self._rates = np.maximum.reduceat(self._rates, first)
             self._steps = np.maximum.reduceat(self._steps, first)
+        if np.any(self._rates < 1):
+            library()  # before the run, not after its first round
         self._round, self._count = 0, np.zeros(facts.clients.num_clients, np.int64)
         self._most = np.zeros(len(self._rates), np.int64)
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import special, stats
 
 from fedjax8 import privacy
+from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData, sample_cohort
@@ -169,6 +170,20 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
     with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):
         epsilon(1.2345, 1e-5, steps=1, sampling=rate(0.5))
+
+
+def test_a_missing_library_ends_a_run_before_it_has_begun(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
+    run = facts([20, 20, 20], cohort_size=2, plan=batch_plan(5, epochs=1))
+    local = local_training(None, optax.sgd(0.1), run.plan)
+    with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):
+        privacy.dp_sgd(1.0, 2.0, facts=run)
+    with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):
+        dp_fedavg(local, noise_multiplier=1.0, facts=run)
+    # Full batches and full cohorts are Gaussian steps, whose accounting needs no library.
+    everyone = facts([5, 5, 5], cohort_size=3, plan=batch_plan(5, epochs=1))
+    assert dp_fedavg(local, noise_multiplier=1.0, facts=everyone).privacy(1)["epsilon"] > 0
+    privacy.dp_sgd(1.0, 2.0, facts=everyone)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@
         --config.algorithm.workers=10 --data_dir=DIR
 
 The argument is DATA,MODEL,STRATEGY[,SPLIT]: data `mnist` (divided by 255, as there), `mnist_standardized` or `cifar10`;
-model `lenet5`, `vgg16_star`, `densenet121`, `densenet201`; strategy `linear`, `sketch`, `naive`, `gm`, `exact`, `synchronous`, `local_sgd` (averages once an epoch),
-`fedadam`, `fedavgm`, `fedavg`; split `iid`, `sorted60`, `label0`, `label8`. `workers` is the number of clients,
-all of which take part; one round is one epoch of their data, after which the mean of their models is evaluated.
+model `lenet5`, `vgg16_star`, `densenet121`, `densenet201`; strategy `linear`, `sketch`, `naive`, `gm`, `exact`,
+`synchronous`, `local_sgd` (averages once an epoch), `fedadam`, `fedavgm`, `fedavg`; split `iid`, `sorted60`, `label0`,
+`label8`. `workers` is the number of clients, all of which take part; one round is one epoch of their data, after which
+the mean of their models is evaluated.
 
 Optimizers, thresholds and splits are those of the paper and its authors' code (Theologitis et al., arXiv 2405.20988;
 configs of FedAdam and FedAvgM: Keras's defaults, as there). docs/studies/fda.md has what to expect.

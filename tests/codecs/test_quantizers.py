@@ -86,6 +86,18 @@ def test_what_quantizing_did_is_measured():
     assert uniform().measure({"bias": jnp.ones(3)}, {"bias": jnp.ones(3)}) == {}
 
 
+def test_a_leaf_is_encoded_before_it_is_decoded_in_one_program():
+    """What `_leaves.apart` is for: a conditional that XLA keeps. Fused, each bit read would be a code computed anew."""
+
+    def round_trip(key, x):
+        codec = adaptive()
+        message, state = codec.encode(key, (), {"w": x})
+        return codec.decode(state, message)
+
+    text = jax.jit(round_trip).lower(KEY, jnp.ones((16, 8))).compile().as_text()
+    assert ("conditional(" in text) == (jax.default_backend() == "cpu")
+
+
 # uniform
 
 

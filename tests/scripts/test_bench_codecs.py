@@ -32,7 +32,7 @@ def test_a_row_counts_bytes_and_error_and_shares_out_the_copy(bench, monkeypatch
     monkeypatch.setattr(bench, "clock", lambda f, *arguments: {"min": 0.5, "median": 2.0})
     row = bench.throughput("fp8", tree(), copy_bandwidth=1e3)
     assert row["bytes_per_value"] == (1000 + 4) / 1000
-    # Half a step of 2**-3 at most, relative to the value; much smaller values than the largest are subnormal.
+    # Rounded at random, a value moves by less than a step, which is 2**-3 of it at most; the smallest are subnormal.
     assert 0 < row["relative_error"] < 2**-3
     assert row["encode_values_per_second"] == 1000 / 2.0
     assert row["decode_copy_share"] == (4000 + 1004) / 2.0 / 1e3

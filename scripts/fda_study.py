@@ -8,10 +8,10 @@
     python scripts/fda_study.py trace --out=runs/fda --data=DIR --strategies=linear,sketch --workers=5 --thetas=1.5 \\
         --epochs=3 --png=docs/studies/fda-variance.png
 
-A cell is a strategy, a number of workers, a threshold, a split and a seed; it is run epoch by epoch until the mean
-model reaches the target or the most epochs are done, and kept as one JSON file. A cell that is there is not run again.
-`trace` runs cells with everything that each step tells, and plots the variance of the models, which only a simulator
-knows, under the monitors' estimates and the threshold.
+A cell is a kind of images, a split, a number of workers, a strategy, a threshold and a seed; it is run epoch by epoch
+until the mean model reaches the target or the most epochs are done, and kept as one JSON file. A cell that is there is
+not run again. `trace` runs cells with everything that each step tells, and plots the variance of the models, which only
+a simulator knows, under the monitors' estimates and the threshold.
 """
 
 import itertools
@@ -27,9 +27,7 @@ from absl import app, flags, logging
 
 _OUT = flags.DEFINE_string("out", "runs/fda", "Folder of the cells.")
 _DATA_DIR = flags.DEFINE_string("data", None, "Folder of the data sets.")
-_IMAGES = flags.DEFINE_enum(
-    "images", "mnist", ["mnist", "mnist_standardized"], "Divided by 255, or standardized; give each its own --out."
-)
+_IMAGES = flags.DEFINE_enum("images", "mnist", ["mnist", "mnist_standardized"], "Divided by 255, or standardized.")
 _STRATEGIES = flags.DEFINE_list("strategies", ["linear", "sketch", "synchronous", "fedadam"], "As in configs/fda.py.")
 _WORKERS = flags.DEFINE_list("workers", ["5", "30"], "Numbers of workers.")
 _THETAS = flags.DEFINE_list("thetas", ["0.5", "1", "1.5", "2", "3", "5", "7"], "Thresholds, of monitored strategies.")
@@ -48,7 +46,14 @@ def cells() -> list[dict[str, Any]]:
     """Every combination that the flags name; a strategy without a threshold has one cell for all of them."""
     grid = itertools.product(_SPLITS.value, _WORKERS.value, _STRATEGIES.value, _SEEDS.value)
     return [
-        {"split": split, "workers": int(workers), "strategy": strategy, "theta": theta, "seed": int(seed)}
+        {
+            "images": _IMAGES.value,
+            "split": split,
+            "workers": int(workers),
+            "strategy": strategy,
+            "theta": theta,
+            "seed": int(seed),
+        }
         for split, workers, strategy, seed in grid
         for theta in ([float(t) for t in _THETAS.value] if strategy in WITH_THETA else [None])
     ]
@@ -57,7 +62,8 @@ def cells() -> list[dict[str, Any]]:
 def file_of(cell: dict[str, Any]) -> Path:
     """Where a cell is kept."""
     theta = "" if cell["theta"] is None else f"-theta{cell['theta']:g}"
-    return Path(_OUT.value) / f"{cell['split']}-K{cell['workers']}-{cell['strategy']}{theta}-seed{cell['seed']}.json"
+    name = f"{cell['images']}-{cell['split']}-K{cell['workers']}-{cell['strategy']}{theta}-seed{cell['seed']}.json"
+    return Path(_OUT.value) / name
 
 
 def experiment_of(cell: dict[str, Any], more: Sequence[tuple[str, str]] = ()) -> Any:
@@ -65,7 +71,7 @@ def experiment_of(cell: dict[str, Any], more: Sequence[tuple[str, str]] = ()) ->
     from fedjax8.build import build
     from fedjax8.config import load_config, override
 
-    config = load_config(f"{CONFIG}:{_IMAGES.value},lenet5,{cell['strategy']},{cell['split']}")
+    config = load_config(f"{CONFIG}:{cell['images']},lenet5,{cell['strategy']},{cell['split']}")
     settings = [("seed", str(cell["seed"]))]
     if config.algorithm.name == "fda":
         settings.append(("algorithm.workers", str(cell["workers"])))
@@ -196,59 +202,61 @@ def stored() -> list[dict[str, Any]]:
 
 
 def table() -> None:
-    """Prints, for every split, strategy and number of workers, medians over thresholds and seeds of runs that reached
-    the target; and the ratio of what Synchronous sends to it."""
+    """Prints, for all images, splits, strategies and numbers of workers, medians over thresholds and seeds of runs that
+    reached the target; and the ratio of what Synchronous sends to it."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for done in stored():
-        groups.setdefault((done["split"], done["workers"], done["strategy"]), []).append(done)
+        groups.setdefault((done["images"], done["split"], done["workers"], done["strategy"]), []).append(done)
     medians = {}
     print(
-        "| split | K | strategy | reached | GB min | GB median | GB max | all bytes, GB | steps | syncs | Sync / this |"
+        "| images | split | K | strategy | reached | GB min | GB median | GB max | all bytes, GB | steps | syncs "
+        "| Sync / this |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for split, workers, strategy in sorted(groups, key=lambda g: (g[0], g[1], g[2] != "synchronous", g[2])):
-        ends = [end_of(done) for done in groups[split, workers, strategy]]
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for key in sorted(groups, key=lambda g: (*g[:3], g[3] != "synchronous", g[3])):
+        head = "| " + " | ".join(map(str, key))
+        ends = [end_of(done) for done in groups[key]]
         good = [end for end in ends if end["reached"]]
         if not good:
-            print(f"| {split} | {workers} | {strategy} | 0/{len(ends)} | | | | | | | |")
+            print(f"{head} | 0/{len(ends)} | | | | | | | |")
             continue
         middle = {name: statistics.median(end[name] for end in good) for name in good[0] if name != "reached"}
-        medians[split, workers, strategy] = middle["gigabytes"]
-        synchronous = medians.get((split, workers, "synchronous"))
+        medians[key] = middle["gigabytes"]
+        synchronous = medians.get((*key[:3], "synchronous"))
         ratio = f"{synchronous / middle['gigabytes']:.1f}" if synchronous else ""
         sizes = [end["gigabytes"] for end in good]
         print(
-            f"| {split} | {workers} | {strategy} | {len(good)}/{len(ends)} | {min(sizes):.3g} "
+            f"{head} | {len(good)}/{len(ends)} | {min(sizes):.3g} "
             f"| {middle['gigabytes']:.3g} | {max(sizes):.3g} | {middle['strict']:.3g} | {middle['steps']:.0f} "
             f"| {middle['syncs']:.0f} | {ratio} |"
         )
 
 
 def plot() -> None:
-    """Accuracy against bytes for every strategy, a panel for each split and number of workers."""
+    """Accuracy against bytes for every strategy, a panel for each kind of images, split and number of workers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     done = stored()
-    panels = sorted({(d["split"], d["workers"]) for d in done})
+    panels = sorted({(d["images"], d["split"], d["workers"]) for d in done})
     colors = {name: f"C{i}" for i, name in enumerate(sorted({d["strategy"] for d in done}))}
     figure, axes = plt.subplots(
         1, len(panels), figsize=(5 * len(panels), 4.2), sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, (split, workers) in zip(axes[0], panels, strict=True):
+    for axis, panel in zip(axes[0], panels, strict=True):
+        images, split, workers = panel
         for d in done:
-            if (d["split"], d["workers"]) != (split, workers):
+            if (d["images"], d["split"], d["workers"]) != panel:
                 continue
             sent = [end_of(d | {"epochs": d["epochs"][: i + 1]})["gigabytes"] for i in range(len(d["epochs"]))]
             errors = [1 - line["test_accuracy"] for line in d["epochs"]]
             axis.plot(sent, errors, color=colors[d["strategy"]], alpha=0.7, lw=1.2)
             axis.plot(sent[-1], errors[-1], "o", color=colors[d["strategy"]], ms=4)
         axis.axhline(1 - done[0]["target"], color="0.5", lw=0.8, ls="--")
-        axis.set(
-            xscale="log", yscale="log", xlabel="GB sent by all (authors' formula)", title=f"{split}, K = {workers}"
-        )
+        axis.set(xscale="log", yscale="log", xlabel="GB sent by all (authors' formula)")
+        axis.set_title(f"{images}, {split}, K = {workers}", fontsize=10)
         axis.grid(alpha=0.3, which="both", lw=0.4)
     axes[0][0].set_ylabel("test error of the mean model")
     handles = [plt.Line2D([], [], color=color, label=name) for name, color in colors.items()]

@@ -123,17 +123,19 @@ def set_up_devices(cpu_devices: int | None, cohort_size: int | None = None) -> N
 
     By default no more devices than clients a round: each holds a copy of the data, and one without a client would idle.
     Devices meet when all have done their clients. XLA aborts the process where one waits 40 seconds for another, which
-    clients of unequal size, or a machine with other work, need at times; here it may be an hour.
+    clients of unequal size, or a machine with other work, need at times; here it may be an hour. Loops take the widest
+    vectors that the processor has, where XLA stops at 256 bits: rounding to the grid takes half the time with 512.
     """
     import jax
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = cpu_devices or min(cores, cohort_size or cores)
     jax.config.update("jax_num_cpu_devices", count)
+    flags = ["--xla_cpu_prefer_vector_width=512"]
     if count > 1:
-        flags = [f"--xla_cpu_collective_call_{what}_timeout_seconds=3600" for what in ("warn_stuck", "terminate")]
-        flags += ["--xla_cpu_multi_thread_eigen=false", os.environ.get("XLA_FLAGS", "")]  # the user's own win
-        os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+        flags += [f"--xla_cpu_collective_call_{what}_timeout_seconds=3600" for what in ("warn_stuck", "terminate")]
+        flags += ["--xla_cpu_multi_thread_eigen=false"]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()  # the user's own win
 
 
 def versions() -> dict[str, str]:

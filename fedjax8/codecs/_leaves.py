@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from fedjax8 import trees
+from fedjax8 import fusion, trees
 from fedjax8.numerics import hash_bits, uniform
 from fedjax8.types import Array, Codec, Key, PyTree, Ratio
 
@@ -49,11 +48,14 @@ def leafwise(
         large = x.ndim >= min_ndim and x.size >= max(min_size, 1)
         return trees.is_float32(x) and large and not trees.is_clip(name)
 
+    def encode_apart(key, x):
+        return fusion.apart(encode_leaf, jax.random.key_data(key).reshape(-1)[0], key, x)
+
     def encode(key, state, tree):
         indices = {name: i for i, name in enumerate(trees.named_leaves(tree))}
 
         def one(name, x):
-            return apart(encode_leaf, jax.random.fold_in(key, indices[name]), x) if takes(name, x) else x
+            return encode_apart(jax.random.fold_in(key, indices[name]), x) if takes(name, x) else x
 
         return trees.map_named(one, tree), state
 
@@ -76,20 +78,6 @@ def leafwise(
         return {"quantization_error": Ratio(error, jnp.asarray(sum(jnp.sum(jnp.square(leaves[n])) for n in taken)))}
 
     return Codec(lambda tree: (), encode, decode, unbiased, bound if error_bound else None, measure)
-
-
-def apart(f: Callable[[Key, Array], PyTree], key: Key, x: Array) -> PyTree:
-    """f(key, x), computed on CPU before anything that uses it.
-
-    XLA would fuse packing into what unpacks it and so compute a code anew for every bit that is read, which made rounds
-    with bit planes ten times longer. It leaves a conditional alone whose condition it cannot know: here that a bit of
-    the key is below two. (Where keys are vmapped the two branches become a selection, and it may fuse again.)
-    """
-    if jax.default_backend() != "cpu":
-        return f(key, x)
-    bit = jax.random.key_data(key).reshape(-1)[0] & 1
-    shapes = jax.eval_shape(f, key, x)
-    return lax.cond(bit < 2, f, lambda *_: trees.zeros_like(shapes), key, x)
 
 
 def check_one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -43,8 +43,11 @@ def _as_float(x: jax.Array) -> jax.Array:
 
 
 def _nearest_steps(magnitude: jax.Array, fmt: Format) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Pattern of the anchor 2**(23 + e - M), float32 sum |x| + anchor, pattern of 2**e; from that of clipped |x|."""
-    binade = jnp.maximum(magnitude & _EXPONENT_MASK, _pattern(fmt.smallest_normal))
+    """Pattern of the anchor 2**(23 + e - M), float32 sum |x| + anchor, pattern of 2**e; from the pattern of |x|.
+
+    e stops at the exponent of fmt.max: larger values are not rounded in steps of their own, but never to less.
+    """
+    binade = jnp.clip(magnitude & _EXPONENT_MASK, _pattern(fmt.smallest_normal), _pattern(fmt.max) & _EXPONENT_MASK)
     anchor = binade + np.int32((_MANTISSA - fmt.mantissa_bits) << _MANTISSA)
     return anchor, _as_float(magnitude) + _as_float(anchor), binade
 
@@ -58,11 +61,24 @@ def nearest_codes(x: jax.Array, fmt: Format) -> jax.Array:
     return _finish_codes(code, pattern, fmt)
 
 
+def nearest_magnitude(x: jax.Array, fmt: Format) -> jax.Array:
+    """The grid value (float32) nearest to |x|, ties to even; beyond fmt.max some number not below it, NaN for NaN."""
+    anchor, total, _ = _nearest_steps(_as_int(x) & _MAGNITUDE_MASK, fmt)
+    return total - _as_float(anchor)
+
+
+def with_sign(magnitude: jax.Array, x: jax.Array, fmt: Format) -> jax.Array:
+    """A non-negative float32 `magnitude` with the sign of float32 `x`; zero stays +0 in formats without -0."""
+    sign = _as_int(x) & _SIGN_MASK
+    if not fmt.has_negative_zero:
+        sign = jnp.where(magnitude == 0, np.int32(0), sign)
+    return _as_float(_as_int(magnitude) | sign)
+
+
 def nearest_values(x: jax.Array, fmt: Format) -> jax.Array:
     """The grid values (float32) nearest to float32 `x`, ties to even, saturating at +-fmt.max; NaN stays NaN."""
-    pattern = _as_int(x)
-    anchor, total, _ = _nearest_steps(jnp.minimum(pattern & _MAGNITUDE_MASK, _pattern(fmt.max)), fmt)
-    return _finish_values(_as_int(total - _as_float(anchor)), pattern, fmt)
+    magnitude = nearest_magnitude(x, fmt)
+    return with_sign(jnp.where(magnitude > fmt.max, np.float32(fmt.max), magnitude), x, fmt)
 
 
 def _fixed_point(magnitude: jax.Array, fmt: Format) -> jax.Array:

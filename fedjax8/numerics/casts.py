@@ -33,7 +33,8 @@ from fedjax8.numerics.formats import Format, get_format
 FORMS = ("auto", "native", "bits")
 
 
-def _check_form(form: str) -> None:
+def check_form(form: str) -> None:
+    """Raises UserError unless `form` is one of `FORMS`."""
     if form not in FORMS:
         raise UserError(f"form={form!r} is not one of {', '.join(FORMS)}")
 
@@ -73,7 +74,7 @@ def cast(x: jax.Array, fmt: str | Format, form: str = "auto") -> jax.Array:
       448.0
     """
     fmt = get_format(fmt)
-    _check_form(form)
+    check_form(form)
     x = lax.stop_gradient(jnp.asarray(x, jnp.float32))
 
     def by_bits(x: jax.Array) -> jax.Array:
@@ -100,7 +101,7 @@ def round_to_grid(x: jax.Array, fmt: str | Format, form: str = "auto") -> jax.Ar
       1.125
     """
     fmt = get_format(fmt)
-    _check_form(form)
+    check_form(form)
     if form == "native" and fmt.bits == 8:
         return to_float32(cast(x, fmt, form), fmt, form)
     return bits.nearest_values(lax.stop_gradient(jnp.asarray(x, jnp.float32)), fmt)
@@ -116,7 +117,7 @@ def to_float32(x8: jax.Array, fmt: str | Format | None = None, form: str = "auto
       >>> float(to_float32(jnp.uint8(0x7E), "e4m3fn"))
       448.0
     """
-    _check_form(form)
+    check_form(form)
     codes, fmt = as_codes(jnp.asarray(x8), fmt if fmt is None else get_format(fmt))
     codes = lax.stop_gradient(codes)
     if form == "native" and fmt.bits == 8:

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 
 from fedjax8.numerics import bits
-from fedjax8.numerics.casts import as_codes, cast, round_to_grid
+from fedjax8.numerics.casts import as_codes, cast, check_form, round_to_grid
 from fedjax8.numerics.formats import Format, get_format
 from fedjax8.numerics.rounding import stochastic_cast
 
@@ -97,7 +97,14 @@ def quantize(x: jax.Array, alpha: jax.Array, fmt: str | Format, form: str = "aut
       0.933333...
     """
     fmt = get_format(fmt)
-    return _from_units(round_to_grid(_to_units(x, alpha, fmt), fmt, form), alpha, fmt)
+    check_form(form)
+    units = _to_units(x, alpha, fmt)
+    if form == "native":
+        return _from_units(round_to_grid(units, fmt, form), alpha, fmt)
+    # The same on magnitudes, with half the selections and with saturation and alpha's own value in one of them.
+    magnitude = bits.nearest_magnitude(units, fmt)
+    alpha = lax.stop_gradient(floor_alpha(alpha))
+    return bits.with_sign(jnp.where(magnitude >= fmt.max, alpha, magnitude * scale_for(alpha, fmt)), units, fmt)
 
 
 @functools.partial(jax.jit, static_argnames=("fmt", "form"), inline=True)

@@ -20,8 +20,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
+from fedjax8 import fusion
 from fedjax8.codecs._leaves import check_one_of, divided, l2_norm, largest_magnitude, leafwise
 from fedjax8.numerics import pack_bits, uniform, unpack_bits
 from fedjax8.types import Array, Codec
@@ -84,7 +84,7 @@ def terngrad(clip: float | None = 2.5, packing: str = "plain", *, min_ndim: int 
 
 def pack_base3(codes: Array) -> Array:
     """uint8 codes 0, 1, 2, flattened, five to a byte: uint8 `[ceil(n / 5)]`, the last byte filled up with zeros."""
-    codes = lax.optimization_barrier(codes)  # as in `packed`
+    codes = fusion.stored(codes)  # computed once, not for each digit
     digits = jnp.pad(codes.reshape(-1), (0, -codes.size % _DIGITS)).reshape(-1, _DIGITS)
     return jnp.asarray(sum(digits[:, i] * np.uint8(3**i) for i in range(_DIGITS)))
 

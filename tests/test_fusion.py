@@ -1,0 +1,54 @@
+"""What is stored is what it was, and so are its derivatives; on CPU it is a step of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax8 import fusion
+
+VALUES = (
+    np.array([[1.5, -0.0], [np.inf, np.nan]], np.float32),
+    np.array([np.nan, 1.0], np.float32),  # the first element decides which branch is named
+    np.array([-2.0, 3.0], np.float16),
+    np.array([3, 4, 5], np.uint16),
+    np.array([-1, 2], np.int32),
+    np.zeros((0, 3), np.float32),
+)
+
+
+@pytest.mark.parametrize("x", VALUES, ids=lambda x: f"{x.dtype}{list(x.shape)}")
+def test_stored_values_keep_every_bit(x):
+    for got in (fusion.stored(jnp.asarray(x)), jax.jit(fusion.stored)(x)):
+        assert got.dtype == x.dtype and np.asarray(got).tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("chosen", [0, 1, -2, 2**31 - 1])
+def test_apart_computes_the_function_for_any_bits(chosen):
+    f = lambda x, y: {"sum": x + y, "sign": x > 0}
+    got = jax.jit(lambda bits, x, y: fusion.apart(f, bits, x, y))(jnp.int32(chosen), jnp.float32(2), jnp.float32(3))
+    assert float(got["sum"]) == 5 and bool(got["sign"])
+
+
+def test_gradients_and_tangents_pass_unchanged():
+    x, direction = jnp.array([3.0, -1.0, 0.5]), jnp.array([0.1, 10.0, -1.0])
+    f = lambda x: jnp.sum(fusion.stored(x * x) * direction)
+    np.testing.assert_array_equal(jax.jit(jax.grad(f))(x), 2 * x * direction)
+    _, tangent = jax.jvp(lambda x: fusion.stored(x * 2), (x,), (direction,))
+    np.testing.assert_array_equal(tangent, 2 * direction)
+    per_row = jax.vmap(jax.grad(f))(jnp.stack([x, -x]))
+    np.testing.assert_array_equal(per_row, jnp.stack([2 * x * direction, -2 * x * direction]))
+
+
+def test_what_is_stored_is_not_computed_again_by_what_uses_it():
+    """A gather that two loops read: on CPU one loop fills it; without `stored` XLA gathers in both."""
+
+    def program(x, store):
+        picked = jnp.where(x[::2] > x[1::2], x[::2], x[1::2])
+        picked = fusion.stored(picked) if store else picked
+        return jnp.exp(picked), jnp.sort(picked + 1)
+
+    x = jnp.arange(64.0)
+    texts = [jax.jit(program, static_argnums=1).lower(x, store).compile().as_text() for store in (True, False)]
+    on_cpu = jax.default_backend() == "cpu"
+    assert ["conditional(" in text for text in texts] == [on_cpu, False]

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from fedjax8.numerics import scales, straight_through
 from fedjax8.numerics.formats import Format
@@ -66,10 +65,6 @@ def quantized_product(
       back: format of the gradients of y, or None.
       eight_bit: hand 8-bit operands to the product, forward, and backward too if `back` is given.
 
-    An input that is not differentiated itself, such as that of the first layer, costs no product with the transposed
-    kernel: the gradient of its clip is <dx, E>/beta, with E what Q changes (`straight_through.clip_terms`), and that
-    is <G(dy), E * Q(w)>/beta, as the product is bilinear.
-
     Memory: of the forward pass x and the kernel are kept, which training keeps anyway; the backward pass rounds them
     again (or XLA, where it sees the two roundings together, keeps the first: 8-bit codes if `eight_bit`).
     """
@@ -82,14 +77,10 @@ def quantized_product(
         return y.astype(jnp.result_type(x, kernel))
 
     def run_forward(x, kernel, beta, alpha):
-        differentiated = (None,) * x.perturbed  # a structure, as what is saved has to be arrays
-        x, kernel, beta, alpha = (None if v is None else v.value for v in (x, kernel, beta, alpha))
-        return run(x, kernel, beta, alpha), (x, kernel, beta, alpha, differentiated)
+        return run(x, kernel, beta, alpha), (x, kernel, beta, alpha)
 
     def run_backward(saved, dy):
-        x, kernel, beta, alpha, differentiated = saved
-        if isinstance(dy, SymbolicZero):
-            dy = jnp.zeros(dy.shape, dy.dtype)
+        x, kernel, beta, alpha = saved
         x_operand, kernel_operand = backward_operand(x, beta, fmt), backward_operand(kernel, alpha, fmt)
         gradient = Operand(dy, 1.0) if back is None else backward_operand(dy, scales.max_abs(dy), back)
 
@@ -100,21 +91,14 @@ def quantized_product(
 
         dkernel = multiply(product.kernel_gradient, x_operand, gradient)
         dkernel, dalpha = through(kernel, alpha, dkernel)
-        if differentiated or eight_bit:
-            dx, dbeta = through(x, beta, multiply(product.input_gradient, gradient, kernel_operand))
-        else:
-            dx, dbeta = None, None
-            if beta is not None:
-                change = Operand(straight_through.clip_terms(x, x_operand.values, beta), 1.0)
-                changed = multiply(product.forward, change, kernel_operand)
-                dbeta = jnp.sum(gradient.values * changed) / scales.floor_alpha(beta)
+        dx, dbeta = through(x, beta, multiply(product.input_gradient, gradient, kernel_operand))
         if dalpha is not None:
             # Both wait for dalpha, which reads the old kernel. The optimizer, so that it steps on the kernel in place,
             # without a copy; the layers before, because this one has then freed its memory for them. With the 1.6
             # million parameters of `simple_cnn` on CPU, a client takes 29.1, 24.7 (kernel waits) or 22.6 MB (both). It
             # costs an addition; on accelerators it was not measured.
-            dkernel, dx = dkernel + 0.0 * dalpha, None if dx is None else dx + 0.0 * dalpha
-        return None if dx is None else dx.astype(x.dtype), dkernel.astype(kernel.dtype), dbeta, dalpha
+            dkernel, dx = dkernel + 0.0 * dalpha, dx + 0.0 * dalpha
+        return dx.astype(x.dtype), dkernel.astype(kernel.dtype), dbeta, dalpha
 
-    run.defvjp(run_forward, run_backward, symbolic_zeros=True)
+    run.defvjp(run_forward, run_backward)
     return run(x, kernel, beta, alpha)

@@ -50,12 +50,6 @@ def fake_quantize(x: jax.Array, alpha: jax.Array, fmt: str | Format) -> jax.Arra
     return _fake_quantize(get_format(fmt), jnp.asarray(x, jnp.float32), jnp.asarray(alpha, jnp.float32))
 
 
-def clip_terms(x: jax.Array, rounded: jax.Array, alpha: jax.Array) -> jax.Array:
-    """alpha * dQ/dalpha for every element, by the rule above: rounded - x inside, rounded itself outside."""
-    # Outside, rounded is sign(x) * alpha, so one division after the sum serves both branches.
-    return jnp.where(jnp.abs(x) <= floor_alpha(alpha), rounded - x, rounded)
-
-
 def pass_through(
     x: jax.Array, rounded: jax.Array, alpha: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -66,8 +60,8 @@ def pass_through(
     """
     alpha = floor_alpha(alpha)
     inside = jnp.abs(x) <= alpha
-    # `clip_terms` times the cotangent; the select is the last operation before the sum for the reason given in
-    # scales._from_units: three times faster on CPU.
+    # Outside, rounded is sign(x) * alpha, so one division after the sum serves both branches. The select is the last
+    # operation before the sum for the reason given in scales._from_units: three times faster on CPU.
     terms = jnp.where(inside, cotangent * (rounded - x), cotangent * rounded)
     dalpha = jnp.sum(terms) / alpha
     return jnp.where(inside, cotangent, jnp.zeros_like(cotangent)), dalpha

@@ -127,49 +127,6 @@ def test_values_and_gradients_on_8_bit_operands_are_the_simulated_ones_and_those
         np.testing.assert_array_equal(np.asarray(gradient)[np.abs(value) > clip], 0.0)
 
 
-@pytest.mark.parametrize("eight_bit", [False, True], ids=["simulated", "emulated"])
-@pytest.mark.parametrize(
-    ("case", "back"), BACK, ids=[f"{case}, {'e5m2' if back else 'float32'} gradients" for case, back in BACK]
-)
-def test_an_input_without_a_gradient_leaves_that_of_its_clip(case, back, eight_bit, rng):
-    """As in a first layer. Its clip's gradient is computed in another way there, without dx."""
-    product, args, dy = layer(case, rng)
-
-    @jax.jit
-    def both_ways(args, dy):
-        x, *others = args
-        f = lambda *others: quantized_product(product, x, *others, FORMAT, back, eight_bit)
-        return (
-            with_gradients(f, others, dy),
-            composed(product, back, args, dy),
-            rounding_errors(product, back, args, dy),
-        )
-
-    got, (y, _, *gradients), (y_error, _, *errors) = both_ways(args, dy)
-    # A sum of the same products, in the order of y's elements instead of x's: twice as many roundings at most.
-    errors[1] = 2 * errors[1]
-    assert_within(got, (y, *gradients), (y_error, *errors))
-
-
-def test_the_first_layer_is_not_multiplied_by_its_transposed_kernel(rng):
-    product, (x, *others), dy = layer("dense", rng)
-
-    def shapes_of_products(differentiate_input):
-        def f(x, *others):
-            return quantized_product(product, x, *others, FORMAT, None, False)
-
-        def gradients(x, others, dy):
-            if differentiate_input:
-                return jax.vjp(f, x, *others)[1](dy)
-            return jax.vjp(functools.partial(f, x), *others)[1](dy)
-
-        text = jax.jit(gradients).lower(x, others, dy).as_text()
-        return sorted(re.findall(r"stablehlo\.dot_general.*-> tensor<(\w+)xf32>", text))
-
-    assert shapes_of_products(True) == ["5x20", "6x20"]  # dkernel, transposed, and dx; y itself is not used
-    assert shapes_of_products(False) == ["5x20", "6x5"]  # dkernel, and the product of what rounding changed
-
-
 @pytest.mark.parametrize("case", MAPPED)
 def test_clients_under_vmap_get_their_own_clips_and_gradient_scales(case, rng):
     product, (x, kernel, beta, alpha), dy = layer(case, rng, clients=(3,))

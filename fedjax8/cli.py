@@ -1,5 +1,6 @@
 """What all command lines share: absl flags, errors of a line each, exit statuses."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,8 +29,12 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
 
     try:
         app.run(start, flags_parser=parse)
-    except (UserError, KeyboardInterrupt) as error:
+    except UserError as error:
         sys.exit(report(error))
+    except KeyboardInterrupt as error:
+        status = report(error)
+        sys.stdout.flush()
+        os._exit(status)  # the interpreter's own end would wait for the program on the device, minutes at times
     except SystemExit as stop:
         asked_for_help = {"--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:])
         sys.exit(0 if asked_for_help and stop.code == 1 else stop.code)

@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from fedjax8.simulation.runner import STOPPING
+
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "jax"
 SMALL = ["--config.rounds=40", "--config.eval_every=4", "--config.checkpoint_every=3", "--config.model.hidden=(16,)"]
@@ -182,7 +184,7 @@ def test_a_signal_ends_the_run_after_its_round_and_the_same_command_goes_on(tmp_
             time.sleep(0.005)
         process.send_signal(number)
         out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (status, "")
+        assert (process.returncode, err) == (status, STOPPING.decode())
         assert "goes on from there" in out
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert summary["finished"] is False
@@ -191,6 +193,24 @@ def test_a_signal_ends_the_run_after_its_round_and_the_same_command_goes_on(tmp_
     assert rounds[0] < rounds[1] < most
     assert train(*flags).returncode == train(*unbroken).returncode == 0
     assert lines(tmp_path / "run") == lines(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_a_second_signal_of_another_kind_does_not_wait_for_the_rounds(tmp_path):
+    """A round of many minutes."""
+    flags = [*SMALL, "--config.client.epochs=200000", f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command(*flags), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # what runs is said before the first round
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "fedjax8: interrupted")
 
 
 def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbroken):

@@ -4,6 +4,7 @@ On several hosts every process runs this loop, and all do the same: see `hosts.p
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -108,9 +109,14 @@ class Outcome(NamedTuple):
     """The signal that stopped it, or None."""
 
 
+STOPPING = b"fedjax8: stopping after the rounds under way; once more stops at once\n"
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the first SIGTERM or SIGINT received, or None; a second one acts as it did before.
+    """Yields a function that tells the first SIGTERM or SIGINT received, or None; a second, of either kind, acts as before.
+
+    The first is answered on stderr.
 
     Outside the main thread, where Python allows no handlers, signals are left alone.
     """
@@ -118,7 +124,9 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
 
     def note(number, frame):
         received.append(number)
-        signal.signal(number, before[number])
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        os.write(2, STOPPING)
 
     before = {}
     if threading.current_thread() is threading.main_thread():

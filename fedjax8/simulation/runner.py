@@ -114,9 +114,9 @@ STOPPING = b"fedjax8: stopping after the rounds under way; once more stops at on
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the first SIGTERM or SIGINT received, or None; a second, of either kind, acts as before.
+    """Yields a function that tells the first SIGTERM or SIGINT received, or None.
 
-    The first is answered on stderr.
+    That one is answered on stderr; the next, of either kind, acts as it did before.
 
     Outside the main thread, where Python allows no handlers, signals are left alone.
     """

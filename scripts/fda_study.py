@@ -242,10 +242,20 @@ def plot() -> None:
     done = stored()
     panels = sorted({(d["images"], d["split"], d["workers"]) for d in done})
     colors = {name: f"C{i}" for i, name in enumerate(sorted({d["strategy"] for d in done}))}
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 4.2), sharey=True, squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(4.2 * columns, 3.7 * rows),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for axis, panel in zip(axes[0], panels, strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes.flat, panels, strict=False):
         images, split, workers = panel
         for d in done:
             if (d["images"], d["split"], d["workers"]) != panel:
@@ -255,12 +265,13 @@ def plot() -> None:
             axis.plot(sent, errors, color=colors[d["strategy"]], alpha=0.7, lw=1.2)
             axis.plot(sent[-1], errors[-1], "o", color=colors[d["strategy"]], ms=4)
         axis.axhline(1 - done[0]["target"], color="0.5", lw=0.8, ls="--")
-        axis.set(xscale="log", yscale="log", xlabel="GB sent by all (authors' formula)")
+        axis.set(xscale="log", yscale="log")
         axis.set_title(f"{images}, {split}, K = {workers}", fontsize=10)
         axis.grid(alpha=0.3, which="both", lw=0.4)
-    axes[0][0].set_ylabel("test error of the mean model")
+    figure.supxlabel("GB sent by all (authors' formula)", fontsize=10)
+    figure.supylabel("test error of the mean model", fontsize=10)
     handles = [plt.Line2D([], [], color=color, label=name) for name, color in colors.items()]
-    axes[0][-1].legend(handles=handles, frameon=False)
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
     figure.savefig(_PNG.value, dpi=130)
 
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from fedjax8.simulation.runner import STOPPING
+from fedjax8.simulation.signals import STOPPING
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "jax"

@@ -4,9 +4,6 @@ On several hosts every process runs this loop, and all do the same: see `hosts.p
 """
 
 import contextlib
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +20,7 @@ from fedjax8.simulation.console import ProgressReport
 from fedjax8.simulation.hosts import Hosts, hosts
 from fedjax8.simulation.memory import memory_explained
 from fedjax8.simulation.runs import ABOUT
+from fedjax8.simulation.signals import stop_on_signals
 from fedjax8.simulation.simulation import Simulation, SimulationState
 from fedjax8.simulation.writers import Writer, Writing
 
@@ -107,35 +105,6 @@ class Outcome(NamedTuple):
     summary: dict[str, Any]
     signal_number: int | None
     """The signal that stopped it, or None."""
-
-
-STOPPING = b"fedjax8: stopping after the rounds under way; once more stops at once\n"
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the first SIGTERM or SIGINT received, or None.
-
-    That one is answered on stderr; the next, of either kind, acts as it did before.
-
-    Outside the main thread, where Python allows no handlers, signals are left alone.
-    """
-    received: list[int] = []
-
-    def note(number, frame):
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        os.write(2, STOPPING)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Recording:

@@ -38,6 +38,8 @@ _JSON = flags.DEFINE_string("json", None, "Write the results there.")
 _WORKER = flags.DEFINE_list("worker", None, "Internal: what to measure in this process.")
 
 PARTS = ("cohort", "clients", "hosts")
+HOSTS = ("W1", "W2")
+"""Workloads that are run by two processes."""
 COHORTS = (50, 200, 1000)
 CLIENTS = (1_000, 1_000_000, 10_000_000)
 WINDOW = 60
@@ -144,7 +146,7 @@ def run_parts(parts: list[str], rounds: int, chunk: int) -> dict[str, Any]:
     hosts = Path(__file__).with_name("bench_hosts.py")
     if "hosts" in parts and hosts.exists():
         try:
-            results["hosts"] = in_own_process(str(hosts), [])
+            results["hosts"] = [in_own_process(str(hosts), [f"--workload={name}"]) for name in HOSTS]
         except (SystemExit, ValueError) as error:  # the rest is worth keeping
             print(f"bench_scaling: {error}", file=sys.stderr)
     return results
@@ -181,7 +183,11 @@ def show(results: dict[str, Any]) -> None:
             )
         console.print(table)
     if "hosts" in results:
-        console.print(results["hosts"])
+        table = Table("workload", "one process, s/round", "two processes, s/round", "times the throughput")
+        for r in results["hosts"]:
+            one, two = (f"{r['seconds_per_round'][setting]:.3g}" for setting in ("1x1", "2x1"))
+            table.add_row(r["workload"], one, two, f"{r['ratio']:.2f}")
+        console.print(table)
 
 
 def main(argv: list[str]) -> None:

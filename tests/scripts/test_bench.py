@@ -165,7 +165,9 @@ RESULTS = {
             {"clients": k, "seconds_per_round": 0.02, "ratio": r, "start_seconds": 3.0, "peak_memory_bytes": b}
             for k, r, b in ((1000, 1.0, 5e8), (10_001_000, 1.2, 7e8))
         ],
-        "hosts": {"workload": "W2", "precision": "fp8", "seconds_per_round": {"1x1": 0.5, "2x1": 0.25}, "ratio": 1.94},
+        "hosts": [
+            {"workload": "W2", "precision": "fp8", "seconds_per_round": {"1x1": 0.5, "2x1": 0.25}, "ratio": 1.94}
+        ],
     },
     "missing": ["Something: not there."],
 }  # fmt: skip

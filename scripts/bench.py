@@ -67,7 +67,7 @@ def floor_of(run: Run) -> tuple[int, Any]:
 
 
 def run_workload(name: str, chosen: Sequence[Variant], rounds: int, chunk: int) -> list[dict[str, Any]]:
-    """Measures one workload in this process, in each variant, round by round in turn."""
+    """Measures one workload in this process, in each variant, call by call in turn."""
     from fedjax8.train import set_up_devices
 
     set_up_devices(None)
@@ -81,16 +81,16 @@ def run_workload(name: str, chosen: Sequence[Variant], rounds: int, chunk: int) 
     for variant in chosen:
         run = prepare(experiment_config(WORKLOADS[name], variant.precision, variant.overrides, chunk))
         compiling.clear()
-        run.one_round()
+        run.one_call()
         compile_seconds.append(sum(compiling))
-        run.one_round()
+        run.one_call()
         runs.append(run)
     clock = matmul_clock()
     works = [floor_of(run) for run in runs]
     timed, floors, before = [[] for _ in runs], [[] for _ in runs], clock()
     for _ in range(rounds):
         for i, run in enumerate(runs):
-            timed[i].append(run.one_round())
+            timed[i].append(run.one_call())
             after = clock()
             floors[i].append(2 * works[i][0] * timed[i][-1].samples / (before + after))
             before = after

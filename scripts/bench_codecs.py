@@ -116,15 +116,15 @@ def round_costs(names: Sequence[str], rounds: int) -> dict[str, dict[str, float]
         config.uplink, config.downlink = component(name, **CODECS[name]), component(name, **CODECS[name])
         run = prepare(config)
         for _ in range(2):
-            run.one_round()
-        return run.one_round
+            run.one_call()
+        return run.one_call
 
     plain, found = prepared("none"), {}
     for name in names:
         if name == "none":
             continue
-        one_round = prepared(name)
-        pairs = [(plain().seconds, one_round().seconds) for _ in range(rounds)]
+        one_call = prepared(name)
+        pairs = [(plain().seconds, one_call().seconds) for _ in range(rounds)]
         found[name] = {
             "none_seconds": statistics.median(a for a, _ in pairs),
             "round_seconds": statistics.median(b for _, b in pairs),

@@ -9,7 +9,7 @@ Three questions, each in processes of its own:
               many vmapped at once in all: is the peak of memory the same, and the time a client? If updates were kept
               until the end of a round, 1000 clients would hold 600 MB more than 50.
     clients   1000, 1,000,000 and 10,000,000 registered clients, windows of 60 into the same 60,000 images, 100 a round,
-              logistic regression: is a round equally long? The three take turns round by round in one process, so that
+              logistic regression: is a round equally long? The three take turns call by call in one process, so that
               drift hits all alike. Work a round is next to nothing here, so that whatever grows with the clients is
               seen. Start-up and peak memory are those of a process for each. Start-up is to make data, split and
               model and the first state, with the compiling that this takes, without the import of JAX and fedjax8 and
@@ -17,7 +17,7 @@ Three questions, each in processes of its own:
     hosts     one process against two with the same work each, as `bench_hosts.py` measures it, if that is there.
 
 The times of different processes are divided by the time that the machine's large matrix products take right before and
-after each round (`bench_floor.py`), because its speed drifts.
+after each call (`bench_floor.py`), because its speed drifts.
 """
 
 import json
@@ -70,13 +70,13 @@ def measure_cohort(cohort: int, rounds: int, chunk: int) -> dict[str, Any]:
 
     on_host = jax.default_backend() == "cpu"
     at_start = resident_peak_bytes() if on_host else 0
-    run.one_round()
-    run.one_round()
+    run.one_call()
+    run.one_call()
     peak = peak_memory_bytes()  # before the clock's own matrices
     clock = matmul_clock()
     seconds, clocked, before = [], [], clock()
     for _ in range(rounds):
-        seconds.append(run.one_round().seconds)
+        seconds.append(run.one_call().seconds)
         after = clock()
         clocked.append(seconds[-1] * (before + after) / 2)
         before = after
@@ -94,7 +94,7 @@ def measure_cohort(cohort: int, rounds: int, chunk: int) -> dict[str, Any]:
 def measure_start(clients: int, chunk: int) -> dict[str, Any]:
     """Start-up and memory with so many registered clients, in this process."""
     run = start(of_clients(clients), chunk)
-    first = run.one_round().seconds
+    first = run.one_call().seconds
     return {
         "clients": clients,
         "start_seconds": run.start_seconds,
@@ -107,13 +107,13 @@ def measure_clients(rounds: int, chunk: int) -> list[dict[str, Any]]:
     """Seconds a round for each of `CLIENTS`, in turn in this process."""
     runs = [start(of_clients(count), chunk) for count in CLIENTS]
     for run in runs:
-        run.one_round()
-        run.one_round()
+        run.one_call()
+        run.one_call()
     seconds: list[list[float]] = [[] for _ in runs]
     for index in range(rounds):
         for i in range(len(runs)):  # another one begins each time
             i = (i + index) % len(runs)
-            seconds[i].append(runs[i].one_round().seconds)
+            seconds[i].append(runs[i].one_call().seconds)
     return [
         {
             "seconds_per_round": statistics.median(times),

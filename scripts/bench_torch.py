@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import app, flags, logging
 from bench_machine import cores
-from bench_workloads import WORKLOADS, experiment_config, prepare
+from bench_workloads import WORKLOADS, experiment_config
 
 _WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2", "W6"], "What to run: W1, W2, W6.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed rounds of each contender; the median is reported.", lower_bound=1)
@@ -116,8 +116,16 @@ def fedjax8_rounds(name: str) -> Callable[[int], None]:
     from fedjax8.train import set_up_devices
 
     set_up_devices(None)
-    run = prepare(experiment_config(WORKLOADS[name]))
-    return lambda clients: run.one_round()
+    from fedjax8.build import build
+
+    simulation = build(experiment_config(WORKLOADS[name])).simulation
+    state = simulation.init()
+
+    def train(clients: int) -> None:
+        nonlocal state
+        state, _ = simulation.run_round(state)
+
+    return train
 
 
 def serve(contender: str, name: str, clients: int, threads: int) -> None:

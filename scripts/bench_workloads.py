@@ -100,6 +100,9 @@ def experiment_config(
     return config
 
 
+CALL_SECONDS = 0.5
+
+
 class Variant(NamedTuple):
     """A way to run a workload."""
 
@@ -121,13 +124,15 @@ def variants(precisions: Sequence[str], compare: Sequence[str]) -> list[Variant]
 
 
 class Round(NamedTuple):
-    """One round that was run."""
+    """A round that was run: the mean of those of one call."""
 
     seconds: float
-    samples: int
+    samples: float
     """Rows that clients trained on, padding left out, repetitions included."""
     padding: float
     """Share of the round's work that is padding, as the simulation logs it."""
+    rounds: int
+    """Of the call."""
 
 
 class Run(NamedTuple):
@@ -135,8 +140,9 @@ class Run(NamedTuple):
 
     experiment: Any
     variables: Any
-    one_round: Callable[[], Round]
-    """Runs one more round."""
+    one_call: Callable[[], Round]
+    """Runs some more rounds as one dispatch, as a run does: one in the first two calls, then as many as fit in
+    `CALL_SECONDS`, in powers of two."""
     chunk: int
     """Clients that each device really works on at once."""
     start_seconds: float
@@ -169,13 +175,27 @@ def prepare(config: Any) -> Run:
     execution = build_component("config.executor", config.executor, SEAMS["executor"])
     places = padded(max(1, -(-config.cohort_size // execution.num_shards)), execution.chunk)
 
-    def one_round() -> Round:
+    count, compiled = 1, False
+
+    def rounds() -> Round:
         nonlocal state
-        samples = samples_of_round(experiment, state.round)
-        begun = time.perf_counter()
-        state, metrics = simulation.run_round(state)
+        first, lines, begun = state.round, [], time.perf_counter()
+        while len(lines) < count:
+            state, told = simulation.run_rounds(state, count - len(lines), then=count, donate=True)
+            lines += told
         jax.block_until_ready(state.server)
-        return Round(time.perf_counter() - begun, samples, metrics["padding"])
+        seconds = time.perf_counter() - begun
+        samples = sum(samples_of_round(experiment, first + i) for i in range(count))
+        return Round(seconds / count, samples / count, sum(line["padding"] for line in lines) / count, count)
+
+    def one_call() -> Round:
+        nonlocal count, compiled
+        done = rounds()
+        if compiled and count == 1 and (fitting := int(CALL_SECONDS / done.seconds)) > 1:
+            count = 1 << (min(fitting, 64).bit_length() - 1)
+            rounds()  # of a size that is compiled now
+        compiled = True
+        return done
 
     chunk = places // groups(places, execution.chunk)
-    return Run(experiment, simulation.variables(state), one_round, chunk, start_seconds)
+    return Run(experiment, simulation.variables(state), one_call, chunk, start_seconds)

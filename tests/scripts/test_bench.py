@@ -93,12 +93,18 @@ def test_padding_and_samples_are_those_of_a_numpy_count(load_script, name, cohor
     tiny = given._replace(data=data, clients=given.clients and 200, cohort=cohort)
     overrides = [("model.hidden", "3"), ("model.layers", "1")] if name == "W3" else []
     run = workloads.prepare(workloads.experiment_config(tiny, "float32", overrides, chunk=1))
-    measured = run.one_round()
+    measured = run.one_call()
     clients, config = run.experiment.clients, run.experiment.config
     sizes = clients.sizes[sample_cohort(config.seed, 0, clients.num_clients, cohort)]
     worked = -(-sizes // given.batch) * given.batch
     assert measured.samples == sizes.sum()
     assert measured.padding == pytest.approx(1 - sizes.sum() / worked.sum())
+
+    run.one_call()  # sets how many rounds the next calls have, and makes one of them if they are several
+    later = run.one_call()
+    first = 2 + (later.rounds if later.rounds > 1 else 0)
+    cohorts = [sample_cohort(config.seed, first + i, clients.num_clients, cohort) for i in range(later.rounds)]
+    assert later.samples == pytest.approx(np.mean([clients.sizes[cohort].sum() for cohort in cohorts]))
 
 
 def test_the_workloads_said_to_waste_little_do(load_script):

@@ -83,7 +83,8 @@ def workloads(rows: Sequence[Row]) -> list[str]:
         "",
         f"On {first['devices']} {first['device_kind']} device{'s' * (first['devices'] > 1)}, "
         f"{first['chunk']} client{'s' * (first['chunk'] > 1)} at once on each. Rounds are run in calls of "
-        "half a second at most, as a run does. Medians; ratios are medians of each call's own. `scripts/bench_workloads.py` says what the workloads are, `scripts/bench_floor.py` what the "
+        "half a second at most, as a run does. Medians; ratios are medians of each call's own. "
+        "`scripts/bench_workloads.py` says what the workloads are, `scripts/bench_floor.py` what the "
         "floors are. Large float32 products ran at "
         f"{rates[0]:,.0f} to {rates[-1]:,.0f} Gflop/s on the whole machine. "
         "Where there are two precisions, the peak is that of both together.",

@@ -15,6 +15,8 @@ import time
 import numpy as np
 import pytest
 
+from fedjax8.simulation.signals import STOPPING
+
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "jax"
@@ -115,11 +117,20 @@ def unbroken(tmp_path_factory):
         return workdir, pair.ends()
 
 
+def assert_same_up_to_the_order_of_sums(found, expected, exact):
+    """Counts are the same. So is the loss of the first `exact` rounds, to float32 sums of hundreds of terms in another
+    order: XLA splits products and sums over the threads of a process. Sooner or later such a last bit rounds a weight
+    to the neighbor on the 8-bit grid, 6 % away; seen were differences of 4e-4 within 20 rounds."""
+    for line, like in zip(found, expected, strict=True):
+        for name in ("round", "clients", "uplink_bytes", "downlink_bytes", "excluded"):
+            assert line[name] == like[name]
+        assert line["train_loss"] == pytest.approx(like["train_loss"], rel=1e-5 if line["round"] <= exact else 5e-3)
+
+
 def test_two_processes_run_the_rounds_of_one(unbroken, tmp_path):
     workdir, ended = unbroken
     assert [status for status, _, _ in ended] == [0, 0], ended
-    # Exactly: on two devices as well a sum is of two numbers, which have one sum in whatever order.
-    assert lines(workdir)[:20] == in_one_process(tmp_path, STREAMED, 20)
+    assert_same_up_to_the_order_of_sums(lines(workdir)[:20], in_one_process(tmp_path, STREAMED, 20), exact=5)
 
 
 def test_process_0_alone_writes_and_speaks(unbroken):
@@ -144,8 +155,8 @@ def test_when_a_process_is_killed_the_other_says_so_and_the_same_command_goes_on
         assert ended[lost][0] == -signal.SIGKILL
         status, _, err = ended[1 - lost]
         assert status == LOST, err
-        assert "a process of this run was lost" in err.splitlines()[-1]
-        assert "--workdir" in err.splitlines()[-1]
+        said = [line for line in err.splitlines() if "a process of this run was lost" in line]  # among those of XLA
+        assert len(said) == 1 and "--workdir" in said[0], err
     with Pair(*STREAMED, f"--workdir={tmp_path}") as pair:
         ended = pair.ends()
     assert [status for status, _, _ in ended] == [0, 0], ended
@@ -165,14 +176,11 @@ def test_a_signal_to_one_stops_all_after_the_same_round_and_states_of_clients_ar
         pair.processes[1].send_signal(signal.SIGTERM)
         ended = pair.ends()
     assert [status for status, _, _ in ended] == [143, 143], ended
-    assert [err for _, _, err in ended] == ["", ""]
+    assert [err for _, _, err in ended] == ["", STOPPING.decode()]  # only the second was told to
     found = lines(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["rounds"] == len(found)
-    for line, like in zip(found, in_one_process(tmp_path / "one", REMEMBERING, 20), strict=False):
-        for name in ("round", "clients", "uplink_bytes", "downlink_bytes"):
-            assert line[name] == like[name]
-        # Where a client that remembers is trained depends on where a call begins, and the order of sums on that.
-        assert line["train_loss"] == pytest.approx(like["train_loss"], rel=1e-4)
+    # Where a client that remembers is trained depends on where a call begins, and the order of sums on that.
+    assert_same_up_to_the_order_of_sums(found[:20], in_one_process(tmp_path / "one", REMEMBERING, 20), exact=0)
 
 
 @pytest.mark.parametrize(

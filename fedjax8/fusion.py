@@ -33,14 +33,17 @@ def apart(f: Callable[..., Out], bits: jax.Array, *operands: jax.Array) -> Out:
     return lax.cond(bits & 1 < 2, f, nothing, *operands)
 
 
-def stored(x: jax.Array) -> jax.Array:
+def stored(x: jax.Array, everywhere: bool = False) -> jax.Array:
     """`x` itself, and so is its gradient; on CPU, each is written to memory before it is used.
 
     Args:
       x: any shape, of a floating or integer type.
+      everywhere: on accelerators too, where a barrier does it.
     """
     if x.size == 0:
         return x
+    if everywhere and jax.default_backend() != "cpu":
+        return lax.optimization_barrier(x)
     first = lax.stop_gradient(x.ravel()[0])
     if jnp.issubdtype(x.dtype, jnp.floating):
         first = lax.bitcast_convert_type(first, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))

@@ -48,10 +48,11 @@ def pretrain(out: str) -> None:
     from fedjax8.cohorts.chunked import chunked
     from fedjax8.config import component, load_config, override
     from fedjax8.local import masked_mean
-    from fedjax8.models.pretrained import save_params
+    from fedjax8.models.pretrained import check_saving, save_params
     from fedjax8.simulation.evaluation import evaluation
     from fedjax8.types import Variables
 
+    check_saving(out)
     config = load_config(_CONFIG.value)
     override(config, [one.partition("=")[::2] for one in _SET.value])
     data = component("part", of=_DATA.value, classes=tuple(map(int, _CLASSES.value)))
@@ -102,7 +103,6 @@ def pretrain(out: str) -> None:
             f"{told['test_accuracy']:.4f}, {time.perf_counter() - begun:.0f} s",
             flush=True,
         )
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     save_params(out, variables.params)
     print(f"written: {out}")
 

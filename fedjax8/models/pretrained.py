@@ -125,6 +125,18 @@ def readers(
     return found
 
 
+def check_saving(path: str | os.PathLike) -> None:
+    """Raises UserError where `save_params` could not write `path`, before anything is trained. Makes its folder."""
+    _library("safetensors.numpy")
+    path = Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder of {str(path)!r}: {error}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {str(path)!r}: {'a folder' if path.is_dir() else 'its folder is not writable'}")
+
+
 def save_params(path: str | os.PathLike, params: PyTree) -> None:
     """Writes the leaves under their paths (`block_0/attention/query/kernel`), in their dtypes; whole or not at all."""
     save_file = _library("safetensors.numpy").save_file

@@ -8,11 +8,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedjax8 import trees
 from fedjax8.adapters.pretrained import pretrained
+from fedjax8.errors import UserError
 from fedjax8.models import mlp
-from fedjax8.models.pretrained import load_params
+from fedjax8.models.pretrained import check_saving, load_params
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "pretrain.py"
 CONFIG = """
@@ -43,3 +45,26 @@ def test_a_model_learns_some_classes_and_is_written_for_the_adapter_pretrained(t
     start = trees.named_leaves(model.init(jax.random.key(1), batch).params)
     for name, leaf in trees.named_leaves(load_params(file)).items():
         np.testing.assert_array_equal(start[name], leaf)
+
+
+@pytest.mark.parametrize(
+    ("blocked", "name", "message"),
+    [
+        (True, "model.safetensors", "pip install 'fedjax8[hf]'"),
+        (False, "", "a folder"),
+        (False, "file/x", "cannot make"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_training(tmp_path, monkeypatch, blocked, name, message):
+    (tmp_path / "file").touch()
+    if blocked:
+        monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_saving(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_pretraining_begins_with_that_check(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, f"--out={tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("pretrain: cannot write") and len(done.stderr.splitlines()) == 1

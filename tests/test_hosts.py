@@ -30,6 +30,7 @@ REMEMBERING = [
     "--config.algorithm.name=scaffold",
     "--config.client.optimizer.name=sgd",
     "--config.client.optimizer.learning_rate=0.05",
+    *(f"--config.{part}.name=none" for part in ("adapter", "uplink", "downlink")),
 ]
 
 
@@ -122,7 +123,7 @@ def assert_same_up_to_the_order_of_sums(found, expected, exact):
     order: XLA splits products and sums over the threads of a process. Sooner or later such a last bit rounds a weight
     to the neighbor on the 8-bit grid, 6 % away; seen were differences of 4e-4 within 20 rounds."""
     for line, like in zip(found, expected, strict=True):
-        for name in ("round", "clients", "uplink_bytes", "downlink_bytes", "excluded"):
+        for name in ("round", "clients", "uplink_bytes", "downlink_bytes", "excluded", "padding"):
             assert line[name] == like[name]
         assert line["train_loss"] == pytest.approx(like["train_loss"], rel=1e-5 if line["round"] <= exact else 5e-3)
 
@@ -179,8 +180,12 @@ def test_a_signal_to_one_stops_all_after_the_same_round_and_states_of_clients_ar
     assert [err for _, _, err in ended] == ["", STOPPING.decode()]  # only the second was told to
     found = lines(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["rounds"] == len(found)
-    # Where a client that remembers is trained depends on where a call begins, and the order of sums on that.
-    assert_same_up_to_the_order_of_sums(found[:20], in_one_process(tmp_path / "one", REMEMBERING, 20), exact=0)
+    for line, like in zip(found, in_one_process(tmp_path / "one", REMEMBERING, 20), strict=False):
+        for name in ("round", "clients", "uplink_bytes", "downlink_bytes"):
+            assert line[name] == like[name]
+        # Where a client that remembers is trained depends on where a call begins, and the order of sums on that. In
+        # float32, where no last bit rounds a weight to another value of a grid.
+        assert line["train_loss"] == pytest.approx(like["train_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

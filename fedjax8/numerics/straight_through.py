@@ -67,6 +67,11 @@ def pass_through(
     return jnp.where(inside, cotangent, jnp.zeros_like(cotangent)), dalpha
 
 
+def clip_terms(x: jax.Array, rounded: jax.Array, alpha: jax.Array) -> jax.Array:
+    """alpha * dQ/dalpha, float32 of the shape of `x`, for `rounded` = Q(x; alpha)."""
+    return jnp.where(jnp.abs(x) <= floor_alpha(alpha), rounded - x, rounded)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fake_quantize(fmt: Format, x: jax.Array, alpha: jax.Array) -> jax.Array:
     return quantize(x, alpha, fmt)

@@ -132,6 +132,45 @@ def test_gradients_reach_weights_and_clips(batch):
     assert float(gradients["conv"]["input_clip"]) != 0.0
 
 
+@pytest.mark.parametrize("gradients", [None, "e5m2"])
+def test_a_first_layers_input_clip_gets_the_gradient_that_it_has_with_the_inputs_own(batch, gradients):
+    """Without the gradient of x the clip's comes from another product; both are <dx, dQ/dbeta>."""
+    model = qat(from_linen(Small()), gradients=gradients)
+    variables = model.init(jax.random.key(0), batch)
+    smaller = {"input_clip": 0.7 * variables.params["conv"]["input_clip"]}  # so that some inputs are clipped
+    params = variables.params | {"conv": variables.params["conv"] | smaller}
+
+    def loss(params, x):
+        logits = model.apply(variables._replace(params=params), batch | {"x": x})[0]
+        return jnp.sum(jnp.sin(logits))
+
+    alone = jax.grad(loss)(params, batch["x"])
+    with_input, _ = jax.grad(loss, argnums=(0, 1))(params, batch["x"])
+    assert abs(float(with_input["conv"]["input_clip"])) > 0.1
+    np.testing.assert_allclose(alone["conv"]["input_clip"], with_input["conv"]["input_clip"], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, *(trees.named_leaves(g["dense"]) for g in (alone, with_input)))
+
+
+def test_a_first_layers_input_gradient_is_not_computed(batch):
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    model = qat(from_linen(Wide()))
+    variables = model.init(jax.random.key(0), batch)
+
+    def loss(params, x):
+        return jnp.sum(jnp.square(model.apply(variables._replace(params=params), batch | {"x": x})[0]))
+
+    def products_of_inputs_shape(argnums):
+        text = jax.jit(jax.grad(loss, argnums)).lower(variables.params, batch["x"]).as_text()
+        return sum("dot_general" in line and line.rstrip().endswith("tensor<6x50xf32>") for line in text.splitlines())
+
+    assert products_of_inputs_shape((0, 1)) == 1
+    assert products_of_inputs_shape(0) == 0
+
+
 def test_rounding_gradients_to_e5m2_changes_only_the_backward_pass(batch):
     plain, rounded = qat(from_linen(Small())), qat(from_linen(Small()), gradients="e5m2")
     variables = plain.init(jax.random.key(0), batch)

@@ -29,7 +29,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Few rounds, for a trial.")
 
 FOLDER = Path(__file__).resolve().parent
 FULL = (
-    ("workloads", "bench.py --workloads=W1,W2,W6 --precision=float32,fp8 --rounds=5"),
+    ("workloads", "bench.py --workloads=W1,W2,W6 --precision=float32,fp8 --rounds=7"),
     ("workloads", "bench.py --workloads=W3,W4 --rounds=3"),
     ("workloads", "bench.py --workloads=W5 --rounds=7"),
     ("torch", "bench_torch.py --workloads=W1,W2,W6 --rounds=7"),

@@ -169,6 +169,10 @@ def test_a_first_layers_input_gradient_is_not_computed(batch):
 
     assert products_of_inputs_shape((0, 1)) == 1
     assert products_of_inputs_shape(0) == 0
+    alone = jax.grad(loss)(variables.params, batch["x"])
+    with_input, _ = jax.grad(loss, argnums=(0, 1))(variables.params, batch["x"])
+    clips = (gradients["Dense_0"]["input_clip"] for gradients in (alone, with_input))
+    np.testing.assert_allclose(*clips, rtol=1e-5)
 
 
 def test_rounding_gradients_to_e5m2_changes_only_the_backward_pass(batch):

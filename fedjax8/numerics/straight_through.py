@@ -70,8 +70,8 @@ def pass_through(
 def clip_terms(x: jax.Array, rounded: jax.Array, alpha: jax.Array) -> jax.Array:
     """alpha * dQ/dalpha, float32 of the shape of `x`, for `rounded` = Q(x; alpha).
 
-    For a product that sums them over a cotangent that is nowhere written. `pass_through`, which has the cotangent, takes
-    the same rule in the form that is fastest to sum.
+    For a product that sums them over a cotangent which is never written. `pass_through`, which has it, takes the same
+    rule in the form that is fastest to sum.
     """
     return jnp.where(jnp.abs(x) <= floor_alpha(alpha), rounded - x, rounded)
 

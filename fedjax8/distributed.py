@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from fedjax8 import cli
@@ -157,8 +157,33 @@ def _connect(group: Group) -> None:
                 "--coordinator, --num_processes and --process_id instead"
             ) from error
         raise UserError(f"--coordinator={group.coordinator}: {error}") from error
+    before = threads()
     with _silent_stdout():
         multihost_utils.sync_global_devices("start")
+    if jax.default_backend() == "cpu":
+        give_way(threads() - before)
+
+
+def threads() -> set[int]:
+    """Numbers of this process's threads; empty where the system does not tell (it is Linux that does)."""
+    try:
+        return set(map(int, os.listdir("/proc/self/task")))
+    except OSError:
+        return set()
+
+
+def give_way(numbers: Iterable[int]) -> None:
+    """Lets these threads wait for the time slice of whoever computes, instead of taking the core when they wake.
+
+    For the one in which gloo waits for the network. A part of a sum that arrives before this process asks for it stays
+    where it is, and until then that thread is woken again and again: on the core that should come to the asking it
+    takes a time slice first, 4 ms for a sum of 0.2 ms. Which thread is gloo's is not told, so all that were started
+    with it are treated alike; what they get of a core otherwise is as before.
+    """
+    for number in numbers:
+        with contextlib.suppress(OSError):  # it has ended, or a container does not allow it
+            if os.sched_getscheduler(number) == os.SCHED_OTHER:
+                os.sched_setscheduler(number, os.SCHED_BATCH, os.sched_param(0))
 
 
 @contextlib.contextmanager

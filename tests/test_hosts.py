@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+from fedjax8.distributed import threads
 from fedjax8.simulation.signals import STOPPING
 
 pytestmark = pytest.mark.slow
@@ -79,6 +80,18 @@ class Pair:
     def wait_for_rounds(self, workdir, rounds):
         while all(process.poll() is None for process in self.processes) and len(lines(workdir)) < rounds:
             time.sleep(0.005)
+
+
+def tasks(pid):
+    return map(int, os.listdir(f"/proc/{pid}/task"))
+
+
+def gives_way(thread):
+    """Whether `distributed.give_way` was told of a thread, which may have ended since."""
+    try:
+        return os.sched_getscheduler(thread) == os.SCHED_BATCH
+    except ProcessLookupError:
+        return False
 
 
 def lines(workdir):
@@ -149,6 +162,8 @@ def test_when_a_process_is_killed_the_other_says_so_and_the_same_command_goes_on
     for lost, rounds in ((1, 25), (0, 65)):
         with Pair(*STREAMED, f"--workdir={tmp_path}") as pair:
             pair.wait_for_rounds(tmp_path, rounds)
+            if threads():  # on Linux
+                assert all(any(map(gives_way, tasks(process.pid))) for process in pair.processes)
             pair.processes[lost].kill()
             begun = time.monotonic()
             ended = pair.ends()

@@ -1,0 +1,45 @@
+"""How threads that wait for the network are scheduled; processes that run together are in test_hosts.py."""
+
+import os
+import threading
+
+import pytest
+
+from fedjax8.distributed import give_way, threads
+
+pytestmark = pytest.mark.skipif(not threads(), reason="only Linux lets a program schedule its threads")
+
+
+@pytest.fixture
+def waiting():
+    """Starts threads that wait for the end of the test; gives their numbers."""
+    done, started = threading.Event(), []
+
+    def start():
+        started.append(threading.Thread(target=done.wait))
+        started[-1].start()
+        return started[-1].native_id
+
+    yield start
+    done.set()
+    for thread in started:
+        thread.join()
+
+
+def test_threads_started_meanwhile_give_way_and_others_do_not(waiting):
+    first = waiting()
+    before = threads()
+    second = waiting()
+    assert threads() - before == {second}
+    give_way(threads() - before)
+    assert [os.sched_getscheduler(number) for number in (first, second)] == [os.SCHED_OTHER, os.SCHED_BATCH]
+
+
+def test_what_someone_scheduled_otherwise_stays_and_what_has_ended_is_passed_over(waiting):
+    idle, other = waiting(), waiting()
+    os.sched_setscheduler(idle, os.SCHED_IDLE, os.sched_param(0))
+    ended = threading.Thread(target=lambda: None)
+    ended.start()
+    ended.join()
+    give_way([ended.native_id, idle, other])
+    assert [os.sched_getscheduler(number) for number in (idle, other)] == [os.SCHED_IDLE, os.SCHED_BATCH]

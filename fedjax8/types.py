@@ -36,6 +36,9 @@ class Product(NamedTuple):
     """`(dy, kernel) -> dx`."""
     kernel_gradient: Callable[[Array, Array], Array]
     """`(x, dy) -> dkernel`."""
+    blocks: int = 1
+    """More than one where the kernel is larger than a core's cache and had better be read a block at a time: y is the
+    sum, over so many equal parts, of `forward(x[:, part], kernel[part])`."""
 
 
 Multiply = Callable[[str, Product, Array, Array], Array]

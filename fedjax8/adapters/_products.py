@@ -6,7 +6,7 @@
 Q rounds to nearest on the layer's grid; G is the identity, or rounds to a gradient format scaled to max|dy|.
 *Simulated* means that the rounded values are float32 numbers; *native*, that the products get the 8-bit codes
 themselves and their float32 sums are scaled afterwards. Both sum the same numbers; they differ in the order of the sums
-and by a rounding of the scale.
+and by a rounding of the scale. Kernels larger than a cache are simulated by blocks (`_blocks.py`), others as a whole.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax8 import fusion
+from fedjax8.adapters import _blocks
 from fedjax8.numerics import scales, straight_through
 from fedjax8.numerics.formats import Format
 from fedjax8.types import Array, Product
@@ -52,6 +54,17 @@ def multiply(product: Callable[[Array, Array], Array], a: Operand, b: Operand) -
     return y if isinstance(factor, float) else y * factor
 
 
+class Backward(NamedTuple):
+    """What the backward products give, before it goes straight through the rounding of x."""
+
+    dkernel: Array
+    dalpha: Clip
+    dx: Array | None
+    """Where it is wanted."""
+    of_terms: Array | None
+    """Terms of the gradient of beta times the kernel, otherwise: their sum over dy is that gradient, times beta."""
+
+
 def quantized_product(
     product: Product,
     x: Array,
@@ -78,10 +91,14 @@ def quantized_product(
     """
     forward_operand = native if eight_bit else simulated
     backward_operand = native if eight_bit and back else simulated
+    by_blocks = product.blocks > 1 and alpha is not None and not eight_bit
 
     @jax.custom_vjp
     def run(x, kernel, beta, alpha):
-        y = multiply(product.forward, forward_operand(x, beta, fmt), forward_operand(kernel, alpha, fmt))
+        x_operand = forward_operand(x, beta, fmt)
+        if by_blocks:
+            return _blocks.forward(product, x_operand.values, kernel, lambda rows: simulated(rows, alpha, fmt).values)
+        y = multiply(product.forward, x_operand, forward_operand(kernel, alpha, fmt))
         return y.astype(jnp.result_type(x, kernel))
 
     def run_forward(x, kernel, beta, alpha):
@@ -90,25 +107,22 @@ def quantized_product(
 
     def run_backward(saved, dy):
         x, kernel, beta, alpha, wanted = saved
-        x_operand, kernel_operand = backward_operand(x, beta, fmt), backward_operand(kernel, alpha, fmt)
+        x_operand = backward_operand(x, beta, fmt)
         gradient = Operand(dy, 1.0) if back is None else backward_operand(dy, scales.max_abs(dy), back)
-
-        def through(value, clip, cotangent):
-            if clip is None:
-                return cotangent, None
-            return straight_through.pass_through(value, simulated(value, clip, fmt).values, clip, cotangent)
-
-        dkernel = multiply(product.kernel_gradient, x_operand, gradient)
-        dkernel, dalpha = through(kernel, alpha, dkernel)
-        if wanted is None:
-            dx, dbeta = None, None
-            if beta is not None:  # <dx, t> / beta with dx = dy * Q(w)^T, as <dy, t * Q(w)> / beta
-                terms = straight_through.clip_terms(x, x_operand.values, beta)
-                dbeta = jnp.sum(product.forward(terms, kernel_operand.values) * gradient.values)
-                dbeta = dbeta / scales.floor_alpha(beta)
+        terms = None
+        if wanted is None and beta is not None:
+            terms = straight_through.clip_terms(x, x_operand.values, beta)
+        if by_blocks:
+            got = _by_blocks(product, x_operand.values, kernel, alpha, fmt, gradient.values, terms, wanted)
         else:
-            dx, dbeta = through(x, beta, multiply(product.input_gradient, gradient, kernel_operand))
+            got = _as_a_whole(product, x_operand, kernel, alpha, fmt, gradient, terms, wanted, backward_operand)
+        dkernel, dalpha, dx, of_terms = got
+        dbeta = None
+        if dx is not None:
+            dx, dbeta = _through(x, beta, fmt, dx)
             dx = dx.astype(x.dtype)
+        elif of_terms is not None:
+            dbeta = jnp.sum(of_terms * gradient.values) / scales.floor_alpha(beta)
         if dalpha is not None:
             # Both wait for dalpha, which reads the old kernel. The optimizer, so that it steps on the kernel in place,
             # without a copy; the layers before, because this one has then freed its memory for them. With the 1.6
@@ -120,3 +134,35 @@ def quantized_product(
 
     run.defvjp(run_forward, run_backward, symbolic_zeros=True)
     return run(x, kernel, beta, alpha)
+
+
+def _through(value: Array, clip: Clip, fmt: Format, cotangent: Array) -> tuple[Array, Clip]:
+    """The gradients of a value and of its clip, given that of the rounded value."""
+    if clip is None:
+        return cotangent, None
+    return straight_through.pass_through(value, simulated(value, clip, fmt).values, clip, cotangent)
+
+
+def _as_a_whole(product, x, kernel, alpha, fmt, gradient, terms, wanted, operand) -> Backward:
+    """Of operands x and gradient, the kernel being one after `operand`."""
+    on_grid = operand(kernel, alpha, fmt)
+    dkernel, dalpha = _through(kernel, alpha, fmt, multiply(product.kernel_gradient, x, gradient))
+    dx = None if wanted is None else multiply(product.input_gradient, gradient, on_grid)
+    return Backward(dkernel, dalpha, dx, None if terms is None else product.forward(terms, on_grid.values))
+
+
+def _by_blocks(product, x, kernel, alpha, fmt, dy, terms, wanted) -> Backward:
+    """Of float32 arrays x and dy. The gradient of the kernel is computed in whatever reads it, for every element of the
+    kernel; the rounding of x must not be."""
+    x = fusion.stored(x)
+    of_kernel, of_terms, dx = _blocks.backward(
+        product,
+        x,
+        kernel,
+        rounded=lambda rows: simulated(rows, alpha, fmt).values,
+        kernel_terms=lambda rows, on_grid: straight_through.clip_terms(rows, on_grid, alpha),
+        input_terms=terms,
+        dy=None if wanted is None else dy,
+    )
+    dkernel = straight_through.passed(kernel, alpha, product.kernel_gradient(x, dy))
+    return Backward(dkernel, jnp.sum(of_kernel * dy) / scales.floor_alpha(alpha), dx, of_terms)

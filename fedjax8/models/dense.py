@@ -10,6 +10,8 @@ products, one for each example,
 
 which XLA computes inside whatever reads it, such as the optimizer's step: a gradient of the kernel's size is neither
 written nor read. Everything else goes to lax. Reverse mode only, as for any `jax.custom_vjp`.
+
+A `Product` of such a layer (`for_large_kernel`) has that gradient too, and says in how many blocks to read the kernel.
 """
 
 from typing import Any
@@ -18,12 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax8.types import Array
+from fedjax8.types import Array, Product
 
 LARGE_BYTES = 2 * 2**20
 """Kernels from here on leave the second-level cache of a core before they are read again."""
 SMALL_BATCH = 16
 """With more examples multiplying costs more than moving the gradient, and a matmul does that better."""
+BLOCK_BYTES = 2**19
+"""What a block of rows may hold, so that the rows, what they are rounded to and a third array stay in the cache."""
 
 
 def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **settings: Any) -> Array:
@@ -33,20 +37,39 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any 
       >>> from flax import linen as nn
       >>> layer = nn.Dense(128, dot_general=dot_general)
     """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if not settings and is_moving(x, kernel, dimension_numbers, precision):
+        return _product(x, kernel)
+    return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **settings)
+
+
+def is_moving(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> bool:
+    """Whether more time goes into moving the kernel of this product than into multiplying."""
     (contract, batch) = dimension_numbers
     plain = tuple(map(tuple, contract)) == ((1,), (0,)) and not any(map(len, batch)) and x.ndim == kernel.ndim == 2
-    settings = {name: value for name, value in settings.items() if value is not None}
-    if (
+    return (
         plain
-        and not settings
         and precision is None
         and x.dtype == kernel.dtype == jnp.float32
         and jax.default_backend() == "cpu"
         and len(x) <= SMALL_BATCH
         and kernel.size * 4 >= LARGE_BYTES
-    ):
-        return _product(x, kernel)
-    return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **settings)
+    )
+
+
+def for_large_kernel(product: Product, kernel: Array) -> Product:
+    """`product`, which is that of a dense layer, for a kernel `[I, O]` whose moving takes the time."""
+
+    def kernel_gradient(x: Array, dy: Array) -> Array:
+        return _outer_products(x, dy) if x.dtype == dy.dtype == jnp.float32 else product.kernel_gradient(x, dy)
+
+    return product._replace(kernel_gradient=kernel_gradient, blocks=_blocks(*kernel.shape))
+
+
+def _blocks(inputs: int, outputs: int) -> int:
+    """The least number of equal blocks of rows that are not too large; 1 if the inputs can only be cut much smaller."""
+    least = -(-4 * inputs * outputs // BLOCK_BYTES)
+    return next((blocks for blocks in range(least, 4 * least) if inputs % blocks == 0), 1)
 
 
 @jax.custom_vjp
@@ -57,7 +80,11 @@ def _product(x: Array, kernel: Array) -> Array:
 
 def _gradients(saved, g):
     x, kernel = saved
-    return g @ kernel.T, sum(x[i][:, None] * g[i][None] for i in range(len(x)))
+    return g @ kernel.T, _outer_products(x, g)
+
+
+def _outer_products(x: Array, g: Array) -> Array:
+    return sum(x[i][:, None] * g[i][None] for i in range(len(x)))
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _gradients)

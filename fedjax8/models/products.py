@@ -124,6 +124,8 @@ def dot_stand_in(multiply: Multiply, path: str, plain: Callable[..., Array] | No
         known = plain in (None, lax.dot_general, dense.dot_general)
         if known and settings.get("preferred_element_type") in (None, jnp.float32):
             product = dot_product(x.ndim, kernel.ndim, dimension_numbers, precision)
+            if dense.is_moving(x, kernel, dimension_numbers, precision):
+                product = dense.for_large_kernel(product, kernel)
         else:
             settings |= {"dimension_numbers": dimension_numbers, "precision": precision}
             product = widened_product(functools.partial(plain or lax.dot_general, **settings), x.shape, kernel.shape)

@@ -92,5 +92,5 @@ def squared_error(tree: PyTree, decoded: PyTree) -> dict[str, Ratio]:
     pairs = [(a, b) for a, b in zip(*map(jax.tree.leaves, (tree, decoded)), strict=True) if trees.is_float32(a)]
     if not pairs:
         return {}
-    error = jnp.asarray(sum(jnp.sum(jnp.square(b - a)) for a, b in pairs))
+    error = jnp.asarray(sum(trees.squared_distance(a, b) for a, b in pairs))
     return {"quantization_error": Ratio(error, jnp.asarray(sum(jnp.sum(jnp.square(a)) for a, _ in pairs)))}

@@ -74,7 +74,7 @@ def leafwise(
         taken = [name for name, x in leaves.items() if takes(name, x)]
         if not taken:
             return {}
-        error = jnp.asarray(sum(jnp.sum(jnp.square(got[n] - leaves[n])) for n in taken))
+        error = jnp.asarray(sum(trees.squared_distance(got[n], leaves[n]) for n in taken))
         return {"quantization_error": Ratio(error, jnp.asarray(sum(jnp.sum(jnp.square(leaves[n])) for n in taken)))}
 
     return Codec(lambda tree: (), encode, decode, unbiased, bound if error_bound else None, measure)

@@ -129,14 +129,20 @@ def fp8(
             return {}
 
         def total(f, names=alphas):
-            return sum((jnp.sum(f(name), dtype=jnp.float32) for name in names), jnp.float32(0.0))
+            return sum((f(name) for name in names), jnp.float32(0.0))
+
+        def clipped(name):
+            return jnp.sum(jnp.abs(leaves[name]) > scales.floor_alpha(alphas[name]) * BEYOND, dtype=jnp.float32)
 
         # Nothing lies beyond a clip that is the largest value or was raised to it.
         may_clip = learnt if clip == "learnt" else ()
-        clipped = total(lambda n: jnp.abs(leaves[n]) > scales.floor_alpha(alphas[n]) * BEYOND, may_clip)
         count = jnp.float32(sum(leaves[n].size for n in alphas))
-        error, norm = total(lambda n: jnp.square(got[n] - leaves[n])), total(lambda n: jnp.square(leaves[n]))
-        return {"clipped_fraction": Ratio(clipped, count), "quantization_error": Ratio(error, norm)}
+        error = total(lambda n: trees.squared_distance(got[n], leaves[n]))
+        norm = total(lambda n: jnp.sum(jnp.square(leaves[n])))
+        return {
+            "clipped_fraction": Ratio(total(clipped, may_clip), count),
+            "quantization_error": Ratio(error, norm),
+        }
 
     return Codec(lambda tree: (), encode, decode, rounding == "stochastic", error_bound, measure)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedjax8 import trees
@@ -28,3 +29,15 @@ def test_a_tree_is_finite_where_all_its_floating_numbers_are(values, finite):
 def test_a_tree_without_floating_numbers_is_finite():
     assert bool(trees.all_finite({"n": jnp.array([1, 2])}))
     assert bool(trees.all_finite({}))
+
+
+def test_squared_distance_is_numpys(rng):
+    a, b = (jnp.asarray(rng.standard_normal((7, 300)), jnp.float32) for _ in range(2))
+    expected = np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
+    np.testing.assert_allclose(trees.squared_distance(a, b), expected, rtol=1e-5)
+    assert trees.squared_distance(a, a) == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_squared_distance_to_what_is_not_finite_is_not(bad):
+    assert not np.isfinite(trees.squared_distance(jnp.asarray([1.0, bad]), jnp.asarray([1.0, 2.0])))

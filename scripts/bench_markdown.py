@@ -198,7 +198,7 @@ def hosts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Processes",
         "",
         "Each process has one device and one core; taken in turn. Two processes add up their sums once a round, over "
-        "the loopback device, whose threads have to share those cores with the clients: some milliseconds a round.",
+        "the loopback device.",
         "",
         *table(columns, rows),
     ]

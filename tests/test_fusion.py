@@ -52,3 +52,36 @@ def test_what_is_stored_is_not_computed_again_by_what_uses_it():
     texts = [jax.jit(program, static_argnums=1).lower(x, store).compile().as_text() for store in (True, False)]
     on_cpu = jax.default_backend() == "cpu"
     assert ["conditional(" in text for text in texts] == [on_cpu, False]
+
+
+def halved(x, y, scale):
+    """Element by element, and a sum."""
+    return jnp.where(x > 0, x * scale, y), jnp.sum(x * y)
+
+
+@pytest.mark.parametrize(
+    "shape", [(20, 14, 14, 6), (4096, 1, 3), (64, 16, 5, 1), (20, 1176), (5, 5, 6), (4096,)], ids=str
+)
+def test_one_loop_gives_what_the_function_gives(shape, rng):
+    x, y = (jnp.asarray(rng.integers(-8, 9, shape), jnp.float32) for _ in range(2))  # so that sums are exact
+    got = jax.jit(lambda *a: fusion.in_one_loop(halved, *a))(x, y, jnp.float32(0.5))
+    jax.tree.map(np.testing.assert_array_equal, got, halved(x, y, 0.5))
+    assert got[0].shape == shape and got[1].shape == ()
+    mapped = jax.vmap(lambda *a: fusion.in_one_loop(halved, *a))(jnp.stack([x, -x]), jnp.stack([y, y]), jnp.ones(2))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), mapped, halved(-x, y, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "short"),
+    [
+        ((20, 14, 14, 6), True),
+        ((20, 28, 28, 1), False),
+        ((64, 64, 3, 1), True),
+        ((9, 10, 6), False),
+        ((64, 64, 16), False),
+    ],
+    ids=str,
+)
+def test_one_loop_is_made_where_the_last_axis_is_short_and_there_is_enough_to_do(shape, short):
+    text = jax.jit(lambda x: fusion.in_one_loop(jnp.tanh, x)).lower(jnp.ones(shape)).compile().as_text()
+    assert ("conditional(" in text) == (short and jax.default_backend() == "cpu")

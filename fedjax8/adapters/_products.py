@@ -37,7 +37,9 @@ class Operand(NamedTuple):
 
 def simulated(x: Array, alpha: Clip, fmt: Format) -> Operand:
     """Values of the grid in float32; `x` itself without a clip."""
-    return Operand(x if alpha is None else scales.quantize(x, alpha, fmt), 1.0)
+    if alpha is None:
+        return Operand(x, 1.0)
+    return Operand(fusion.in_one_loop(lambda x, alpha: scales.quantize(x, alpha, fmt), x, alpha), 1.0)
 
 
 def native(x: Array, alpha: Clip, fmt: Format) -> Operand:
@@ -140,7 +142,8 @@ def _through(value: Array, clip: Clip, fmt: Format, cotangent: Array) -> tuple[A
     """The gradients of a value and of its clip, given that of the rounded value."""
     if clip is None:
         return cotangent, None
-    return straight_through.pass_through(value, simulated(value, clip, fmt).values, clip, cotangent)
+    on_grid = simulated(value, clip, fmt).values
+    return fusion.in_one_loop(straight_through.pass_through, value, on_grid, clip, cotangent)
 
 
 def _as_a_whole(product, x, kernel, alpha, fmt, gradient, terms, wanted, operand) -> Backward:

@@ -58,12 +58,18 @@ def is_moving(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = 
 
 
 def for_large_kernel(product: Product, kernel: Array) -> Product:
-    """`product`, which is that of a dense layer, for a kernel `[I, O]` whose moving takes the time."""
+    """`product`, which is that of a dense layer, for a kernel `[I, O]` whose moving takes the time.
+
+    As it is where the kernel cannot be cut into blocks: what reads the whole kernel reads its gradient more than once.
+    """
+    blocks = _blocks(*kernel.shape)
+    if blocks == 1:
+        return product
 
     def kernel_gradient(x: Array, dy: Array) -> Array:
         return _outer_products(x, dy) if x.dtype == dy.dtype == jnp.float32 else product.kernel_gradient(x, dy)
 
-    return product._replace(kernel_gradient=kernel_gradient, blocks=_blocks(*kernel.shape))
+    return product._replace(kernel_gradient=kernel_gradient, blocks=blocks)
 
 
 def _blocks(inputs: int, outputs: int) -> int:

@@ -141,7 +141,9 @@ def test_blocks_are_equal_and_fit(inputs, outputs):
 
 
 def test_a_kernel_that_cannot_be_cut_is_taken_whole():
-    assert dense.for_large_kernel(products.dot_product(2, 2, DENSE), jnp.zeros((8191, 65))).blocks == 1
+    product = products.dot_product(2, 2, DENSE)
+    assert product.blocks == 1
+    assert dense.for_large_kernel(product, jnp.zeros((8191, 65))) == product
 
 
 def test_other_layers_have_one_block(rng):

@@ -58,9 +58,9 @@ def backward(
         rows = _rows(kernel, number, blocks)
         on_grid = rounded(rows)
         of_kernel += product.forward(_inputs(x, number, blocks), kernel_terms(rows, on_grid))
-        if of_input is not None:
+        if input_terms is not None:
             of_input += product.forward(_inputs(input_terms, number, blocks), on_grid)
-        if dx is not None:
+        if dy is not None:
             dx = lax.dynamic_update_slice(dx, product.input_gradient(dy, on_grid), (0, number * size))
         return of_kernel, of_input, dx
 

@@ -14,6 +14,8 @@ written nor read. Everything else goes to lax. Reverse mode only, as for any `ja
 A `Product` of such a layer (`for_large_kernel`) has that gradient too, and says in how many blocks to read the kernel.
 """
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -90,7 +92,7 @@ def _gradients(saved, g):
 
 
 def _outer_products(x: Array, g: Array) -> Array:
-    return sum(x[i][:, None] * g[i][None] for i in range(len(x)))
+    return functools.reduce(operator.add, [x[i][:, None] * g[i][None] for i in range(len(x))])
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _gradients)

@@ -70,7 +70,7 @@ def reference(x, kernel, beta, alpha, weights):
     return y, {"x": dx, "kernel": dkernel, "beta": dbeta, "alpha": dalpha}
 
 
-def close(got, expected, to):
+def assert_close(got, expected, to):
     """Within a share of the largest magnitude."""
     np.testing.assert_allclose(got, expected, rtol=0, atol=to * np.max(np.abs(expected)))
 
@@ -80,11 +80,11 @@ def test_values_and_gradients_equal_numpy(layer, first):
     product, numbers = layer
     y, gradients = value_and_gradients(product, *numbers, first=first)
     expected_y, expected = reference(*numbers)
-    close(y, expected_y, 1e-5)
+    assert_close(y, expected_y, 1e-5)
     assert set(gradients) == set(expected) - ({"x"} if first else set())
     for name, gradient in gradients.items():
         # Sums of up to half a million terms in float32, of either sign: to a share of 1e-4.
-        close(gradient, expected[name], 1e-4)
+        assert_close(gradient, expected[name], 1e-4)
 
 
 @pytest.mark.parametrize("beta", [True, False])
@@ -96,7 +96,7 @@ def test_by_blocks_and_as_a_whole_are_the_same_sums(layer, beta, back, first):
     by_blocks, whole = (
         run(p, x, kernel, clip if beta else None, alpha, weights) for p in (product, product._replace(blocks=1))
     )
-    jax.tree.map(lambda a, b: close(a, b, 1e-4), by_blocks, whole)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), by_blocks, whole)
 
 
 def test_clients_with_their_own_kernels_are_mapped(layer):
@@ -105,7 +105,7 @@ def test_clients_with_their_own_kernels_are_mapped(layer):
     run = lambda kernel: value_and_gradients(product, x, kernel, beta, alpha, weights)
     mapped = jax.vmap(run)(kernels)
     for i, alone in enumerate(map(run, kernels)):
-        jax.tree.map(lambda a, b: close(a[i], b, 1e-5), mapped, alone)
+        jax.tree.map(lambda a, b: assert_close(a[i], b, 1e-5), mapped, alone)
 
 
 def compiled_step(layer, blocks=None):

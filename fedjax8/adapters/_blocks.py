@@ -28,7 +28,7 @@ def forward(product: Product, x: Array, kernel: Array, rounded: Rounded) -> Arra
     def add(number, y):
         return y + product.forward(_inputs(x, number, product.blocks), rounded(_rows(kernel, number, product.blocks)))
 
-    return lax.fori_loop(0, product.blocks, add, jnp.zeros((len(x), kernel.shape[1])))
+    return lax.fori_loop(0, product.blocks, add, jnp.zeros((len(x), kernel.shape[1]), jnp.float32))
 
 
 def backward(
@@ -50,7 +50,7 @@ def backward(
     Returns:
       Q(x) t(w) `[B, O]`; input_terms Q(w) `[B, O]` and dx `[B, I]`, each None where what it is made from is None.
     """
-    blocks, nothing = product.blocks, jnp.zeros((len(x), kernel.shape[1]))
+    blocks, nothing = product.blocks, jnp.zeros((len(x), kernel.shape[1]), jnp.float32)
     size = len(kernel) // blocks
 
     def add(number, sums):
@@ -64,8 +64,8 @@ def backward(
             dx = lax.dynamic_update_slice(dx, product.input_gradient(dy, on_grid), (0, number * size))
         return of_kernel, of_input, dx
 
-    begin = nothing, None if input_terms is None else nothing, None if dy is None else jnp.zeros(x.shape)
-    return lax.fori_loop(0, blocks, add, begin)
+    to_sum, to_fill = None if input_terms is None else nothing, None if dy is None else jnp.zeros_like(x)
+    return lax.fori_loop(0, blocks, add, (nothing, to_sum, to_fill))
 
 
 def _rows(kernel: Array, number: Array, blocks: int) -> Array:

@@ -54,13 +54,13 @@ def is_moving(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = 
         and precision is None
         and x.dtype == kernel.dtype == jnp.float32
         and jax.default_backend() == "cpu"
-        and len(x) <= SMALL_BATCH
+        and 0 < len(x) <= SMALL_BATCH
         and kernel.size * 4 >= LARGE_BYTES
     )
 
 
 def for_large_kernel(product: Product, kernel: Array) -> Product:
-    """`product`, which is that of a dense layer, for a kernel `[I, O]` whose moving takes the time.
+    """`product`, which is that of a dense layer, for a kernel `[I, O]` of which `is_moving` holds.
 
     As it is where the kernel cannot be cut into blocks: what reads the whole kernel reads its gradient more than once.
     """

@@ -12,6 +12,7 @@ from fedjax8.adapters._products import quantized_product
 from fedjax8.models import dense, products
 from fedjax8.numerics.formats import get_format
 
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="only on CPU kernels are read by blocks")
 INPUTS, OUTPUTS = 8192, 64
 FORMAT = get_format("e4m3fnuz")
 DENSE = (((1,), (0,)), ((), ()))
@@ -28,6 +29,7 @@ def layer():
     handed = []
     multiply = lambda path, product, x, kernel: handed.append(product) or product.forward(x, kernel)
     products.dot_stand_in(multiply, "layer", None)(x, kernel, DENSE)
+    assert handed[0].blocks > 1
     return handed[0], (x, kernel, jnp.float32(2.0), jnp.float32(2.5), weights)
 
 
@@ -106,6 +108,23 @@ def test_clients_with_their_own_kernels_are_mapped(layer):
     mapped = jax.vmap(run)(kernels)
     for i, alone in enumerate(map(run, kernels)):
         jax.tree.map(lambda a, b: assert_close(a[i], b, 1e-5), mapped, alone)
+
+
+def test_an_empty_batch_gives_zeros(layer):
+    _, (x, kernel, beta, alpha, weights) = layer
+    handed = []
+    multiply = lambda path, product, x, kernel: handed.append(product) or product.forward(x, kernel)
+    products.dot_stand_in(multiply, "layer", dense.dot_general)(x[:0], kernel, DENSE)
+    y, gradients = value_and_gradients(handed[0], x[:0], kernel, beta, alpha, weights[:0])
+    assert y.shape == (0, OUTPUTS)
+    assert not any(np.any(gradient) for gradient in gradients.values())
+
+
+def test_types_are_those_of_the_whole_product(layer):
+    product, numbers = layer
+    with jax.enable_x64(True):
+        by_blocks, whole = (value_and_gradients(p, *numbers) for p in (product, product._replace(blocks=1)))
+    assert jax.tree.map(lambda a: a.dtype, by_blocks) == jax.tree.map(lambda a: a.dtype, whole)
 
 
 def compiled_step(layer, blocks=None):

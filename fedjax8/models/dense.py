@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax8.models._blocks import block_size
 from fedjax8.types import Array, Product
 
 LARGE_BYTES = 2 * 2**20
@@ -76,8 +77,9 @@ def for_large_kernel(product: Product, kernel: Array) -> Product:
 
 def _blocks(inputs: int, outputs: int) -> int:
     """The least number of equal blocks of rows that are not too large; 1 if the inputs can only be cut much smaller."""
-    least = -(-4 * inputs * outputs // BLOCK_BYTES)
-    return next((blocks for blocks in range(least, 4 * least) if inputs % blocks == 0), 1)
+    fitting = BLOCK_BYTES // (4 * outputs)
+    rows = block_size(inputs, fitting)
+    return inputs // rows if 4 * rows > fitting else 1
 
 
 @jax.custom_vjp

@@ -31,7 +31,7 @@ def apart(f: Callable[..., Out], bits: jax.Array, *operands: jax.Array) -> Out:
     if jax.default_backend() != "cpu":
         return f(*operands)
     shapes = jax.eval_shape(f, *operands)
-    nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    nothing = lambda *x: jax.tree.map(lambda y: jnp.full(y.shape, zero(*x).astype(y.dtype)), shapes)
     return lax.cond(bits & 1 < 2, f, nothing, *operands)
 
 
@@ -71,6 +71,12 @@ def in_one_loop(f: Callable[..., Out], x: jax.Array, *operands: jax.Array) -> Ou
     flat = [y.ravel() if jnp.shape(y) == x.shape else y for y in operands]
     out = apart(f, _bits(x), x.ravel(), *flat)
     return jax.tree.map(lambda y: y.reshape(x.shape) if y.shape == (x.size,) else y, out)
+
+
+def zero(*arrays: jax.Array) -> jax.Array:
+    """A float32 0 that varies over devices under `jax.shard_map` where an array does, as loops and branches ask."""
+    firsts = [x.ravel()[0] for x in arrays if x.size and jnp.issubdtype(x.dtype, jnp.number)]
+    return sum((jnp.where(False, first, 0).astype(jnp.float32) for first in firsts), jnp.float32(0))
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -85,3 +85,12 @@ def test_one_loop_gives_what_the_function_gives(shape, rng):
 def test_one_loop_is_made_where_the_last_axis_is_short_and_there_is_enough_to_do(shape, short):
     text = jax.jit(lambda x: fusion.in_one_loop(jnp.tanh, x)).lower(jnp.ones(shape)).compile().as_text()
     assert ("conditional(" in text) == (short and jax.default_backend() == "cpu")
+
+
+def test_devices_of_a_mesh_may_store_and_loop(rng):
+    x = jnp.asarray(rng.standard_normal((2, 20, 14, 14, 6)), jnp.float32)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    shard = jax.sharding.PartitionSpec("d")
+    for f in (fusion.stored, lambda x: fusion.in_one_loop(jnp.abs, x)):
+        on_mesh = jax.shard_map(lambda x, f=f: f(x[0])[None], mesh=mesh, in_specs=shard, out_specs=shard)
+        np.testing.assert_array_equal(jax.jit(on_mesh)(x), jax.vmap(f)(x))

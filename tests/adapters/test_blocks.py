@@ -110,6 +110,18 @@ def test_clients_with_their_own_kernels_are_mapped(layer):
         jax.tree.map(lambda a, b: assert_close(a[i], b, 1e-5), mapped, alone)
 
 
+def test_devices_of_a_mesh_get_what_each_gets_alone(layer):
+    product, numbers = layer
+    both = [jnp.stack([v, 0.5 * v]) for v in numbers]
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    shard = jax.sharding.PartitionSpec("d")
+    one = lambda numbers: jax.tree.map(lambda v: v[None], value_and_gradients(product, *(v[0] for v in numbers)))
+    got = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=shard, out_specs=shard))(both)
+    for i in range(2):
+        alone = value_and_gradients(product, *(v[i] for v in both))
+        jax.tree.map(lambda a, b, i=i: assert_close(a[i], b, 1e-5), got, alone)
+
+
 def test_an_empty_batch_gives_zeros(layer):
     _, (x, kernel, beta, alpha, weights) = layer
     handed = []

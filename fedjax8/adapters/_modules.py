@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from flax import linen as nn
 
 from fedjax8.adapters import _paths
 from fedjax8.errors import UserError
+from fedjax8.models.linen import intercepted
 from fedjax8.types import Batch, Model, Variables
 
 Call = Callable[..., Any]
@@ -31,7 +31,7 @@ def changed(at: Sequence[str], change: Change) -> contextlib.AbstractContextMana
         finally:
             inside.pop()
 
-    return nn.intercept_methods(intercept)
+    return intercepted(intercept)
 
 
 class Seen(NamedTuple):
@@ -61,7 +61,7 @@ def modules_at(at: Sequence[str], model: Model, variables: Variables, batch: Bat
         return y
 
     def run(variables, batch):
-        with nn.intercept_methods(record):
+        with intercepted(record):
             return model.apply(variables, batch)[0]
 
     jax.eval_shape(run, variables, batch)

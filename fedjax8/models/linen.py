@@ -1,7 +1,7 @@
 """A flax linen module as a `Model`."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -42,8 +42,27 @@ def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
     return {"accuracy": _per_row(hits, batch["y"])}
 
 
+@contextlib.contextmanager
+def intercepted(interceptor: Callable[..., Any]) -> Iterator[None]:
+    """`nn.intercept_methods(interceptor)`, for the block alone, also under `python -O`.
+
+    flax takes its interceptor away within an `assert`, which -O leaves out: it would see the calls of all modules from
+    then on. The one that flax is given passes calls on after the block, and holds nothing.
+    """
+    given: list[Callable[..., Any]] = [interceptor]
+
+    def within_block(next_call, args, kwargs, context):
+        return given[0](next_call, args, kwargs, context) if given else next_call(*args, **kwargs)
+
+    try:
+        with nn.intercept_methods(within_block):
+            yield
+    finally:
+        given.clear()
+
+
 def layer_interceptor(multiply: Multiply) -> contextlib.AbstractContextManager[None]:
-    """For `nn.intercept_methods`: lets `multiply` do the product of every layer in `PRODUCTS`."""
+    """In its block `multiply` does the product of every layer in `PRODUCTS`."""
 
     def intercept(next_call, args, kwargs, context):
         module = context.module
@@ -64,7 +83,7 @@ def layer_interceptor(multiply: Multiply) -> contextlib.AbstractContextManager[N
             for name, value in before.items():
                 object.__setattr__(module, name, value)
 
-    return nn.intercept_methods(intercept)
+    return intercepted(intercept)
 
 
 def from_linen(

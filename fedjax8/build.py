@@ -18,6 +18,7 @@ from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.dropouts import with_dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
+from fedjax8.keys import random_key
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.privacy.accounting import Facts, accounted
@@ -239,7 +240,7 @@ def check_shapes(model: Model, dataset: Dataset) -> None:
     batch["mask"] = jax.ShapeDtypeStruct((2,), np.float32)
     misfit = f"config.model does not fit rows of shape {dataset.train['x'].shape[1:]} of {dataset.name}"
     try:
-        key = jax.random.key(0)
+        key = random_key(0)
         variables = jax.eval_shape(model.init, key, batch)
         outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
         jax.eval_shape(lambda v, b: model.apply(v, b, key=key, train=True), variables, batch)

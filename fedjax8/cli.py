@@ -4,10 +4,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags, logging
 
 from fedjax8.errors import UserError, numbered
+from fedjax8.streams import keep_standard_streams
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -25,8 +27,12 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
     def start(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries log their start-up as information
-        return main(argv)
+        try:
+            return main(argv)
+        except SystemExit as stop:  # programs return their status: this is a config's, or a component's of a user's own
+            raise UserError(f"a config or component called exit({stop.code!r}); nothing was finished") from stop
 
+    keep_standard_streams()
     try:
         app.run(start, flags_parser=parse)
     except UserError as error:
@@ -52,3 +58,14 @@ def report(error: BaseException) -> int:
         return EXIT_INTERRUPTED
     traceback.print_exception(error)
     return 1
+
+
+def path_of(text: str | os.PathLike) -> Path:
+    """The path that a flag names, `~` and `~user` expanded: a shell does that only where a word begins.
+
+    Raises UserError if there is no such home.
+    """
+    path = Path(os.path.expanduser(text))
+    if path.parts and path.parts[0].startswith("~"):
+        raise UserError(f"{str(text)!r}: there is no home directory {path.parts[0]!r}; give the whole path, or ./~NAME")
+    return path

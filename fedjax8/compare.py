@@ -26,6 +26,7 @@ from fedjax8.simulation.comparison import Comparison, compare_runs
 from fedjax8.simulation.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
 from fedjax8.simulation.page import html_page, plotly_script
 from fedjax8.simulation.report import COLUMNS, explanation, rows
+from fedjax8.streams import console_on
 
 PAGE = "comparison.html"
 UNLIMITED = 2**15
@@ -70,7 +71,6 @@ def main(argv: list[str]) -> int:
 def print_comparison(found: Comparison, stream: TextIO) -> None:
     """Prints the table: in a terminal as several if one is too wide, into a file or pipe plain and whole."""
     from rich import box
-    from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
@@ -78,7 +78,7 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")  # where "±" cannot be written, "?" rather than an error
     terminal = stream.isatty()
-    console = Console(file=stream) if terminal else Console(file=stream, width=UNLIMITED, color_system=None)
+    console = console_on(stream, **({} if terminal else {"width": UNLIMITED, "color_system": None}))
     cells = rows(found)
 
     def table(columns: Sequence[int], narrow: bool) -> Table:

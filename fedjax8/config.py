@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, FieldReference
 
+from fedjax8.cli import path_of
 from fedjax8.errors import FAILED, Mistakes, UserError
 from fedjax8.lookup import suggest
 
@@ -143,7 +144,8 @@ def load_config(file: str | None) -> ConfigDict:
     """
     if not file:
         return base_config()
-    path, _, argument = file.partition(":")
+    given, _, argument = file.partition(":")
+    path = str(path_of(given))
     spec = importlib.util.spec_from_file_location("fedjax8_config_file", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise UserError(
@@ -162,7 +164,7 @@ def load_config(file: str | None) -> ConfigDict:
         return config
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = " ".join(str(error).split())
         raise UserError(f"--config: {file} failed with {type(error).__name__}: {line[:300]}") from error
 

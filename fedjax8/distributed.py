@@ -4,6 +4,7 @@ JAX connects them through a coordinator, which process 0 runs. When a process is
 broken connection, at the latest after `HEARTBEAT_SECONDS`; they cannot go on without it and end with `LOST_STATUS`.
 """
 
+import collections
 import contextlib
 import ctypes
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from fedjax8 import cli
+from fedjax8.devices import start_devices
 from fedjax8.errors import UserError
 
 LOST_STATUS = 75
@@ -157,11 +159,24 @@ def _connect(group: Group) -> None:
                 "--coordinator, --num_processes and --process_id instead"
             ) from error
         raise UserError(f"--coordinator={group.coordinator}: {error}") from error
+    start_devices()
+    check_equal_devices([device.process_index for device in jax.devices()])
     before = threads()
     with _silent_stdout():
         multihost_utils.sync_global_devices("start")
     if jax.default_backend() == "cpu":
         give_way(threads() - before)
+
+
+def check_equal_devices(processes: Iterable[int]) -> None:
+    """UserError, the same in every process, unless each has as many devices; `processes` has an entry per device."""
+    counts = sorted(collections.Counter(processes).items())
+    if len({count for _, count in counts}) > 1:
+        each = ", ".join(f"process {number} has {count}" for number, count in counts)
+        raise UserError(
+            f"the processes do not have as many devices each: {each}; give all of them the same --cpu_devices, or the "
+            "same number of accelerators"
+        )
 
 
 def threads() -> set[int]:

@@ -17,6 +17,7 @@ import optax
 from fedjax8 import trees
 from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, steps_per_epoch, take_batch
 from fedjax8.errors import UserError
+from fedjax8.keys import random_key
 from fedjax8.types import Array, Batch, Key, Model, Multiply, PyTree, StepGradient, Variables
 
 Adjust = Callable[[PyTree, PyTree], PyTree]
@@ -121,7 +122,7 @@ def local_training(
 
     def start(variables, rows) -> Training:
         batch = jax.eval_shape(lambda: take_batch(plan, rows, None, jnp.int32(0)))
-        sums = jax.eval_shape(one_step, variables, rows, batch, jax.random.key(0))[2]
+        sums = jax.eval_shape(one_step, variables, rows, batch, random_key(0))[2]
         return Training(variables, optimizer.init(variables.params), trees.zeros_like(sums))
 
     def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:

@@ -14,7 +14,6 @@ Examples:
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ml_collections import ConfigDict
 
 from fedjax8 import cli, version
 from fedjax8.config import FIELDS, load_config, override, plain, validate
+from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 
@@ -118,26 +118,6 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, pairs
 
 
-def set_up_devices(cpu_devices: int | None, cohort_size: int | None = None) -> None:
-    """One CPU device per core, each computing on its own; must run before JAX starts. No effect on accelerators.
-
-    By default no more devices than clients a round: each holds a copy of the data, and one without a client would idle.
-    Devices meet when all have done their clients. XLA aborts the process where one waits 40 seconds for another, which
-    clients of unequal size, or a machine with other work, need at times; here it may be an hour. Loops take the widest
-    vectors that the processor has, where XLA stops at 256 bits: rounding to the grid takes half the time with 512.
-    """
-    import jax
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = cpu_devices or min(cores, cohort_size or cores)
-    jax.config.update("jax_num_cpu_devices", count)
-    flags = ["--xla_cpu_prefer_vector_width=512"]
-    if count > 1:
-        flags += [f"--xla_cpu_collective_call_{what}_timeout_seconds=3600" for what in ("warn_stuck", "terminate")]
-        flags += ["--xla_cpu_multi_thread_eigen=false"]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()  # the user's own win
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and the packages that decide a result."""
     import importlib.metadata
@@ -180,8 +160,17 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
 
 
 def main(argv: list[str]) -> int:
-    """Builds and runs what the flags say; returns the exit status."""
+    """Builds and runs what the flags say; returns the exit status.
+
+    `argv` is what `parse_flags` left, or a whole command line: `main(["train", "--config.rounds=5"])`, also several
+    times in a process.
+    """
     rest, pairs = split_overrides(argv)
+    if any(argument.startswith("-") for argument in rest[1:]) or not flags.FLAGS.is_parsed():
+        try:
+            rest, pairs = split_overrides(parse_flags(argv))
+        except flags.Error as error:
+            raise UserError(" ".join(str(error).split())) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
@@ -189,8 +178,10 @@ def main(argv: list[str]) -> int:
     group = Group(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
     )
+    check_jax()
     set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
     with together(group):
+        start_devices()
         return train(config)
 
 
@@ -204,7 +195,13 @@ def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
             from fedjax8.build import build
 
             set_up_devices(_CPU_DEVICES.value)
-            mistakes.attempt(build, config, _DATA_DIR.value)
+            started = mistakes.attempt(start_devices)
+            mistakes.attempt(lambda _: build(config, data_dir()), started)
+
+
+def data_dir() -> str | None:
+    """Where data sets lie, by the flag."""
+    return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
 def record(config: ConfigDict) -> dict[str, Any]:
@@ -269,15 +266,15 @@ def train(config: ConfigDict) -> int:
     check_flags(jax.process_count())
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
-        config.executor = tuned(config, _DATA_DIR.value)
+        config.executor = tuned(config, data_dir())
     schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every, config.on_nan)
     if _DRY_RUN.value:
-        dry_run(build(config, _DATA_DIR.value), schedule)
+        dry_run(build(config, data_dir()), schedule)
         return 0
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
-    profile = Path(_PROFILE.value) if _PROFILE.value else None
+    workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
+    profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
-        experiment = build(config, _DATA_DIR.value)
+        experiment = build(config, data_dir())
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
         hosts().check_same("data", fingerprint(experiment))
@@ -296,7 +293,7 @@ def train(config: ConfigDict) -> int:
         )
         outcomes = [outcome]
     else:
-        experiments = build_seeds(config, seeds_of(_SEEDS.value), _DATA_DIR.value)
+        experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
         runs = [
             Run(e.simulation, folder, record(e.config), f"seed {e.config.seed}", describe(e), writers)
@@ -343,9 +340,16 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
+OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder))
+"""Names of this program's flags."""
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl's flags and leaves `--config.` overrides in argv for `main`; `--dry_run` needs no value."""
+    """Parses absl's flags, those of an earlier call forgotten; `--dry_run` needs no value. `--config.` overrides are left
+    in argv for `main`."""
     rest, pairs = split_overrides(argv)
+    for name in OURS:
+        flags.FLAGS[name].unparse()
     rest = ["--dry_run=measured" if argument in ("--dry_run", "-dry_run") else argument for argument in rest]
     return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
 

@@ -10,12 +10,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
-    {"errors", "types", "trees", "fusion", "lookup", "version"},
+    {"errors", "types", "trees", "fusion", "keys", "lookup", "streams", "version"},
     {"numerics", "data", "models"},
     {"codecs", "adapters", "cohorts", "privacy", "attacks", "dropouts", "local"},
     {"algorithms"},
     {"simulation"},
-    {"config", "build", "cli", "distributed", "tune"},
+    {"config", "build", "cli", "devices", "distributed", "tune"},
     {"train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from fedjax8.data.batches import shuffled
+from fedjax8.keys import random_key
 from fedjax8.types import Algorithm, Array, Attack
 
 
@@ -21,7 +21,7 @@ def members(share: float, count: int | None, seed: int) -> Callable[[Array, int]
     def of(ids: Array, num_clients: int) -> Array:
         if count is not None:
             return ids < count
-        place = shuffled(jax.random.key(seed), ids, jnp.int32(num_clients))  # a permutation, so the number is exact
+        place = shuffled(random_key(seed), ids, jnp.int32(num_clients))  # a permutation, so the number is exact
         return (place < round(share * num_clients)) & (ids < num_clients)
 
     return of

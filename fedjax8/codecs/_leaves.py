@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import fusion, trees
+from fedjax8.keys import as_key
 from fedjax8.numerics import hash_bits, uniform
 from fedjax8.types import Array, Codec, Key, PyTree, Ratio
 
@@ -139,4 +140,4 @@ def message_key(key: Key) -> Array:
 
 def key_in(words: Array) -> Key:
     """The typed key that both sides make of `message_key`'s words."""
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    return as_key(words)

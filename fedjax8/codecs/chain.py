@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
+from fedjax8.keys import random_key
 from fedjax8.types import Codec, check_codec
 
 
@@ -25,7 +26,7 @@ def chain(codecs: Sequence[Codec]) -> Codec:
         states = []
         for index, codec in enumerate(codecs):
             states.append(codec.init(tree))
-            tree, _ = jax.eval_shape(lambda t, c=codec, s=states[index]: c.encode(jax.random.key(0), s, t), tree)
+            tree, _ = jax.eval_shape(lambda t, c=codec, s=states[index]: c.encode(random_key(0), s, t), tree)
         return tuple(states)
 
     def encode(key, state, tree):

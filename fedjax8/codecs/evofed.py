@@ -25,6 +25,7 @@ from flax import struct
 from jax import lax
 
 from fedjax8.codecs import _flat
+from fedjax8.keys import as_key, random_key
 from fedjax8.types import Array, Codec, Key, PyTree
 
 FITNESSES = ("distance", "squared")
@@ -91,7 +92,7 @@ def evofed(
     pairs, shared = members // 2, population == "shared"
 
     def grow(state, own: Array | None) -> Key:
-        return jax.random.fold_in(jax.random.key(seed), state) if own is None else jax.random.wrap_key_data(own)
+        return jax.random.fold_in(random_key(seed), state) if own is None else as_key(own)
 
     def noise(key, pair, size) -> Array:
         return jax.random.normal(jax.random.fold_in(key, pair), (parts, -(-size // parts)))

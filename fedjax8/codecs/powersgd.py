@@ -21,6 +21,7 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.codecs import _flat
+from fedjax8.keys import random_key
 from fedjax8.types import Array, Codec
 
 
@@ -65,7 +66,7 @@ def powersgd(rank: int = 2, *, min_rate: float = 2.0, seed: int = 0) -> Codec:
         return n * m > 0 and n * m >= min_rate * rank * (n + m)
 
     def init(tree):
-        key = jax.random.key(seed)
+        key = random_key(seed)
         return {
             name: _unit_columns(jax.random.normal(jax.random.fold_in(key, i), (sides(x)[1], rank)), 0.0)
             for i, (name, x) in enumerate(trees.named_leaves(tree).items())

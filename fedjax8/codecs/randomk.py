@@ -15,6 +15,7 @@ from flax import struct
 
 from fedjax8 import numerics
 from fedjax8.codecs import _flat
+from fedjax8.keys import as_key
 from fedjax8.numerics.select import largest
 from fedjax8.types import Array, Codec, PyTree
 
@@ -49,7 +50,7 @@ def randomk(share: float = 0.01, *, count: int | None = None, scope: str = "mode
     _flat.check_scope(scope)
 
     def draw(seed, sizes):
-        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        key = as_key(seed)
         keys = [jax.random.fold_in(key, i) for i in range(len(sizes))]
         return [
             largest((numerics.hash_bits(k, n) >> 1).astype(jnp.int32), _flat.number_kept(n, share, count))

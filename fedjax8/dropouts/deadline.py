@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8.data.batches import BatchPlan, num_steps
+from fedjax8.keys import random_key
 from fedjax8.types import Array, Dropout, Key
 
 
@@ -49,7 +50,7 @@ def deadline(
 
     def lost(key: Key, ids: Array, sizes: Array, down: int, up: int) -> Array:
         steps = sizes if plan is None else num_steps(plan, sizes)
-        device = slowness(jax.random.key(seed), ids, spread) * slowness(key, ids, jitter)
+        device = slowness(random_key(seed), ids, spread) * slowness(key, ids, jitter)
         return down / down_bandwidth + device * step_seconds * steps + up / up_bandwidth > seconds
 
     return Dropout(lost)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax8.keys import random_key
 from fedjax8.models.linen import accuracy, cross_entropy
 from fedjax8.models.products import conv_stand_in, dot_stand_in
 from fedjax8.types import Array, Batch, Model, Multiply, Variables
@@ -56,7 +57,7 @@ def from_nnx(
         structure, params, keys, counts, state = made  # type: ignore[misc]  # as many as kinds
         nnx.replace_by_pure_dict(params, variables.params)
         nnx.replace_by_pure_dict(state, variables.state)
-        base = jax.random.key(0) if key is None else key
+        base = random_key(0) if key is None else key
         streams = iter(range(len(jax.tree.leaves(keys))))
         keys = jax.tree.map(lambda _: jax.random.fold_in(base, next(streams)), keys)
         return nnx.merge(structure, params, keys, jax.tree.map(lambda c: jnp.zeros(c.shape, c.dtype), counts), state)

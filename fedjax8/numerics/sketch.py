@@ -43,6 +43,7 @@ import numpy as np
 from jax import lax
 
 from fedjax8.errors import UserError
+from fedjax8.keys import random_key
 from fedjax8.numerics.dither import hash_bits
 
 Shifts = jax.Array | np.ndarray
@@ -199,7 +200,7 @@ def _hashes(rows: int, columns: int, seed: int | jax.Array, offset: int, count: 
 
 
 def _draw(seed: int | jax.Array, rows: int, columns: int) -> _Hashes:
-    signs, shifts = jax.random.split(jax.random.key(seed))
+    signs, shifts = jax.random.split(random_key(seed))
     words = hash_bits(shifts, (_LEVELS, _RADIX, rows)) % np.uint32(columns)
     return _Hashes(signs, words.astype(jnp.int32) * (np.arange(_RADIX, dtype=np.int32) > 0)[:, None])
 

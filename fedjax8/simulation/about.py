@@ -15,6 +15,7 @@ import numpy as np
 from fedjax8 import trees
 from fedjax8.data.federated import FederatedData
 from fedjax8.data.heterogeneity import label_skew
+from fedjax8.keys import random_key
 from fedjax8.simulation.link import Discovery
 
 SIZES = 1000
@@ -83,7 +84,7 @@ def message_facts(found: Sequence[Discovery]) -> list[dict[str, Any]]:
 
 def leaf_bytes(kind: Discovery) -> dict[str, int]:
     """Bytes of one message by leaf of the tree that is sent, read off the shapes of the encoded message."""
-    key, codec = jax.random.key(0), kind.codec
+    key, codec = random_key(0), kind.codec
     message = jax.eval_shape(lambda tree: codec.encode(key, codec.init(tree), tree)[0], kind.tree)
     names, total = trees.named_leaves(kind.tree), {}
     for path, leaf in trees.named_leaves(message).items():

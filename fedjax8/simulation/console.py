@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from fedjax8.simulation.ledger import Ledger
+from fedjax8.streams import console_on
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 COLUMNS = (
@@ -36,9 +37,23 @@ def readable_bytes(count: int) -> str:
     return f"{value:.{max(0, 3 - len(str(int(value + 0.5))))}f} {UNITS[unit]}"
 
 
+LARGEST_PLAIN = 1000.0
+"""Numbers from here on are shown with an exponent: a loss that explodes has 36 digits otherwise."""
+
+
+def readable_number(value: float | None, digits: int = 4) -> str:
+    """A number with so many decimals; with an exponent from `LARGEST_PLAIN` on; `-` for None.
+
+    >>> readable_number(0.25), readable_number(412345.678), readable_number(1.5e36, 3), readable_number(None)
+    ('0.2500', '4.12e+05', '1.50e+36', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if not abs(value) >= LARGEST_PLAIN else f"{value:.2e}"
+
+
 def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
-    value = line.get(name)
-    return "-" if value is None else f"{value:.{digits}f}"
+    return readable_number(line.get(name), digits)
 
 
 SILENT_SECONDS = 60.0
@@ -80,7 +95,7 @@ class ProgressReport:
         clock: Callable[[], float] = time.monotonic,
     ):
         if console is None:
-            console = Console(highlight=False, quiet=silent, force_terminal=False if silent else None)
+            console = console_on(quiet=silent, force_terminal=False if silent else None)
         self.console = console
         self._bar = Progress(
             TextColumn("round"),
@@ -134,7 +149,7 @@ class ProgressReport:
             _number(line, "train_loss"),
             readable_bytes(line["uplink_bytes"]),
             readable_bytes(line["downlink_bytes"]),
-            _number(line, "round_seconds", 3),
+            f"{line['round_seconds']:.{3 if line['round_seconds'] < LARGEST_PLAIN else 0}f}",
         )
         row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
         self.say(label.ljust(self._label_width) + row)

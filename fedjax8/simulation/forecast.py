@@ -22,6 +22,7 @@ from fedjax8 import trees
 from fedjax8.cohorts import groups, padded
 from fedjax8.data.batches import BatchPlan, num_steps
 from fedjax8.data.federated import FederatedData, sample_cohort
+from fedjax8.keys import random_key
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.runner import CALL_SECONDS, Schedule
 from fedjax8.simulation.simulation import Simulation, SimulationState, sample_batch
@@ -232,7 +233,7 @@ def _gradient(model: Model) -> Callable:
     """`(variables, batch) -> gradient of the batch's mean loss`."""
 
     def loss(params: PyTree, variables: Variables, batch: PyTree) -> jax.Array:
-        outputs, _ = model.apply(variables._replace(params=params), batch, key=jax.random.key(0), train=True)
+        outputs, _ = model.apply(variables._replace(params=params), batch, key=random_key(0), train=True)
         return jnp.mean(model.loss(outputs, batch))
 
     return lambda variables, batch: jax.grad(loss)(variables.params, variables, batch)

@@ -10,6 +10,7 @@ from rich.text import Text
 from fedjax8.simulation.console import readable_bytes
 from fedjax8.simulation.forecast import Forecast
 from fedjax8.simulation.ledger import Ledger
+from fedjax8.streams import console_on
 from fedjax8.types import Channel
 
 UNLIMITED = 2**15
@@ -24,7 +25,7 @@ SHARES = {
 
 def show(found: Forecast, heading: str, console: Console | None = None) -> None:
     """Prints what would run (`heading`) and the forecast of it."""
-    console = Console(highlight=False) if console is None else console
+    console = console_on() if console is None else console
     if not console.is_terminal:
         console = Console(file=console.file, width=UNLIMITED, color_system=None, highlight=False)
     console.print(Text(heading))

@@ -1,4 +1,4 @@
-"""A clean stop on SIGTERM and Ctrl-C: the rounds under way are finished first."""
+"""A clean stop on SIGTERM, Ctrl-C and a terminal that goes away: the rounds under way are finished first."""
 
 import contextlib
 import os
@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 
 STOPPING = b"fedjax8: stopping after the rounds under way; once more stops at once\n"
 """The answer to the first signal."""
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the first SIGTERM or SIGINT received, or None.
+    """Yields a function that tells the first SIGTERM, SIGINT or SIGHUP received, or None.
 
-    That one is answered on stderr; the next, of either kind, acts as it did before.
+    That one is answered on stderr; the next SIGTERM or SIGINT acts as it did before. Another SIGHUP does nothing: a
+    terminal that goes away sends several. A signal that was ignored at the start stays ignored, as `nohup` asks.
 
     Outside the main thread, where Python allows no handlers, signals are left alone.
     """
@@ -23,12 +25,14 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
     def note(number, frame):
         received.append(number)
         for each, handler in before.items():
-            signal.signal(each, handler)
-        os.write(2, STOPPING)
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else handler)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, STOPPING)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        heard = [number for number in STOPS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        before = {number: signal.signal(number, note) for number in heard}
     try:
         yield lambda: received[0] if received else None
     finally:

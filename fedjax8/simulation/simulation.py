@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8 import trees
+from fedjax8 import keys, trees
 from fedjax8.cohorts.auto import auto
 from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import BatchPlan, Pool
@@ -194,7 +194,7 @@ def simulate(
     if beside and any(beside.parts.common.rows.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
     execution = auto() if execution is None else execution
-    root = jax.random.key(seed)
+    root = keys.random_key(seed)
 
     @functools.cache
     def initial() -> tuple[PyTree, PyTree, PyTree]:

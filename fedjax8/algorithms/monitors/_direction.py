@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
+from fedjax8.keys import random_key
 from fedjax8.types import Array, PyTree
 
 _SEED = 0  # every worker, and every run, begins with the same direction
@@ -25,7 +26,7 @@ def norm2(tree: PyTree) -> Array:
 def first_direction(params: PyTree) -> PyTree:
     """The direction before there have been two common models: fixed-seed standard normal, normalized over the tree."""
     leaves, structure = jax.tree.flatten(params)
-    key = jax.random.key(_SEED)
+    key = random_key(_SEED)
     drawn = [jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x)) for i, x in enumerate(leaves)]
     drawn = jax.tree.unflatten(structure, drawn)
     return trees.scale(1.0 / jnp.sqrt(norm2(drawn)), drawn)

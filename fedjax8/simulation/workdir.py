@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax8.data.digest import without_floats
 from fedjax8.errors import UserError
 from fedjax8.simulation.durable import make_folder, remove, replace_file, sync_folder
 from fedjax8.simulation.runs import flatten
@@ -136,23 +137,33 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
 def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], place: Path) -> None:
     """UserError if two records (what `config.json` holds) are of other configs or other data. A part that one of them
     lacks is not compared. `place` is where the old one lies."""
-    for part, what, instead in (
-        ("config", "a run of another config", "choose another directory"),
-        ("data", "a run on other data", "put back the data it began with, or choose another directory"),
-    ):
-        changed = differences(old[part], new[part]) if part in old and part in new else []
-        if changed:
-            raise UserError(f"--workdir: {place} holds {what} ({'; '.join(changed)}); {instead}")
+    if "config" in old and "config" in new and (changed := differences(old["config"], new["config"])):
+        raise UserError(
+            f"--workdir: {place} holds a run of another config ({'; '.join(changed)}); choose another directory"
+        )
+    if "data" in old and "data" in new:
+        a, b = (without_floats(x["data"]) if _other_origins(old, new) else x["data"] for x in (old, new))
+        if changed := differences(a, b):
+            raise UserError(
+                f"--workdir: {place} holds a run on other data ({'; '.join(changed)}); put back the data it began "
+                "with, or choose another directory"
+            )
 
 
 def says_of_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Devices and versions in which two records differ, as `devices: 2 cpu:cpu -> 4 cpu:cpu`."""
+    """Where two records that `refuse_other` lets pass were made on other devices, machines or versions, such as
+    `devices: 2 cpu:cpu -> 4 cpu:cpu`, and which columns of floats those computed differently."""
+    both = "data" in old and "data" in new
+    return [*_other_origins(old, new), *(differences(old["data"], new["data"]) if both else [])]
 
+
+def _other_origins(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     def origin(record: Mapping[str, Any]) -> dict[str, Any]:
         devices = " and ".join(f"{count} {kind}" for kind, count in Counter(record.get("devices", ())).items())
-        return {"devices": devices, "versions": record.get("versions", {})}
+        return {"devices": devices, **{part: record[part] for part in ("machine", "versions") if part in both}}
 
-    return differences(origin(old), origin(new)) if "versions" in old and "versions" in new else []
+    both = old.keys() & new.keys()
+    return differences(origin(old), origin(new)) if "versions" in both else []
 
 
 def note_resumed(directory: Path, round_number: int, changed: list[str]) -> None:

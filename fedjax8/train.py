@@ -14,8 +14,9 @@ Examples:
 """
 
 import functools
+import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,16 +128,6 @@ def versions() -> dict[str, str]:
     return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
 
 
-def fingerprint(experiment: "Experiment") -> dict[str, Any]:
-    """What tells data of another kind or split apart, without reading it."""
-    import numpy as np
-
-    clients = experiment.clients
-    some = clients.windows(np.linspace(0, clients.num_clients - 1, 100).astype(np.int64))
-    shapes = {name: [str(column.dtype), *column.shape] for name, column in clients.columns.items()}
-    return {"columns": shapes, "windows": [values.tolist() for values in some]}
-
-
 def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
     """Two lines that say what runs on what."""
     import jax
@@ -204,12 +195,28 @@ def data_dir() -> str | None:
     return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
-def record(config: ConfigDict) -> dict[str, Any]:
-    """What `config.json` holds."""
+def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
+    """What `config.json` holds; `data` is their digest."""
     import jax
 
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    return {"config": plain(config), "versions": versions(), "devices": devices}
+    return {
+        "config": plain(config),
+        "versions": versions(),
+        "devices": devices,
+        "machine": machine(),
+        "data": dict(data),
+    }
+
+
+def machine() -> str:
+    """The processor, whose vector units decide the last bits of float sums: `x86_64 Intel(R) Xeon(R) ...`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
 
 
 def check_flags(processes: int) -> None:
@@ -257,6 +264,7 @@ def train(config: ConfigDict) -> int:
     import jax
 
     from fedjax8.build import build, build_seeds
+    from fedjax8.data.digest import digest, without_floats
     from fedjax8.simulation.hosts import hosts
     from fedjax8.simulation.runner import Run, Schedule, run, run_all
     from fedjax8.simulation.side_by_side import side_by_side
@@ -275,9 +283,10 @@ def train(config: ConfigDict) -> int:
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
         experiment = build(config, data_dir())
+        data = digest(experiment.dataset, experiment.clients)
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
-        hosts().check_same("data", fingerprint(experiment))
+        hosts().check_same("data", without_floats(data))
         introduce = functools.partial(introduction, experiment)
         workdirs, experiments = [workdir], [experiment]
         outcome = run(
@@ -285,7 +294,7 @@ def train(config: ConfigDict) -> int:
             experiment.dataset.test,
             schedule,
             workdir=workdir,
-            record=record(config),
+            record=record(config, data),
             introduce=introduce,
             profile=profile,
             about=describe(experiment),
@@ -296,7 +305,14 @@ def train(config: ConfigDict) -> int:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
         runs = [
-            Run(e.simulation, folder, record(e.config), f"seed {e.config.seed}", describe(e), writers)
+            Run(
+                e.simulation,
+                folder,
+                record(e.config, digest(e.dataset, e.clients)),
+                f"seed {e.config.seed}",
+                describe(e),
+                writers,
+            )
             for e, folder in zip(experiments, workdirs, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)

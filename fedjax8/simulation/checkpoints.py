@@ -1,16 +1,20 @@
 """Checkpoints by Orbax: the whole state of a run, so that a resumed run equals an unbroken one bit for bit.
 
-What was written is checked when it is read, by a checksum. A checkpoint that cannot be read is put aside for the one
-before it.
+A checkpoint is written beside the others under another name, put on disk with its metadata and folders, and only then
+renamed: it is there as a whole or not at all, wherever a process is killed or the power is cut. The older ones go after
+that. What was written is checked when it is read, by a checksum. A checkpoint that cannot be read is put aside for the
+one before it.
+
+A checkpoint also holds what `config.json` does: what it may be gone on with.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
-import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,18 @@ import jax
 import numpy as np
 
 from fedjax8.errors import UserError
+from fedjax8.simulation.durable import PART, make_folder, remove, sync_folder, sync_tree
 from fedjax8.simulation.hosts import ALONE, Hosts
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.simulation import SimulationState
+from fedjax8.simulation.workdir import json_ready, refuse_other, says_of_others
 from fedjax8.types import PyTree
 
 FOLDER = "checkpoints"
 UNREADABLE = "unreadable-checkpoint"
 KEEP = 2
+_WRITING = f"writing{PART}"
+_ORBAX_PART = ".orbax-checkpoint-tmp"  # in the names of what earlier versions left half written
 
 
 class NotSaved(UserError):
@@ -35,11 +43,14 @@ class NotSaved(UserError):
 class Checkpoints:
     """Numbered checkpoints of one run; use `open_checkpoints`. Process 0 has the files, all have the same state."""
 
-    def __init__(self, manager: Any, folder: Path, hosts: Hosts):
+    def __init__(self, manager: Any, folder: Path, hosts: Hosts, record: Mapping[str, Any]):
         self._manager, self._folder, self._hosts = manager, folder, hosts
+        self._record = json.loads(json.dumps(json_ready(record)))
         self._newest = 0
         self.notes: list[str] = []
         """What a person should know of what `restore` found."""
+        self.changed: list[str] = []
+        """Devices and versions that are not those of the checkpoint that `restore` found."""
 
     def save(self, state: SimulationState, seconds: float) -> None:
         """Writes the state after `state.round` rounds;
@@ -48,31 +59,62 @@ class Checkpoints:
         """
         if state.round <= self._newest:
             return
-        state.clients.mark(state.round)
-        self._hosts.wait()  # for the marks of all: whatever was cut short, there is one for the checkpoint
-        problem = self._hosts.ask(lambda: {"problem": self._write(state, seconds)})["problem"]
-        if problem:
-            raise NotSaved(problem)
+        problem = ""
+        try:
+            state.clients.mark(state.round)
+        except UserError as error:
+            problem = f"--workdir: cannot save round {state.round}: {error}. {self._last_good()}"
+        # All wait for the marks of all: whatever was cut short, there is one for the checkpoint.
+        if self._hosts.gather(np.array([bool(problem)], np.uint8)).any():
+            raise NotSaved(problem or f"cannot save round {state.round}: another process could not mark its clients")
+        told = self._hosts.ask(lambda: self._write(state, seconds))
+        if told["problem"]:
+            raise NotSaved(told["problem"])
         self._newest = state.round
+        state.clients.release(told["oldest"])
 
-    def _write(self, state: SimulationState, seconds: float) -> str | None:
-        """What went wrong, if anything."""
+    def _write(self, state: SimulationState, seconds: float) -> dict[str, Any]:
+        """What went wrong, if anything, and the oldest round that is kept."""
         import orbax.checkpoint as ocp
 
         arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
-        host = {"ledger": state.ledger.to_json(), "seconds": seconds}
+        host = {"ledger": state.ledger.to_json(), "seconds": seconds, "record": self._record}
         host["checksum"] = checksum(arrays, host)
         content = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
+        part = self._folder / _WRITING
         try:
+            part.mkdir(exist_ok=True)
             with _quiet():
                 self._manager.save(state.round, args=content, force=True)
                 self._manager.wait_until_finished()
+            sync_tree(part)
+            os.replace(part / str(state.round), self._folder / str(state.round))
+            sync_folder(self._folder)
         except Exception as error:  # a full disk is a ValueError, an OSError, or what the storage library makes of it
-            return (
-                f"--workdir: cannot save round {state.round} in {self._folder}: {_reason(error)}; make room there, or "
-                f"see to its permissions. {self._last_good()}"
-            )
-        return None
+            return {
+                "problem": f"--workdir: cannot save round {state.round} in {self._folder}: {_reason(error)}; make room "
+                f"there, or see to its permissions. {self._last_good()}"
+            }
+        finally:
+            for path in part.iterdir() if part.is_dir() else ():
+                remove(path)
+            self._manager.reload()
+        return {"problem": "", "oldest": self._keep_newest()}
+
+    def _keep_newest(self) -> int:
+        """Removes all but the newest `KEEP` checkpoints; the oldest that stays. One that cannot be removed may stay."""
+        rounds = self._rounds()
+        for old in rounds[:-KEEP]:
+            place = self._folder / str(old)
+            with contextlib.suppress(OSError):
+                os.replace(place, part := place.with_name(f"{old}{PART}"))  # or a kill would leave half of it
+                remove(part)
+        return rounds[-KEEP:][0]
+
+    def _rounds(self) -> list[int]:
+        """Rounds of the checkpoints there, ascending; what else lies in the folder is left alone."""
+        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def _last_good(self) -> str:
         return f"The checkpoint of round {self._newest} is as it was" if self._newest else "There is no earlier one"
@@ -81,18 +123,26 @@ class Checkpoints:
         """(newest state that can be read, seconds spent until then) in NumPy arrays shaped as `like`, or None if there
         are no checkpoints.
 
-        One that is damaged is moved out of the way, to the run's folder, and named in `notes`. UserError where none of
-        those there can be read.
+        One that is damaged is moved out of the way, to the run's folder, and named in `notes`, and so are devices and
+        versions that are not its own. UserError where none of those there can be read, or the newest that can be is of
+        another config or other data.
         """
         arrays = jax.device_get((like.server, like.down_states, like.clients.arrays()))
 
         def read() -> dict[str, Any]:
             nonlocal arrays
-            found, arrays, bad = self._newest_readable(arrays)
-            return {"found": found, "bad": bad}
+            found, arrays, notes = self._newest_readable(arrays)
+            changed = says_of_others(found["host"].get("record", {}), self._record) if found else []
+            return {"found": found, "notes": notes, "changed": changed}
 
         told = self._hosts.ask(read)
-        self.notes += told["bad"]
+        self.notes += told["notes"]
+        self.changed = told["changed"]
+        if self.changed:
+            self.notes.append(
+                f"devices or versions are not those of the checkpoint ({'; '.join(self.changed)}): the rounds are the "
+                "same, but float32 sums may differ in their last bits from those of an unbroken run"
+            )
         if told["found"] is None:
             like.clients.rewind(0)
             return None
@@ -106,10 +156,12 @@ class Checkpoints:
     def _newest_readable(self, template: PyTree) -> tuple[dict[str, Any] | None, PyTree, list[str]]:
         """({step, host}, arrays, what to say of those that are newer)."""
         bad: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(self._rounds()):
             try:
                 with _quiet():
                     found = self._read(step, template)
+            except UserError:  # it is whole, but not of this run
+                raise
             except Exception as error:  # damage shows as almost anything
                 bad[step] = _reason(error)
                 continue
@@ -126,8 +178,11 @@ class Checkpoints:
     def _read(self, step: int, template: PyTree) -> Any:
         import orbax.checkpoint as ocp
 
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore())
+        read = functools.partial(self._manager.restore, step, directory=self._folder)
+        host = read(args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
+        refuse_other(dict(host.get("record", {})), self._record, self._folder / str(step))
+        found = read(
+            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore())
         )
         expected = found.host.pop("checksum", None)
         if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
@@ -137,9 +192,9 @@ class Checkpoints:
     def _set_aside(self, step: int) -> Path:
         """Where a damaged checkpoint is from now on."""
         place = self._folder.parent / f"{UNREADABLE}-{step}"
-        shutil.rmtree(place, ignore_errors=True)
+        remove(place)
         os.replace(self._folder / str(step), place)
-        self._manager.reload()
+        sync_folder(self._folder)
         return place
 
 
@@ -170,25 +225,37 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: Path, hosts: Hosts = ALONE) -> Iterator[Checkpoints]:
-    """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there."""
+def open_checkpoints(
+    workdir: Path, hosts: Hosts = ALONE, record: Mapping[str, Any] | None = None
+) -> Iterator[Checkpoints]:
+    """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there.
+
+    What processes that were killed left half written is removed. `record` is what `config.json` holds.
+    """
     import orbax.checkpoint as ocp
 
     folder = (workdir / FOLDER).absolute()
     if not hosts.first:
-        yield Checkpoints(None, folder, hosts)
+        yield Checkpoints(None, folder, hosts, record or {})
         return
+    part = folder / _WRITING
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        for path in folder.iterdir():
+            if path.name.endswith(PART) or _ORBAX_PART in path.name:
+                remove(path)
+        part.mkdir()
     except OSError as error:
         raise UserError(f"--workdir: cannot make {folder}: {error.strerror}; choose another directory") from error
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEEP,
         create=False,
         enable_async_checkpointing=False,
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
         ),
     )
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        yield Checkpoints(manager, folder, hosts)
+    try:
+        with ocp.CheckpointManager(part, options=options) as manager:
+            yield Checkpoints(manager, folder, hosts, record or {})
+    finally:
+        remove(part)

@@ -11,10 +11,12 @@ Three stores with the same methods; `client_states` chooses:
     arrays()            -> what a checkpoint must hold
     with_arrays(arrays) -> the store with what a checkpoint held
     mark(round)            the state after `round` rounds is complete, and its checkpoint comes next
+    release(round)         no checkpoint before that of `round` is kept any more
     rewind(round)          back to the mark of `round`, after its checkpoint was read
 
 A store too large to be copied into every checkpoint keeps an undo log instead (`undo_log.py`). For that, `mark` stands
-*before* the checkpoint of the same round: whichever checkpoint a run then goes on from, there is a mark for it.
+*before* the checkpoint of the same round, and goes after that checkpoint did: whichever checkpoint a run then goes on
+from, and however many could not be written, there is a mark for it.
 """
 
 import copy
@@ -77,6 +79,9 @@ class NoStates:
     def mark(self, round_number: int) -> None:
         """Nothing to do."""
 
+    def release(self, oldest: int) -> None:
+        """Nothing to do."""
+
     def rewind(self, round_number: int) -> None:
         """Nothing to do."""
 
@@ -125,6 +130,9 @@ class DeviceStates:
 
     def mark(self, round_number: int) -> None:
         """Nothing to do: checkpoints hold the arrays."""
+
+    def release(self, oldest: int) -> None:
+        """Nothing to do."""
 
     def rewind(self, round_number: int) -> None:
         """Nothing to do: `with_arrays` did it."""

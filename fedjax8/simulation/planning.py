@@ -10,8 +10,8 @@ so that plans can be made ahead of time, by any process, and a resumed run makes
 The last rule is the longest-processing-time rule (Graham 1969), with one difference: every device has the same number
 of places, so that all rounds have one shape. A client that remembers something stays on one device for a whole call.
 Where that cannot be, or its rows would not fit, the call ends before the round and the next call begins there. Where
-such a client stays is decided for R rounds at a time, from a multiple of R on, whatever calls these rounds are run by:
-how long a call is depends on the clock, and the order of sums must not.
+such a client stays is decided for `stay` rounds at a time, from a multiple of that on, whatever calls these rounds are
+run by: how long a call is depends on the clock and on a setting, and the order of sums must not.
 """
 
 import functools
@@ -132,7 +132,7 @@ def planner(
     num_shards: int,
     chunk: int,
     most_rounds: int,
-    stay: bool,
+    stay: int,
     most_rows: int | None,
 ) -> Callable[[int, int], Plan]:
     """`plan(first, rounds) -> Plan` of at least one and at most `rounds` rounds.
@@ -141,7 +141,8 @@ def planner(
       windows: client ids to (starts, sizes).
       batches: how clients cut their rows into steps; without it work is counted in rows.
       most_rounds: R, the most rounds of a call.
-      stay: whether a client must be on one shard for a whole call.
+      stay: for how many rounds at a time it is decided on which shard clients are, where these must be on one for a
+        whole call; no call goes beyond them. 0 where clients may be anywhere.
       most_rows: a call ends before the rows of its clients are more than this on any shard; None for no limit.
     """
 
@@ -171,9 +172,9 @@ def planner(
 
     @functools.lru_cache(maxsize=2)
     def block(index: int) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
-        """Rounds `index * R` to the next block's, each with the number of the first round it shares homes with."""
-        rounds, home, since = [], {}, index * most_rounds
-        for number in range(index * most_rounds, (index + 1) * most_rounds):
+        """Rounds `index * stay` to the next block's, each with the number of the first round it shares homes with."""
+        rounds, home, since = [], {}, index * stay
+        for number in range(index * stay, (index + 1) * stay):
             found = dealt(number, home)
             if found is None:
                 home, since = {}, number
@@ -187,8 +188,8 @@ def planner(
         if not stay:
             yield from (dealt_anew(number) for number in range(first, first + most_rounds))
             return
-        whole = block(first // most_rounds)
-        for since, ids, rows, padding in whole[first % most_rounds :]:
+        whole = block(first // stay)
+        for since, ids, rows, padding in whole[first % stay :][:most_rounds]:
             if since > first:
                 return
             yield ids, rows, padding
@@ -201,7 +202,7 @@ def planner(
                 break
             deals.append(ids)
             padding.append(wasted)
-        return _laid_out(first, deals, padding, num_clients, most_rounds, stay)
+        return _laid_out(first, deals, padding, num_clients, most_rounds, stay > 0)
 
     return plan
 

@@ -42,8 +42,7 @@ CALL_SECONDS = 1.0
 
 
 FORGIVEN = 2
-"""Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it. Client
-states on disk can then still be taken back to the newest good one (`disk_states.KEEP_MARKS`)."""
+"""Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
 
 
 PROFILED_CALLS = 3
@@ -119,6 +118,7 @@ class Recording:
         self._started = time.monotonic()
         self._failures = 0
         self._named: set[int] = set()
+        self._without_line = 0
         self.last: Mapping[str, Any] = {}
         self.notes: list[str] = []
         """Lines for a person, to be taken and printed."""
@@ -132,7 +132,7 @@ class Recording:
             return self._same_start(self._simulation.init())
         self._hosts.ask(lambda: self._claim(workdir, stack))
         state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
-        self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts))
+        self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts, self._record))
         found = self._checkpoints.restore(state)
         self.notes += self._checkpoints.notes
         if found:
@@ -140,7 +140,9 @@ class Recording:
             self._started -= found[1]
         else:
             state = self._same_start(state)
-        self.last = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        told = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        self.last, self._without_line = told["last"], told["missing"]
+        self.notes += told["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
         return state
@@ -153,9 +155,21 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
-        lines = files.read_metrics(workdir, last_round)
+        """Leaves the lines up to the checkpoint; says what of them is lost."""
+        lines, missing, damaged = files.read_metrics(workdir, last_round)
+        notes = []
+        if missing:
+            notes.append(
+                f"{files.METRICS} has no line for {len(missing)} of the {last_round} rounds before the checkpoint "
+                f"({files.ranges(missing)}); what they logged is lost, the model is not"
+            )
+        if damaged:
+            notes.append(f"{files.METRICS} is damaged; what it was lies in {files.set_metrics_aside(workdir)}")
         files.rewrite_metrics(workdir, lines)
-        return lines[-1] if lines else {}
+        if self._checkpoints and self._checkpoints.changed:
+            files.note_resumed(workdir, last_round, self._checkpoints.changed)
+        last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
+        return {"last": last, "missing": len(missing), "notes": notes}
 
     def _same_start(self, state: SimulationState) -> SimulationState:
         """A new state, the same on hosts whose processors round differently."""
@@ -198,6 +212,8 @@ class Recording:
             self.last = {**self.last, **evaluate(state, test)}
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
         summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
+        if self._without_line:
+            summary["rounds_without_line"] = self._without_line
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         self._writing.close(summary)

@@ -173,7 +173,7 @@ def simulate(
       execution: how clients are mapped over devices; default `cohorts.auto`.
       batches: the plan that clients cut their rows by, for sharing out work and measuring padding; without it, work is
         counted in rows.
-      rounds_per_call: most rounds of one dispatch; default as many as are useful and fit.
+      rounds_per_call: most rounds of one dispatch; default as many as are useful and fit. Changes no result.
       feed_mode: how rows reach the device, see `feeding.feed`.
       beside: another simulation in which all is the same but the seed and who owns which row. What it compiled and
         placed on devices serves this one too.
@@ -235,10 +235,15 @@ def simulate(
         return bool(jax.tree.leaves(first_client()))
 
     @functools.cache
-    def most_rounds() -> int:
+    def fitting_rounds() -> int:
         of_round = trees.num_bytes(first_client()) * -(-cohort_size // execution.num_shards)
         fitting = CALL_STATE_BYTES // of_round if of_round else ROUNDS_PER_CALL
-        return rounds_per_call or max(1, min(ROUNDS_PER_CALL, fitting))
+        return max(1, min(ROUNDS_PER_CALL, fitting))
+
+    @functools.cache
+    def most_rounds() -> int:
+        wanted = rounds_per_call or ROUNDS_PER_CALL
+        return min(wanted, fitting_rounds()) if stateful() else wanted
 
     @functools.cache
     def rows_feed() -> Feed:
@@ -256,7 +261,7 @@ def simulate(
             num_shards=execution.num_shards,
             chunk=execution.chunk,
             most_rounds=most_rounds(),
-            stay=stateful(),
+            stay=fitting_rounds() if stateful() else 0,
             most_rows=rows_feed().most_rows,
         )
 

@@ -52,6 +52,21 @@ def test_rounds_at_once_equal_rounds_one_by_one(toys, data, algorithm, execution
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_most_rounds_of_a_call_change_no_bit_where_clients_remember(toys):
+    """On several devices, where the order of sums follows from where clients are: that must not depend on calls."""
+    rng = np.random.default_rng(0)
+    data = toys.clients(rng.uniform(0.5, 4, 24), rng.standard_normal(24), rng.integers(1, 6, 24))
+    found = []
+    for most in (None, 1):
+        build = functools.partial(toys.build, make_scaffold, data, cohort_size=11, epochs=2, seed=1)
+        state, lines = run(build(execution=pmap(1, 2), rounds_per_call=most), 9, most or 9)
+        found.append((leaves(state), [line["train_loss"] for line in lines]))
+    for other, losses in found[1:]:
+        assert losses == found[0][1]
+        for a, b in zip(other, found[0][0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.fixture
 def streamed(monkeypatch):
     """Makes simulations of tests stream their rows."""

@@ -14,9 +14,20 @@ import pytest
 
 from fedjax8.errors import UserError
 from fedjax8.simulation.client_states import DeviceStates, DiskStates, NoStates, _gather, _scatter, client_states
-from fedjax8.simulation.disk_states import KEEP_MARKS
 
 K = 23
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """These tests cut the power themselves: nothing has to reach a real disk."""
+
+    def fsync(handle):
+        assert os.fstat(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
 INITIAL = {
     "variate": np.float32([[1, 2, 3], [4, 5, 6]]),
     "codec": {"half": np.array([0.5, -2], ml_dtypes.bfloat16), "eighth": np.array([1.5], ml_dtypes.float8_e4m3fn)},
@@ -178,7 +189,7 @@ def test_ten_million_clients_take_the_room_of_those_that_took_part(tmp_path):
     ids = np.linspace(0, 9_999_999, 100).astype(int)
     store.write(ids, {"x": np.tile(np.arange(1000, dtype=np.float32), (100, 1))})
     assert (tmp_path / "states" / "rows.bin").stat().st_size > 40e9
-    # 100 rows of 4001 bytes lie on at most two blocks of 4 KiB each; the log holds numbers alone.
+    # 100 rows of 4008 bytes lie on at most two blocks of 4 KiB each; the log holds numbers alone.
     assert disk_bytes(tmp_path / "states") < 2 * 100 * 4096 + 64 * 1024
     found = store.read(np.array([ids[50], ids[50] + 1]))["x"]
     np.testing.assert_array_equal(found, [np.arange(1000), np.ones(1000)])
@@ -239,7 +250,7 @@ def test_a_folder_of_another_format_or_of_something_else_is_refused(tmp_path):
     on_disk(tmp_path / "states")
     header = tmp_path / "states" / "header.json"
     header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 0}))
-    with pytest.raises(UserError, match="format: 0, needed 1"):
+    with pytest.raises(UserError, match="another version of fedjax8 writes them .format: 0, needed 2"):
         on_disk(tmp_path / "states")
     header.write_text("[1]")
     with pytest.raises(UserError, match="does not hold client states"):
@@ -268,14 +279,17 @@ def test_a_place_that_cannot_hold_states_is_named(tmp_path, rng, monkeypatch):
 # Marks and rewinds
 
 
-def test_a_store_returns_to_any_of_its_newest_marks(tmp_path, rng):
+def test_a_store_returns_to_any_of_its_marks(tmp_path, rng):
     store, oracle, at, kept = on_disk(tmp_path / "states"), Oracle(), {0: Oracle()}, [0]
     for _ in range(60):
         if rng.random() < 0.3:
             kept.append(kept[-1] + int(rng.integers(1, 4)))
-            kept = kept[-KEEP_MARKS:]
             store.mark(kept[-1])
             at[kept[-1]] = oracle.copy()
+            if rng.random() < 0.5:
+                oldest = int(rng.choice(kept))
+                kept = [r for r in kept if r >= oldest]
+                store.release(oldest)
         if rng.random() < 0.2:
             back = int(rng.choice(kept))
             store.rewind(back)
@@ -294,7 +308,7 @@ def test_a_store_returns_to_any_of_its_newest_marks(tmp_path, rng):
 def test_a_round_without_a_mark_is_named_with_what_to_do(tmp_path, rng):
     store = on_disk(tmp_path / "states")
     store.mark(10)
-    with pytest.raises(UserError, match="to round 5, only to rounds 0, 10; go on from a checkpoint of one of these"):
+    with pytest.raises(UserError, match="round 5 .it was not marked., only to rounds 0, 10; put back a checkpoint of one"):
         store.rewind(5)
 
 
@@ -311,39 +325,167 @@ def test_marks_are_made_in_order(tmp_path, rng):
 
 def test_only_the_first_overwrite_after_a_mark_costs_a_log_entry(tmp_path, rng):
     store, log = on_disk(tmp_path / "states"), tmp_path / "states" / "undo-0"
+    empty = log.stat().st_size
     store.write(np.arange(4), random_rows(rng, 4))
     size = log.stat().st_size
-    assert size == 20 + 4 * 8  # they had nothing before
+    assert size == empty + 20 + 4 * 8  # they had nothing before
     store.write(np.arange(4), random_rows(rng, 4))
     on_disk(tmp_path / "states").write(np.arange(4), random_rows(rng, 4))
     assert log.stat().st_size == size
     store.mark(1)
+    empty = (tmp_path / "states" / "undo-1").stat().st_size
     store.write(np.arange(5), random_rows(rng, 5))
     row = sum(x.nbytes for x in jax.tree.leaves(INITIAL))
-    assert (tmp_path / "states" / "undo-1").stat().st_size == 20 + 5 * 8 + 4 * row
+    assert (tmp_path / "states" / "undo-1").stat().st_size == empty + 20 + 5 * 8 + 4 * row
 
 
-@pytest.mark.parametrize("cut", [1, 30, 60])
-def test_the_last_entry_of_a_log_may_be_cut_short_or_garbled(tmp_path, rng, cut):
-    store, oracle = on_disk(tmp_path / "states"), Oracle()
-    ids, rows = np.arange(3), random_rows(rng, 3)
-    store.write(ids, rows)
-    oracle.write(ids, rows)
-    store.mark(1)
-    store.write(np.array([0]), random_rows(rng, 1))
-    before = (tmp_path / "states" / "rows.bin").read_bytes()
-    store.write(np.array([1, 2]), random_rows(rng, 2))
-    (tmp_path / "states" / "rows.bin").write_bytes(before)  # the process died before it changed them
-    log = tmp_path / "states" / "undo-1"
-    whole = log.read_bytes()
-    for damaged in (whole[:-cut], whole[:-cut] + bytes(cut)):
-        shutil.copytree(tmp_path / "states", tmp_path / "copy", dirs_exist_ok=True)
-        (tmp_path / "copy" / "undo-1").write_bytes(damaged)
-        again = on_disk(tmp_path / "copy")
-        again.write(np.array([2, 5]), random_rows(rng, 2))  # going on writes over the damaged end
-        again = on_disk(tmp_path / "copy")
+@pytest.fixture
+def used(tmp_path, rng):
+    """(folder, what its clients had at round 1, and have now): marks at rounds 0, 1 and 2, and writes after each."""
+    store, oracle, at = on_disk(tmp_path / "states"), Oracle(), {}
+    for number, ids in ((0, [0, 1, 2]), (1, [1, 5]), (2, [0, 5, 6])):
+        at[number] = oracle.copy()
+        store.mark(number)
+        rows = random_rows(rng, len(ids))
+        store.write(np.array(ids), rows)
+        oracle.write(ids, rows)
+    return tmp_path / "states", at[1], oracle
+
+
+def test_what_a_process_that_died_left_behind_the_end_of_a_log_is_ignored(used, rng):
+    folder, at_1, now = used
+    for left in (b"\1", bytes(300), rng.bytes(500)):
+        with (folder / "undo-2").open("ab") as log:
+            log.write(left)
+        store = on_disk(folder)
+        assert_equal(everyone(store), now.read(range(-2, K + 2)))
+        ids, rows = np.array([2, 9]), random_rows(rng, 2)
+        store.write(ids, rows)  # writes over it
+        now.write(ids, rows)
+    store = on_disk(folder)
+    store.rewind(1)
+    assert_equal(everyone(store), at_1.read(range(-2, K + 2)))
+
+
+def flip(path, at):
+    whole = bytearray(path.read_bytes())
+    whole[at] ^= 1 << (at % 8)
+    path.write_bytes(bytes(whole))
+
+
+def test_no_damage_to_a_file_of_a_store_gives_other_states_than_were_written(used):
+    """A flipped bit at every place of the logs and the list of marks, at every fifth of rows, a cut, zeros at the end."""
+    folder, at_1, _ = used
+    expected, refused = at_1.read(range(-2, K + 2)), 0
+    names = [path.name for path in sorted(folder.iterdir()) if path.name != "header.json"]
+    assert names == ["marks.json", "rows.bin", "undo-0", "undo-1", "undo-2"]
+    for name in names:
+        whole, size = (folder / name).read_bytes(), (folder / name).stat().st_size
+        places = range(0, size, 5 if name == "rows.bin" else 1)
+        damages = [whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :] for at in places]
+        damages += [whole[: size - n] for n in (1, 30, 60, size)] + [whole[: size - n] + bytes(n) for n in (1, 30, size)]
+        for damage in damages:
+            if damage == whole:
+                continue
+            copies = {path: path.read_bytes() for path in folder.iterdir() if path.name != name}
+            (folder / name).write_bytes(damage)
+            try:
+                store = DiskStates(INITIAL, K, folder)
+                store.rewind(1)
+                found = everyone(store)
+            except UserError as error:
+                assert str(folder) in str(error) and "\n" not in str(error)
+                refused += 1
+            else:
+                assert_equal(found, expected)
+            for path, content in {**copies, folder / name: whole}.items():
+                path.write_bytes(content)
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "reached"), [("undo-1", "round 1 .undo-1: it is missing., only to rounds 2"), ("undo-2", "undo-2: it is")]
+)
+def test_a_log_that_is_gone_is_refused_with_what_can_still_be_done(used, name, reached):
+    """Also to a mark that has a log of its own: what was changed since is in the logs that came later."""
+    folder, _, _ = used
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=reached + ".*(put back a c|start over in another)"):
+        on_disk(folder).rewind(1)
+    with pytest.raises(UserError, match=name):
+        on_disk(folder).rewind(0)
+
+
+def test_all_logs_gone_is_an_error_that_says_what_to_do(used):
+    for log in used[0].glob("undo-*"):
+        log.unlink()
+    with pytest.raises(UserError, match="undo-2: it is missing; .*put back a copy of the whole run's directory"):
+        on_disk(used[0])
+
+
+def test_a_flipped_bit_or_a_lost_block_of_rows_names_the_client(used):
+    folder, _, now = used
+    rows = folder / "rows.bin"
+    width = rows.stat().st_size // K
+    whole = rows.read_bytes()
+    row_5 = whole[5 * width : 6 * width]
+    for other in (bytes(width), bytes(8) + row_5[8:], row_5[:-1] + bytes([row_5[-1] ^ 64]), whole[:width]):
+        rows.write_bytes(whole[: 5 * width] + other + whole[6 * width :])
+        store = on_disk(folder)
+        assert_equal(store.read(np.array([0, 6, 7])), now.read([0, 6, 7]))
+        with pytest.raises(UserError, match="the state of client 5 in rows.bin is not what was written"):
+            store.read(np.array([0, 5]))
+        store.mark(3)
+        with pytest.raises(UserError, match="the state of client 5"):
+            store.write(np.array([5]), random_rows(np.random.default_rng(0), 1))  # nor is it kept for later as if good
+
+
+class Full:
+    """Lets the `fuse`-th call that writes fail once, or all from it on."""
+
+    def __init__(self, monkeypatch, fuse, once):
+        self.fuse, self.once = fuse, once
+        for owner, name in ((os, "fsync"), (os, "pwrite"), (os, "replace")):
+            monkeypatch.setattr(owner, name, self.limited(getattr(owner, name)))
+
+    def limited(self, real):
+        def call(*args, **kwargs):
+            self.fuse -= 1
+            if self.fuse == 0 or (self.fuse < 0 and not self.once):
+                raise OSError(28, "No space left on device")
+            return real(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_wherever_a_disk_is_full_the_store_goes_back_to_the_newest_checkpoint(tmp_path, rng, once):
+    """Marks without a checkpoint, as many as there were failures, take no older mark with them."""
+    fuse, failed = 0, True
+    while failed:
+        fuse, folder = fuse + 1, tmp_path / f"states{fuse}"
+        store, oracle = on_disk(folder), Oracle()
+        store.write(np.arange(4), rows := random_rows(rng, 4))
+        oracle.write(np.arange(4), rows)
+        store.mark(1)  # the one with a checkpoint
+        store.release(1)
+        with pytest.MonkeyPatch.context() as patch:
+            full, failed = Full(patch, fuse, once), False
+            for number in range(2, 8):
+                try:
+                    store.write(some_ids(rng)[:2], random_rows(rng, 2)) if number < 3 else None
+                    store.write(np.array([number % 4, number]), random_rows(rng, 2))
+                    store.mark(number)
+                except UserError as error:
+                    failed = True
+                    assert "No space left on device" in str(error)
+            failed |= full.fuse <= 0
+        again = on_disk(folder)
         again.rewind(1)
         assert_equal(everyone(again), oracle.read(range(-2, K + 2)))
+        assert {path.name for path in folder.iterdir()} == {"header.json", "marks.json", "rows.bin", "undo-1"}
+        shutil.rmtree(folder)
+    assert fuse > 30
 
 
 class PowerCut(BaseException):
@@ -353,11 +495,12 @@ class PowerCut(BaseException):
 class Disk:
     """Counts what reaches the disk, cuts the power at the `fuse`-th call, and forgets what was not synced by then.
 
-    Of the rows written since the last sync any subset may have got through, of what was added to a log any beginning.
+    Of the rows written since the last sync any subset may have got through, of what was added to a log any beginning,
+    of heads of logs the old or the new one.
     """
 
     def __init__(self, monkeypatch, folder):
-        self.folder, self.synced, self.fuse = folder, {}, np.inf
+        self.folder, self.synced, self.held, self.fuse = folder, {}, [], np.inf
         for owner, name in ((os, "fsync"), (os, "pwrite"), (os, "replace"), (Path, "unlink")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
 
@@ -370,6 +513,7 @@ class Disk:
             if real.__name__ == "fsync" and os.path.isfile(f"/proc/self/fd/{args[0]}"):
                 path = Path(f"/proc/self/fd/{args[0]}")
                 self.synced[path.stat().st_ino] = path.read_bytes()
+                self.held.append(os.dup(args[0]))  # or the number could become another file's
             return result
 
         return call
@@ -385,7 +529,15 @@ class Disk:
                 rows[lost] = np.frombuffer(durable, np.uint8).reshape(K, -1)[lost]
                 file.write_bytes(rows.tobytes())
             elif file.name.startswith("undo-"):
-                file.write_bytes(now[: rng.integers(min(len(durable), len(now)), len(now), endpoint=True)])
+                kept = now[: rng.integers(min(len(durable), len(now)), len(now), endpoint=True)]
+                head = (durable if rng.random() < 0.5 else now)[:20]
+                file.write_bytes(head + kept[20:])
+            else:
+                file.write_bytes(durable)
+
+    def close(self):
+        while self.held:
+            os.close(self.held.pop())
 
 
 def test_a_rewind_may_be_interrupted_at_any_call_and_done_again(tmp_path, monkeypatch, rng):
@@ -406,9 +558,10 @@ def test_a_rewind_may_be_interrupted_at_any_call_and_done_again(tmp_path, monkey
                 store.rewind(1)
             except PowerCut:
                 interrupted = True
+            disk.close()
         store = on_disk(copy)
         store.rewind(1)
-        assert store.marks() == [1]
+        assert store.marks() == [0, 1]
         assert_equal(everyone(store), oracle.read(range(-2, K + 2)))
     assert fuse > 10
 
@@ -439,6 +592,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_wherever_the_power_was_cut(tmp
                     os.replace(tmp_path / "checkpoint.part", tmp_path / "checkpoint")  # a call that may be cut
                     checkpoints[current] = oracle.copy()
                     checkpoints = {r: checkpoints[r] for r in sorted(checkpoints)[-2:]}
+                    store.release(min(checkpoints))
             break
         except PowerCut:
             cuts += 1
@@ -446,6 +600,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_wherever_the_power_was_cut(tmp
             if rng.random() < 0.3 and len(checkpoints) == 2:
                 checkpoints.pop(max(checkpoints))  # found damaged and removed: the one before must do
             disk.fuse = rng.integers(1, 40) if cuts < 50 else np.inf
+    disk.close()
     assert_equal(everyone(store), oracle.read(range(-2, K + 2)))
 
 

@@ -68,7 +68,7 @@ def make_planner(sizes, **settings):
         "num_shards": 2,
         "chunk": 1,
         "most_rounds": 4,
-        "stay": False,
+        "stay": 0,
         "most_rows": None,
     }
     return planner(**{**usual, **settings})
@@ -95,7 +95,7 @@ def test_plans_of_single_rounds_are_those_of_a_longer_call(sizes):
 
 
 def test_a_client_that_remembers_stays_on_its_device_and_has_one_place_in_its_table(sizes):
-    make = functools.partial(make_planner, sizes, stay=True, most_rounds=8)
+    make = functools.partial(make_planner, sizes, stay=8, most_rounds=8)
     first, seen = 0, 0
     while first < 40:
         plan = make()(first, 8)
@@ -116,7 +116,7 @@ def test_a_client_that_remembers_stays_on_its_device_and_has_one_place_in_its_ta
 
 
 def test_where_clients_stay_does_not_depend_on_where_calls_begin(sizes):
-    plan = make_planner(sizes, stay=True, most_rounds=8)
+    plan = make_planner(sizes, stay=8, most_rounds=8)
     single = {number: plan(number, 1).ids[:, 0] for number in range(24)}
     for step in (2, 3, 8):
         first = 0
@@ -125,6 +125,18 @@ def test_where_clients_stay_does_not_depend_on_where_calls_begin(sizes):
             for i in range(min(call.rounds, 24 - first)):
                 np.testing.assert_array_equal(call.ids[:, i], single[first + i])
             first += call.rounds
+
+
+@pytest.mark.parametrize("most_rounds", [1, 3, 8, 30])
+def test_where_clients_stay_does_not_depend_on_how_many_rounds_a_call_may_have(sizes, most_rounds):
+    whole, first = make_planner(sizes, stay=8, most_rounds=8), 0
+    plan = make_planner(sizes, stay=8, most_rounds=most_rounds)
+    while first < 24:
+        call = plan(first, most_rounds)
+        assert 1 <= call.rounds <= min(most_rounds, 8 - first % 8)
+        for i in range(call.rounds):
+            np.testing.assert_array_equal(call.ids[:, i], whole(first + i, 1).ids[:, 0])
+        first += call.rounds
 
 
 def test_homes_that_leave_no_room_end_the_call():

@@ -40,7 +40,9 @@ def clients(a, b, rows=None) -> FederatedData:
     return FederatedData.from_owners(columns, owners, len(a))
 
 
-def build(make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, execution=None, batch_size=1, **length):
+def build(
+    make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, execution=None, batch_size=1, beside=None, **length
+):
     """A simulation of `make_algorithm(local)` on `data`, with plain SGD on the clients and no codecs."""
     model = quadratic(start)
     plan = batch_plan(batch_size, **length)
@@ -54,6 +56,7 @@ def build(make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, executio
         downlink=none(),
         seed=seed,
         execution=loop() if execution is None else execution,
+        beside=beside,
     )
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.cohorts import groups, padded
+from fedjax8.cohorts import at_once
 from fedjax8.data.batches import BatchPlan, num_steps
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.simulation.ledger import Ledger
@@ -123,7 +123,6 @@ def forecast(
     With `measured` false nothing is compiled but the model's initialization.
     """
     begun = time.perf_counter()
-    places = padded(max(1, -(-cohort_size // execution.num_shards)), execution.chunk)
     state = simulation.init()
     variables = simulation.variables(state)
     steps = steps_of(clients, plan, schedule.rounds, cohort_size, seed)
@@ -144,7 +143,7 @@ def forecast(
         memory=_memory(simulation, test, state, execution, working),
         seconds=seconds,
         measured=measured,
-        chunk=places // groups(places, execution.chunk),
+        chunk=at_once(-(-cohort_size // execution.num_shards), execution.chunk),
     )
 
 

@@ -7,6 +7,7 @@ Everything here is a `NamedTuple` of pure functions, built by a factory that clo
 write a function that returns the tuple; nothing has to be registered.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -170,7 +171,7 @@ class Cohort(NamedTuple):
     states: PyTree
     """Persistent client state, leaves `[C, ...]`."""
     dropped: PyTree = ()
-    """bool `[C]`: clients that received the model and were lost before they sent anything; `()` for none."""
+    """bool `[C]`: clients that were lost after they received the model, and send nothing any more; `()` for none."""
 
     @property
     def reached(self) -> Array:
@@ -301,12 +302,28 @@ class Attack(NamedTuple):
     """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
 
 
+class Speeds(NamedTuple):
+    """How fast the clients of a round are, float32 `[C]` each."""
+
+    step_seconds: Array
+    """Seconds of a local step."""
+    down_bandwidth: Array
+    """Bytes a second that a client receives."""
+    up_bandwidth: Array
+    """Bytes a second that it sends."""
+
+
 class Dropout(NamedTuple):
     """Which clients of a round are lost after they received the model; see `dropouts`."""
 
-    lost: Callable[[Key, Array, Array, int, int], Array] | None = None
-    """`(key of the round, int32 client ids [C], their sizes [C], bytes that a client receives, bytes that it sends) ->
-    bool [C]`. None: nobody."""
+    lost: Callable[[Key, Array], Array] | None = None
+    """`(key of the round, int32 client ids [C]) -> bool [C]`: lost whatever they do. None: nobody."""
+    speeds: Callable[[Key, Array], Speeds] | None = None
+    """`(key of the round, int32 client ids [C]) -> Speeds`. None: nobody is late."""
+    deadline: float = math.inf
+    """Seconds from the start of a round; what arrives later is late."""
+    steps: Callable[[Array], Array] = _same
+    """Client sizes `[C]` to the local steps that a client of that size takes when it trains by its batch plan."""
 
 
 class StepGradient(NamedTuple):

@@ -119,6 +119,7 @@ def fda_opt(
                 MONITOR,
                 plain,
                 monitor.watch,
+                steps=steps,
             )
             estimate = jnp.float32(monitor.estimate(reduced, at.units + 1))
             more = (estimate <= state.threshold) & (at.units + 1 < max_units)
@@ -141,7 +142,7 @@ def fda_opt(
         of_drift = lambda shared, worker: {"model": trees.subtract(worker.variables.params, start.params)}
         of_weight = lambda shared, worker, rows: weight_of(worker, rows, shared)
         variance = lockstep.variances(at.link, cohort, up_key, at.units, of_drift, of_weight)["model"]
-        reduced, states, link = at.link.map_clients(send, at.units, cohort, client_key)
+        reduced, states, link = at.link.map_clients(send, at.units, cohort, client_key, steps=0)
 
         gradient = trees.scale(-1.0, reduced.mean["update"])
         step, memory = optimizer.update(gradient, state.memory, state.variables.params)

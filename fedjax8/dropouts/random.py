@@ -11,7 +11,7 @@ def random(share: float = 0.1) -> Dropout:
     """The dropout of a random share, from 0 to below 1."""
     if not 0 <= share < 1:
         raise ValueError(f"share must be from 0 to below 1; got {share}")
-    return Dropout(lambda key, ids, sizes, down, up: uniform_of(key, ids) < share)
+    return Dropout(lambda key, ids: uniform_of(key, ids) < share)
 
 
 EXAMPLES = ({}, {"share": 0.5})

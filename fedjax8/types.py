@@ -7,7 +7,6 @@ Everything here is a `NamedTuple` of pure functions, built by a factory that clo
 write a function that returns the tuple; nothing has to be registered.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -302,30 +301,6 @@ class Attack(NamedTuple):
     """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
 
 
-class Speeds(NamedTuple):
-    """How fast the clients of a round are, float32 `[C]` each."""
-
-    step_seconds: Array
-    """Seconds of a local step."""
-    down_bandwidth: Array
-    """Bytes a second that a client receives."""
-    up_bandwidth: Array
-    """Bytes a second that it sends."""
-
-
-class Dropout(NamedTuple):
-    """Which clients of a round are lost after they received the model; see `dropouts`."""
-
-    lost: Callable[[Key, Array], Array] | None = None
-    """`(key of the round, int32 client ids [C]) -> bool [C]`: lost whatever they do. None: nobody."""
-    speeds: Callable[[Key, Array], Speeds] | None = None
-    """`(key of the round, int32 client ids [C]) -> Speeds`. None: nobody is late."""
-    deadline: float = math.inf
-    """Seconds from the start of a round; what arrives later is late."""
-    steps: Callable[[Array], Array] = _same
-    """Client sizes `[C]` to the local steps that a client of that size takes when it trains by its batch plan."""
-
-
 class StepGradient(NamedTuple):
     """How a client takes the gradient of a step, where it isn't that of a batch's mean loss: see `privacy`."""
 
@@ -386,6 +361,15 @@ class RoundOutput(NamedTuple):
     report: dict[str, Array]
 
 
+Way = Mapping[Channel, int]
+"""What a client may send and receive in a round: how often each kind of message."""
+
+
+def each_once(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+    """The ways of most algorithms: every kind of message once, without the parts that may be left out, or with them."""
+    return {c: 1 for c in channels if not c.part}, dict.fromkeys(channels, 1)
+
+
 class Algorithm(NamedTuple):
     """A federated algorithm. Build the usual shape (send, train, reduce, step) with `algorithms.from_parts`."""
 
@@ -406,3 +390,6 @@ class Algorithm(NamedTuple):
     frozen: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: frozen
     """`(server state, frozen parameters as initialized) -> those in use now`, for servers that move what clients do not
     train (`fedlora`). Called before every round."""
+    ways: Callable[[Sequence[Channel], int, int], Sequence[Way]] = each_once
+    """`(kinds of message, most local steps of a client in a round, clients of a round) -> ways`, those with the fewest
+    and the most bytes of either direction among them; for forecasts."""

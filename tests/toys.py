@@ -41,7 +41,17 @@ def clients(a, b, rows=None) -> FederatedData:
 
 
 def build(
-    make_algorithm, data, *, start=0.0, cohort_size=None, seed=0, execution=None, batch_size=1, beside=None, **length
+    make_algorithm,
+    data,
+    *,
+    start=0.0,
+    cohort_size=None,
+    seed=0,
+    execution=None,
+    batch_size=1,
+    beside=None,
+    uplink=None,
+    **length,
 ):
     """A simulation of `make_algorithm(local)` on `data`, with plain SGD on the clients and no codecs."""
     model = quadratic(start)
@@ -52,7 +62,7 @@ def build(
         make_algorithm(local),
         data,
         cohort_size=cohort_size or data.num_clients,
-        uplink=none(),
+        uplink=none() if uplink is None else uplink,
         downlink=none(),
         seed=seed,
         execution=loop() if execution is None else execution,

@@ -20,6 +20,7 @@ W-message, which is counted. Traffic: 4 C bytes for a C-message; ceil(N ceil(log
 4 bytes for each value of the batch statistics, which are not clustered (`codecs.codebook`).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,19 @@ from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import ClientRows
 from fedjax8.local import LocalTraining
-from fedjax8.types import MODEL, Algorithm, Array, Cohort, Contribution, Partial, PyTree, RoundOutput, Variables
+from fedjax8.types import (
+    MODEL,
+    Algorithm,
+    Array,
+    Channel,
+    Cohort,
+    Contribution,
+    Partial,
+    PyTree,
+    RoundOutput,
+    Variables,
+    Way,
+)
 
 CODEBOOK = "codebook"
 """Name of the C-messages."""
@@ -189,7 +202,12 @@ def fedcode(
         states = states | {"algorithm": states["algorithm"].stored}
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 
-    return Algorithm(lambda variables: variables, init_client, round_, lambda state: state)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """One kind of message each way, and never both."""
+        downs, ups = ([c for c in channels if c.direction == direction] for direction in ("down", "up"))
+        return [{down: 1, up: 1} for down in downs for up in ups]
+
+    return Algorithm(lambda variables: variables, init_client, round_, lambda state: state, ways=ways)
 
 
 EXAMPLES = ({}, {"clusters": 8, "down_period": 1, "up_period": 1}, {"clusters": 16, "stagger": True})

@@ -1,10 +1,13 @@
 """An algorithm some of whose clients are lost in every round."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
+from fedjax8.dropouts._base import Dropout
 from fedjax8.errors import UserError
-from fedjax8.types import Algorithm, Array, Dropout, Key, PyTree
+from fedjax8.types import Algorithm, Array, Channel, Key, PyTree, Way
 
 _DRAWS = (1 << 31) - 2
 """Folded into the round's key; far from the small numbers that splitting a key uses."""
@@ -45,7 +48,12 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         report = out.report | {"dropped": link.execution.total(jnp.sum(lost, dtype=jnp.int32))}
         return out._replace(client_states=states, report=report)
 
-    return algorithm._replace(round=round_)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        usual = algorithm.ways(channels, steps, clients)
+        lost = ({channel: n for channel, n in way.items() if channel.direction == "down"} for way in usual)
+        return *usual, *lost
+
+    return algorithm._replace(round=round_, ways=ways)
 
 
 def _where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:

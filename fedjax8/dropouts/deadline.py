@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8.data.batches import BatchPlan, num_steps
-from fedjax8.types import Array, Dropout, Key, Speeds
+from fedjax8.dropouts._base import Dropout, Speeds
+from fedjax8.types import Array, Key
 
 
 def deadline(

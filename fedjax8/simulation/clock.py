@@ -2,22 +2,24 @@
 
     received:   t_i <- max(t_i, T) + bytes / B_down            bytes of the message that client i receives
     trained:    t_i <- t_i + step_seconds_i * steps
-    sent:       t_i <- t_i + bytes / B_up                      bytes that client i sends, the parts that it leaves out not
+    sent:       t_i <- t_i + bytes / B_up                      bytes that client i sends, without parts it leaves out
     late:       t_i > deadline;     T <- max of t_i over those who sent and are not late
 
 t_i is the time of client i since the round began, T when the server had all that it waits for. The server knows who
-will be late and waits for the others only. Several messages of a client add up, alternatives do not: a client is charged
-for what it is sent and sends itself. A late client's message counts nowhere, neither in the aggregate nor in the bytes
-sent, and from then on the server sends it nothing in that round.
+will be late and waits for the others only. Several messages of a client add up, alternatives do not: a client is
+charged for what it receives and sends itself. A late client's message counts nowhere, neither in the aggregate nor in
+the bytes sent, and from then on the server sends it nothing in that round.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import struct
 
-from fedjax8.types import Array, Cohort, Speeds
+from fedjax8.dropouts import Speeds
+from fedjax8.types import Array, Cohort
 
 
 class Sending(NamedTuple):
@@ -42,7 +44,7 @@ class Clock:
     """float32: T."""
     deadline: float = struct.field(pytree_node=False)
     steps: Callable[[Array], Array] = struct.field(pytree_node=False)
-    """As of `types.Dropout`."""
+    """As of `Dropout`."""
 
     @staticmethod
     def begin(speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "Clock":
@@ -57,7 +59,7 @@ class Clock:
     def received(self, cohort: Cohort, num_bytes: Array) -> "Clock":
         """After these have received a message of so many bytes."""
         ready = jnp.maximum(self.elapsed, self.server) + num_bytes / self.speeds.down_bandwidth
-        return self.replace(elapsed=jnp.where(cohort.valid, ready, self.elapsed))
+        return dataclasses.replace(self, elapsed=jnp.where(cohort.valid, ready, self.elapsed))
 
     def trained(self, cohort: Cohort, steps: Array | int | None) -> tuple[Cohort, "Sending"]:
         """(the cohort, what each sends with) after `steps` local steps, None for the batch plan's.
@@ -72,8 +74,9 @@ class Clock:
         return cohort._replace(dropped=dropped, size=jnp.where(lost, 0, cohort.size)), sending
 
     def sent(self, cohort: Cohort, arrived: Array, last: Array) -> "Clock":
-        """After these have sent by `arrived` `[c]`, of whom the last one in time by `last` (-inf where there is none)."""
-        return self.replace(
+        """After these have sent by `arrived` `[c]`, of whom the last one in time by `last` (-inf if none is)."""
+        return dataclasses.replace(
+            self,
             elapsed=jnp.where(cohort.reached, arrived, self.elapsed),
             late=self.late | (cohort.reached & (arrived > self.deadline)),
             server=jnp.maximum(self.server, last),

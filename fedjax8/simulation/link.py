@@ -24,6 +24,7 @@ from flax import struct
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
 from fedjax8.data.batches import ClientRows, Pool
+from fedjax8.dropouts import Speeds
 from fedjax8.simulation import attacking
 from fedjax8.simulation.attacking import as_contribution, change_of
 from fedjax8.simulation.clock import Clock
@@ -44,7 +45,6 @@ from fedjax8.types import (
     PyTree,
     Ratio,
     Reduced,
-    Speeds,
 )
 
 DOWN, UP = "down", "up"
@@ -274,7 +274,8 @@ class Link:
                 decoded = codec.decode(before, message)
             pieces = trees.pieces(message)
             kinds.append((trees.shapes(out.tree), _sizes(pieces)))
-            reached, arrived, last = per_client.reached, None, ()
+            reached, arrived = per_client.reached, None
+            last: PyTree = ()
             if self.clock:
                 arrived = sending.ready + _num_bytes(pieces) / sending.bandwidth
                 reached &= arrived <= self.clock.deadline

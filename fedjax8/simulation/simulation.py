@@ -12,7 +12,7 @@ summation.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.left_out import named, no_cells
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
 from fedjax8.simulation.planning import Plan, planner, used
-from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables
+from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables, Way
 
 CALIBRATION_ROWS = 256
 """Rows of the sample batch that a model is initialized (and its input clips calibrated) on; outside the byte count."""
@@ -138,6 +138,8 @@ class Parts(NamedTuple):
     """Columns that a call is given: all rows, or none where they are streamed."""
     chunk: int
     """Clients at once on a device."""
+    ways: Callable[[int], Sequence[Way]]
+    """Most local steps of a client in a round to the ways of `Algorithm.ways`."""
 
 
 class Prepared(NamedTuple):
@@ -341,7 +343,8 @@ def simulate(
         return algorithm.variables(state.server)._replace(frozen=algorithm.frozen(state.server, initial()[0]))
 
     together = at_once(-(-cohort_size // execution.num_shards), execution.chunk)
-    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns, together)
+    ways = lambda steps: algorithm.ways([d.channel for d in traced().found], steps, cohort_size)
+    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns, together, ways)
     return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found, parts)
 
 

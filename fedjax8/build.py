@@ -16,7 +16,7 @@ from fedjax8.cohorts.auto import default_chunk
 from fedjax8.config import check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
-from fedjax8.dropouts import with_dropout
+from fedjax8.dropouts import Dropout, with_dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.keys import random_key
 from fedjax8.local import local_training
@@ -28,7 +28,6 @@ from fedjax8.types import (
     Algorithm,
     Attack,
     Codec,
-    Dropout,
     Execution,
     Model,
     Monitor,

@@ -170,7 +170,7 @@ class Cohort(NamedTuple):
     states: PyTree
     """Persistent client state, leaves `[C, ...]`."""
     dropped: PyTree = ()
-    """bool `[C]`: clients that received the model and were lost before they sent anything; `()` for none."""
+    """bool `[C]`: clients that were lost after they received the model, and send nothing any more; `()` for none."""
 
     @property
     def reached(self) -> Array:
@@ -301,14 +301,6 @@ class Attack(NamedTuple):
     """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
 
 
-class Dropout(NamedTuple):
-    """Which clients of a round are lost after they received the model; see `dropouts`."""
-
-    lost: Callable[[Key, Array, Array, int, int], Array] | None = None
-    """`(key of the round, int32 client ids [C], their sizes [C], bytes that a client receives, bytes that it sends) ->
-    bool [C]`. None: nobody."""
-
-
 class StepGradient(NamedTuple):
     """How a client takes the gradient of a step, where it isn't that of a batch's mean loss: see `privacy`."""
 
@@ -369,6 +361,15 @@ class RoundOutput(NamedTuple):
     report: dict[str, Array]
 
 
+Way = Mapping[Channel, int]
+"""What a client may send and receive in a round: how often each kind of message."""
+
+
+def each_once(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+    """The ways of most algorithms: every kind of message once, without the parts that may be left out, or with them."""
+    return {c: 1 for c in channels if not c.part}, dict.fromkeys(channels, 1)
+
+
 class Algorithm(NamedTuple):
     """A federated algorithm. Build the usual shape (send, train, reduce, step) with `algorithms.from_parts`."""
 
@@ -389,3 +390,6 @@ class Algorithm(NamedTuple):
     frozen: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: frozen
     """`(server state, frozen parameters as initialized) -> those in use now`, for servers that move what clients do not
     train (`fedlora`). Called before every round."""
+    ways: Callable[[Sequence[Channel], int, int], Sequence[Way]] = each_once
+    """`(kinds of message, most local steps of a client in a round, clients of a round) -> ways`, those with the fewest
+    and the most bytes of either direction among them; for forecasts."""

@@ -11,12 +11,16 @@ from fedjax8 import dropouts
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.scaffold import scaffold
+from fedjax8.build import build as build_experiment
+from fedjax8.codecs.none import none
 from fedjax8.cohorts.loop import loop
 from fedjax8.cohorts.pmap import pmap
+from fedjax8.config import base_config, component
 from fedjax8.data.batches import batch_plan
+from fedjax8.dropouts import Dropout, Speeds
 from fedjax8.errors import UserError
 from fedjax8.lookup import component_names, find
-from fedjax8.types import Dropout
+from fedjax8.types import Contribution, RoundOutput, Sections
 
 
 def build(toys, dropout, b, rows=None, *, make=fedavg, execution=None):
@@ -26,7 +30,7 @@ def build(toys, dropout, b, rows=None, *, make=fedavg, execution=None):
 
 def only(*lost_ids):
     """Loses these clients in every round."""
-    return Dropout(lambda key, ids, sizes, down, up: jnp.isin(ids, jnp.array(lost_ids)))
+    return Dropout(lambda key, ids: jnp.isin(ids, jnp.array(lost_ids)))
 
 
 def test_the_lost_have_received_and_sent_nothing(toys):
@@ -56,9 +60,7 @@ def test_a_random_share_is_lost_anew_in_every_round_and_the_mean_is_unbiased(toy
     """In 400 rounds of 8 clients, 0.25 of 3200; the mean of the movements is that of all clients."""
     lost = dropouts.random(0.25).lost
     ids, b = jnp.arange(8), np.arange(8.0)
-    left = ~np.asarray(
-        jax.vmap(lambda i: lost(jax.random.fold_in(jax.random.key(0), i), ids, ids, 0, 0))(jnp.arange(400))
-    )
+    left = ~np.asarray(jax.vmap(lambda i: lost(jax.random.fold_in(jax.random.key(0), i), ids))(jnp.arange(400)))
     assert left.mean() == pytest.approx(0.75, abs=5 * np.sqrt(0.25 * 0.75 / 3200))
     assert len(np.unique(left, axis=0)) > 100
     means = (left * b).sum(axis=1) / left.sum(axis=1)
@@ -68,48 +70,179 @@ def test_a_random_share_is_lost_anew_in_every_round_and_the_mean_is_unbiased(toy
 def test_who_is_lost_depends_on_the_client_and_not_on_its_place():
     lost, key = dropouts.random(0.5).lost, jax.random.key(3)
     ids = jnp.arange(20)
-    found = np.asarray(lost(key, ids, ids, 0, 0))
-    np.testing.assert_array_equal(lost(key, ids[::-1], ids, 0, 0), found[::-1])
+    found = np.asarray(lost(key, ids))
+    np.testing.assert_array_equal(lost(key, ids[::-1]), found[::-1])
 
 
-def test_a_deadline_counts_bytes_and_steps():
-    """1 s down, 2 s up, 0.5 s a step; 5 s are enough for 4 steps and not for 5."""
-    settings = {"spread": 0.0, "down_bandwidth": 100.0, "up_bandwidth": 25.0}
-    plan = batch_plan(2, epochs=1)
-    lost = dropouts.deadline(5.0, 0.5, plan=plan, **settings).lost
-    sizes = jnp.int32([0, 2, 7, 8, 9, 100])
-    found = np.asarray(lost(jax.random.key(0), jnp.arange(6), sizes, 100, 50))
-    assert found.tolist() == [False, False, False, False, True, True]
-    without_plan = dropouts.deadline(5.0, 0.5, **settings).lost
-    assert (
-        np.asarray(without_plan(jax.random.key(0), jnp.arange(6), sizes, 100, 50)).tolist() == [False] * 2 + [True] * 4
-    )
+def plain(seconds, step_seconds, down=1.0, up=1.0, **more):
+    """A deadline for clients of one speed."""
+    return dropouts.deadline(seconds, step_seconds, spread=0.0, down_bandwidth=down, up_bandwidth=up, **more)
+
+
+def test_a_deadline_counts_bytes_and_steps(toys):
+    """4 bytes each way, 1 s down and 2 s up, 0.5 s a step: 5 s are enough for 4 steps and not for 5."""
+    rows = [1, 4, 5, 100]
+    dropout = plain(5.0, 0.5, down=4.0, up=2.0, plan=batch_plan(2, steps=3))
+    assert [int(dropout.steps(jnp.int32(n))) for n in (0, 1, 9)] == [0, 3, 3]
+    for execution in (loop(), pmap(1, 2)):
+        wrapped = lambda local: dropouts.with_dropout(fedavg(local), plain(5.0, 0.5, down=4.0, up=2.0))
+        sim = toys.build(
+            wrapped, toys.clients([1.0] * 4, [1.0, 2.0, 50.0, np.nan], rows), epochs=1, execution=execution
+        )
+        state, metrics = sim.run_round(sim.init())
+        assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (2, 2, 0)
+        assert (metrics["downlink_bytes"], metrics["uplink_bytes"]) == (16, 8)
+        want = (1 * 1 * (1 - 0.9) + 4 * 2 * (1 - 0.9**4)) / 5
+        assert float(sim.variables(state).params["x"]) == pytest.approx(want, rel=1e-5)
 
 
 def test_a_clients_speed_is_lognormal_and_stays():
-    ids, sizes = jnp.arange(4000), jnp.ones(4000, jnp.int32)
-    slower_than = lambda s, **more: np.asarray(
-        dropouts.deadline(s, 1.0, spread=0.5, **more).lost(jax.random.key(1), ids, sizes, 0, 0)
+    ids = jnp.arange(4000)
+    seconds = lambda key, **more: np.asarray(
+        dropouts.deadline(9.0, 1.0, spread=0.5, **more).speeds(jax.random.key(key), ids).step_seconds
     )
-    error = 5 * np.sqrt(0.25 / 4000)
-    assert slower_than(1.0).mean() == pytest.approx(0.5, abs=error)
-    assert slower_than(np.exp(0.5)).mean() == pytest.approx(0.1587, abs=error)  # one deviation above
-    again = np.asarray(dropouts.deadline(1.0, 1.0).lost(jax.random.key(2), ids, sizes, 0, 0))
-    np.testing.assert_array_equal(slower_than(1.0), again)
-    assert (slower_than(1.0, seed=1) != again).mean() == pytest.approx(0.5, abs=error)
-    assert 0.05 < (slower_than(1.0, jitter=0.2) != again).mean() < 0.3  # those near the middle
+    error, own = 5 * np.sqrt(0.25 / 4000), seconds(1)
+    assert (own > 1.0).mean() == pytest.approx(0.5, abs=error)
+    assert (own > np.exp(0.5)).mean() == pytest.approx(0.1587, abs=error)  # one deviation above
+    np.testing.assert_array_equal(own, seconds(2))
+    assert ((seconds(1, seed=1) > 1) != (own > 1)).mean() == pytest.approx(0.5, abs=error)
+    assert np.log(seconds(1, jitter=0.2) / own).std() == pytest.approx(0.2, rel=5 / np.sqrt(2 * 4000))
 
 
-def test_a_deadline_reads_the_bytes_of_the_real_messages(toys):
-    """4 bytes each way: 8 s at 1 byte a second, and no time to train."""
-    settings = {"spread": 0.0, "down_bandwidth": 1.0, "up_bandwidth": 1.0}
-    sim = build(toys, dropouts.deadline(8.5, 1.0, **settings), [1.0] * 3, [1, 1, 1])
-    assert sim.run_round(sim.init())[1]["dropped"] == 3
+def several(kinds_down, kinds_up):
+    """A round of messages of so many float32: `{name: (numbers, ids that get or send it)}`, one exchange each."""
+
+    def make(local):
+        def round_(link, state, cohort, key):
+            of = lambda ids: cohort._replace(valid=cohort.valid & jnp.isin(cohort.ids, jnp.array(ids)))
+            for name, (numbers, ids) in kinds_down.items():
+                _, link = link.broadcast(key, jnp.zeros(numbers), of(ids), name)
+            total = jnp.float32(0)
+            for name, (numbers, ids) in kinds_up.items():
+                say = lambda received, own, rows, key, n=numbers: Contribution(jnp.ones(n), jnp.float32(1), own, {})
+                reduced, _, link = link.map_clients(say, (), of(ids), key, name, steps=0)
+                total += reduced.weight
+            return RoundOutput(state, cohort.states, link, {"total": total})
+
+        return fedavg(local)._replace(round=round_)
+
+    return make
+
+
+def test_messages_that_are_alternatives_do_not_add_up(toys):
+    """Large ones of 40 bytes and small ones of 4: at a byte a second the slowest client takes 80 s, and not 88."""
+    everyone = {"down": {"large": (10, [0]), "small": (1, [1])}, "up": {"large": (10, [0]), "small": (1, [1])}}
+    for seconds, lost in ((81.0, 0), (79.0, 1), (7.0, 2)):
+        make = several(everyone["down"], everyone["up"])
+        sim = build(toys, plain(seconds, 1.0), [1.0, 2.0], make=make)
+        metrics = sim.run_round(sim.init())[1]
+        assert (metrics["dropped"], metrics["total"]) == (lost, 2 - lost)
+        assert metrics["uplink_bytes"] == {0: 44, 1: 4, 2: 0}[lost]
+
+
+def test_several_messages_of_a_client_add_up_and_arrive_until_it_is_late(toys):
+    """4 bytes down and three times 4 up: 16 s. With 11 s the first message up arrives at 8 s, the others do not."""
+    ups = {name: (1, [0, 1]) for name in ("first", "second", "third")}
+    for seconds, arrived in ((16.0, 3), (11.0, 1)):
+        sim = build(toys, plain(seconds, 1.0), [1.0, 2.0], make=several({"model": (1, [0, 1])}, ups))
+        metrics = sim.run_round(sim.init())[1]
+        assert (metrics["total"], metrics["uplink_bytes"]) == (2 * arrived, 8 * arrived)
+        assert metrics["dropped"] == (2 if arrived < 3 else 0)
+
+
+def test_a_message_down_waits_for_the_slowest_that_is_waited_for_and_skips_the_late(toys):
+    """Client 0 sends at 2 s a byte what client 1 sends at 1 s: the answer leaves at 12 s and not at 8, and at 16 s is
+    with both. A client that is late gets no answer, and does not hold the others up."""
+
+    def make(local):
+        def round_(link, state, cohort, key):
+            say = lambda received, own, rows, key: Contribution(jnp.ones(1), jnp.float32(1), own, {})
+            _, link = link.broadcast(key, jnp.zeros(1), cohort)
+            _, _, link = link.map_clients(say, (), cohort, key, "first", steps=0)
+            _, link = link.broadcast(key, jnp.zeros(1), cohort, "answer")
+            clock = link.clock
+            _, _, link = link.map_clients(say, (), cohort, key, "second", steps=0)
+            of_client = lambda x: {str(i): jnp.sum(jnp.where(cohort.ids == i, x, 0)) for i in (0, 1)}
+            elapsed, late = of_client(clock.elapsed), of_client(clock.late)
+            report = {f"elapsed{i}": elapsed[i] for i in elapsed} | {f"late{i}": late[i] for i in late}
+            return RoundOutput(state, cohort.states, link, report)
+
+        return fedavg(local)._replace(round=round_)
+
+    def speeds(key, ids):
+        same = jnp.ones(ids.shape)
+        return Speeds(same, same, jnp.where(ids == 0, 0.5, 1.0))
+
+    for deadline, elapsed, late in ((99.0, [16.0, 16.0], [False, False]), (11.0, [12.0, 12.0], [True, False])):
+        sim = build(toys, Dropout(speeds=speeds, deadline=deadline), [1.0, 2.0], make=make)
+        metrics = sim.run_round(sim.init())[1]
+        assert [
+            metrics["elapsed0"],
+            metrics["elapsed1"],
+        ] == elapsed  # 4 down, 8 or 4 up, 4 down after the last that is waited for
+        assert [metrics["late0"], metrics["late1"]] == late
+        assert metrics["downlink_bytes"] == 16 - 4 * sum(late)
+
+
+def test_parts_that_a_client_leaves_out_cost_it_no_time(toys):
+    """A byte of bits and a part of 4 bytes that client 0 leaves out: 9 s down and up with it, 5 s without."""
+
+    def encode(key, state, tree):
+        there = tree["params"]["x"] > 0.15
+        return Sections(there[None].astype(jnp.uint8), (tree["params"]["x"],)), state
+
+    codec = none()._replace(encode=encode, decode=lambda state, message: {"params": {"x": message.parts[0]}})
+    for seconds, lost in ((9.0, 0), (8.5, 1), (4.5, 2)):
+        make = lambda local, s=seconds: dropouts.with_dropout(fedavg(local, model_state="fixed"), plain(s, 0.0))
+        sim = toys.build(make, toys.clients([1.0, 1.0], [1.0, 2.0]), steps=1, uplink=codec)
+        metrics = sim.run_round(sim.init())[1]
+        assert (metrics["dropped"], metrics["uplink_bytes"]) == (lost, {0: 6, 1: 1, 2: 0}[lost])
+
+
+def test_the_late_keep_the_state_they_had_before_the_round(toys):
+    """Client 1 takes ten steps and is late; client 0 remembers its control variate, client 1 that it has none."""
+    make = functools.partial(scaffold, learning_rate=toys.LEARNING_RATE)
+    wrapped = lambda local: dropouts.with_dropout(make(local), plain(20.0, 1.0))
+    sim = toys.build(wrapped, toys.clients([1.0, 1.0], [1.0, 2.0], [1, 10]), epochs=1)
+    state, metrics = sim.run_round(sim.init())
+    own = np.asarray(state.clients.arrays()["algorithm"]["memory"]["x"])
+    assert metrics["dropped"] == 1
+    assert own[0] != 0 and own[1] == 0
+
+
+def test_the_slowest_round_of_fedcode_and_fda_opt_is_that_of_what_a_client_sends():
+    """FedCode: either kind of message each way and never both, at a byte a second. FDA-Opt: as many states as units."""
+
+    def built(algorithm, seconds, **settings):
+        config = base_config()
+        config.adapter, config.uplink, config.downlink = component("none"), component("none"), component("none")
+        config.num_clients = config.cohort_size = 4
+        config.model = component("logistic")
+        config.rounds, config.client.steps = 2, 2
+        config.algorithm = component(algorithm, **settings)
+        rates = {"down_bandwidth": 1.0, "up_bandwidth": 1.0, "spread": 0.0}
+        config.dropout = component("deadline", seconds=float(seconds), step_seconds=1.0, **rates)
+        return build_experiment(config).simulation
+
+    of = {d.channel[:2]: d.channel.message_bytes for d in built("fedcode", 1, clusters=4).discover()}
+    slowest = of["down", "model"] + of["up", "model"] + 2
+    sim = built("fedcode", slowest + 1, clusters=4)
+    metrics = sim.run_round(sim.init())[1]  # a first round sends whole models both ways
+    assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (0, 4, 0)
+
+    settings = {"max_units": 3, "threshold": "fixed", "first_threshold": 1e9}
+    of = {d.channel[:2]: d.channel.message_bytes for d in built("fda_opt", 1, **settings).discover()}
+    slowest = of["down", "model"] + 3 * (2 + of["up", "monitor"] + 1) + of["up", "model"]
+    sim = built("fda_opt", slowest - 1, **settings)
+    metrics = sim.run_round(sim.init())[1]
+    assert (metrics["units"], metrics["dropped"], metrics["clients"]) == (3, 4, 0)
 
 
 def test_an_algorithm_that_needs_everyone_is_refused(toys):
     with pytest.raises(UserError, match="needs every client in every round"):
         build(toys, dropouts.random(), [1.0, 2.0], make=functools.partial(fda, theta=1.0))
+    with pytest.raises(UserError, match="needs every client in every round"):
+        build(toys, dropouts.deadline(1.0), [1.0, 2.0], make=functools.partial(fda, theta=1.0))
 
 
 def test_every_example_is_a_dropout_and_settings_out_of_range_are_refused():

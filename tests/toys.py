@@ -50,6 +50,8 @@ def build(
     execution=None,
     batch_size=1,
     rounds_per_call=None,
+    beside=None,
+    uplink=None,
     **length,
 ):
     """A simulation of `make_algorithm(local)` on `data`, with plain SGD on the clients and no codecs."""
@@ -61,11 +63,12 @@ def build(
         make_algorithm(local),
         data,
         cohort_size=cohort_size or data.num_clients,
-        uplink=none(),
+        uplink=none() if uplink is None else uplink,
         downlink=none(),
         seed=seed,
         execution=loop() if execution is None else execution,
         rounds_per_call=rounds_per_call,
+        beside=beside,
     )
 
 

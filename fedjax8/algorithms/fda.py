@@ -21,13 +21,13 @@ authors' code, unused there), checks every n steps.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from fedjax8.algorithms import lockstep
-from fedjax8.algorithms.fda_steps import MONITOR, FdaState, Loop, fda_steps
+from fedjax8.algorithms.fda_steps import DECISION, MONITOR, FdaState, Loop, fda_steps
 from fedjax8.algorithms.monitors import _direction as directions
 from fedjax8.algorithms.monitors.linear import linear
 from fedjax8.algorithms.monitors.never import never
@@ -37,7 +37,7 @@ from fedjax8.algorithms.thresholds import guideline, tradeoff
 from fedjax8.data.batches import ClientRows
 from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array, Channel, Cohort, Monitor, PyTree, RoundOutput, Variables
+from fedjax8.types import Algorithm, Array, Channel, Cohort, Monitor, PyTree, RoundOutput, Variables, Way
 
 WEIGHTINGS = ("uniform", "examples", "drift")
 OPTIMIZER_STATES = ("keep", "reset", "average")
@@ -219,8 +219,14 @@ def fda(
                 model += 2 * channel.float32_bytes * count
         return {"compat_model_bytes": model, "compat_monitor_bytes": monitoring}
 
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """No synchronization, or one at every check; the first model in the first round alone."""
+        checks = steps // check_every, -(-steps // check_every)
+        told = {c: checks[0] for c in channels if c.name in (MONITOR, DECISION) and not c.part}
+        return told, {c: 1 if c.name == START else checks[1] for c in channels}
+
     start = lambda variables: lockstep.start_worker(local, variables)
-    return Algorithm(init, start, round_, lambda state: state.mean, account, everyone=True)
+    return Algorithm(init, start, round_, lambda state: state.mean, account, everyone=True, ways=ways)
 
 
 EXAMPLES = ({}, {"theta": 0.0}, {"theta": 0.1, "per_layer": True, "measure_variance": True})

@@ -16,6 +16,7 @@ from round to round; the authors hand out a shuffled list of all clients.
 Traffic per client and round: the model down, an update up, and for every unit a state up and a byte down.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,19 @@ from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import ClientRows
 from fedjax8.local import LocalTraining, Training
-from fedjax8.types import Algorithm, Array, Cohort, Contribution, Monitor, PyTree, RoundOutput, Variables
+from fedjax8.types import (
+    Algorithm,
+    Array,
+    Channel,
+    Cohort,
+    Contribution,
+    Monitor,
+    PyTree,
+    RoundOutput,
+    Variables,
+    Way,
+    each_once,
+)
 
 THRESHOLDS = ("adaptive", "fixed")
 
@@ -119,6 +132,7 @@ def fda_opt(
                 MONITOR,
                 plain,
                 monitor.watch,
+                steps=steps,
             )
             estimate = jnp.float32(monitor.estimate(reduced, at.units + 1))
             more = (estimate <= state.threshold) & (at.units + 1 < max_units)
@@ -141,7 +155,7 @@ def fda_opt(
         of_drift = lambda shared, worker: {"model": trees.subtract(worker.variables.params, start.params)}
         of_weight = lambda shared, worker, rows: weight_of(worker, rows, shared)
         variance = lockstep.variances(at.link, cohort, up_key, at.units, of_drift, of_weight)["model"]
-        reduced, states, link = at.link.map_clients(send, at.units, cohort, client_key)
+        reduced, states, link = at.link.map_clients(send, at.units, cohort, client_key, steps=0)
 
         gradient = trees.scale(-1.0, reduced.mean["update"])
         step, memory = optimizer.update(gradient, state.memory, state.variables.params)
@@ -155,7 +169,12 @@ def fda_opt(
         report |= {"variance_estimate": at.estimate, "threshold": new.threshold}
         return RoundOutput(new, before | {"uplink": states["uplink"]}, link, report)
 
-    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """One to U units."""
+        fewest, most = each_once(channels, steps, clients)
+        return fewest, {c: max_units if c.name in (MONITOR, DECISION) else n for c, n in most.items()}
+
+    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, ways=ways)
 
 
 EXAMPLES = ({"max_units": 1}, {"max_units": 3, "server_optimizer": optax.sgd(1.0, momentum=0.9)})

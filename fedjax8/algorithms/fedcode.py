@@ -20,18 +20,33 @@ W-message, which is counted. Traffic: 4 C bytes for a C-message; ceil(N ceil(log
 4 bytes for each value of the batch statistics, which are not clustered (`codecs.codebook`).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
+from fedjax8.algorithms import lockstep
 from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
+from fedjax8.data.batches import ClientRows
 from fedjax8.local import LocalTraining
-from fedjax8.types import MODEL, Algorithm, Array, Cohort, Contribution, Partial, PyTree, RoundOutput, Variables
+from fedjax8.types import (
+    MODEL,
+    Algorithm,
+    Array,
+    Channel,
+    Cohort,
+    Contribution,
+    Partial,
+    PyTree,
+    RoundOutput,
+    Variables,
+    Way,
+)
 
 CODEBOOK = "codebook"
 """Name of the C-messages."""
@@ -50,6 +65,14 @@ class Stored(NamedTuple):
     """int32: round of its last training."""
     full: Array
     """bool: whether this round's message is a W-message."""
+
+
+class Trained(NamedTuple):
+    """A client between its training and its message."""
+
+    stored: Stored
+    report: dict[str, Array]
+    """Of its training; zeros where that gave no finite model."""
 
 
 def full_down(r: Array, start: int, period: int, offset: Array | int = 0) -> Array:
@@ -107,25 +130,28 @@ def fedcode(
         books = trees.zeros_like(jax.eval_shape(cluster.codebooks, model))
         return Stored(model, books, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
 
-    def train(shared, own: Stored, rows, key) -> tuple[Partial, Stored]:
-        received, books, r = shared
+    def train(shared, before: Trained, rows, key) -> tuple[Partial, Trained]:
+        (received, books, r), own = shared, before.stored
         start = trees.select(own.full, received, cluster.snap(own.model, books))
         start = Variables(local.model.project(start["params"]), start["state"])
         out = local.train(start, rows, key)
         model = {"params": out.variables.params, "state": out.variables.state}
         own_books = cluster.codebooks(model)
         model = cluster.snap(model, own_books)
-        return Partial(out.report), Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
+        stored = Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
+        return Partial(()), Trained(stored, out.report)
 
-    def weight_of(own: Stored, rows, r: Array, weighting: str) -> Array:
-        """A client whose training gave no finite model has none."""
-        return jnp.where(own.trained == r, client_weight(weighting, rows.size), 0.0)
+    def sent(r, own: Trained, rows, tree: PyTree, weighting: str) -> Contribution:
+        """A client whose training gave no finite model sends what it has stored, with weight 0."""
+        failed = own.stored.trained != r
+        weight = jnp.where(failed, 0.0, client_weight(weighting, rows.size))
+        return Contribution(tree, weight, own, own.report | {"failed": failed.astype(jnp.int32)})
 
-    def send_model(r, own: Stored, rows, key) -> Contribution:
-        return Contribution(own.model, weight_of(own, rows, r, weighting), own, {})
+    def send_model(r, own: Trained, rows, key) -> Contribution:
+        return sent(r, own, rows, own.stored.model, weighting)
 
-    def send_codebooks(r, own: Stored, rows, key) -> Contribution:
-        return Contribution({"codebooks": own.codebooks}, weight_of(own, rows, r, "uniform"), own, {})
+    def send_codebooks(r, own: Trained, rows, key) -> Contribution:
+        return sent(r, own, rows, {"codebooks": own.stored.codebooks}, "uniform")
 
     def to_union(tree: PyTree, books: tuple[Array, ...], there: Array) -> PyTree:
         """Every clustered value to the nearest in the union of the codebooks `[M, C]` of those who are there."""
@@ -144,9 +170,11 @@ def fedcode(
         books = {"codebooks": cluster.codebooks(tree)}
         books, link = link.broadcast(down_key, books, cohort._replace(valid=valid & ~needs), CODEBOOK, plain)
 
-        cohort = cohort._replace(states=cohort.states | {"algorithm": stored._replace(full=needs)})
-        shared = received, books["codebooks"], r
-        trained, left_out, states = link.look(train, shared, cohort, train_key)
+        some_rows = ClientRows(link.pool, cohort.start[0], cohort.size[0])
+        report = lockstep.on_all(cohort.ids, lockstep.no_report(local, state, some_rows))
+        before = Trained(stored._replace(full=needs), report)
+        cohort = cohort._replace(states=cohort.states | {"algorithm": before})
+        _, _, states = link.look(train, (received, books["codebooks"], r), cohort, train_key)
 
         sends = valid & full_up(r, start_round, up_period, offset)
 
@@ -154,13 +182,13 @@ def fedcode(
             link, states = operands
             now = cohort._replace(valid=sends, states=states)
             reduced, states, link = link.map_clients(send_model, r, now, up_key, MODEL, whole)
-            return link, states, (reduced.mean, reduced.weight, reduced.clients)
+            return link, states, (reduced.mean, reduced.weight, reduced.clients, reduced.report)
 
         def no_models(operands):
             return *operands, trees.zeros_like(jax.eval_shape(models, operands)[2])
 
         any_models = link.execution.total(jnp.sum(sends, dtype=jnp.int32)) > 0
-        link, states, (mean, weight, senders) = jax.lax.cond(any_models, models, no_models, (link, states))
+        link, states, (mean, weight, senders, report) = jax.lax.cond(any_models, models, no_models, (link, states))
         now = cohort._replace(valid=valid & ~sends, states=states)
         told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
 
@@ -168,11 +196,18 @@ def fedcode(
             there = told.weights > 0
             snapped = trees.select(jnp.any(there), to_union(tree, told.tree["codebooks"], there), tree)
             new = trees.select(weight > 0, mean, snapped)
-        # A client that was left out sends what it has stored, with weight 0.
-        report = trained.sum | {"excluded": left_out, "clients": senders + told.clients - left_out}
+        report = trees.add(report, told.report)
+        failed = report.pop("failed")
+        report |= {"excluded": report["excluded"] + failed, "clients": senders + told.clients - failed}
+        states = states | {"algorithm": states["algorithm"].stored}
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 
-    return Algorithm(lambda variables: variables, init_client, round_, lambda state: state)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """One kind of message each way, and never both."""
+        downs, ups = ([c for c in channels if c.direction == direction] for direction in ("down", "up"))
+        return [{down: 1, up: 1} for down in downs for up in ups]
+
+    return Algorithm(lambda variables: variables, init_client, round_, lambda state: state, ways=ways)
 
 
 EXAMPLES = ({}, {"clusters": 8, "down_period": 1, "up_period": 1}, {"clusters": 16, "stagger": True})

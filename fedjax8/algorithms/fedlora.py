@@ -16,6 +16,7 @@ from the round's seed. W changes, so that a client that misses a round falls beh
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,19 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array, Cohort, Contribution, Key, PyTree, RoundOutput, Variables
+from fedjax8.types import (
+    Algorithm,
+    Array,
+    Channel,
+    Cohort,
+    Contribution,
+    Key,
+    PyTree,
+    RoundOutput,
+    Variables,
+    Way,
+    each_once,
+)
 
 MERGES = ("stack", "residual")
 PAIRS = "pairs"
@@ -123,7 +136,14 @@ def fedlora(
         return add_to_kernels(frozen, state.memory)
 
     variables = lambda state: state.variables
-    return Algorithm(init, lambda variables: (), round_, variables, everyone=True, frozen=frozen)
+
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """The pairs of none to all clients."""
+        fewest, most = each_once(channels, steps, clients)
+        of_all = {c: clients - (merge == "residual") if c.name == PAIRS else n for c, n in most.items()}
+        return {c: n for c, n in fewest.items() if c.name != PAIRS}, of_all
+
+    return Algorithm(init, lambda variables: (), round_, variables, everyone=True, frozen=frozen, ways=ways)
 
 
 def _send_pairs(link, pairs: dict[str, Factors], needed: Array, cohort: Cohort, key: Key):

@@ -14,6 +14,7 @@ of `Sections`, blocks of columns and rows between one rank and the next, of whic
 more says which. In the log `float32_bytes` of what goes up are those of the largest rank.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,9 +31,25 @@ from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array, Codec, Cohort, Contribution, Key, PyTree, RoundOutput, Sections, Variables
+from fedjax8.types import (
+    MODEL,
+    Algorithm,
+    Array,
+    Channel,
+    Codec,
+    Cohort,
+    Contribution,
+    Key,
+    PyTree,
+    RoundOutput,
+    Sections,
+    Variables,
+    Way,
+)
 
 Pairs = dict[str, Factors]
+BLOCKS = "blocks"
+"""Name of what a client sends of the factors, `Ranked.blocks`."""
 
 
 def hetlora(
@@ -116,7 +133,22 @@ def hetlora(
         report = told.report | {"clients": told.clients}
         return RoundOutput(trees.select(total > 0, stepped, state), client_states, link, report)
 
-    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """Those of each rank: its factors down, the blocks up to it up."""
+        found = []
+        for i, rank in enumerate(distinct):
+            own = {f"{BLOCKS}:{j}" for j in range(i + 1)}
+            may = [c for c in channels if c.name in (MODEL, f"rank{rank}") and _block(c) <= i]
+            found += [{c: 1 for c in may if not c.part or c.part in own}, dict.fromkeys(may, 1)]
+        return found
+
+    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, ways=ways)
+
+
+def _block(channel: Channel) -> int:
+    """Number of the block that a part of a message up lies in, 0 if it lies in none."""
+    found = re.match(rf"{BLOCKS}:(\d+)", channel.part)
+    return int(found[1]) if channel.direction == "up" and found else 0
 
 
 def _divided(params: PyTree) -> tuple[dict[str, Array], Pairs]:

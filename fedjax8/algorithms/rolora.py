@@ -13,6 +13,8 @@ rest. A client that misses a round would lack a factor: everyone takes part. Wit
 go on from what they have decoded.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +24,7 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Cohort, Contribution, Key, RoundOutput, Variables
+from fedjax8.types import Algorithm, Channel, Cohort, Contribution, Key, RoundOutput, Variables, Way, each_once
 
 FACTORS = ("a", "b")
 
@@ -95,7 +97,12 @@ def rolora(
             link, state, client_states, report = jax.lax.cond(even, *turns, operands)
         return RoundOutput(state, client_states, link, report | {"learns_b": _learns_b(link, order)})
 
-    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, everyone=True)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        """In one round one factor down and the other up."""
+        of = lambda learnt: [c for c in channels if (c.name == learnt) == (c.direction == "up")]
+        return [way for learnt in order for way in each_once(of(learnt), steps, clients)]
+
+    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, everyone=True, ways=ways)
 
 
 def _learns_b(link, order):

@@ -3,11 +3,11 @@
 One file each; all give the same sums, up to the order of float32 summation.
 """
 
-from fedjax8.cohorts._scan import groups, padded
+from fedjax8.cohorts._scan import at_once, groups, padded
 from fedjax8.cohorts.auto import auto
 from fedjax8.cohorts.chunked import chunked
 from fedjax8.cohorts.loop import loop
 from fedjax8.cohorts.pmap import pmap
 from fedjax8.cohorts.vmap import vmap
 
-__all__ = ["auto", "chunked", "groups", "loop", "padded", "pmap", "vmap"]
+__all__ = ["at_once", "auto", "chunked", "groups", "loop", "padded", "pmap", "vmap"]

@@ -28,6 +28,11 @@ def padded(count: int, chunk: int) -> int:
     return parts * max(1, -(-count // parts))
 
 
+def at_once(count: int, chunk: int) -> int:
+    """How many of `count` clients a device works on at once, where it may work on `chunk`."""
+    return padded(count, chunk) // max(1, groups(count, chunk))
+
+
 def reduce_chunk(f: Callable, shared: PyTree, chunk: PyTree) -> tuple[Partial, PyTree]:
     """`f` vmapped over one chunk: (its reduction, stacked rest)."""
     partial, kept = jax.vmap(f, in_axes=(None, 0))(shared, chunk)

@@ -1,10 +1,13 @@
 """An algorithm some of whose clients are lost in every round."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
+from fedjax8.dropouts._base import Dropout
 from fedjax8.errors import UserError
-from fedjax8.types import Algorithm, Array, Dropout, Key
+from fedjax8.types import Algorithm, Array, Channel, Key, PyTree, Way
 
 _DRAWS = (1 << 31) - 2
 """Folded into the round's key; far from the small numbers that splitting a key uses."""
@@ -18,10 +21,12 @@ def uniform_of(key: Key, ids: Array) -> Array:
 def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
     """The algorithm in a world where clients are lost; reports `dropped`, how many were in the round.
 
-    A lost client is not trained: it costs no time. UserError where everyone must take part in every round.
+    Who is late is decided by the exchanges of the round, which know what each client sends. A lost client keeps the
+    state that it had before the round. One that is lost whatever it does is not trained: it costs no time. UserError
+    where everyone must take part in every round.
     """
-    lost_of = dropout.lost
-    if lost_of is None:
+    lost_of, speeds_of = dropout.lost, dropout.speeds
+    if lost_of is None and speeds_of is None:
         return algorithm
     if algorithm.everyone:
         raise UserError(
@@ -29,13 +34,28 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         )
 
     def round_(link, state, cohort, key):
-        size_of = {"up": 0, "down": 0}
-        for channel in link.sent:
-            size_of[channel.direction] += channel.message_bytes
-        own_key = jax.random.fold_in(key, _DRAWS)
-        lost = cohort.valid & lost_of(own_key, cohort.ids, cohort.size, size_of["down"], size_of["up"])
-        left = cohort._replace(dropped=lost, size=jnp.where(lost, 0, cohort.size))
+        own_key, left = jax.random.fold_in(key, _DRAWS), cohort
+        lost = jnp.zeros_like(cohort.valid)
+        if lost_of is not None:
+            lost = cohort.valid & lost_of(own_key, cohort.ids)
+            left = cohort._replace(dropped=lost, size=jnp.where(lost, 0, cohort.size))
+        if speeds_of is not None:
+            link = link.timed(speeds_of(own_key, cohort.ids), dropout.steps, dropout.deadline)
         out = algorithm.round(link, state, left, key)
-        return out._replace(report=out.report | {"dropped": link.execution.total(jnp.sum(lost, dtype=jnp.int32))})
+        if speeds_of is not None:
+            lost |= out.link.clock.late
+        states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, out.client_states)
+        report = out.report | {"dropped": link.execution.total(jnp.sum(lost, dtype=jnp.int32))}
+        return out._replace(client_states=states, report=report)
 
-    return algorithm._replace(round=round_)
+    def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+        usual = algorithm.ways(channels, steps, clients)
+        lost = ({channel: n for channel, n in way.items() if channel.direction == "down"} for way in usual)
+        return *usual, *lost
+
+    return algorithm._replace(round=round_, ways=ways)
+
+
+def _where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """`where` with one condition for each client, `[c]`."""
+    return jnp.where(condition.reshape(-1, *[1] * (if_true.ndim - 1)), if_true, if_false)

@@ -1,20 +1,26 @@
-"""Stragglers: a client is lost if it would need longer than the round lasts.
+"""Stragglers: a client is late if what it sends arrives after the deadline.
 
     seconds of client i = bytes down / B_down + v_i step_seconds steps_i + bytes up / B_up
 
 v_i = exp(spread u_i), u_i standard normal, is how slow its device is: drawn once for each client, so that the median
 client takes `step_seconds` for a step. Log-normal speeds are a common model (as in FedScale, Lai et al. 2022, arXiv
 2105.11367, whose traces of devices have such tails); the defaults are this project's. `jitter` is the spread of a
-second factor, drawn anew in every round. Bytes are those of the real messages; where parts of them may be left out, of
-the whole ones.
+second factor, drawn anew in every round.
+
+Bytes are those that this client receives and sends in this round: of messages that are alternatives its own, without
+the parts that it leaves out, and of several messages all. Each exchange of the round adds its own and decides who is
+late; see `simulation.clock`.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from fedjax8.data.batches import BatchPlan, num_steps
+from fedjax8.dropouts._base import Dropout, Speeds
 from fedjax8.keys import random_key
-from fedjax8.types import Array, Dropout, Key
+from fedjax8.types import Array, Key
 
 
 def deadline(
@@ -48,12 +54,13 @@ def deadline(
         normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(ids)
         return jnp.exp(deviation * normal)
 
-    def lost(key: Key, ids: Array, sizes: Array, down: int, up: int) -> Array:
-        steps = sizes if plan is None else num_steps(plan, sizes)
+    def speeds(key: Key, ids: Array) -> Speeds:
         device = slowness(random_key(seed), ids, spread) * slowness(key, ids, jitter)
-        return down / down_bandwidth + device * step_seconds * steps + up / up_bandwidth > seconds
+        same = jnp.ones(ids.shape, jnp.float32)
+        return Speeds(device * step_seconds, down_bandwidth * same, up_bandwidth * same)
 
-    return Dropout(lost)
+    steps = (lambda sizes: sizes) if plan is None else functools.partial(num_steps, plan)
+    return Dropout(speeds=speeds, deadline=seconds, steps=steps)
 
 
 EXAMPLES = ({"seconds": 10.0}, {"seconds": 1.0, "jitter": 0.2})

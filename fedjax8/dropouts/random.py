@@ -3,15 +3,15 @@
 Everyone may be lost, and such a round changes nothing.
 """
 
+from fedjax8.dropouts._base import Dropout
 from fedjax8.dropouts._round import uniform_of
-from fedjax8.types import Dropout
 
 
 def random(share: float = 0.1) -> Dropout:
     """The dropout of a random share, from 0 to below 1."""
     if not 0 <= share < 1:
         raise ValueError(f"share must be from 0 to below 1; got {share}")
-    return Dropout(lambda key, ids, sizes, down, up: uniform_of(key, ids) < share)
+    return Dropout(lambda key, ids: uniform_of(key, ids) < share)
 
 
 EXAMPLES = ({}, {"share": 0.5})

@@ -1,17 +1,18 @@
 """What a run will be like, before it is run: parameters, bytes, local steps, memory, time.
 
-    bytes    encoded size of each kind of message x messages of a round x rounds, by the run's own ledger
+    bytes    encoded size of each kind of message x how often a client sends it in a round: the least and the most that
+             it may be, since kinds may be alternatives (FedCode, HetLoRA) or go several times (FDA), and clients lost
     steps    of the clients that will take part, since cohorts follow from (seed, round)
     memory   of one device: what its program is given, and what XLA says the program needs besides
     time     of a call of rounds and of an evaluation, measured; or multiply-adds over the rate of large products
 
-Nothing is written. A measured forecast compiles the run and runs a few rounds of it. A quick one does neither: it takes
-every kind of message to be sent once by every client of a round, and its time is that of the models' products alone.
+Nothing is written. A measured forecast compiles the run and runs a few rounds of it. A quick one does neither: its time
+is that of the models' products alone.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.cohorts import groups, padded
+from fedjax8.cohorts import at_once
 from fedjax8.data.batches import BatchPlan, num_steps
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.keys import random_key
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.runner import CALL_SECONDS, Schedule
 from fedjax8.simulation.simulation import Simulation, SimulationState, sample_batch
-from fedjax8.types import Channel, Execution, Model, Partial, PyTree, Variables
+from fedjax8.types import Channel, Execution, Model, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
 """Clients, over all cohorts, whose steps are added up; of a longer run the rest is taken to be like them."""
@@ -89,15 +90,39 @@ class Seconds(NamedTuple):
     """All rounds and evaluations, and the start."""
 
 
+class Range(NamedTuple):
+    """The least and the most."""
+
+    least: int
+    most: int
+
+
+class Traffic(NamedTuple):
+    """What a client of a round sends and receives in it."""
+
+    times: Mapping[Channel, Range]
+    """How often each kind of message goes."""
+    up: Range
+    """Bytes."""
+    down: Range
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is the same for every client and round."""
+        return all(times.least == times.most for times in self.times.values())
+
+
 class Forecast(NamedTuple):
     """A run foretold."""
 
     layers: tuple[Layer, ...]
     rounds: int
-    round_messages: Ledger
-    """What is sent in the first round, or for a quick forecast in any round, if every client sends everything once."""
-    run_messages: Ledger
-    """What is sent in as many such rounds as the run has."""
+    cohort_size: int
+    traffic: Traffic
+    round_messages: Ledger | None
+    """What is sent in the first round. None where nothing was run and rounds may differ."""
+    run_messages: Ledger | None
+    """What is sent in the run. None where rounds may differ."""
     steps: Steps
     memory: Memory
     seconds: Seconds
@@ -124,11 +149,11 @@ def forecast(
     With `measured` false nothing is compiled but the model's initialization.
     """
     begun = time.perf_counter()
-    places = padded(max(1, -(-cohort_size // execution.num_shards)), execution.chunk)
     state = simulation.init()
     variables = simulation.variables(state)
     steps = steps_of(clients, plan, schedule.rounds, cohort_size, seed)
-    sent: Mapping[Channel, int] = {found.channel: cohort_size for found in simulation.discover()}
+    traffic = traffic_of(simulation.parts.ways(steps.most))
+    sent: Mapping[Channel, int] = {channel: cohort_size * n.most for channel, n in traffic.times.items()}
     working = None
     if measured:
         working, sent, seconds = _measure(simulation, schedule, test, state, begun)
@@ -139,14 +164,26 @@ def forecast(
     return Forecast(
         layers=tuple(layers_of(variables)),
         rounds=schedule.rounds,
-        round_messages=Ledger(sent),
-        run_messages=Ledger({channel: count * schedule.rounds for channel, count in sent.items()}),
+        cohort_size=cohort_size,
+        traffic=traffic,
+        round_messages=Ledger(sent) if measured or traffic.fixed else None,
+        run_messages=Ledger({c: n * schedule.rounds for c, n in sent.items()}) if traffic.fixed else None,
         steps=steps,
         memory=_memory(simulation, test, state, execution, working),
         seconds=seconds,
         measured=measured,
-        chunk=places // groups(places, execution.chunk),
+        chunk=at_once(-(-cohort_size // execution.num_shards), execution.chunk),
     )
+
+
+def traffic_of(ways: Sequence[Way]) -> Traffic:
+    """The least and the most over all ways."""
+    over = lambda values: Range(min(values), max(values))
+    of_way = lambda way, direction: sum(c.message_bytes * n for c, n in way.items() if c.direction == direction)
+    channels = dict.fromkeys(channel for way in ways for channel in way)
+    times = {channel: over([way.get(channel, 0) for way in ways]) for channel in channels}
+    up, down = (over([of_way(way, direction) for way in ways]) for direction in ("up", "down"))
+    return Traffic(times, up, down)
 
 
 def layers_of(variables: Variables) -> list[Layer]:

@@ -1,6 +1,6 @@
 """A forecast as a person reads it: tables on a terminal, aligned columns in a file or pipe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjax8.simulation.console import readable_bytes
-from fedjax8.simulation.forecast import Forecast
+from fedjax8.simulation.forecast import Forecast, Range
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.streams import console_on
 from fedjax8.types import Channel
@@ -63,33 +63,52 @@ def _share_of_layers(found: Forecast) -> str:
 
 
 def _messages(found: Forecast) -> list[tuple[str, ...]]:
-    return [_message(channel, count, found.rounds) for channel, count in found.round_messages.sent.items()]
+    return [_message(found, channel, times) for channel, times in found.traffic.times.items()]
 
 
-def _message(channel: Channel, count: int, rounds: int) -> tuple[str, ...]:
+def _message(found: Forecast, channel: Channel, times: Range) -> tuple[str, ...]:
     part = f" {channel.part}" if channel.part else ""
+    size, of_round = channel.message_bytes, Range(*(found.cohort_size * n for n in times))
     return (
         f"{channel.direction} {channel.name}{part}",
-        f"{channel.message_bytes:,}",
+        f"{size:,}",
         f"{channel.float32_bytes:,}",
-        f"{count:,}",
-        f"{channel.message_bytes * count:,}",
-        readable_bytes(channel.message_bytes * count * rounds),
+        _spread(of_round),
+        _spread(Range(*(size * n for n in of_round))),
+        _spread(Range(*(size * n * found.rounds for n in of_round)), readable_bytes),
     )
+
+
+def _spread(found: Range, write: Callable[[int], str] = "{:,}".format) -> str:
+    """The number, or from which to which."""
+    return write(found.least) if found.least == found.most else f"{write(found.least)} to {write(found.most)}"
 
 
 def _traffic(found: Forecast) -> list[str]:
     def both(ledger: Ledger) -> str:
         return f"up {ledger.uplink_bytes:,}, down {ledger.downlink_bytes:,}"
 
-    once, run = found.round_messages, found.run_messages
-    sent = run.uplink_bytes + run.downlink_bytes
-    how = "as many messages as in the first round" if found.measured else "if every kind goes once a client and round"
-    return [
-        f"bytes    a round {both(once)}; {found.rounds:,} rounds {both(run)} ({how})",
-        f"saving   {run.saving:.2f}x against float32 ({readable_bytes(sent)} instead of "
-        f"{readable_bytes(run.float32_bytes)})",
-    ]
+    once, run, traffic = found.round_messages, found.run_messages, found.traffic
+    lines = []
+    if once and run:
+        lines.append(f"bytes    a round {both(once)}; {found.rounds:,} rounds {both(run)}")
+    else:
+        clients = found.cohort_size * found.rounds
+        whole = {d: Range(*(n * clients for n in getattr(traffic, d))) for d in ("up", "down")}
+        first = f"; the first round {both(once)}" if once else ""
+        lines.append(
+            f"bytes    of a client in a round up {_spread(traffic.up)}, down {_spread(traffic.down)}{first}; "
+            f"{found.rounds:,} rounds up {_spread(whole['up'])}, down {_spread(whole['down'])}"
+        )
+    if once:
+        measured = run or once
+        sent = measured.uplink_bytes + measured.downlink_bytes
+        where = "" if run else ", in the first round"
+        lines.append(
+            f"saving   {measured.saving:.2f}x against float32 ({readable_bytes(sent)} instead of "
+            f"{readable_bytes(measured.float32_bytes)}{where})"
+        )
+    return lines
 
 
 def _steps(found: Forecast) -> str:

@@ -24,8 +24,10 @@ from flax import struct
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
 from fedjax8.data.batches import ClientRows, Pool
+from fedjax8.dropouts import Speeds
 from fedjax8.simulation import attacking
 from fedjax8.simulation.attacking import as_contribution, change_of
+from fedjax8.simulation.clock import Clock
 from fedjax8.simulation.left_out import cells
 from fedjax8.types import (
     MODEL,
@@ -93,6 +95,12 @@ class Link:
     num_clients: int = struct.field(pytree_node=False)
     recorder: Recorder | None = struct.field(pytree_node=False, default=None)
     attack: Attack = struct.field(pytree_node=False, default=nobody())
+    clock: Clock | None = None
+    """Of this round, where clients can be late."""
+
+    def timed(self, speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "Link":
+        """The link of a round in which clients take time and are late after `deadline` seconds; see `clock`."""
+        return dataclasses.replace(self, clock=Clock.begin(speeds, steps, deadline))
 
     def broadcast(
         self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
@@ -103,6 +111,7 @@ class Link:
         the downlink codec on this channel.
         """
         codec = self.downlink if codec is None else codec
+        cohort = self.clock.receivers(cohort) if self.clock else cohort
         state = codec.init(tree) if self.recorder else self.down_states[name]
         with jax.named_scope("download"):
             message, after = codec.encode(key, state, tree)
@@ -111,6 +120,8 @@ class Link:
             pieces = trees.pieces(message)
             counts = {part: receivers * present for part, (_, present) in pieces.items()}
             link = self._count(DOWN, name, codec, tree, _sizes(pieces), counts, codec.measure(tree, decoded))
+            if self.clock:
+                link = dataclasses.replace(link, clock=self.clock.received(cohort, _num_bytes(pieces)))
         if not self.recorder:
             link = dataclasses.replace(link, down_states={**self.down_states, name: after})
         return decoded, link
@@ -126,6 +137,7 @@ class Link:
         watch: Callable[[PyTree], PyTree] = lambda decoded: (),
         aggregate: Aggregator | None = None,
         origin: Mapping[str, PyTree] | None = None,
+        steps: Array | int | None = None,
     ) -> tuple[Reduced, PyTree, "Link"]:
         """Runs `client(received, state, rows, key)` for every client and reduces what they send.
 
@@ -138,6 +150,9 @@ class Link:
         `aggregate` puts another rule in the place of the mean; memory then grows with the cohort unless it only admits.
         Such a rule, and an attack, work on changes: `origin` says, by name, what parts of a contribution are above.
         Parts that it does not name are changes already; None: nothing is known, and attackers cannot be had.
+
+        `steps` says how many local steps a client takes for this exchange, which costs it time: None for those of its
+        batch plan, 0 where it sends what it has. A client that is late sends nothing and keeps its old state.
         """
         rule = Aggregator() if aggregate is None else aggregate
         start = origin or {}
@@ -157,7 +172,7 @@ class Link:
             return as_contribution(change, start, decoded), admitted, sums
 
         arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, take, admit if rule.admit else _everything, origin
+            client, received, cohort, key, name, codec, take, admit if rule.admit else _everything, origin, steps
         )
         summed, (highest, negated) = arrived.taken
         if rule.combine is None:
@@ -180,6 +195,7 @@ class Link:
         key: Key,
         name: str = MODEL,
         codec: Codec | None = None,
+        steps: Array | int | None = None,
     ) -> tuple[Collected, PyTree, "Link"]:
         """As `map_clients`, for servers that need the contributions one by one: every shard then holds those of the
         whole cohort. Returns (Collected, new client states, link)."""
@@ -188,7 +204,7 @@ class Link:
             return Partial(()), (_if(weight > 0, decoded), weight)
 
         arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, take, _everything, None
+            client, received, cohort, key, name, codec, take, _everything, None, steps
         )
         contributions, weights = self.execution.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
@@ -231,10 +247,14 @@ class Link:
         take: Callable[[PyTree, Array], tuple[Partial, PyTree]],
         admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
         origin: Mapping[str, PyTree] | None,
+        steps: Array | int | None,
     ) -> tuple["Arrived", PyTree, PyTree, "Link"]:
         """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and
         what is kept of each, after `admit`. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
-        codec, kinds = self.uplink if codec is None else codec, []
+        codec, kinds, sending = self.uplink if codec is None else codec, [], None
+        asked = cohort
+        if self.clock:
+            cohort, sending = self.clock.trained(cohort, steps)
 
         def trained(received, pool, key, per_client) -> Contribution:
             rows = self._rows_of(pool, per_client)
@@ -242,8 +262,8 @@ class Link:
 
         attacked = attacking.attacked(self, trained, received, cohort, key, origin)
 
-        def one(shared, per_client):
-            received, pool, key = shared
+        def one(shared, timed):
+            (received, pool, key), (per_client, sending) = shared, timed
             _, encode_key = _client_keys(key, per_client.ids)
             with jax.named_scope("train"):
                 out = attacked(trained(received, pool, key, per_client), per_client, key)
@@ -254,29 +274,37 @@ class Link:
                 decoded = codec.decode(before, message)
             pieces = trees.pieces(message)
             kinds.append((trees.shapes(out.tree), _sizes(pieces)))
+            reached, arrived = per_client.reached, None
+            last: PyTree = ()
+            if self.clock:
+                arrived = sending.ready + _num_bytes(pieces) / sending.bandwidth
+                reached &= arrived <= self.clock.deadline
+                last = jnp.where(reached, arrived, -jnp.inf)
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
             admitted, accepted, seen = admit(decoded)
-            usable = per_client.reached & trees.all_finite((out.tree, out.state, out.report, decoded, admitted))
+            usable = reached & trees.all_finite((out.tree, out.state, out.report, decoded, admitted))
             usable &= jnp.isfinite(out.weight) & (out.weight >= 0) & accepted
             partial, kept = take(admitted, jnp.where(usable, out.weight, 0.0))
             sums = {
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
-                "left_out": cells(per_client.ids, per_client.reached & ~usable),
-                "sent": {part: per_client.reached * present for part, (_, present) in pieces.items()},
+                "left_out": cells(per_client.ids, reached & ~usable),
+                "sent": {part: reached * present for part, (_, present) in pieces.items()},
                 "report": _if(usable, (out.report | seen, codec.measure(out.tree, decoded))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
-            return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states))
+            return Partial(sums, (partial.max, last)), (kept, trees.select(usable, new, per_client.states), arrived)
 
         with jax.named_scope("reduce"):
-            totals, (kept, states) = self.execution.map_reduce(one, (received, self.pool, key), cohort)
-        (tree, sizes), sums = kinds[0], totals.sum
+            shared = received, self.pool, key
+            totals, (kept, states, arrived) = self.execution.map_reduce(one, shared, (cohort, sending))
+        (tree, sizes), sums, (extremes, last) = kinds[0], totals.sum, totals.max
         report, measured = sums["report"]
         link = self._count(UP, name, codec, tree, sizes, sums["sent"], measured)
-        link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"])
+        clock = self.clock.sent(asked, arrived, last) if self.clock else None
+        link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
         report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"]}
-        return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
+        return Arrived(tree, (sums["taken"], extremes), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:
         """A client's rows, as it trains on them."""
@@ -337,6 +365,11 @@ def _everything(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
 
 def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:
     return {part: size for part, (size, _) in pieces.items()}
+
+
+def _num_bytes(pieces: dict[str, tuple[int, Array]]) -> Array:
+    """float32: bytes of what is sent of a message."""
+    return sum((size * present.astype(jnp.float32) for size, present in pieces.values()), jnp.float32(0))
 
 
 def _if(condition: Array, tree: PyTree) -> PyTree:

@@ -16,7 +16,7 @@ def memory_explained(chunk: int) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        fewer = f"--config.executor.chunk={chunk // 2}, " if chunk > 1 else ""
+        fewer = f"--config.executor.chunk={chunk // 2} (of the executor auto), " if chunk > 1 else ""
         raise UserError(
             f"out of memory, with {chunk} client{'s' * (chunk > 1)} at once on each device "
             f"({' '.join(str(error).split())[:160]}); try {fewer}a smaller --config.client.batch_size, "

@@ -12,7 +12,7 @@ summation.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import keys, trees
+from fedjax8.cohorts import at_once
 from fedjax8.cohorts.auto import auto
 from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import BatchPlan, Pool
@@ -29,14 +30,14 @@ from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
 from fedjax8.simulation.call import Carried, Outcome, Settings, Share, call_program
 from fedjax8.simulation.client_states import ClientStates, client_states
-from fedjax8.simulation.evaluation import evaluation
+from fedjax8.simulation.evaluation import Evaluated
 from fedjax8.simulation.feeding import Feed, Rows, feed
 from fedjax8.simulation.hosts import hosts
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.left_out import named, no_cells
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
 from fedjax8.simulation.planning import Plan, planner, used
-from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables
+from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables, Way
 
 CALIBRATION_ROWS = 256
 """Rows of the sample batch that a model is initialized (and its input clips calibrated) on; outside the byte count."""
@@ -137,6 +138,8 @@ class Parts(NamedTuple):
     """Columns that a call is given: all rows, or none where they are streamed."""
     chunk: int
     """Clients at once on a device."""
+    ways: Callable[[int], Sequence[Way]]
+    """Most local steps of a client in a round to the ways of `Algorithm.ways`."""
 
 
 class Prepared(NamedTuple):
@@ -344,22 +347,10 @@ def simulate(
     def variables(state: SimulationState) -> Variables:
         return algorithm.variables(state.server)._replace(frozen=algorithm.frozen(state.server, initial()[0]))
 
-    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns, execution.chunk)
+    together = at_once(-(-cohort_size // execution.num_shards), execution.chunk)
+    ways = lambda steps: algorithm.ways([d.channel for d in traced().found], steps, cohort_size)
+    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns, together, ways)
     return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found, parts)
-
-
-class Evaluated:
-    """Evaluation, compiled for the columns that it was last called with."""
-
-    def __init__(self, model: Model, execution: Execution):
-        self._model, self._execution = model, execution
-        self._columns: Mapping[str, np.ndarray] | None = None
-
-    def evaluate(self, columns: Mapping[str, np.ndarray], variables: Variables) -> dict[str, float]:
-        """Metrics of the variables on columns `[N, ...]`."""
-        if self._columns is not columns:
-            self._columns, self._run = columns, evaluation(self._model, columns, self._execution)
-        return self._run(variables)
 
 
 class Ahead:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax8.cohorts import groups, padded
+from fedjax8.cohorts import at_once, groups, padded
+from fedjax8.cohorts.vmap import vmap
 from fedjax8.lookup import component_names
 from fedjax8.types import Partial
 
@@ -56,6 +57,8 @@ def test_groups_are_as_few_as_fit_and_of_one_size():
     assert [padded(n, 32) for n in (1, 10, 32, 33, 50, 53, 65)] == [1, 10, 32, 34, 50, 54, 66]
     assert [groups(n, 32) for n in (1, 32, 33, 65)] == [1, 1, 2, 3]
     assert padded(7, 1) == 7
+    assert [at_once(n, 32) for n in (0, 1, 10, 33, 65)] == [1, 1, 10, 17, 22]
+    assert [at_once(n, vmap().chunk) for n in (1, 10, 1003)] == [1, 10, 1003]
 
 
 def test_map_reduce_can_be_called_twice_and_in_a_loop(execution):

@@ -4,16 +4,22 @@ import io
 import re
 
 import jax.numpy as jnp
+import optax
 import pytest
 from rich.console import Console
 
+from fedjax8 import dropouts
+from fedjax8.algorithms import fda, fda_opt, fedavg, fedcode, fedlora, hetlora, rolora
 from fedjax8.build import build
 from fedjax8.config import base_config, component
+from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import sample_cohort
-from fedjax8.simulation.forecast import Layer, forecast, layers_of, multiply_adds
+from fedjax8.local import local_training
+from fedjax8.models.logistic import logistic
+from fedjax8.simulation.forecast import Layer, Range, Traffic, forecast, layers_of, multiply_adds, traffic_of
 from fedjax8.simulation.forecast_tables import show
 from fedjax8.simulation.runner import Schedule
-from fedjax8.types import Variables
+from fedjax8.types import Channel, Variables
 
 ROUNDS, COHORT, BATCH, EPOCHS, HIDDEN = 3, 4, 10, 2, 8
 KERNELS, BIASES, CLIPS = 64 * HIDDEN + HIDDEN * 10, HIDDEN + 10, 4
@@ -62,6 +68,54 @@ def test_messages_are_those_of_the_run(experiment, measured, fast):
     for found in (measured, fast):
         assert found.run_messages == state.ledger
         assert found.round_messages.uplink_bytes == COHORT * (KERNELS + 4 * BIASES + 4 * CLIPS)
+
+
+def ways_of(make, settings, channels, steps=6, clients=4):
+    local = local_training(logistic(2), optax.sgd(0.1), batch_plan(1, steps=1))
+    return traffic_of(make(local, **settings).ways(channels, steps, clients))
+
+
+def test_the_bytes_of_a_client_are_a_range_where_messages_are_alternatives_or_repeat():
+    """By hand, from sizes of the messages: alternatives are never added, and repeats are counted."""
+    model, book = (Channel(d, "model", 100, 400) for d in ("down", "up")), Channel("up", "codebook", 8, 8)
+    down, up = model
+    small = Channel("down", "codebook", 8, 8)
+    found = ways_of(fedcode, {"clusters": 2}, [down, small, up, book])
+    assert (found.up, found.down) == ((8, 100), (8, 100))
+    assert set(found.times.values()) == {(0, 1)}
+
+    told, more = Channel("up", "monitor", 12, 12), Channel("down", "decision", 1, 1)
+    found = ways_of(fda_opt, {"max_units": 7}, [down, told, more, up])
+    assert (found.up, found.down) == ((100 + 12, 100 + 7 * 12), (100 + 1, 100 + 7))
+    start = Channel("down", "start", 50, 50)
+    found = ways_of(fda, {"theta": 1.0, "check_every": 4}, [start, told, more, up, down])  # 6 steps: 1 or 2 checks
+    assert (found.up, found.down) == ((12, 2 * 112), (1, 50 + 2 * 101))
+
+    parts = [Channel("up", "model", size, 0, f"blocks:{i}") for i, size in enumerate((20, 30))]
+    ranks = [Channel("down", f"rank{r}", size, size) for r, size in ((1, 20), (3, 50))]
+    found = ways_of(hetlora, {"ranks": (3, 1)}, [down, *ranks, up, *parts])
+    assert (found.up, found.down) == ((120, 150), (120, 150))
+    assert [found.times[part] for part in parts] == [(1, 1), (0, 1)]
+
+    turns = [Channel(d, name, size, size) for d in ("down", "up") for name, size in (("a", 3), ("b", 5))]
+    found = ways_of(rolora, {}, turns)
+    assert (found.up, found.down) == ((3, 5), (3, 5))
+    found = ways_of(fedlora, {"merge": "residual"}, [down, up, Channel("down", "pairs", 9, 9)])
+    assert (found.up, found.down) == ((100, 100), (100, 100 + 3 * 9))
+
+    wrapped = lambda local: dropouts.with_dropout(fedavg(local), dropouts.random(0.5))
+    found = ways_of(wrapped, {}, [down, up, Channel("up", "model", 7, 0, "params:0")])
+    assert (found.up, found.down) == ((0, 107), (100, 100))
+    assert not found.fixed and ways_of(fedavg, {}, [down, up]).fixed
+
+
+def test_a_range_is_shown_as_one(fast):
+    out = io.StringIO()
+    channel = Channel("up", "model", 1000, 4000)
+    traffic = Traffic({channel: Range(0, 2)}, Range(0, 2000), Range(5, 5))
+    show(fast._replace(traffic=traffic, round_messages=None, run_messages=None), "what runs", Console(file=out))
+    assert "of a client in a round up 0 to 2,000, down 5; 3 rounds up 0 to 24,000, down 60" in out.getvalue()
+    assert "0 to 8,000" in out.getvalue() and "saving" not in out.getvalue()
 
 
 def test_steps_are_those_of_the_clients_that_are_drawn(experiment, measured, fast):

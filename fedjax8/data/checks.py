@@ -52,7 +52,8 @@ def check_representable(columns: Mapping[str, np.ndarray], where: str) -> None:
             low, high = extremes(column)
             if max(-low, high) > np.finfo(np.float32).max and np.isfinite((low, high)).all():
                 raise UserError(
-                    f"{where}: column {name!r} runs from {low:g} to {high:g}, beyond float32; scale it, or take logarithms"
+                    f"{where}: column {name!r} runs from {low:g} to {high:g}, beyond float32; scale it, or "
+                    "take logarithms"
                 )
 
 
@@ -82,7 +83,9 @@ def finite(values: np.ndarray) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         for first in range(0, len(flat), step):
             block = flat[first : first + step]
-            if not np.isfinite(np.sum(block)) and not np.isfinite(block).all():  # a sum may overflow where no value does
+            if (
+                not np.isfinite(np.sum(block)) and not np.isfinite(block).all()
+            ):  # a sum may overflow where no value does
                 return False
     return True
 
@@ -102,7 +105,9 @@ def check_classes(labels: np.ndarray, num_classes: int, where: str, lowest: int 
 def check_label_kind(labels: np.ndarray, where: str) -> None:
     """UserError unless labels are integers."""
     if labels.dtype.kind not in "iu":
-        raise UserError(f"{where} labels are {labels.dtype} {labels.shape}; they must be integers{label_advice(labels)}")
+        raise UserError(
+            f"{where} labels are {labels.dtype} {labels.shape}; they must be integers{label_advice(labels)}"
+        )
 
 
 def label_advice(labels: np.ndarray) -> str:

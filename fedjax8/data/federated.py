@@ -25,6 +25,7 @@ from fedjax8.data.checks import (
     label_advice,
 )
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 
 # Keeps the cohort's random stream apart from every other stream made from the same seed. A plain
 # `default_rng([seed, round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed].
@@ -294,11 +295,12 @@ class FederatedData:
         return counts
 
 
+@checked
 def federate(dataset: Dataset, split: Callable, num_clients: int, seed: int = 0) -> FederatedData:
     """The training rows of `dataset` as `num_clients` clients, by a `split` such as `dirichlet(0.3)`;
 
-    same seed, same clients. A split gives owners or `Windows`. UserError where the data set is not valid, or an argument
-    is not what it should be.
+    same seed, same clients. A split gives owners or `Windows`. UserError where the data set is not valid, or an
+    argument of another type.
     """
     dataset.validate(read_mapped=False)
     rng = np.random.default_rng([seed, _SPLIT_STREAM])

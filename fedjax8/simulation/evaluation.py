@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax8.simulation.fit import Fit
 from fedjax8.types import Execution, Model, Partial, Variables
 
 BATCH_SIZE = 250
@@ -52,3 +53,18 @@ def evaluation(
         return {name: float(total) / num_rows for name, total in totals.sum.items()} | reported
 
     return evaluate
+
+
+class Evaluated:
+    """Evaluation, compiled for the columns that it was last called with."""
+
+    def __init__(self, model: Model, execution: Execution, fit: Fit):
+        self._model, self._execution, self._fit = model, execution, fit
+        self._columns: Mapping[str, np.ndarray] | None = None
+
+    def evaluate(self, columns: Mapping[str, np.ndarray], variables: Variables) -> dict[str, float]:
+        """Metrics of the variables on columns `[N, ...]`."""
+        if self._columns is not columns:
+            self._fit.check_other(columns, "the rows to evaluate on")
+            self._columns, self._run = columns, evaluation(self._model, columns, self._execution)
+        return self._run(variables)

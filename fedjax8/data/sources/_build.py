@@ -127,9 +127,8 @@ def channel_stats(
 
 def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.ndarray:
     if x.ndim < 1 or x.dtype.kind not in "uif":
-        raise UserError(
-            f"{where} is {x.dtype} {x.shape}; it must be [N, ...] of numbers{'; try .astype(np.float32)' * (x.dtype.kind == 'b')}"
-        )
+        advice = "; try .astype(np.float32)" if x.dtype.kind == "b" else ""
+        raise UserError(f"{where} is {x.dtype} {x.shape}; it must be [N, ...] of numbers{advice}")
     if row_shape is not None and x.shape[1:] != row_shape:
         if (*x.shape[1:], 1) != row_shape:
             raise UserError(f"{where} has rows of shape {x.shape[1:]}; they must be {row_shape}")

@@ -5,10 +5,11 @@
 
 Classes are numbered in the order of their names. Without a split of its own a share of each class is drawn for testing,
 by the seed and the sorted names of the files alone. PNG and JPEG files are read, and by these two decoders alone,
-whatever a file's name says. Images become RGB of one size (bilinear; an image that is not square is squeezed; gray of 16
-bits is divided by 257; transparency is dropped) and stay in memory as uint8: rows * size * size * 3 bytes, which is 4.7 GB for the 31,500 images of
-RESISC45 (Cheng, Han and Lu, Proc. IEEE 105(10), 2017) at 224 x 224. They are decoded at every start; to do that once,
-write `image_folder(...)` to an `.npz` by `numpy.savez`, which the source `npz` maps from the disk.
+whatever a file's name says. Images become RGB of one size (bilinear; an image that is not square is squeezed; gray of
+16 bits is divided by 257; transparency is dropped) and stay in memory as uint8: rows * size * size * 3 bytes, which is
+4.7 GB for the 31,500 images of RESISC45 (Cheng, Han and Lu, Proc. IEEE 105(10), 2017) at 224 x 224. They are decoded at
+every start; to do that once, write `image_folder(...)` to an `.npz` by `numpy.savez`, which the source `npz` maps from
+the disk.
 """
 
 import logging
@@ -99,8 +100,8 @@ def _files_by_class(root: Path) -> dict[str, list[Path]]:
 def _say_passed_over(root: Path, others: list[Path]) -> None:
     if others:
         logging.getLogger(__name__).warning(
-            "%s: %d passed over, such as %s; only %s in a folder for each class are images, and folders that begin with "
-            "_ or . are no class",
+            "%s: %d passed over, such as %s; images are files %s in a folder for each class, whose name does not begin "
+            "with _ or .",
             root,
             len(others),
             others[0].relative_to(root),

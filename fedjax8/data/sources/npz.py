@@ -12,7 +12,9 @@ from fedjax8.data.sources._build import check_standardize
 from fedjax8.data.sources._files import data_directory, load_npz_set, missing_set
 
 
-def npz(data_dir: str | None = None, file: str = "", *, num_classes: int | None = None, standardize: str = "auto") -> Dataset:
+def npz(
+    data_dir: str | None = None, file: str = "", *, num_classes: int | None = None, standardize: str = "auto"
+) -> Dataset:
     """The set from `FILE.npz` in the data directory or its folder FILE.
 
     Args:

@@ -5,11 +5,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fedjax8 import trees
 from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.cohorts.auto import default_chunk
@@ -18,10 +16,10 @@ from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.dropouts import Dropout, with_dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
-from fedjax8.keys import random_key
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.privacy.accounting import Facts, accounted
+from fedjax8.simulation.fit import fit_of
 from fedjax8.simulation.simulation import Simulation, simulate
 from fedjax8.types import (
     Aggregator,
@@ -235,33 +233,11 @@ def step_size(algorithm: ConfigDict, optimizer: ConfigDict, weight_decay: float)
 
 def check_shapes(model: Model, dataset: Dataset) -> None:
     """Raises `UserError` if the model cannot run on the data: traced, not run."""
-    batch = {name: jax.ShapeDtypeStruct((2, *c.shape[1:]), c.dtype) for name, c in dataset.train.items()}
-    batch["mask"] = jax.ShapeDtypeStruct((2,), np.float32)
-    misfit = f"config.model does not fit rows of shape {dataset.train['x'].shape[1:]} of {dataset.name}"
-    try:
-        key = random_key(0)
-        variables = jax.eval_shape(model.init, key, batch)
-        outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
-        jax.eval_shape(lambda v, b: model.apply(v, b, key=key, train=True), variables, batch)
-    except UserError:  # says what is wrong, as of a file that does not fit
-        raise
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{misfit}: {' '.join(str(error).split())[:200]}") from error
-    leaves = trees.named_leaves(variables.params) | trees.named_leaves(variables.frozen)
-    empty = [name for name, x in leaves.items() if 0 in x.shape]
-    if empty:
-        raise UserError(f"{misfit}: nothing is left at {empty[0]}")
-    if outputs.shape[-1] < dataset.num_classes:
+    fit = fit_of(model, dataset.train, "config.model", dataset.name)
+    if fit.outputs[-1:] < (dataset.num_classes,):
         raise UserError(
-            f"config.model gives {outputs.shape[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
+            f"config.model gives {fit.outputs[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
-    try:
-        jax.eval_shape(model.loss, outputs, batch)
-    except (TypeError, ValueError) as error:
-        labels = "a label a row" if batch["y"].ndim == 1 else f"{batch['y'].shape[1]} labels a row (try char_lstm)"
-        raise UserError(
-            f"config.model gives outputs of shape {outputs.shape[1:]} a row, but {dataset.name} has {labels}"
-        ) from error
 
 
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from fedjax8.cli import path_of
 from fedjax8.errors import FAILED, Mistakes, UserError
+from fedjax8.given import fits
 from fedjax8.lookup import suggest
 
 
@@ -335,32 +336,9 @@ def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied
             if key not in allowed:
                 takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no settings"
                 mistakes.note(UserError(f"{where}: {name} has no setting {key!r}; {takes}{suggest(key, allowed)}"))
-            elif key in hints and value is not FAILED and not _fits(value, hints[key]):
+            elif key in hints and value is not FAILED and not fits(value, hints[key]):
                 shown = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
                 mistakes.note(UserError(f"{where}.{key} must be {shown}; got {value!r}"))
         required = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in given]
         if required:
             mistakes.note(UserError(f"{where}: {name} needs {', '.join(required)}; set --{where}.{required[0]}=..."))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value can be meant by an annotation; unknown annotations accept everything."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool):
-        return isinstance(value, hint)
-    if hint is type(None):
-        return value is None
-    if origin in (tuple, list, Sequence):
-        inner = [a for a in args if a is not Ellipsis]
-        if not isinstance(value, list | tuple):
-            return False
-        if origin is tuple and args and Ellipsis not in args:
-            return len(value) == len(inner) and all(map(_fits, value, inner))
-        return all(_fits(v, inner[0]) for v in value) if len(inner) == 1 else True
-    return True

@@ -17,6 +17,7 @@ import optax
 from fedjax8 import trees
 from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, steps_per_epoch, take_batch
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.keys import random_key
 from fedjax8.types import Array, Batch, Key, Model, Multiply, PyTree, StepGradient, Variables
 
@@ -100,6 +101,7 @@ def _refused(what: str) -> Callable:
     return refuse
 
 
+@checked
 def local_training(
     model: Model, optimizer: optax.GradientTransformation, plan: BatchPlan, gradient: StepGradient | None = None
 ) -> LocalTraining:

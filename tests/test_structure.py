@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
-    {"errors", "types", "trees", "fusion", "keys", "lookup", "streams", "version"},
+    {"errors", "types", "trees", "fusion", "given", "keys", "lookup", "streams", "version"},
     {"numerics", "data", "models"},
     {"codecs", "adapters", "cohorts", "privacy", "attacks", "dropouts", "local"},
     {"algorithms"},

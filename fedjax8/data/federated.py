@@ -10,11 +10,22 @@ folder opened by `storage.open_federated`, there is no order to keep.
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from fedjax8.data.checks import (
+    check_classes,
+    check_columns,
+    check_finite,
+    check_representable,
+    check_windows,
+    common_length,
+    kind_of,
+    label_advice,
+)
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 
 # Keeps the cohort's random stream apart from every other stream made from the same seed. A plain
 # `default_rng([seed, round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed].
@@ -65,20 +76,30 @@ class Dataset(NamedTuple):
             return len(self.clients.starts)
         return 0 if self.owners is None else len(np.unique(self.owners))
 
-    def validate(self) -> "Dataset":
-        """The data set itself, or a `UserError` that names the first invariant broken."""
+    def validate(self, *, read_mapped: bool = True) -> "Dataset":
+        """The data set itself, or a `UserError` that names the first invariant broken.
+
+        Without `read_mapped` the values of columns on disk are not read.
+        """
         for part, columns, owners in (
             ("train", self.train, self.owners),
             ("test", self.test, self.test_owners),
         ):
             where = f"{self.name}: {part}"
+            check_columns(columns, where)
             missing = {"x", "y"} - set(columns)
             if missing:
                 raise UserError(f"{where} has no column {sorted(missing)}; it needs x and y")
-            rows = _common_length(columns, where)
+            rows = common_length(columns, where)
             if rows == 0:
                 raise UserError(f"{where} is empty; it needs at least one row")
-            _check_labels(columns["x"], columns["y"], self.num_classes, where)
+            _check_label_shape(columns["x"], columns["y"], where)
+            read = {name: c for name, c in columns.items() if read_mapped or not isinstance(c, np.memmap)}
+            if "y" in read:
+                _check_labels(columns["y"], self.num_classes, where)
+            check_finite(read, where)
+            if owners is not None and not isinstance(owners, np.ndarray):
+                raise UserError(f"{where} owners are {kind_of(owners)}; they must be a NumPy array of integers from 0")
             if owners is not None and (owners.shape != (rows,) or owners.dtype.kind not in "iu" or owners.min() < 0):
                 raise UserError(
                     f"{where} owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers from 0"
@@ -88,10 +109,17 @@ class Dataset(NamedTuple):
                 f"{self.name}: train rows have shape {self.train['x'].shape[1:]} but test rows "
                 f"{self.test['x'].shape[1:]}; they must agree"
             )
+        if self.train["x"].dtype != self.test["x"].dtype:
+            raise UserError(
+                f"{self.name}: train rows are {self.train['x'].dtype} but test rows {self.test['x'].dtype}, which are "
+                "scaled differently; they must agree"
+            )
         if self.train["y"].ndim != self.test["y"].ndim:
             raise UserError(f"{self.name}: only one of train and test has a label for each position; both must or none")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise UserError(f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0")
+        if not np.isfinite([*self.mean, *self.std]).all():
+            raise UserError(f"{self.name}: mean {self.mean} and std {self.std} must be finite numbers")
         return self
 
 
@@ -114,12 +142,16 @@ class FederatedData:
 
     def __post_init__(self, checked: bool) -> None:
         """Raises `UserError` for the first thing that does not fit."""
-        rows = _common_length(self.columns, "columns", numbered=self.order is not None)
+        check_columns(self.columns, "columns")
+        rows = common_length(self.columns, "columns", numbered=self.order is not None)
+        check_representable({n: c for n, c in self.columns.items() if not isinstance(c, np.memmap)}, "columns")
         for name, array, dtype in (
             ("order", self.order, np.int32),
             ("starts", self.starts, np.int64),
             ("sizes", self.sizes, np.int32),
         ):
+            if array is not None and not isinstance(array, np.ndarray):
+                raise UserError(f"{name} is {kind_of(array)}; it must be a NumPy array of {np.dtype(dtype)}")
             if array is not None and (array.ndim != 1 or array.dtype != dtype):
                 raise UserError(f"{name} is {array.dtype} {array.shape}; it must be one-dimensional {np.dtype(dtype)}")
         if len(self.starts) != len(self.sizes) or len(self.starts) == 0:
@@ -132,13 +164,8 @@ class FederatedData:
             raise UserError(f"order holds rows {self.order.min()} to {self.order.max()}; the columns have {rows}")
         for first in range(0, self.num_clients, _CLIENTS_AT_ONCE):
             block = slice(first, first + _CLIENTS_AT_ONCE)
-            starts, sizes = self.starts[block], self.sizes[block]
-            if sizes.min() < 0 or starts.min() < 0 or (starts + sizes).max() > self.num_positions:
-                raise UserError(
-                    f"a client's window leaves the {self.num_positions} "
-                    f"{'rows' if self.order is None else 'entries of order'}; starts and sizes must not be negative, "
-                    "nor start + size exceed it"
-                )
+            what = "rows" if self.order is None else "entries of order"
+            check_windows(self.starts[block], self.sizes[block], self.num_positions, what)
 
     @classmethod
     def from_owners(cls, columns: Mapping[str, np.ndarray], owners: np.ndarray, num_clients: int) -> "FederatedData":
@@ -149,7 +176,7 @@ class FederatedData:
             owners: [N] integers in [-1, num_clients); -1 leaves the row out.
             num_clients: K, at least 1; a client may end up empty.
         """
-        rows, owners = _common_length(columns, "columns"), np.asarray(owners)
+        rows, owners = common_length(columns, "columns"), np.asarray(owners)
         if owners.shape != (rows,) or owners.dtype.kind not in "iu":
             raise UserError(f"owners are {owners.dtype} {owners.shape}; they must be [{rows}] integers, one per row")
         if num_clients < 1:
@@ -268,11 +295,14 @@ class FederatedData:
         return counts
 
 
+@checked
 def federate(dataset: Dataset, split: Callable, num_clients: int, seed: int = 0) -> FederatedData:
     """The training rows of `dataset` as `num_clients` clients, by a `split` such as `dirichlet(0.3)`;
 
-    same seed, same clients. A split gives owners or `Windows`.
+    same seed, same clients. A split gives owners or `Windows`. UserError where the data set is not valid, or an
+    argument of another type.
     """
+    dataset.validate(read_mapped=False)
     rng = np.random.default_rng([seed, _SPLIT_STREAM])
     made = split(rng, dataset, num_clients)
     if isinstance(made, Windows):
@@ -326,35 +356,21 @@ def sample_cohort(seed: int, round_number: int, num_clients: int, cohort_size: i
     return np.sort(ids).astype(np.int32)
 
 
-def _check_labels(x: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> None:
-    """UserError unless there is a valid label for each row, or for each position of each row."""
+def _check_label_shape(x: np.ndarray, labels: np.ndarray, where: str) -> None:
+    """UserError unless there is an int32 label for each row, or for each position of each row."""
     if labels.dtype != np.int32 or labels.shape not in (x.shape[:1], x.shape[:2]):
         raise UserError(
             f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{len(x)}], or one for each "
-            f"position of a sequence"
+            f"position of a sequence{label_advice(labels)}"
         )
-    low, high, lowest = int(labels.min()), int(labels.max()), 0 if labels.ndim == 1 else NO_TARGET
-    if low < lowest or high >= num_classes:
-        padding = "" if lowest == 0 else f" and {NO_TARGET} where there is no target"
-        raise UserError(
-            f"{where} labels run from {low} to {high}; {num_classes} classes allow 0 to {num_classes - 1}{padding}"
-        )
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """UserError unless each row has a valid label."""
+    check_classes(labels, num_classes, where, 0 if labels.ndim == 1 else NO_TARGET)
     if labels.ndim > 1 and not (labels >= 0).any(axis=1).all():
         row = int((labels >= 0).any(axis=1).argmin())
         raise UserError(f"{where} row {row} has no target at any position; leave such rows out")
-
-
-def _common_length(columns: Mapping[str, np.ndarray], where: str, numbered: bool = True) -> int:
-    """Of all columns; `numbered` rows must have int32 numbers."""
-    if not columns:
-        raise UserError(f"{where}: no columns given; at least one is needed")
-    lengths: dict[str, Any] = {name: len(column) if np.ndim(column) else None for name, column in columns.items()}
-    if None in lengths.values() or len(set(lengths.values())) != 1:
-        raise UserError(f"{where}: columns have lengths {lengths}; they must be arrays of equal length")
-    length = next(iter(lengths.values()))
-    if numbered and length > np.iinfo(np.int32).max:
-        raise UserError(f"{where}: {length} rows; at most {np.iinfo(np.int32).max} are supported in an order")
-    return length
 
 
 def _room(name: str, column: np.ndarray, rows: int, out: Mapping[str, np.ndarray] | None) -> np.ndarray:

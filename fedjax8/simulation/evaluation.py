@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax8.cohorts import groups, padded
 from fedjax8.errors import UserError
+from fedjax8.simulation.fit import Fit
 from fedjax8.types import Execution, Model, Partial, PyTree, Variables
 
 BATCH_SIZE = 250
@@ -90,13 +91,14 @@ def evaluation(
 class Evaluated:
     """Evaluation, compiled for the columns that it was last called with."""
 
-    def __init__(self, model: Model, execution: Execution):
-        self._model, self._execution = model, execution
+    def __init__(self, model: Model, execution: Execution, fit: Fit):
+        self._model, self._execution, self._fit = model, execution, fit
         self._columns: Mapping[str, np.ndarray] | None = None
 
     def evaluate(self, columns: Mapping[str, np.ndarray], variables: Variables) -> dict[str, float]:
         """Metrics of the variables on columns `[N, ...]`."""
         if self._columns is not columns:
+            self._fit.check_other(columns, "the rows to evaluate on")
             self._columns, self._run = columns, evaluation(self._model, columns, self._execution)
         return self._run(variables)
 

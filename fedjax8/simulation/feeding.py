@@ -7,7 +7,7 @@
 `feed` chooses by size. Both give the same rounds, bit for bit: a client's rows are the same, in the same order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -59,6 +59,7 @@ def feed(
     mode: str,
     rows_a_round: int,
     most_rounds: int,
+    check: Callable[[Mapping[str, np.ndarray]], None] | None = None,
 ) -> Feed:
     """The feed of `data` for this machine.
 
@@ -69,14 +70,17 @@ def feed(
       mode: one of `MODES`; ValueError otherwise.
       rows_a_round: what a usual cohort has on one shard.
       most_rounds: R, the most rounds of a call.
+      check: called with rows that are read from disk; raises UserError for those that cannot be used.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
     size = sum(column.nbytes for column in data.columns.values())
     mapped = any(isinstance(column, np.memmap) for column in data.columns.values())
     if mode == "resident" or (mode == "auto" and not mapped and size <= _room(execution)):
+        if check is not None:
+            check(data.columns)
         return _resident(data, execution, columns())
-    return _streamed(data, execution, rows_a_round, most_rounds)
+    return _streamed(data, execution, rows_a_round, most_rounds, check)
 
 
 def _room(execution: Execution) -> int:
@@ -97,7 +101,13 @@ def _resident(data: FederatedData, execution: Execution, columns: PyTree) -> Fee
     return Feed(columns, order, None, prepare)
 
 
-def _streamed(data: FederatedData, execution: Execution, rows_a_round: int, most_rounds: int) -> Feed:
+def _streamed(
+    data: FederatedData,
+    execution: Execution,
+    rows_a_round: int,
+    most_rounds: int,
+    check: Callable[[Mapping[str, np.ndarray]], None] | None,
+) -> Feed:
     own_shards = list(execution.shards)
     row_bytes = sum(column[:1].nbytes for column in data.columns.values())
     usual = int(SPARE * rows_a_round)
@@ -113,7 +123,9 @@ def _streamed(data: FederatedData, execution: Execution, rows_a_round: int, most
         columns = {name: np.zeros((len(own), rows, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
         starts = np.zeros(own.shape, np.int32)
         for shard, ids in enumerate(own):
-            _, new = data.gather(ids.reshape(-1), out={name: column[shard] for name, column in columns.items()})
+            got, new = data.gather(ids.reshape(-1), out={name: column[shard] for name, column in columns.items()})
+            if check is not None:
+                check(got)
             starts[shard] = new.reshape(ids.shape)
         return Rows(starts, sizes[own_shards], columns)
 

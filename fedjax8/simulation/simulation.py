@@ -28,10 +28,12 @@ from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import BatchPlan, Pool
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.simulation.call import Carried, Outcome, Settings, Share, call_program
 from fedjax8.simulation.client_states import ClientStates, client_states
 from fedjax8.simulation.evaluation import Evaluated
 from fedjax8.simulation.feeding import Feed, Rows, feed
+from fedjax8.simulation.fit import Fit, fit_of
 from fedjax8.simulation.hosts import hosts
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.left_out import named, no_cells
@@ -114,6 +116,7 @@ class Common(NamedTuple):
     columns: Callable[[], PyTree]
     """All rows, placed on the devices."""
     evaluate: Callable[[Mapping[str, np.ndarray], Variables], dict[str, float]]
+    fit: Fit
 
 
 class Begun(NamedTuple):
@@ -149,6 +152,7 @@ class Prepared(NamedTuple):
     rows: Rows
 
 
+@checked
 def simulate(
     model: Model,
     algorithm: Algorithm,
@@ -182,10 +186,16 @@ def simulate(
         placed on devices serves this one too.
 
     Raises:
-      UserError: if the cohort is larger than the number of clients, clients have no data at all, or `beside` has other
-        rows.
+      UserError: an argument of another type; a cohort larger than the number of clients; clients without any data;
+        rows that do not fit the model (see `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw
+        integers that it would multiply; or `beside` has other rows.
     """
     num_clients = data.num_clients
+    if seed < 0 or (rounds_per_call is not None and rounds_per_call < 1):
+        raise UserError(
+            f"seed is {seed} and rounds_per_call {rounds_per_call}; a seed must be at least 0, and rounds_per_call at "
+            "least 1 or None"
+        )
     if not 1 <= cohort_size <= num_clients:
         raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
     if algorithm.everyone and cohort_size < num_clients:
@@ -196,6 +206,8 @@ def simulate(
         raise UserError(f"none of the {num_clients} clients has any data")
     if beside and any(beside.parts.common.rows.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
+    fit = beside.parts.common.fit if beside else fit_of(model, data.columns)
+    check_read = fit.on_entry(data.columns, "the clients' rows")
     execution = auto() if execution is None else execution
     root = keys.random_key(seed)
 
@@ -251,7 +263,7 @@ def simulate(
     @functools.cache
     def rows_feed() -> Feed:
         usual = data.windows(sample_cohort(seed, 0, num_clients, cohort_size))[1].sum() // execution.num_shards
-        return feed(data, execution, common.columns, feed_mode, int(usual), most_rounds())
+        return feed(data, execution, common.columns, feed_mode, int(usual), most_rounds(), check_read)
 
     @functools.cache
     def plan_of() -> Callable[[int, int], Plan]:
@@ -278,7 +290,8 @@ def simulate(
             program,
             functools.cache(lambda: execution.compile(program())),
             functools.cache(lambda: execution.place({n: np.asarray(column) for n, column in data.columns.items()})),
-            Evaluated(model, execution).evaluate,
+            Evaluated(model, execution, fit).evaluate,
+            fit,
         )
     )
 

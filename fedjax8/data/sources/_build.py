@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedjax8.data.checks import check_int32, count_classes, label_advice
 from fedjax8.data.federated import Dataset
 from fedjax8.errors import UserError
 
-_INT32 = np.iinfo(np.int32)
+STANDARDIZE = ("auto", "column", "whole", "none")
 _ROWS_STREAM = 0x9A127  # keeps the draw of rows apart from other streams made from the same seed
 _ROWS_AT_ONCE = 4096
+_LEAST_DEVIATION = 1e-30  # far above float32's smallest, so that its reciprocal is finite too
 _VALUES_AT_ONCE = 1 << 18  # keeps the float64 copies of a chunk of rows at 2 MB each, in reach of a core's cache
 
 
@@ -22,6 +24,7 @@ def build_dataset(
     row_shape: tuple[int, ...] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    standardize: str = "auto",
 ) -> Dataset:
     """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
 
@@ -30,23 +33,27 @@ def build_dataset(
         where: the file or folder, for errors.
         arrays: inputs uint8, floating (becomes float32) or integer (becomes int32); labels [N] or [N, 1]
             integers, or [N, T] for sequences x [N, T, ...].
-        num_classes: largest label + 1 where None.
+        num_classes: largest label + 1 where None; see `checks.count_classes` for labels with gaps.
         row_shape: what a row must look like; a missing last axis of length 1 is added.
         mean: per channel; measured on the training rows where None, as is `std`.
         std: per channel.
+        standardize: how they are measured, one of STANDARDIZE; see `measured_stats`.
     """
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
         parts[part] = {"x": x, "y": _labels(arrays[f"y_{part}"], f"{where}: y_{part}", x)}
     if num_classes is None:
-        num_classes = 1 + max(int(part["y"].max(initial=0)) for part in parts.values())
+        if any(part["y"].size for part in parts.values()):
+            num_classes = count_classes({part: columns["y"] for part, columns in parts.items()}, where)
+        else:
+            num_classes = 1
     owners, test_owners = (
         _integers(arrays[key], f"{where}: {key}", len(parts[part]["x"])) if key in arrays else None
         for part, key in (("train", "client_train"), ("test", "client_test"))
     )
     if mean is None or std is None:
-        mean, std = channel_stats(parts["train"]["x"], where)
+        mean, std = measured_stats(parts["train"]["x"], where, standardize)
     dataset = Dataset(parts["train"], parts["test"], num_classes, mean, std, name, owners, test_owners)
     try:
         return dataset.validate()
@@ -71,15 +78,38 @@ def check_wanted(**wanted: int) -> None:
             raise ValueError(f"{name} is {number}; it must be at least 1, or 0 for all")
 
 
-def channel_stats(x: np.ndarray, where: str = "x") -> tuple[tuple[float, ...], tuple[float, ...]]:
+def check_standardize(standardize: str) -> None:
+    """ValueError for a way to standardize that there is not."""
+    if standardize not in STANDARDIZE:
+        raise ValueError(f"standardize is {standardize!r}; allowed are {', '.join(STANDARDIZE)}")
+
+
+def measured_stats(x: np.ndarray, where: str, standardize: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation by `channel_stats`, of rows `x`, in one of the ways STANDARDIZE.
+
+    `auto` takes those of each column where rows are floating features [N, F], and else those of each channel of images
+    or of all values. `column` takes those along the last axis, `whole` those of all values, `none` 0 and 1.
+    """
+    if standardize == "none":
+        return (0.0,), (1.0,)
+    if standardize == "auto":
+        return channel_stats(x, where, by_column=x.ndim == 4 or (x.ndim == 2 and x.dtype.kind == "f"))
+    return channel_stats(x, where, by_column=standardize == "column" and x.ndim > 1)
+
+
+def channel_stats(
+    x: np.ndarray, where: str = "x", *, by_column: bool | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of x / 255 where x is uint8, of x where it is floating, read in chunks.
 
-    Per channel for images [N, H, W, C], else one number each. Integers other than uint8 are taken for
-    symbols, which are not normalized: mean 0, deviation 1. A constant channel has deviation 1.
+    Of each place along the last axis if `by_column`, which where None holds for images [N, H, W, C]; else one number
+    each. Integers other than uint8 are taken for symbols, which are not normalized: mean 0, deviation 1. A deviation
+    that float32 cannot tell from 0, as of a constant channel, becomes 1.
     """
     if x.dtype.kind in "iu" and x.dtype != np.uint8:
         return (0.0,), (1.0,)
-    channels = x.shape[-1] if x.ndim == 4 else 1
+    by_column = x.ndim == 4 if by_column is None else by_column
+    channels = x.shape[-1] if by_column else 1
     scale = 255.0 if x.dtype == np.uint8 else 1.0
     totals = np.zeros((2, channels))
     shift = x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0  # against cancellation
@@ -91,21 +121,25 @@ def channel_stats(x: np.ndarray, where: str = "x") -> tuple[tuple[float, ...], t
         raise UserError(f"{where}: the training inputs hold NaN, infinities or values too large to square")
     offset, square = totals / max(x.size // channels, 1)
     deviation = np.sqrt(np.maximum(square - offset**2, 0.0))
-    deviation = np.where(deviation > 0, deviation / scale, 1.0)
+    deviation = np.where(deviation > _LEAST_DEVIATION, deviation / scale, 1.0)
     return tuple(((offset + shift) / scale).tolist()), tuple(deviation.tolist())
 
 
 def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.ndarray:
     if x.ndim < 1 or x.dtype.kind not in "uif":
-        raise UserError(f"{where} is {x.dtype} {x.shape}; it must be [N, ...] of numbers")
+        advice = "; try .astype(np.float32)" if x.dtype.kind == "b" else ""
+        raise UserError(f"{where} is {x.dtype} {x.shape}; it must be [N, ...] of numbers{advice}")
     if row_shape is not None and x.shape[1:] != row_shape:
         if (*x.shape[1:], 1) != row_shape:
             raise UserError(f"{where} has rows of shape {x.shape[1:]}; they must be {row_shape}")
         x = x[..., None]
+    if 0 in x.shape[1:]:
+        raise UserError(f"{where} has rows of shape {x.shape[1:]}, without any values")
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind == "f":
-        return x.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what becomes infinite `validate` finds
+            return x.astype(np.float32, copy=False)
     return _to_int32(x, where)
 
 
@@ -118,11 +152,13 @@ def _labels(values: np.ndarray, where: str, x: np.ndarray) -> np.ndarray:
 def _integers(values: np.ndarray, where: str, rows: int) -> np.ndarray:
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if values.shape != (rows,) or values.dtype.kind not in "iu":
-        raise UserError(f"{where} is {values.dtype} {values.shape}; it must be [{rows}] integers, one for each row")
+        raise UserError(
+            f"{where} is {values.dtype} {values.shape}; it must be [{rows}] integers, one for each row"
+            f"{label_advice(values) if values.shape[:1] == (rows,) else ''}"
+        )
     return _to_int32(values, where)
 
 
 def _to_int32(values: np.ndarray, where: str) -> np.ndarray:
-    if values.size and (values.min() < _INT32.min or values.max() > _INT32.max):
-        raise UserError(f"{where} runs from {values.min()} to {values.max()}, beyond 32-bit integers")
+    check_int32(values, where)
     return values.astype(np.int32, copy=False)

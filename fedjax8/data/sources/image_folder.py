@@ -4,13 +4,18 @@
     DATA/FOLDER/beach/beach_001.jpg              DATA/FOLDER/train/airport/..., DATA/FOLDER/test/airport/...
 
 Classes are numbered in the order of their names. Without a split of its own a share of each class is drawn for testing,
-by the seed and the sorted names of the files alone. Images become RGB of one size (bilinear; an image that is not
-square is squeezed) and stay in memory as uint8: rows * size * size * 3 bytes, which is 4.7 GB for the 31,500 images of
-RESISC45 (Cheng, Han and Lu, Proc. IEEE 105(10), 2017) at 224 x 224. They are decoded at every start; to do that once,
-write `image_folder(...)` to an `.npz` by `numpy.savez`, which the source `npz` maps from the disk.
+by the seed and the sorted names of the files alone. PNG and JPEG files are read, and by these two decoders alone,
+whatever a file's name says. Images become RGB of one size (bilinear; an image that is not square is squeezed; gray of
+16 bits is divided by 257; transparency is dropped) and stay in memory as uint8: rows * size * size * 3 bytes, which is
+4.7 GB for the 31,500 images of RESISC45 (Cheng, Han and Lu, Proc. IEEE 105(10), 2017) at 224 x 224. They are decoded at
+every start; to do that once, write `image_folder(...)` to an `.npz` by `numpy.savez`, which the source `npz` maps from
+the disk.
 """
 
+import logging
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +25,19 @@ from fedjax8.data.sources._files import data_directory
 from fedjax8.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")
+"""What is decoded. Pillow knows many more formats by their first bytes, some of which start other programs."""
+MOST_PIXELS = 1 << 26
+"""Of an image: 8192 x 8192, 192 MiB once unpacked. A small file can promise far more."""
+_GRAY_16 = 257
+"""65535 / 255."""
 PARTS = ("train", "test")
 
 
 def image_folder(
     data_dir: str | None = None, folder: str = "", *, size: int = 224, test_fraction: float = 0.2, seed: int = 0
 ) -> Dataset:
-    """The images in a folder of the data directory: x [N, size, size, 3] uint8; other files are passed over.
+    """The images in a folder of the data directory: x [N, size, size, 3] uint8; a log line counts what else lies there.
 
     Args:
         data_dir: None for `$FEDJAX8_DATA`.
@@ -37,7 +48,7 @@ def image_folder(
 
     Raises:
         UserError: Pillow is not installed; no such folder, none of classes or one without images, another class in
-            `test`, an image that cannot be read.
+            `test`, an image that cannot be read, is of another format or of too many pixels.
     """
     if not folder:
         raise ValueError("folder is empty; it must be one in the data directory with a folder for each class")
@@ -50,6 +61,7 @@ def image_folder(
         raise UserError(f"{root} is not a folder; it must hold a folder for each class, or train and test")
     if all((root / part).is_dir() for part in PARTS):
         found = {part: _files_by_class(root / part) for part in PARTS}
+        _say_passed_over(root, sorted(path for path in root.iterdir() if path.name not in PARTS))
         classes = list(found["train"])
         other = [name for name in found["test"] if name not in classes]
         if other:
@@ -66,15 +78,35 @@ def image_folder(
 
 
 def _files_by_class(root: Path) -> dict[str, list[Path]]:
-    """Images of each class, both sorted by name."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
+    """Images of each class, both sorted by name. What is passed over is counted in the log."""
+    try:
+        entries = sorted(root.iterdir())
+        folders = [path for path in entries if path.is_dir() and not path.name.startswith((".", "_"))]
+        inside = {folder.name: sorted(folder.iterdir()) for folder in folders}
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror}: {error.filename})") from error
     if not folders:
         raise UserError(f"{root} holds no folders; it must hold one for each class")
-    found = {f.name: sorted(p for p in f.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()) for f in folders}
+    found = {name: [p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()] for name, paths in inside.items()}
     for name, files in found.items():
         if not files:
             raise UserError(f"{root / name} holds no images; a folder of a class needs files {', '.join(SUFFIXES)}")
+    used = {path for files in found.values() for path in files} | set(folders)
+    others = [path for path in (*entries, *(p for paths in inside.values() for p in paths)) if path not in used]
+    _say_passed_over(root, others)
     return found
+
+
+def _say_passed_over(root: Path, others: list[Path]) -> None:
+    if others:
+        logging.getLogger(__name__).warning(
+            "%s: %d passed over, such as %s; images are files %s in a folder for each class, whose name does not begin "
+            "with _ or .",
+            root,
+            len(others),
+            others[0].relative_to(root),
+            ", ".join(SUFFIXES),
+        )
 
 
 def _draw(whole: dict[str, list[Path]], fraction: float, seed: int) -> dict[str, dict[str, list[Path]]]:
@@ -97,14 +129,36 @@ def _read_images(paths: list[Path], size: int) -> np.ndarray:
         from PIL import Image
     except ImportError as error:
         raise UserError("reading images needs Pillow: pip install 'fedjax8[images]'") from error
-    images = np.empty((len(paths), size, size, 3), np.uint8)
+    try:
+        images = np.empty((len(paths), size, size, 3), np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UserError(
+            f"{len(paths)} images of size {size} take {len(paths) * size * size * 3 / 1e9:.1f} GB, more than there is; "
+            "choose a smaller size"
+        ) from error
     for row, path in zip(images, paths, strict=True):
         try:
-            with Image.open(path) as image:
-                row[:] = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
-            raise UserError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Pillow's own limit, which is about ours
+                with Image.open(path, formats=FORMATS) as image:
+                    if image.width * image.height > MOST_PIXELS:
+                        raise ValueError(f"{image.width} x {image.height} pixels, of {MOST_PIXELS} at most")
+                    row[:] = np.asarray(_colored(image, Image).resize((size, size), Image.Resampling.BILINEAR))
+        except Exception as error:  # decoders of damaged files raise what they like
+            raise UserError(
+                f"{path}: not a readable image of {' or '.join(FORMATS)} ({' '.join(str(error).split())})"
+            ) from error
     return images
+
+
+def _colored(image: Any, pillow: Any) -> Any:
+    """The image as RGB of 8 bits; ValueError for pixels that Pillow would not scale to them."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)  # of a PNG, which has 16 bits at most
+        image = pillow.fromarray(((values + _GRAY_16 // 2) // _GRAY_16).astype(np.uint8))
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        raise ValueError(f"its pixels are {image.mode}; save it with 8 or 16 bits a channel")
+    return image.convert("RGB")
 
 
 EXAMPLES = ({"folder": "NWPU-RESISC45", "size": 64},)

@@ -1,0 +1,159 @@
+"""What a user gives to a function or in a file, checked against what it says it takes.
+
+@checked
+def local_training(model: Model, optimizer: optax.GradientTransformation, plan: BatchPlan, ...): ...
+
+local_training(models.mlp, ...)      UserError: local_training: model must be a Model, but is the function mlp; call
+                                     it: mlp(...)
+"""
+
+import functools
+import inspect
+import json
+import numbers
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from fedjax8.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MOST_JSON_BYTES = 1 << 28
+"""Of a JSON file; what this package writes is far smaller."""
+INSTEAD = {
+    ("Model", "flax", "linen"): "models.from_linen(module) makes a model of it",
+    ("Model", "flax", "nnx"): "models.from_nnx(lambda rngs: ...) makes a model of what builds it",
+    ("FederatedData", "Dataset", ""): "data.federate(dataset, data.iid(), num_clients=10) splits it over clients",
+    ("LocalTraining", "Model", ""): "local_training(model, optimizer, plan) says how a client trains it",
+    ("Algorithm", "LocalTraining", ""): "algorithms.fedavg(local) makes an algorithm of it",
+    ("Dataset", "FederatedData", ""): "it is split over clients already",
+    ("BatchPlan", "int", ""): "try data.batch_plan(batch_size, epochs=1)",
+    ("GradientTransformation", "float", ""): "try optax.sgd(learning_rate)",
+    ("Codec", "str", ""): "pass the object, such as codecs.fp8()",
+    ("Algorithm", "str", ""): "pass the object, such as algorithms.fedavg(local)",
+    ("Model", "str", ""): "pass the object, such as models.mlp()",
+}
+"""What to try, by the type that is wanted and the type, or module, of what was given."""
+
+
+def checked(f: Callable[P, T]) -> Callable[P, T]:
+    """`f`, which first raises UserError for an argument that cannot be of its annotated type."""
+    hints: dict[str, Any] = {}
+    signature = inspect.signature(f)
+
+    @functools.wraps(f)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not hints:
+            hints.update(typing.get_type_hints(f))
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise UserError(f"{f.__name__}: {error}; it takes {', '.join(signature.parameters)}") from error
+        for name, value in given.items():
+            kind = signature.parameters[name].kind
+            if name in hints and kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
+                expect(f"{f.__name__}: {name}", value, hints[name])
+        return f(*args, **kwargs)
+
+    return call
+
+
+def expect(where: str, value: Any, hint: Any) -> None:
+    """UserError that says what to try unless `value` is of the annotated type."""
+    if not fits(value, hint, objects=True):
+        raise UserError(f"{where} must be {_shown(hint)}, but is {_described(value)}{_advice(value, hint)}")
+
+
+def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:
+    """Whether a value can be meant by an annotation; one that is not understood takes everything.
+
+    With `objects` classes and callables are understood too: a component in a config is no object yet.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg, objects=objects) for arg in args)
+    if hint in (float, int):
+        whole, number = (numbers.Integral, int), (numbers.Real, float)
+        return isinstance(value, whole if hint is int else (*number, *whole)) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    if hint is type(None):
+        return value is None
+    if origin in (tuple, list, Sequence):
+        inner = [a for a in args if a is not Ellipsis]
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and args and Ellipsis not in args:
+            return len(value) == len(inner) and all(
+                fits(v, a, objects=objects) for v, a in zip(value, inner, strict=True)
+            )
+        return all(fits(v, inner[0], objects=objects) for v in value) if len(inner) == 1 else True
+    if not objects or hint is Any:
+        return True
+    if origin is Callable:
+        return callable(value)
+    # A package's own tuples of functions and data classes: nothing else behaves like them.
+    if inspect.isclass(hint) and (hasattr(hint, "_fields") or hasattr(hint, "__dataclass_fields__")):
+        return isinstance(value, hint)
+    return True
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where it is damaged, or too large to be what this package wrote.
+
+    Raises OSError where there is none, or it cannot be read.
+    """
+    with path.open("rb") as file:
+        text = file.read(MOST_JSON_BYTES + 1)
+    if len(text) > MOST_JSON_BYTES:
+        return None
+    found = parse(text.decode("utf-8", "replace"))
+    return found if isinstance(found, dict) else None
+
+
+def parse(text: str) -> Any:
+    """What a text in JSON says; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # the latter for brackets in brackets
+        return None
+
+
+def _shown(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_shown(arg) for arg in args)
+    if hint is type(None):
+        return "None"
+    if origin is Callable:
+        return "a function"
+    if not inspect.isclass(hint):
+        return str(hint).replace("typing.", "").replace("collections.abc.", "")
+    return f"{'an' if hint.__name__[0] in 'AEIOUaeiou' else 'a'} {hint.__name__}"
+
+
+def _described(value: Any) -> str:
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {getattr(value, '__name__', '')}"
+    if isinstance(value, str | int | float) or value is None:
+        return repr(value)
+    return f"a {type(value).__name__}"
+
+
+def _advice(value: Any, hint: Any) -> str:
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return f"; call it: {getattr(value, '__name__', 'f')}(...)"
+    wanted = {getattr(arg, "__name__", "") for arg in (hint, *typing.get_args(hint))}
+    kind = type(value)
+    home = {name for base in kind.__mro__ for name in base.__module__.split(".")}
+    for (name, given, part), advice in INSTEAD.items():
+        if name in wanted and (kind.__name__ == given or (part and {given, part} <= home)):
+            return f"; {advice}"
+    if isinstance(value, float) and value.is_integer() and "int" in wanted:
+        return f"; try {int(value)}"
+    return ""

@@ -22,8 +22,10 @@ guarantee is against those who see the sum alone (secure aggregation); that need
 rounded noises is not Gaussian. Where only a of the m shares arrive (dropouts, clients that were left out), the server
 adds N(0, (1 - a / m) (z S)^2), so that the model has all of the noise: the stated epsilon holds against those who see
 models, while a server that looks at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something
-else in the place of their message are refused, since no one knows whether noise is in it. Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log
-says of losses and clips is not protected.
+else in the place of their message are refused, since no one knows whether noise is in it.
+
+Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log says of losses and clips is not
+protected.
 
 The bound S, equal weights and the bits' half are as in the authors' libraries; the second clip is this project's.
 """

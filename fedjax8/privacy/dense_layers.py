@@ -66,7 +66,7 @@ def _is_plain(product: Product, x: Array, kernel: Array) -> bool:
 
 
 def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> Layer | None:
-    """None unless y sums x's last axes with the kernel's first, for one row, and x and y are smaller than the kernel."""
+    """None unless y is one row, x's last axes summed with the kernel's first, and both are smaller than the kernel."""
     for axes in range(1, kernel.ndim):
         kept = x.shape[: x.ndim - axes]
         if x.shape[len(kept) :] == kernel.shape[:axes] and y.shape == kept + kernel.shape[axes:]:

@@ -161,7 +161,7 @@ def test_the_bit_of_an_attacker_counts_as_one_bit(toys):
     """A bit of 255 would have moved the bound as 255 clients do."""
     attack = Attack(lambda ids, k: ids < 1, send=lambda key, change, known: trees.scale(-200.0, change))
     make = private(1.0, quantile=0.5)
-    w, metrics = after_a_round(toys, [-1e-3] * 4, lambda local: attacked(make(local), attack), rounds=2)
+    _, metrics = after_a_round(toys, [-1e-3] * 4, lambda local: attacked(make(local), attack), rounds=2)
     assert metrics["clip_norm"] == pytest.approx(math.exp(-0.2 * (0.75 - 0.5)), rel=1e-5)
 
 

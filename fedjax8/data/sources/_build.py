@@ -22,6 +22,7 @@ def build_dataset(
     row_shape: tuple[int, ...] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    measured: bool = False,
 ) -> Dataset:
     """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
 
@@ -34,7 +35,9 @@ def build_dataset(
         row_shape: what a row must look like; a missing last axis of length 1 is added.
         mean: per channel; measured on the training rows where None, as is `std`.
         std: per channel.
+        measured: whether mean and std, if given, were measured on these training rows.
     """
+    constants = ["num_classes"] if num_classes is not None else []
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
@@ -47,7 +50,19 @@ def build_dataset(
     )
     if mean is None or std is None:
         mean, std = channel_stats(parts["train"]["x"], where)
-    dataset = Dataset(parts["train"], parts["test"], num_classes, mean, std, name, owners, test_owners)
+        measured = parts["train"]["x"].dtype != np.int32  # symbols have 0 and 1
+    constants += [] if measured else ["mean"]
+    dataset = Dataset(
+        parts["train"],
+        parts["test"],
+        num_classes,
+        mean,
+        std,
+        name,
+        owners,
+        test_owners,
+        constants=tuple(constants),
+    )
     try:
         return dataset.validate()
     except UserError as error:

@@ -41,6 +41,7 @@ def base_config() -> ConfigDict:
     config.cohort_size = 10
     config.data = component("digits")
     config.partition = component("dirichlet", concentration=0.3)
+    config.input_mean, config.input_std = (), ()
     config.augment = ()
     config.model = component("mlp", hidden=(128,))
     config.adapter = component("qat")
@@ -83,6 +84,8 @@ FIELDS = {
     "cohort_size": "clients a round",
     "data": "source of rows: a file in fedjax8/data/sources",
     "partition": "rows to clients: a file in fedjax8/data/partitions",
+    "input_mean": "constants in place of the data set's mean, one or one a channel; of x / 255 for images",
+    "input_std": "likewise in place of its deviation",
     "augment": "random image changes while training, such as ('crop', 'flip')",
     "model": "a file in fedjax8/models",
     "adapter": "what changes the model: a file in fedjax8/adapters",

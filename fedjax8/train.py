@@ -128,8 +128,15 @@ def versions() -> dict[str, str]:
     return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
 
 
+PRIVATE = (
+    "\nrows are private: the model starts from drawn ones, inputs are normalized by constants, labels are not counted; "
+    "losses and clips in the log are not protected (docs/privacy.md)"
+)
+"""What a run says of itself whose rows are private."""
+
+
 def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
-    """Two lines that say what runs on what."""
+    """Two lines that say what runs on what, and a third where rows are private."""
     import jax
 
     from fedjax8 import trees
@@ -147,6 +154,7 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
         f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
         f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
+        f"{PRIVATE * experiment.private}"
     )
 
 
@@ -245,7 +253,13 @@ def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
     """A function that gives what `about.json` holds."""
     from fedjax8.simulation.about import about
 
-    return functools.partial(about, experiment.simulation.discover, experiment.clients, experiment.dataset.num_classes)
+    return functools.partial(
+        about,
+        experiment.simulation.discover,
+        experiment.clients,
+        experiment.dataset.num_classes,
+        private=experiment.private,
+    )
 
 
 def write_client_accuracy(experiment: "Experiment", outcome: "Outcome", folder: Path, most: int) -> None:

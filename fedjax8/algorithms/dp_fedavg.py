@@ -13,14 +13,19 @@ The bits cost a share of z: z_d = (z^-2 - (2 s_b)^-2)^(-1/2), so that both toget
 
 Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens what arrives (its squared length grows
 by the rounding's variance), so the server clips again what it has decoded. There the guarantee holds, whatever the
-codec: each term of the sum is at most S long, and depends on one client. The second clip biases an unbiased codec.
-An update that is not finite counts as zeros.
+codec: each term of the sum is at most S long (see `privacy.norms`), and depends on one client. The second clip biases
+an unbiased codec. An update that is not finite counts as zeros.
 
 The guarantee is for cohorts of m of K clients, uniform without replacement, who stay secret; see `privacy.accounting`,
 also for why z counts half there. With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and the
 guarantee is against those who see the sum alone (secure aggregation); that needs a codec without loss, since a sum of
-rounded noises is not Gaussian. Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log
-says of losses and clips is not protected.
+rounded noises is not Gaussian. Where only a of the m shares arrive (dropouts, clients that were left out), the server
+adds N(0, (1 - a / m) (z S)^2), so that the model has all of the noise: the stated epsilon holds against those who see
+models, while a server that looks at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something
+else in the place of their message are refused, since no one knows whether noise is in it.
+
+Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log says of losses and clips is not
+protected.
 
 The bound S, equal weights and the bits' half are as in the authors' libraries; the second clip is this project's.
 """
@@ -36,7 +41,7 @@ from fedjax8.algorithms.fedavg import step_scale
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
 from fedjax8.errors import UserError
 from fedjax8.local import LocalTraining
-from fedjax8.privacy import gaussian
+from fedjax8.privacy import gaussian, norms
 from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon, library
 from fedjax8.types import Algorithm, Array, Codec, PyTree, Variables
 
@@ -71,7 +76,7 @@ def dp_fedavg(
       target_epsilon: what a client may have lost, at `delta`, after all rounds; gives z.
       delta: of the epsilons in the log; well below one over the number of clients.
       server_optimizer: what steps with minus the mean as its gradient; by default `sgd(1.0)`, which adds the mean.
-      noise: who adds it, `server` or `clients`.
+      noise: who adds it, `server` or `clients`; then the server makes up for shares that are missing.
       quantile: g, the share of updates that the bound should leave unclipped; None for a fixed bound.
       clip_learning_rate: eta.
       bit_noise: s_b; m / 20 by default.
@@ -81,13 +86,12 @@ def dp_fedavg(
 
     Raises:
       ValueError: a setting out of range, or z not below 2 s_b.
-      UserError: `facts` are given, and dp-accounting is not installed; later, clients add noise before a lossy codec.
+      UserError: `facts` are given, and dp-accounting is not installed; later, clients add noise before a lossy codec,
+        or beside attackers that do not send what they are asked for.
     """
     check_delta(delta)
     check_choice("noise", noise, NOISE)
     check_choice("model_state", model_state, MODEL_STATE)
-    if not clip > 0:
-        raise ValueError(f"clip must be above 0; got {clip}")
     if (noise_multiplier is None) == (target_epsilon is None):
         raise ValueError(
             f"give one of noise_multiplier and target_epsilon; got {noise_multiplier} and {target_epsilon}"
@@ -101,6 +105,7 @@ def dp_fedavg(
         noise_multiplier = calibrate(target_epsilon, delta, steps=facts.rounds, sampling=sampling)
     if noise_multiplier is None or not noise_multiplier >= 0:
         raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
+    norms.check_bound(clip, noised=noise_multiplier > 0)
     adaptive = quantile is not None
     if quantile is not None:
         if not 0 <= quantile <= 1 or noise != "server":
@@ -128,17 +133,18 @@ def dp_fedavg(
             bound = jax.lax.bitcast_convert_type(received["clip"], jnp.float32) if adaptive else clip
             out = local.train(start, rows, train_key, step_scale=step_scale(client_decay, round_number))
             update = trees.subtract(out.variables.params, start.params)
-            norm = gaussian.norm_of(update)
-            sent = {"update": gaussian.clip(update, bound, norm)}
+            norm = norms.norm_of(update)
+            long = norms.exceeds(norm, bound)
+            sent = {"update": norms.clip(update, bound, norm)}
             if noise == "clients" and noise_multiplier:
                 deviation = noise_multiplier * clip / jnp.sqrt(expected)
                 sent = gaussian.add_noise(noise_key, sent, deviation)
             if adaptive:
-                sent[INSIDE] = (norm <= bound).astype(jnp.float32)
+                sent[INSIDE] = (~long).astype(jnp.float32)
             # Everyone sends, so that who is left out, and how much noise there is, says nothing of anyone's data.
             state = trees.select(trees.all_finite(out.variables.state), out.variables.state, start.state)
             report = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), out.report)
-            report |= {"clipped_updates": jnp.int32(norm > bound), "unusable_updates": jnp.int32(jnp.isinf(norm))}
+            report |= {"clipped_updates": jnp.int32(long), "unusable_updates": jnp.int32(jnp.isinf(norm.value))}
             return Update(sent, jnp.float32(1), Variables(out.variables.params, state), memory, report)
 
         def server(state: ServerState, mean: Mean, key) -> Step:
@@ -146,15 +152,23 @@ def dp_fedavg(
             params, memory = state.variables.params, state.memory
             bound = memory["clip"] if adaptive else clip
             total = trees.scale(mean.weight, mean.tree["update"])
+            report = {"clip_norm": jnp.float32(bound)}
             if noise == "server" and noise_multiplier:
                 total = gaussian.add_noise(noise_key, total, update_noise * bound)
+            elif noise_multiplier:
+                missing = jnp.maximum(expected - mean.weight, 0)  # every share that arrived weighs 1
+                deviation = noise_multiplier * clip * jnp.sqrt(missing / expected)
+                made_up = lambda total: gaussian.add_noise(noise_key, total, deviation)
+                total = jax.lax.cond(missing > 0, made_up, lambda total: total, total)
+                report["noise_made_up"] = missing / expected
             steps, optimizer_state = optimizer.update(trees.scale(-1.0 / expected, total), memory["optimizer"], params)
-            new, report = {"optimizer": optimizer_state}, {"clip_norm": jnp.float32(bound)}
+            new: dict[str, PyTree] = {"optimizer": optimizer_state}
             if adaptive:
                 inside = mean.weight * (mean.tree[INSIDE] - 0.5)
                 if noise_multiplier and bit_noise is not None:
                     inside = gaussian.add_noise(bit_key, inside, bit_noise)
-                new["clip"] = bound * jnp.exp(-clip_learning_rate * (inside / expected + 0.5 - quantile))
+                wanted = bound * jnp.exp(-clip_learning_rate * (inside / expected + 0.5 - quantile))
+                new["clip"] = jnp.clip(wanted, *norms.BOUNDS)
             return Step(local.model.project(optax.apply_updates(params, steps)), new, report)
 
         return from_parts(client=client, server=server, init=init, extra=extra, model_state=model_state)
@@ -164,6 +178,11 @@ def dp_fedavg(
         if noise == "server":
             uplink = clipping(link.uplink, state.memory["clip"] if adaptive else clip)
         else:
+            if noise_multiplier and link.attack.send is not None:
+                raise UserError(
+                    "config.attack: attackers send no noise that could be relied on, so noise='clients' has no stated "
+                    "epsilon beside them; set --config.algorithm.noise=server"
+                )
             uplink = lossless(link.uplink)
         return parts(expected).round(link.replace(uplink=uplink), state, cohort, key)
 
@@ -196,13 +215,13 @@ def clipping(codec: Codec, bound: Array | float) -> Codec:
 
     def encode(key, state, tree):
         message, state = codec.encode(key, state, without_bit(tree))
-        bit = {INSIDE: tree[INSIDE].astype(jnp.uint8)} if INSIDE in tree else {}
+        bit = {INSIDE: jnp.clip(tree[INSIDE], 0, 1).astype(jnp.uint8)} if INSIDE in tree else {}
         return {"message": message} | bit, state
 
     def decode(state, message):
         decoded = codec.decode(state, message["message"])
         bit = {INSIDE: message[INSIDE].astype(jnp.float32)} if INSIDE in message else {}
-        return decoded | {"update": gaussian.clip(decoded["update"], bound)} | bit
+        return decoded | {"update": norms.clip(decoded["update"], bound)} | bit
 
     return Codec(
         init=lambda tree: codec.init(without_bit(tree)),

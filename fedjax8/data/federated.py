@@ -68,6 +68,7 @@ class Dataset(NamedTuple):
     owners: np.ndarray | None = None  # [N] int32: the natural client of each training row
     test_owners: np.ndarray | None = None
     clients: Windows | None = None  # natural clients as windows, instead of an owner for each of too many rows
+    constants: tuple[str, ...] = ()  # which of "mean" (with std) and "num_classes" were not read off the training rows
 
     @property
     def num_natural_clients(self) -> int:

@@ -1,13 +1,14 @@
-"""Dense layers whose examples' gradients need not be made to be clipped (Goodfellow 2015, arXiv 1510.01799; Bu et al.
-2022, arXiv 2210.00038).
+"""Dense layers whose examples' gradients need not be made to be clipped (Goodfellow 2015, arXiv 1510.01799).
 
-With X `[T, D]` what example i gives to a layer and dY `[T, E]` the gradient of what it gets back,
+With x `[D]` what example i gives to a layer and dy `[E]` the gradient of what it gets back,
 
-    |g_i|^2 = sum of (X X^T) * (dY dY^T),      sum_i f_i g_i = sum_i X_i^T (f_i dY_i)
+    |g_i| = |x_i| |dy_i|,      sum_i f_i g_i = sum_i x_i^T (f_i dy_i)
 
-which costs less than X^T dY where T (D + E) < D E, and memory for X and dY instead of D E per example. Layers are found
-by tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and nowhere
-else; all other parameters, those of quantized layers too, stay with whoever calls.
+which needs memory for x and dy instead of D E per example. That is for layers that an example goes through once: over
+several tokens g_i is a sum of products that may nearly cancel, and the sum of (X X^T) * (dY dY^T) that is its squared
+norm (Bu et al. 2022, arXiv 2210.00038) loses in float32 what is left, so such gradients are made. Layers are found by
+tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and nowhere else;
+all other parameters, those of quantized layers too, stay with whoever calls.
 """
 
 import math
@@ -27,8 +28,6 @@ class Layer(NamedTuple):
     """Which leaf of the parameters is its kernel, in tree order."""
     inputs: int
     """D: the kernel's leading axes that are summed, in values."""
-    rows: int
-    """T."""
     y: jax.ShapeDtypeStruct
     """What it gives, `[1, ..., E]`."""
 
@@ -67,13 +66,13 @@ def _is_plain(product: Product, x: Array, kernel: Array) -> bool:
 
 
 def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> Layer | None:
-    """None unless y sums x's last axes with the kernel's first, and two Gram matrices cost less than the gradient."""
+    """None unless y is one row, x's last axes summed with the kernel's first, and both are smaller than the kernel."""
     for axes in range(1, kernel.ndim):
         kept = x.shape[: x.ndim - axes]
         if x.shape[len(kept) :] == kernel.shape[:axes] and y.shape == kept + kernel.shape[axes:]:
-            inputs, outputs, rows = math.prod(kernel.shape[:axes]), math.prod(kernel.shape[axes:]), math.prod(kept)
-            if rows * (inputs + outputs) < inputs * outputs:
-                return Layer(leaf, inputs, rows, jax.ShapeDtypeStruct(y.shape, y.dtype))
+            inputs, outputs = math.prod(kernel.shape[:axes]), math.prod(kernel.shape[axes:])
+            if math.prod(kept) == 1 and inputs + outputs < inputs * outputs:
+                return Layer(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
     return None
 
 
@@ -90,15 +89,13 @@ def tapped(layers: dict[str, Layer], probes: dict[str, Array], inputs: dict[str,
     return multiply
 
 
-def squared_norm(layer: Layer, x: Array, dy: Array) -> Array:
-    """|g|^2 of one example's gradient of the kernel."""
-    x, dy = x.reshape(layer.rows, -1), dy.reshape(layer.rows, -1)
-    return jnp.sum((x @ x.T) * (dy @ dy.T))
-
-
 def weighted_sum(layer: Layer, x: Array, dy: Array, kernel: Array) -> Array:
-    """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`."""
-    return (x.reshape(-1, layer.inputs).T @ dy.reshape(len(x) * layer.rows, -1)).reshape(kernel.shape)
+    """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`.
+
+    In float32 whatever a device does by default: rounded operands would lengthen what was clipped.
+    """
+    x, dy = x.reshape(-1, layer.inputs), dy.reshape(len(x), -1)
+    return jnp.dot(x.T, dy, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
 
 
 def zero_probes(layers: dict[str, Layer]) -> dict[str, Array]:

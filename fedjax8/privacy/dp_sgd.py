@@ -23,6 +23,7 @@ from fedjax8 import trees
 from fedjax8.data.batches import SAMPLING
 from fedjax8.privacy.accounting import ExampleSteps, Facts, check_delta, least_noise
 from fedjax8.privacy.gaussian import add_noise
+from fedjax8.privacy.norms import check_bound
 from fedjax8.privacy.per_example import clipped_sum
 from fedjax8.types import StepGradient
 
@@ -58,8 +59,8 @@ def dp_sgd(
       ('poisson', True)
     """
     check_delta(delta)
-    if not clip > 0 or microbatch < 1:
-        raise ValueError(f"clip must be above 0 and microbatch at least 1; got {clip} and {microbatch}")
+    if microbatch < 1:
+        raise ValueError(f"microbatch must be at least 1; got {microbatch}")
     if (noise_multiplier is None) == (target_epsilon is None):
         raise ValueError(
             f"give one of noise_multiplier and target_epsilon; got {noise_multiplier} and {target_epsilon}"
@@ -73,6 +74,7 @@ def dp_sgd(
         noise_multiplier = least_noise(target_epsilon, lambda z: steps.epsilon(z, delta, facts.rounds))
     if noise_multiplier is None or not noise_multiplier >= 0:
         raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
+    check_bound(clip, noised=noise_multiplier > 0)
 
     def make(loss: Callable) -> Callable:
         def gradient(variables, batch, key, expected):

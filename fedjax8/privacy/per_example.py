@@ -2,6 +2,9 @@
 
     sum_i min(1, C / |g_i|) g_i,     g_i the gradient of example i over all trainable leaves
 
+Each term is at most C long, whatever float32 values it is made of (see `norms`); the sum is then rounded as float32
+sums are. An example whose gradient is not finite adds nothing and is counted.
+
 Examples are vmapped in groups. How many groups a batch fills is found on the device, so a Poisson sample costs what its
 own rows cost and not what its lanes would. Memory: a group's worth of gradients, but for dense layers that go without:
 see `dense_layers`.
@@ -15,8 +18,11 @@ import jax.numpy as jnp
 from fedjax8 import trees
 from fedjax8.errors import UserError
 from fedjax8.privacy import dense_layers as dense
-from fedjax8.privacy.gaussian import factor_of, norm_of
+from fedjax8.privacy import norms
 from fedjax8.types import Array, Batch, Key, PyTree, Variables
+
+LARGEST = 1e30
+"""Largest value of an example in the log: float32 can add up 10^8 of them."""
 
 
 def clipped_sum(
@@ -31,7 +37,9 @@ def clipped_sum(
       bound: C.
       group: examples whose gradients are in memory at once.
 
-    The log has `train_clipped` too: how many were clipped. Like all of the log it isn't protected.
+    The log has `train_clipped` too: how many were clipped, and `train_unusable`: how many of these added nothing, since
+    their gradient is not finite. NaN counts as 0 in it, and no value as more than LARGEST, so that no example decides
+    whether what its client sends is finite. Like all of the log it isn't protected.
 
     Raises:
       UserError: if the model has state such as batch statistics, by which examples would depend on each other.
@@ -59,23 +67,30 @@ def clipped_sum(
         row = {name: column[lane][None] for name, column in batch.items()} | {"mask": jnp.ones(1)}
         differentiated = jax.value_and_grad(of_parts, (0, 1), has_aux=True)
         (_, (sums, inputs)), (gradient, dy) = differentiated(others, probes, row, jax.random.fold_in(key, lane))
-        squares = [dense.squared_norm(layer, inputs[path], dy[path]) for path, layer in layers.items()]
-        norm = norm_of((gradient, [jnp.sqrt(x) for x in squares]))
-        return gradient, inputs, dy, norm, sums | {"train_clipped": (norm > bound).astype(jnp.float32)}
+        sizes = {path: (norms.norm_of(inputs[path]), norms.norm_of(dy[path])) for path in layers}
+        norm = norms.joined([norms.norm_of(gradient), *(norms.product(*pair) for pair in sizes.values())])
+        sums = {name: jnp.clip(jnp.nan_to_num(x), -LARGEST, LARGEST) for name, x in sums.items()}
+        sums |= {"train_clipped": norms.exceeds(norm, bound), "train_unusable": ~jnp.isfinite(norm.value)}
+        shifts = {path: of_input.exponent for path, (of_input, _) in sizes.items()}
+        return gradient, inputs, dy, norm, shifts, jax.tree.map(lambda x: x.astype(jnp.float32), sums)
 
     def add_group(index, total):
         lane = index * group + jnp.arange(group)
         real = (lane < lanes) & (batch["mask"].at[lane].get(mode="clip") > 0)
-        gradients, inputs, dy, norms, sums = jax.vmap(of_example)(jnp.minimum(lane, lanes - 1))
-        keep, factors = real & jnp.isfinite(norms), factor_of(norms, bound)
+        gradients, inputs, dy, norm, shifts, sums = jax.vmap(of_example)(jnp.minimum(lane, lanes - 1))
+        keep, factor = real & jnp.isfinite(norm.value), norms.factor_of(norm, bound)
 
-        def weighted(x):
-            return _where(keep, factors.reshape(-1, *[1] * (x.ndim - 1)) * x)
+        def weighted(x, factor=factor):
+            mantissa, exponent = (f.reshape(-1, *[1] * (x.ndim - 1)) for f in factor)
+            return _where(keep, norms.scaled(x, norms.Factor(mantissa, exponent)))
 
-        kernels = {
-            layer.leaf: dense.weighted_sum(layer, _where(keep, inputs[path]), weighted(dy[path]), leaves[layer.leaf])
-            for path, layer in layers.items()
-        }
+        def of_kernel(path, layer):  # powers of two go from x to dy, so that the two are not too large or too small
+            shift = shifts[path]
+            x = weighted(inputs[path], norms.Factor(jnp.ones_like(factor.mantissa), -shift))
+            dy_ = weighted(dy[path], norms.Factor(factor.mantissa, factor.exponent + shift))
+            return dense.weighted_sum(layer, x, dy_, leaves[layer.leaf])
+
+        kernels = {layer.leaf: of_kernel(path, layer) for path, layer in layers.items()}
         summed = joined([jnp.sum(weighted(x), axis=0) for x in gradients], kernels)
         return trees.add(total, (summed, jax.tree.map(lambda x: jnp.sum(_where(real, x), axis=0), sums)))
 

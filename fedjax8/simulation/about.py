@@ -26,9 +26,11 @@ SKEW_POSITIONS = 1 << 22
 """Most rows over all clients for which the skew of labels is measured: about a second."""
 
 
-def about(discover: Callable[[], Sequence[Discovery]], clients: FederatedData, num_classes: int) -> dict[str, Any]:
+def about(
+    discover: Callable[[], Sequence[Discovery]], clients: FederatedData, num_classes: int, private: bool = False
+) -> dict[str, Any]:
     """The contents of `about.json`, ready for JSON. `discover` is that of the simulation."""
-    return {"split": split_facts(clients, num_classes), "messages": message_facts(discover())}
+    return {"split": split_facts(clients, num_classes, private), "messages": message_facts(discover())}
 
 
 def evenly(count: int, most: int) -> np.ndarray:
@@ -36,12 +38,12 @@ def evenly(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
-def split_facts(clients: FederatedData, num_classes: int) -> dict[str, Any]:
+def split_facts(clients: FederatedData, num_classes: int, private: bool = False) -> dict[str, Any]:
     """Sizes of clients in rows, how many rows of each label a client holds, and measures of skew.
 
-    `labels` and `skew` are None where a row has no single label, or labels or rows are too many.
+    `labels` and `skew` are None where a row has no single label, labels or rows are too many, or rows are `private`.
     """
-    countable = np.ndim(clients.columns["y"]) == 1 and num_classes <= LABELED
+    countable = not private and np.ndim(clients.columns["y"]) == 1 and num_classes <= LABELED
     shown = evenly(clients.num_clients, LABELED)
     labels = {
         "clients": shown.tolist(),

@@ -26,7 +26,8 @@ from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.keys import random_key
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.runner import CALL_SECONDS, Schedule
-from fedjax8.simulation.simulation import Simulation, SimulationState, sample_batch
+from fedjax8.simulation.simulation import Simulation, SimulationState
+from fedjax8.simulation.start import sample_batch
 from fedjax8.types import Channel, Execution, Model, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20

@@ -39,10 +39,9 @@ from fedjax8.simulation.ledger import Ledger
 from fedjax8.simulation.left_out import named, no_cells
 from fedjax8.simulation.link import DOWN, UP, Discovery, Link, Recorder
 from fedjax8.simulation.planning import Plan, planner, used
+from fedjax8.simulation.start import start_batch
 from fedjax8.types import Algorithm, Codec, Cohort, Execution, Model, PyTree, Ratio, Variables, Way
 
-CALIBRATION_ROWS = 256
-"""Rows of the sample batch that a model is initialized (and its input clips calibrated) on; outside the byte count."""
 ROUNDS_PER_CALL = 64
 """Enough for the host's part of a call to vanish, few enough for plans and logs of a call to be small."""
 CALL_STATE_BYTES = 1 << 27
@@ -87,14 +86,6 @@ class Simulation(NamedTuple):
     """Every kind of message of a round with its size, found by tracing the round, which is not run."""
     parts: "Parts"
     """What `side_by_side` runs several simulations by."""
-
-
-def sample_batch(data: FederatedData, rows: int = CALIBRATION_ROWS) -> dict[str, jax.Array]:
-    """A batch of up to `rows` training rows, evenly spaced over all clients' rows."""
-    positions = data.num_positions
-    places = data.rows_at(np.linspace(0, positions - 1, min(rows, positions)).astype(np.int64))
-    batch = {name: jnp.asarray(column[places]) for name, column in data.columns.items()}
-    return batch | {"mask": jnp.ones(len(places), jnp.float32)}
 
 
 class Traced(NamedTuple):
@@ -167,6 +158,7 @@ def simulate(
     rounds_per_call: int | None = None,
     feed_mode: str = "auto",
     beside: Simulation | None = None,
+    sample: Mapping[str, np.ndarray] | None = None,
 ) -> Simulation:
     """A federated run of `algorithm` on `data`.
 
@@ -184,6 +176,8 @@ def simulate(
       feed_mode: how rows reach the device, see `feeding.feed`.
       beside: another simulation in which all is the same but the seed and who owns which row. What it compiled and
         placed on devices serves this one too.
+      sample: columns `[n, ...]` that the model is initialized on, and its input clips calibrated. By default some of
+        the training rows; where the algorithm states an epsilon, which does not cover that, rows that are drawn.
 
     Raises:
       UserError: an argument of another type; a cohort larger than the number of clients; clients without any data;
@@ -214,7 +208,8 @@ def simulate(
     @functools.cache
     def initial() -> tuple[PyTree, PyTree, PyTree]:
         """Frozen parameters, placed on the devices, and the states of server and client."""
-        params, state, frozen = common.init_model(jax.random.fold_in(root, 0), sample_batch(data))
+        batch = start_batch(data, sample, private=bool(algorithm.privacy(1)))
+        params, state, frozen = common.init_model(jax.random.fold_in(root, 0), batch)
         placed = execution.place(hosts().spread(frozen)) if frozen else {}
         variables = Variables(params, state)
         return placed, algorithm.init(variables), algorithm.init_client(variables)

@@ -13,17 +13,19 @@ import pytest
 from fedjax8 import trees
 from fedjax8.algorithms.dp_fedavg import INSIDE, clipping, dp_fedavg, update_multiplier
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.attacks import attacked, sign_flip
 from fedjax8.codecs.none import none
 from fedjax8.codecs.randomk import randomk
 from fedjax8.cohorts.auto import auto
 from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import batch_plan
+from fedjax8.dropouts import with_dropout
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.lookup import component_names
 from fedjax8.privacy.accounting import Facts, cohort, epsilon
 from fedjax8.simulation.simulation import simulate
-from fedjax8.types import Model, Variables
+from fedjax8.types import Attack, Dropout, Model, Variables
 
 FLOAT32 = 2e-6
 D = 50_000
@@ -48,8 +50,8 @@ def vector() -> Model:
     )
 
 
-def after_a_round(toys, a, make, uplink=None):
-    """`(w [D], metrics)` after a round of one client for each entry of `a`, from zeros."""
+def after_a_round(toys, a, make, uplink=None, rounds=1):
+    """`(w [D], metrics)` after a round, or some, of one client for each entry of `a`, from zeros."""
     local = local_training(vector(), optax.sgd(1.0), batch_plan(1, epochs=1))
     sim = simulate(
         vector(),
@@ -61,6 +63,8 @@ def after_a_round(toys, a, make, uplink=None):
         execution=loop(),
     )
     state, metrics = sim.run_round(sim.init())
+    for _ in range(rounds - 1):
+        state, metrics = sim.run_round(state)
     return np.asarray(sim.variables(state).params["w"]), metrics
 
 
@@ -96,6 +100,69 @@ def test_the_mean_has_noise_of_deviation_z_s_over_m(toys, noise):
     w, metrics = after_a_round(toys, [0.0] * 4, private(2.0, 1.5, noise=noise))
     assert w.std() == pytest.approx(1.5 * 2.0 / 4, rel=0.016)
     assert metrics["excluded"] == 0
+
+
+def after_losses(toys, lost, noise="clients", make_attack=None):
+    """As `after_a_round` with noise of deviation 1.5 * 2 on the sum, of 8 clients of which some are lost."""
+
+    def make(local):
+        algorithm = private(2.0, 1.5, noise=noise)(local)
+        gone = Dropout(lambda key, ids, sizes, down, up: jnp.isin(ids, jnp.array(lost, jnp.int32)))
+        algorithm = with_dropout(algorithm, gone)
+        return attacked(algorithm, make_attack) if make_attack else algorithm
+
+    return after_a_round(toys, [0.0] * 8, make)
+
+
+@pytest.mark.parametrize("lost", [(), (3,), (0, 2, 4, 6), (1, 2, 3, 4, 5, 6, 7)])
+@pytest.mark.parametrize("noise", ["server", "clients"])
+def test_noise_is_whole_whoever_is_lost(toys, lost, noise):
+    """Of 50 000 values: the standard error of a deviation is 0.32 %."""
+    w, metrics = after_losses(toys, lost, noise)
+    assert w.std() == pytest.approx(1.5 * 2.0 / 8, rel=0.016)
+    assert metrics["dropped"] == len(lost) and metrics["clients"] == 8 - len(lost)
+    if noise == "clients":
+        assert metrics["noise_made_up"] == pytest.approx(len(lost) / 8)
+
+
+def test_noise_is_whole_where_clients_are_left_out(toys):
+    """What two of the eight send does not arrive as finite numbers; a codec without loss stands for the line."""
+    broken = none()._replace(
+        decode=lambda state, m: jax.tree.map(lambda x: jnp.where(m["update"]["w"][0] > 0.4, jnp.inf, x), m)
+    )
+    w, metrics = after_a_round(toys, [0.0] * 8, private(2.0, 1.5, noise="clients"), broken)
+    assert 0 < metrics["excluded"] < 8
+    assert metrics["noise_made_up"] == pytest.approx(metrics["excluded"] / 8)
+    assert w[1:].std() == pytest.approx(1.5 * 2.0 / 8, rel=0.016)
+
+
+def test_a_round_in_which_everyone_is_lost_changes_nothing(toys):
+    w, metrics = after_losses(toys, range(8))
+    assert not w.any() and metrics["clients"] == 0
+
+
+def test_attackers_without_noise_are_refused_where_clients_add_it(toys):
+    with pytest.raises(UserError, match="noise=server"):
+        after_losses(toys, (), make_attack=sign_flip(0.25))
+    w, _ = after_losses(toys, (), "server", sign_flip(0.25))
+    assert w.std() == pytest.approx(1.5 * 2.0 / 8, rel=0.016)
+    w, _ = after_losses(toys, (), "clients", Attack(lambda ids, k: ids < 2, batch=lambda batch: batch))
+    assert w.std() == pytest.approx(1.5 * 2.0 / 8, rel=0.016)
+
+
+def test_an_update_too_long_for_a_float32_norm_adds_its_direction(toys):
+    """Each of 50 000 values is 1e37, and so the norm 2.2e39; it counted as zeros."""
+    w, metrics = after_a_round(toys, [-1e37, 0.0], private(1.0))
+    np.testing.assert_allclose(w, 0.5 / np.sqrt(D), rtol=1e-5)
+    assert metrics["unusable_updates"] == 0 and metrics["clipped_updates"] == 1
+
+
+def test_the_bit_of_an_attacker_counts_as_one_bit(toys):
+    """A bit of 255 would have moved the bound as 255 clients do."""
+    attack = Attack(lambda ids, k: ids < 1, send=lambda key, change, known: trees.scale(-200.0, change))
+    make = private(1.0, quantile=0.5)
+    _, metrics = after_a_round(toys, [-1e-3] * 4, lambda local: attacked(make(local), attack), rounds=2)
+    assert metrics["clip_norm"] == pytest.approx(math.exp(-0.2 * (0.75 - 0.5)), rel=1e-5)
 
 
 def test_a_client_that_is_not_finite_is_zeros_and_noise_is_added_all_the_same(toys):

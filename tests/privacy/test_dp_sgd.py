@@ -78,7 +78,7 @@ def test_the_sum_is_that_of_gradients_clipped_over_all_leaves_together(group):
 def test_no_example_adds_more_than_the_bound():
     for i in range(N):
         total, _ = summed({"x": X, "y": Y * 1e4}, _only(i), 0.5, 64)
-        assert float(gaussian.norm_of(total)) <= 0.5 * (1 + 1e-6)
+        assert np.sqrt(sum(np.sum(np.square(np.float64(x))) for x in total.values())) <= 0.5
 
 
 def _only(i):
@@ -88,11 +88,12 @@ def _only(i):
 def test_an_example_that_is_not_finite_adds_nothing():
     mask = jnp.ones(N)
     whole, _ = summed({"x": X, "y": Y}, mask.at[3].set(0), 1.0, 64)
-    for bad in (np.nan, np.inf, 3e38):
+    for bad in (np.nan, np.inf):
         total, sums = summed({"x": X, "y": np.where(np.arange(N)[:, None] == 3, np.float32(bad), Y)}, mask, 1.0, 64)
         for name in PARAMS:
             np.testing.assert_allclose(total[name], whole[name], rtol=1e-5, atol=1e-6)
-        assert sums["train_clipped"] >= 1
+        assert sums["train_unusable"] == 1 and sums["train_clipped"] >= 1
+        assert all(np.isfinite(value) for value in sums.values())  # or its client would be left out
 
 
 @functools.cache

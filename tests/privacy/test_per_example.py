@@ -14,7 +14,6 @@ from fedjax8.local import _loss_and_sums
 from fedjax8.models.linen import from_linen
 from fedjax8.models.mlp import mlp
 from fedjax8.privacy import dense_layers
-from fedjax8.privacy.gaussian import norm_of
 from fedjax8.privacy.per_example import clipped_sum
 
 ROWS = 6
@@ -31,7 +30,7 @@ class Twice(nn.Module):
 
 
 class Attention(nn.Module):
-    """A block of a transformer on 4 tokens, wide enough for Gram matrices to be cheaper."""
+    """A block of a transformer on 4 tokens, whose last layer alone sees each example once."""
 
     @nn.compact
     def __call__(self, x):
@@ -44,11 +43,7 @@ MODELS = {
     "mlp": (lambda: mlp((16, 12), num_classes=3), {"Dense_0", "Dense_1", "Dense_2"}),
     "twice": (lambda: from_linen(Twice()), {"Dense_2"}),
     "quantized": (lambda: qat(mlp((16,), num_classes=3)), set()),
-    "attention": (
-        lambda: from_linen(Attention()),
-        {f"MultiHeadDotProductAttention_0/{name}" for name in ("query", "key", "value", "out")}
-        | {"Dense_0", "Dense_1", "Dense_2"},
-    ),
+    "attention": (lambda: from_linen(Attention()), {"Dense_1"}),
 }
 
 
@@ -65,7 +60,7 @@ def test_the_sum_is_that_of_examples_clipped_one_by_one(name):
 
     alone = jax.jit(jax.grad(lambda params, row: loss(variables._replace(params=params), row, jax.random.key(0))[0]))
     found = [alone(variables.params, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(ROWS - 1)]
-    norms = np.array([norm_of(g) for g in found])
+    norms = np.array([np.sqrt(sum(np.sum(np.square(np.float64(x))) for x in jax.tree.leaves(g))) for g in found])
     bound = 1.01 * float(np.median(norms))  # no tie with a norm
     wanted = trees.zeros_like(variables.params)
     for gradient, norm in zip(found, norms, strict=True):

@@ -23,7 +23,8 @@ from fedjax8.models.linen import from_linen
 from fedjax8.privacy.noisy_sgd import noisy_sgd
 from fedjax8.simulation.runner import Schedule, run
 from fedjax8.simulation.side_by_side import side_by_side
-from fedjax8.simulation.simulation import sample_batch, simulate
+from fedjax8.simulation.simulation import simulate
+from fedjax8.simulation.start import sample_batch
 
 K, HIDDEN, CLASSES, R = 256, 512, 3, 2
 CLIENTS = 16

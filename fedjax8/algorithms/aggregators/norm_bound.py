@@ -10,7 +10,7 @@ With `then` another aggregator goes on from there. Memory: one running sum, or t
 
 import jax.numpy as jnp
 
-from fedjax8.privacy import gaussian
+from fedjax8.privacy import norms
 from fedjax8.types import Aggregator, Array, PyTree
 
 
@@ -29,11 +29,11 @@ def norm_bound(bound: float = 1.0, *, exclude: bool = False, then: Aggregator | 
     then = Aggregator() if then is None else then
 
     def admit(change: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
-        norm = gaussian.norm_of(change)
-        long = norm > bound
+        norm = norms.norm_of(change)
+        long = norms.exceeds(norm, bound)
         if exclude:
             return change, ~long, {}
-        return gaussian.clip(change, bound, norm), jnp.array(True), {"bounded_clients": jnp.int32(long)}
+        return norms.clip(change, bound, norm), jnp.array(True), {"bounded_clients": jnp.int32(long)}
 
     if then.admit is None:
         return then._replace(admit=admit)

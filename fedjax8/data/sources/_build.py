@@ -25,6 +25,7 @@ def build_dataset(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     standardize: str = "auto",
+    measured: bool = False,
 ) -> Dataset:
     """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
 
@@ -38,7 +39,9 @@ def build_dataset(
         mean: per channel; measured on the training rows where None, as is `std`.
         std: per channel.
         standardize: how they are measured, one of STANDARDIZE; see `measured_stats`.
+        measured: whether mean and std, if given, were measured on these training rows.
     """
+    constants = ["num_classes"] if num_classes is not None else []
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
@@ -54,7 +57,19 @@ def build_dataset(
     )
     if mean is None or std is None:
         mean, std = measured_stats(parts["train"]["x"], where, standardize)
-    dataset = Dataset(parts["train"], parts["test"], num_classes, mean, std, name, owners, test_owners)
+        measured = standardize != "none" and parts["train"]["x"].dtype != np.int32  # symbols have 0 and 1
+    constants += [] if measured else ["mean"]
+    dataset = Dataset(
+        parts["train"],
+        parts["test"],
+        num_classes,
+        mean,
+        std,
+        name,
+        owners,
+        test_owners,
+        constants=tuple(constants),
+    )
     try:
         return dataset.validate()
     except UserError as error:

@@ -58,6 +58,7 @@ def mapped(data_dir: str | None = None, folder: str = "", *, num_classes: int | 
         std=tuple(measured["std"]),
         name=path.name,
         clients=Windows(parts["train"].order, parts["train"].starts, parts["train"].sizes),
+        constants=("num_classes",) * bool(num_classes) + ("mean",) * (parts["train"].columns["x"].dtype == np.int32),
     )
 
 

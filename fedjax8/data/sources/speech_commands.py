@@ -90,7 +90,16 @@ def speech_commands(
         arrays[f"client_{key}"] = np.array([owner_of[clip.speaker] for clip in rows], np.int32)
     row_shape = feature_shape(settings.sample_rate, settings)
     mean, std = channel_stats(arrays["x_train"][:, :, None, :], str(folder))
-    return build_dataset(_NAME, str(folder), arrays, num_classes=len(chosen), row_shape=row_shape, mean=mean, std=std)
+    return build_dataset(
+        _NAME,
+        str(folder),
+        arrays,
+        num_classes=len(chosen),
+        row_shape=row_shape,
+        mean=mean,
+        std=std,
+        measured=True,
+    )
 
 
 def _find_folder(root: Path) -> Path:

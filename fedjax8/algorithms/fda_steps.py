@@ -98,11 +98,11 @@ def fda_steps(
             new, report = lockstep.one_step(local, worker, rows, key)
             return Partial((report, jnp.int32(1))), new
 
-        totals, left_out, states = loop.link.look(work, (), cohort._replace(states=loop.workers), key)
+        totals, left_out, states, link = loop.link.look(work, (), cohort._replace(states=loop.workers), key)
         report, clients = totals.sum
         report = trees.add(loop.report, report | {"excluded": left_out})
         server = loop.server._replace(steps=loop.server.steps + 1)
-        return loop._replace(server=server, workers=states, report=report, clients=clients)
+        return loop._replace(server=server, workers=states, link=link, report=report, clients=clients)
 
     def monitored_step(loop: Loop, cohort: Cohort, key) -> tuple[Loop, Reduced | None]:
         if monitor.sends is None:
@@ -184,7 +184,8 @@ def fda_steps(
             optimizer = lockstep.on_all(states, local.optimizer.init(common.params))
         workers = Worker(variables, optimizer, lockstep.on_all(states, server.steps))
         server = server._replace(common=common, direction=direction, syncs=server.syncs + 1)
-        return loop._replace(server=server, workers=states | {"algorithm": workers}, link=link)
+        report = loop.report | {"excluded": loop.report["excluded"] + reduced.report["excluded"]}
+        return loop._replace(server=server, workers=states | {"algorithm": workers}, link=link, report=report)
 
     def channel(name: str) -> str:
         return name if name == MODEL else f"{MODEL}/{name}"

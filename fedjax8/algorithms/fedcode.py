@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
+from fedjax8.algorithms import lockstep
 from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
@@ -115,7 +116,8 @@ def fedcode(
         model = {"params": out.variables.params, "state": out.variables.state}
         own_books = cluster.codebooks(model)
         model = cluster.snap(model, own_books)
-        return Partial(out.report), Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
+        report = lockstep.checked(out.report, out.variables)
+        return Partial(report), Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
 
     def weight_of(own: Stored, rows, r: Array, weighting: str) -> Array:
         """A client whose training gave no finite model has none."""
@@ -146,7 +148,7 @@ def fedcode(
 
         cohort = cohort._replace(states=cohort.states | {"algorithm": stored._replace(full=needs)})
         shared = received, books["codebooks"], r
-        trained, left_out, states = link.look(train, shared, cohort, train_key)
+        trained, left_out, states, link = link.look(train, shared, cohort, train_key)
 
         sends = valid & full_up(r, start_round, up_period, offset)
 
@@ -154,13 +156,13 @@ def fedcode(
             link, states = operands
             now = cohort._replace(valid=sends, states=states)
             reduced, states, link = link.map_clients(send_model, r, now, up_key, MODEL, whole)
-            return link, states, (reduced.mean, reduced.weight, reduced.clients)
+            return link, states, (reduced.mean, reduced.weight, reduced.clients, reduced.report["excluded"])
 
         def no_models(operands):
             return *operands, trees.zeros_like(jax.eval_shape(models, operands)[2])
 
         any_models = link.execution.total(jnp.sum(sends, dtype=jnp.int32)) > 0
-        link, states, (mean, weight, senders) = jax.lax.cond(any_models, models, no_models, (link, states))
+        link, states, (mean, weight, senders, unusable) = jax.lax.cond(any_models, models, no_models, (link, states))
         now = cohort._replace(valid=valid & ~sends, states=states)
         told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
 
@@ -169,7 +171,8 @@ def fedcode(
             snapped = trees.select(jnp.any(there), to_union(tree, told.tree["codebooks"], there), tree)
             new = trees.select(weight > 0, mean, snapped)
         # A client that was left out sends what it has stored, with weight 0.
-        report = trained.sum | {"excluded": left_out, "clients": senders + told.clients - left_out}
+        excluded = left_out + unusable + told.report["excluded"]
+        report = trained.sum | {"excluded": excluded, "clients": senders + told.clients - left_out}
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 
     return Algorithm(lambda variables: variables, init_client, round_, lambda state: state)

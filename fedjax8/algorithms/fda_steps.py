@@ -64,8 +64,9 @@ class Steps(NamedTuple):
     """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
     synchronize: Callable[..., Loop]
     """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean."""
-    mean: Callable[[Loop, Cohort, Key], Variables]
-    """Average of the workers' models, which only a simulator knows."""
+    mean: Callable[[Loop, Cohort, Key, Array], Variables]
+    """Average of the workers' models, which only a simulator knows. Where no worker has any weight: the common model
+    if they have synchronized since so many times, the last argument, else the average before."""
 
 
 def fda_steps(
@@ -199,10 +200,11 @@ def fda_steps(
         _, link = loop.link.broadcast(key, sent, cohort, DECISION, plain)
         return loop._replace(link=link), due
 
-    def mean(loop: Loop, cohort: Cohort, key) -> Variables:
+    def mean(loop: Loop, cohort: Cohort, key, syncs_before: Array) -> Variables:
         cohort = cohort._replace(states=loop.workers)
         models = lambda _, worker: worker.variables
         found, weight = lockstep.mean_over_workers(loop.link, cohort, key, loop.server, models, state_weight)
-        return trees.select(weight > 0, found, loop.server.common)
+        server = loop.server
+        return trees.select(weight > 0, found, trees.select(server.syncs > syncs_before, server.common, server.mean))
 
     return Steps(plain_step, monitored_step, estimates, decide, synchronize, mean)

@@ -133,8 +133,8 @@ class Link:
         excluded, counted (`report["excluded"]`) and named, and keeps its old state, whose contribution has a norm
         beyond `trees.LARGEST`, before encoding or after, whose state (also its codec's) or report is not finite, or
         whose weight is not a number from 0 up, or so large that its share of the sum would be beyond
-        `trees.LARGEST_SUM`. So all sums are finite. Values in a report count as `LARGEST_SUM` at most. `codec` stands in
-        for the uplink codec on this channel; `watch` names the values in a decoded contribution whose smallest and
+        `trees.LARGEST_SUM`. So all sums are finite. Values in a report count as `LARGEST_SUM` at most. `codec` stands
+        in for the uplink codec on this channel; `watch` names the values in a decoded contribution whose smallest and
         largest over clients are wanted too. Returns (Reduced, new client states, link).
 
         `aggregate` puts another rule in the place of the mean; memory then grows with the cohort unless it only admits.

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from fedjax8 import codecs, privacy, trees
+from fedjax8 import codecs
 from fedjax8.adapters.lora import lora
 from fedjax8.adapters.qat import qat
 from fedjax8.algorithms import aggregators, monitors, server_optimizers
@@ -94,9 +94,9 @@ def simulation(make, *, adapt=lambda model: model, up=None, down=None, execution
     )
 
 
-def one_round(sim, state, bombs=(), without=()):
-    """(state, line) of the next round with these `(client, bomb)`, and with no rows for the clients in `without`."""
-    begun, column = sim.parts.begin(state, 1), np.zeros(CLIENTS, np.float32)
+def call(sim, state, count=1, bombs=(), without=()):
+    """(state, lines) of the next rounds with these `(client, bomb)`, and with no rows for the clients in `without`."""
+    begun, column = sim.parts.begin(state, count), np.zeros(CLIENTS, np.float32)
     for client, bomb in bombs:
         column[client] = bomb
     where = begun.share.rows
@@ -106,7 +106,14 @@ def one_round(sim, state, bombs=(), without=()):
     (carried, outcomes), new = sim.parts.common.compiled()((columns, begun.carried, begun.settings), share)
     state, lines = sim.parts.finish(state, begun.plan, carried, outcomes, new)
     assert_finite(state)
-    return state, lines[0]
+    assert len(lines) == count
+    return state, lines
+
+
+def one_round(sim, state, bombs=(), without=()):
+    """(state, line) of the next round."""
+    state, (line,) = call(sim, state, 1, bombs, without)
+    return state, line
 
 
 def assert_finite(state):
@@ -121,8 +128,8 @@ def same(got, want, exactly=False):
     jax.tree.map(check, got, want)
 
 
-def assert_left_out(sim, magnitudes=MAGNITUDES):
-    """One guilty client of several, at first and again; then all of them."""
+def assert_left_out(sim, magnitudes=MAGNITUDES, exactly=True):
+    """One guilty client of several, at first and again; then all of them, which changes nothing (`exactly` so)."""
     start = sim.init()
     honest, _ = one_round(sim, start, without=[GUILTY])
     later, _ = one_round(sim, honest, without=[GUILTY])
@@ -134,12 +141,12 @@ def assert_left_out(sim, magnitudes=MAGNITUDES):
         again, line = one_round(sim, state, [(GUILTY, bomb)])
         assert line["excluded_clients"] == [GUILTY]
         same(again.server, later.server)
-    healed, line = one_round(sim, state)
+    _, line = one_round(sim, state)
     assert line["excluded"] == 0 and line["clients"] == CLIENTS and "excluded_clients" not in line
     before = sim.variables(state)
     state, line = one_round(sim, state, [(client, 1e30) for client in range(CLIENTS)])
     assert line["excluded_clients"] == list(range(CLIENTS))
-    same(sim.variables(state), before, exactly=True)
+    same(sim.variables(state), before, exactly)
 
 
 def adapted(model):
@@ -164,7 +171,27 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+QUICK = {
+    "fedavg",
+    "fedopt",
+    "scaffold",
+    "fedcode",
+    "fedlora residual",
+    "hetlora",
+    "nested",
+    "linear",
+    "fda_opt",
+    "both",
+}
+"""What goes through different code; the rest is in the slow tests, since each compiles a round of its own."""
+
+
+def each(table):
+    """The names of a table as parameters."""
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in table]
+
+
+@pytest.mark.parametrize("name", each(ALGORITHMS))
 def test_a_huge_client_is_left_out_of_every_algorithm(name):
     make, settings = ALGORITHMS[name]
     assert_left_out(simulation(make, **settings))
@@ -181,10 +208,148 @@ AGGREGATORS = {
 }
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", each(AGGREGATORS))
 def test_a_huge_client_is_left_out_of_every_aggregator(name):
     assert_left_out(simulation(functools.partial(fedavg, aggregate=AGGREGATORS[name])))
 
 
 def test_no_aggregator_is_forgotten():
     assert set(AGGREGATORS) - {"nested"} == set(component_names("fedjax8.algorithms.aggregators"))
+
+
+FDA = {
+    "linear": {"theta": 0.05, "monitor": monitors.linear()},
+    "sketch": {"theta": 0.05, "monitor": monitors.sketch(2, 10)},
+    "naive": {"theta": 0.05, "monitor": monitors.naive()},
+    "gm": {"theta": 0.05, "monitor": monitors.gm()},
+    "exact": {"theta": 0.05, "monitor": monitors.exact()},
+    "synchronous": {"theta": 0.0},
+    "never": {"theta": np.inf},
+    "periodic": {"theta": 1.0, "monitor": monitors.periodic(3)},
+    "examples": {"theta": 0.05, "weighting": "examples", "optimizer_state": "average", "measure_variance": True},
+    "drift": {"theta": 0.05, "weighting": "drift", "optimizer_state": "reset"},
+    "per layer": {"theta": 0.05, "per_layer": True, "check_every": 2},
+}
+
+
+@pytest.mark.parametrize("name", each(FDA))
+def test_a_huge_worker_of_fda_takes_its_step_back_and_is_named(name):
+    """The mean of equal models may be off by a rounding, so a round that changes nothing is not compared by bits."""
+    assert_left_out(simulation(functools.partial(fda, **FDA[name]), steps=2), exactly=False)
+
+
+FDA_OPT = {
+    "fda_opt": {"max_units": 2, "monitor": monitors.naive(), "first_threshold": 1.0},
+    "fda_opt sketch": {"max_units": 3, "monitor": monitors.sketch(2, 10)},
+    "fda_opt gm": {"max_units": 2, "monitor": monitors.gm(), "threshold": "fixed", "first_threshold": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", each(FDA_OPT))
+def test_a_huge_client_of_fda_opt_is_left_out(name):
+    assert_left_out(simulation(functools.partial(fda_opt, **FDA_OPT[name])))
+
+
+def test_no_monitor_is_forgotten():
+    assert set(component_names("fedjax8.algorithms.monitors")) <= set(FDA)
+
+
+def in_8_bits():
+    return codecs.fp8(clip="max", min_ndim=0)
+
+
+CODECS = {
+    "both": lambda: (codecs.error_feedback(codecs.topk(0.3)), codecs.delta(in_8_bits())),
+    "delta": lambda: (codecs.delta(in_8_bits()), codecs.none()),
+    "fp8": lambda: (codecs.fp8(), codecs.fp8()),
+    "feedback": lambda: (
+        codecs.error_feedback(codecs.fp8(rounding="nearest")),
+        codecs.error_feedback(codecs.topk(0.5)),
+    ),
+    "powersgd": lambda: (codecs.error_feedback(codecs.powersgd(1, min_rate=0.1)), codecs.none()),
+}
+
+
+@pytest.mark.parametrize("name", each(CODECS))
+def test_what_codecs_remember_stays_finite_on_both_sides(name):
+    up, down = CODECS[name]()
+    assert_left_out(
+        simulation(functools.partial(fedavg, payload="update"), up=up, down=down), exactly="delta" not in name
+    )
+
+
+def test_on_several_devices_and_in_one_call_all_decide_alike():
+    bombs = [(GUILTY, -1e30)]
+    one, two = simulation(fedavg), simulation(fedavg, execution=pmap(1, 2))
+    single = one.init()
+    for _ in range(2):
+        single, line = one_round(one, single, bombs)
+        assert line["excluded_clients"] == [GUILTY]
+    for sim, exactly in ((one, True), (two, False)):
+        state, lines = call(sim, sim.init(), 2, bombs)
+        assert [line["excluded_clients"] for line in lines] == [[GUILTY]] * 2
+        same(state.server, single.server, exactly)
+
+
+def test_under_dp_a_huge_client_counts_as_zeros_and_nobody_learns_of_it():
+    sim = simulation(functools.partial(dp_fedavg, clip=1.0, noise_multiplier=0.0))
+    start = sim.init()
+    honest, _ = one_round(sim, start, without=[GUILTY])
+    for bomb in MAGNITUDES:
+        state, line = one_round(sim, start, [(GUILTY, bomb)])
+        assert (line["excluded"], line["clients"], line["unusable_updates"]) == (0, CLIENTS, 1)
+        same(state.server, honest.server)
+
+
+def test_losses_whose_sum_has_no_float32_are_logged_as_a_number_and_their_clients_are_used():
+    """The loss of two clients is 3e38, which none of their gradients knows of."""
+    model = from_linen(Net())
+    huge = lambda outputs, batch: model.loss(outputs, batch) + 3e38 * (batch["x"][:, 0] > 0)
+    sim = simulation(fedavg, adapt=lambda _: model._replace(loss=huge))
+    assert np.sum(rows().columns["x"][:, 0] > 0) >= 2
+    _, line = one_round(sim, sim.init())
+    assert (line["clients"], line["excluded"]) == (CLIENTS, 0)
+    assert 1e29 < line["train_loss"] < np.inf
+
+
+def test_a_step_of_the_server_without_finite_numbers_is_taken_back_as_a_whole():
+    make = functools.partial(scaffold, learning_rate=1.0, server_learning_rate=1e38)
+    sim = simulation(make, down=codecs.delta(codecs.none()))
+    start = sim.init()
+    state, lines = call(sim, start, 2)
+    assert [line["rejected"] for line in lines] == [1, 1]
+    assert [line["clients"] for line in lines] == [CLIENTS] * 2
+    carried = lambda state: (state.server, state.down_states, state.clients.arrays())
+    same(carried(state), carried(start), exactly=True)
+    assert lines[1]["uplink_bytes"] == 2 * lines[0]["uplink_bytes"] > 0  # what was sent was sent
+
+
+ATTACKS = {
+    "sign_flip": sign_flip(scale=1e30, count=1),
+    "gaussian": gaussian(deviation=1e30, count=1),
+    "inner_product": inner_product(scale=1.0, count=1),
+    "little_is_enough": little_is_enough(z=1.0, count=1),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.slow
+def test_attackers_are_left_out_too_and_do_not_learn_from_a_huge_client(name):
+    attack = ATTACKS[name]
+    sim = simulation(lambda local: attacked(fedavg(local), attack))
+    start, bad = sim.init(), [] if attack.collude else [0]
+    honest, _ = one_round(sim, start, without=[GUILTY])
+    for bomb in MAGNITUDES:
+        state, line = one_round(sim, start, [(GUILTY, bomb)])
+        assert line["excluded_clients"] == [*bad, GUILTY]
+        same(state.server, honest.server)
+
+
+@pytest.mark.slow
+def test_a_huge_client_among_dropouts():
+    sim = simulation(lambda local: with_dropout(fedavg(local), random(0.4)))
+    state = sim.init()
+    for _ in range(4):
+        state, line = one_round(sim, state, [(GUILTY, 1e30)])
+        assert line.get("excluded_clients", []) in ([], [GUILTY])
+        assert line["clients"] + line["excluded"] + line["dropped"] == CLIENTS

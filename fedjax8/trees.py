@@ -89,7 +89,7 @@ def is_float32(leaf: Array) -> bool:
 
 def all_finite(tree: PyTree) -> Array:
     """bool scalar: no NaN and no infinity in any floating leaf."""
-    floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    floating = _floating(tree)
     if not floating:
         return jnp.array(True)
     every = lambda: jnp.stack([jnp.isfinite(x).all() for x in floating]).all()
@@ -98,6 +98,49 @@ def all_finite(tree: PyTree) -> Array:
     # A sum is finite only where all its terms are, and XLA on CPU has a fast one. It may overflow where no term did.
     total = jnp.sum(jnp.stack([jnp.sum(x) for x in floating]))
     return lax.cond(jnp.isfinite(total), lambda: jnp.array(True), every)
+
+
+LARGEST = 2.0**48
+"""The largest norm, about 2.8e14, of a message that is used and of a model that a server keeps.
+
+Squares of what is within it, their sums over weighted clients, products of two such values and a server optimizer's
+second moments then all have a float32 (up to 2^128), while no model that still learns is anywhere near.
+"""
+LARGEST_SUM = LARGEST**2 * 16
+"""The largest value, 2^100, that one client may add to a sum: 2^27 clients may do so."""
+
+
+def norm(*several: PyTree) -> Array:
+    """float32 scalar: the Euclidean norm over all floating leaves of the trees, one that is in several of them once.
+
+    At least the largest magnitude, to rounding; NaN or infinite where a value is not finite or a square has no float32.
+    """
+    leaves = {id(x): x for x in _floating(several)}.values()
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.float32(0)))
+
+
+def within_bounds(*several: PyTree) -> Array:
+    """bool scalar: no NaN, no infinity, and a `norm` of at most `LARGEST`."""
+    return norm(*several) <= LARGEST
+
+
+def summable(tree: PyTree) -> Array:
+    """bool scalar: magnitudes of all floating leaves add up to at most `LARGEST_SUM`; false for NaN and infinity."""
+    return sum((jnp.sum(jnp.abs(x)) for x in _floating(tree)), jnp.float32(0)) <= LARGEST_SUM
+
+
+def still_finite(new: PyTree, old: PyTree) -> Array:
+    """bool scalar: nothing became NaN or infinite. What was infinite before, such as a threshold, may stay so."""
+
+    def apart() -> Array:
+        same = [jnp.all(jnp.isfinite(x) | (x == y)) for x, y in zip(*map(_floating, (new, old)), strict=True)]
+        return jnp.stack(same).all()
+
+    return lax.cond(all_finite(new), lambda: jnp.array(True), apart) if _floating(new) else jnp.array(True)
+
+
+def _floating(tree: PyTree) -> list[Array]:
+    return [x for x in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 def squared_distance(a: Array, b: Array) -> Array:

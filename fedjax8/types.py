@@ -240,7 +240,7 @@ class Reduced(NamedTuple):
     clients: Array
     """int32: clients whose contribution was used."""
     report: dict[str, Array]
-    """Sums over the clients used, and `excluded`: int32 number of clients left out for sending NaN or infinity,
+    """Sums over the clients used, and `excluded`: int32 number of clients left out for what they sent (`trees.LARGEST`)
     or because the aggregator did not admit what they sent."""
     lowest: PyTree
     """Smallest of each watched value over the clients of positive weight; +inf if there is none."""

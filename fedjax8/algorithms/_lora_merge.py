@@ -71,10 +71,14 @@ def summed(pairs: Factors) -> Array:
 
 
 def frobenius(clients: Factors) -> Array:
-    """float32 `[C]`: the Frobenius norm of each A_i B_i, by two matrices r x r and not by the product."""
-    a, b = clients
+    """float32 `[C]`: the Frobenius norm of each A_i B_i, by two matrices r x r and not by the product.
+
+    Factors are scaled to a largest value of 1 first: the square of a norm need not have a float32 where that has.
+    """
+    largest = jax.tree.map(lambda x: jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True), clients)
+    a, b = jax.tree.map(lambda x, most: x / jnp.where(most > 0, most, 1.0), clients, largest)
     squares = jnp.sum((a.swapaxes(-1, -2) @ a) * (b @ b.swapaxes(-1, -2)), axis=(-2, -1))
-    return jnp.sqrt(jnp.maximum(squares, 0.0))
+    return jnp.sqrt(jnp.maximum(squares, 0.0)) * (largest.a * largest.b)[..., 0, 0]
 
 
 def by_norm(clients: Factors, valid: Array) -> Array:

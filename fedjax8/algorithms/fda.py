@@ -106,8 +106,9 @@ def fda(
       record_steps: logs `variance_estimates`, `synchronized` (and `variances`), a value for each step of the round;
         needs `client.steps`.
 
-    A worker whose step gives NaN or infinity takes that step back, is counted in `excluded` and has no weight until the
-    next synchronization.
+    A worker whose step gives NaN, infinity or a model beyond `trees.LARGEST` takes that step back, is counted in
+    `excluded` and named, and has no weight until the next synchronization. So does one whose message to the monitor is
+    beyond that, which with a squared length in it is a drift beyond 2^24.
     """
     check_choice("optimizer_state", optimizer_state, OPTIMIZER_STATES)
     check_choice("model_state", model_state, MODEL_STATES)
@@ -196,7 +197,7 @@ def fda(
         trace = {kind: jnp.full(length, jnp.nan, jnp.float32) for kind in kinds}
         loop = Loop(state, states, link, report, jnp.int32(0), trace)
         loop = jax.lax.fori_loop(0, lockstep.steps_for_all(local, link, cohort, key), step, loop)
-        server = loop.server._replace(mean=steps.mean(loop, cohort, mean_key))
+        server = loop.server._replace(mean=steps.mean(loop, cohort, mean_key, state.syncs))
         report = loop.report | {
             "clients": loop.clients,
             "steps": server.steps,

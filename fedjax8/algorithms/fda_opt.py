@@ -121,7 +121,8 @@ def fda_opt(
             done = local.advance(training, rows, key, units * steps, jnp.where(rows.size > 0, steps, 0))
             new = Worker(done.variables, done.optimizer, worker.steps + 1)
             sent = told(trees.subtract(new.variables.params, start.params), (), threshold)
-            return Contribution(sent, weight_of(new, rows, units + 1), new, done.report)
+            report = lockstep.checked(done.report, done.variables)
+            return Contribution(sent, weight_of(new, rows, units + 1), new, report)
 
         def unit(at: Unit) -> Unit:
             reduced, workers, link = at.link.map_clients(
@@ -166,6 +167,7 @@ def fda_opt(
         new = FdaOptState(Variables(params, reduced.mean["state"]), memory, theta)
         new = trees.select(reduced.weight > 0, new, state)
         report = at.report | {"clients": reduced.clients, "units": at.units, "variance": variance}
+        report |= {"excluded": at.report["excluded"] + reduced.report["excluded"]}
         report |= {"variance_estimate": at.estimate, "threshold": new.threshold}
         return RoundOutput(new, before | {"uplink": states["uplink"]}, link, report)
 

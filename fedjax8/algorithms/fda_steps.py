@@ -64,8 +64,9 @@ class Steps(NamedTuple):
     """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
     synchronize: Callable[..., Loop]
     """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean."""
-    mean: Callable[[Loop, Cohort, Key], Variables]
-    """Average of the workers' models, which only a simulator knows."""
+    mean: Callable[[Loop, Cohort, Key, Array], Variables]
+    """Average of the workers' models, which only a simulator knows. Where no worker has any weight: the common model
+    if they have synchronized since so many times, the last argument, else the average before."""
 
 
 def fda_steps(
@@ -98,11 +99,11 @@ def fda_steps(
             new, report = lockstep.one_step(local, worker, rows, key)
             return Partial((report, jnp.int32(1))), new
 
-        totals, left_out, states = loop.link.look(work, (), cohort._replace(states=loop.workers), key)
+        totals, left_out, states, link = loop.link.look(work, (), cohort._replace(states=loop.workers), key)
         report, clients = totals.sum
         report = trees.add(loop.report, report | {"excluded": left_out})
         server = loop.server._replace(steps=loop.server.steps + 1)
-        return loop._replace(server=server, workers=states, report=report, clients=clients)
+        return loop._replace(server=server, workers=states, link=link, report=report, clients=clients)
 
     def monitored_step(loop: Loop, cohort: Cohort, key) -> tuple[Loop, Reduced | None]:
         if monitor.sends is None:
@@ -184,7 +185,8 @@ def fda_steps(
             optimizer = lockstep.on_all(states, local.optimizer.init(common.params))
         workers = Worker(variables, optimizer, lockstep.on_all(states, server.steps))
         server = server._replace(common=common, direction=direction, syncs=server.syncs + 1)
-        return loop._replace(server=server, workers=states | {"algorithm": workers}, link=link)
+        report = loop.report | {"excluded": loop.report["excluded"] + reduced.report["excluded"]}
+        return loop._replace(server=server, workers=states | {"algorithm": workers}, link=link, report=report)
 
     def channel(name: str) -> str:
         return name if name == MODEL else f"{MODEL}/{name}"
@@ -198,10 +200,11 @@ def fda_steps(
         _, link = loop.link.broadcast(key, sent, cohort, DECISION, plain)
         return loop._replace(link=link), due
 
-    def mean(loop: Loop, cohort: Cohort, key) -> Variables:
+    def mean(loop: Loop, cohort: Cohort, key, syncs_before: Array) -> Variables:
         cohort = cohort._replace(states=loop.workers)
         models = lambda _, worker: worker.variables
         found, weight = lockstep.mean_over_workers(loop.link, cohort, key, loop.server, models, state_weight)
-        return trees.select(weight > 0, found, loop.server.common)
+        server = loop.server
+        return trees.select(weight > 0, found, trees.select(server.syncs > syncs_before, server.common, server.mean))
 
     return Steps(plain_step, monitored_step, estimates, decide, synchronize, mean)

@@ -139,7 +139,7 @@ def fedcode(
         own_books = cluster.codebooks(model)
         model = cluster.snap(model, own_books)
         stored = Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
-        return Partial(()), Trained(stored, out.report)
+        return Partial(()), Trained(stored, lockstep.checked(out.report, out.variables))
 
     def sent(r, own: Trained, rows, tree: PyTree, weighting: str) -> Contribution:
         """A client whose training gave no finite model sends what it has stored, with weight 0."""
@@ -174,7 +174,7 @@ def fedcode(
         report = lockstep.on_all(cohort.ids, lockstep.no_report(local, state, some_rows))
         before = Trained(stored._replace(full=needs), report)
         cohort = cohort._replace(states=cohort.states | {"algorithm": before})
-        _, _, states = link.look(train, (received, books["codebooks"], r), cohort, train_key)
+        _, _, states, link = link.look(train, (received, books["codebooks"], r), cohort, train_key)
 
         sends = valid & full_up(r, start_round, up_period, offset)
 

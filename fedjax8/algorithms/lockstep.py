@@ -36,7 +36,16 @@ def one_step(local: LocalTraining, worker: Worker, rows: ClientRows, key: Key) -
     """(the worker after one step on a batch of rows drawn by `key`, sums of its report)."""
     nothing = no_report(local, worker.variables, rows)
     done = local.advance(Training(worker.variables, worker.optimizer, nothing), rows, key, 0, 1)
-    return Worker(done.variables, done.optimizer, worker.steps + 1), done.report
+    return Worker(done.variables, done.optimizer, worker.steps + 1), checked(done.report, done.variables)
+
+
+def checked(report: dict[str, Array], variables: Variables) -> dict[str, Array]:
+    """`report`, NaN where the model is beyond `trees.LARGEST`: such a client is left out, as one with NaN in it is.
+
+    For clients that keep a model which is not what they send.
+    """
+    usable = trees.within_bounds(variables)
+    return {name: jnp.where(usable, x, jnp.nan) for name, x in report.items()}
 
 
 def no_report(local: LocalTraining, variables: Variables, rows: ClientRows) -> dict[str, Array]:

@@ -82,7 +82,7 @@ def _colluders(
         out = trained(received, pool, key, per_client)
         change = change_of(out.tree, origin)
         attacks = attack.members(per_client.ids, link.num_clients)
-        honest = per_client.reached & ~attacks & (out.weight > 0) & trees.all_finite(change)
+        honest = per_client.reached & ~attacks & (out.weight > 0) & trees.within_bounds(change)
         kept = trees.select(honest, change, trees.zeros_like(change))
         counts = honest.astype(jnp.float32), (per_client.reached & attacks).astype(jnp.float32)
         return Partial((kept, jax.tree.map(jnp.square, kept), *counts)), ()

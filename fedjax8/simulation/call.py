@@ -66,6 +66,8 @@ class Outcome(NamedTuple):
     """Messages of each kind."""
     left_out: Array
     """Which clients were: see `left_out.py`."""
+    rejected: Array
+    """bool: the server's new state could not be used, and everything is as it was before the round."""
 
 
 def call_program(
@@ -105,12 +107,16 @@ def call_program(
             key = jax.random.fold_in(jax.random.fold_in(settings.root, 1), number)
             out = algorithm.round(link, carried.server, cohort, key)
             after = Carried(out.state, out.link.down_states)
-            states = jax.tree.map(lambda x, new: x.at[slots].set(new, mode="drop"), states, out.client_states)
-            left = Outcome(out.report, out.link.measured, out.link.sent, out.link.left_out)
+            after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carried)
+            # Every device decides by the same numbers.
+            usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
+            places = jnp.where(usable, slots, most_slots)
+            states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
+            left = Outcome(out.report, out.link.measured, out.link.sent, out.link.left_out, ~usable)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
-            return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carried), states, outcomes
+            return trees.select(usable, after, carried), states, outcomes
 
-        most = len(share.ids)
+        most, most_slots = len(share.ids), np.iinfo(np.int32).max
         outcomes = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), outcome)
         carried, states, outcomes = jax.lax.fori_loop(0, settings.rounds, one_round, (start, share.states, outcomes))
         return (carried, outcomes), jax.tree.map(lambda x: x[None], states)

@@ -141,11 +141,13 @@ class Link:
     ) -> tuple[Reduced, PyTree, "Link"]:
         """Runs `client(received, state, rows, key)` for every client and reduces what they send.
 
-        A contribution is encoded on the client, decoded to float32 on the server and added as it comes. A client whose
-        contribution, state or report is not finite, or whose weight is not a number from 0 up, is excluded and counted
-        (`report["excluded"]`) and keeps its old state. `codec` stands in for the uplink codec on this channel; `watch`
-        names the values in a decoded contribution whose smallest and largest over clients are wanted too. Returns
-        (Reduced, new client states, link).
+        A contribution is encoded on the client, decoded to float32 on the server and added as it comes. A client is
+        excluded, counted (`report["excluded"]`) and named, and keeps its old state, whose contribution has a norm
+        beyond `trees.LARGEST`, before encoding or after, whose state (also its codec's) or report is not finite, or
+        whose weight is not a number from 0 up, or so large that its share of the sum would be beyond
+        `trees.LARGEST_SUM`. So all sums are finite. Values in a report count as `LARGEST_SUM` at most. `codec` stands
+        in for the uplink codec on this channel; `watch` names the values in a decoded contribution whose smallest and
+        largest over clients are wanted too. Returns (Reduced, new client states, link).
 
         `aggregate` puts another rule in the place of the mean; memory then grows with the cohort unless it only admits.
         Such a rule, and an attack, work on changes: `origin` says, by name, what parts of a contribution are above.
@@ -215,12 +217,13 @@ class Link:
         shared: PyTree,
         cohort: Cohort,
         key: Key,
-    ) -> tuple[Partial, Array, PyTree]:
+    ) -> tuple[Partial, Array, PyTree, "Link"]:
         """Runs `f(shared, state, rows, key) -> (Partial, new state)` for every client, without a message.
 
         It is for what clients do on their own, and for what only a simulator can know, such as the mean of models that
-        nobody sends. `key` gives clients the keys that it gives them in `map_clients`. A client whose sums or state are
-        not finite is left out and keeps its old state. Returns (totals, int32 clients left out, new client states).
+        nobody sends. `key` gives clients the keys that it gives them in `map_clients`. A client whose state is not
+        finite or whose sums are beyond `trees.LARGEST_SUM` is left out, named, and keeps its old state. Returns
+        (totals, int32 clients left out, new client states, link).
         """
 
         def one(shared, per_client):
@@ -228,13 +231,15 @@ class Link:
             train_key, _ = _client_keys(key, per_client.ids)
             rows, before = self._rows_of(pool, per_client), per_client.states
             partial, state = f(shared, before["algorithm"], rows, train_key)
-            usable = per_client.reached & trees.all_finite((partial.sum, state))
-            sums = _if(usable, partial.sum), (per_client.reached & ~usable).astype(jnp.int32)
+            usable = per_client.reached & trees.summable(partial.sum) & trees.all_finite(state)
+            out = per_client.reached & ~usable
+            sums = _if(usable, partial.sum), out.astype(jnp.int32), cells(per_client.ids, out)
             extremes = jax.tree.map(lambda x: jnp.where(usable, x, -jnp.inf), partial.max)
             return Partial(sums, extremes), trees.select(usable, before | {"algorithm": state}, before)
 
-        ((sums, left_out), extremes), states = self.execution.map_reduce(one, (shared, self.pool, key), cohort)
-        return Partial(sums, extremes), left_out, states
+        (totals, extremes), states = self.execution.map_reduce(one, (shared, self.pool, key), cohort)
+        sums, count, who = totals
+        return Partial(sums, extremes), count, states, dataclasses.replace(self, left_out=self.left_out + who)
 
     def _exchange(
         self,
@@ -282,15 +287,17 @@ class Link:
                 last = jnp.where(reached, arrived, -jnp.inf)
             # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
             admitted, accepted, seen = admit(decoded)
-            usable = reached & trees.all_finite((out.tree, out.state, out.report, decoded, admitted))
-            usable &= jnp.isfinite(out.weight) & (out.weight >= 0) & accepted
+            norm = trees.norm(out.tree, decoded, admitted)
+            usable = reached & trees.all_finite((out.state, codec_state, out.report)) & accepted
+            usable &= (norm <= trees.LARGEST) & (out.weight >= 0)
+            usable &= out.weight * jnp.maximum(norm, 1.0) <= trees.LARGEST_SUM
             partial, kept = take(admitted, jnp.where(usable, out.weight, 0.0))
             sums = {
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
                 "left_out": cells(per_client.ids, reached & ~usable),
                 "sent": {part: reached * present for part, (_, present) in pieces.items()},
-                "report": _if(usable, (out.report | seen, codec.measure(out.tree, decoded))),
+                "report": _if(usable, _summable((out.report | seen, codec.measure(out.tree, decoded)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
             return Partial(sums, (partial.max, last)), (kept, trees.select(usable, new, per_client.states), arrived)
@@ -370,6 +377,12 @@ def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:
 def _num_bytes(pieces: dict[str, tuple[int, Array]]) -> Array:
     """float32: bytes of what is sent of a message."""
     return sum((size * present.astype(jnp.float32) for size, present in pieces.values()), jnp.float32(0))
+
+
+def _summable(report: PyTree) -> PyTree:
+    """Numbers for the log, no further from 0 than their sum over clients can bear."""
+    cut = lambda x: jnp.clip(x, -trees.LARGEST_SUM, trees.LARGEST_SUM) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jax.tree.map(lambda x: cut(jnp.asarray(x)), report)
 
 
 def _if(condition: Array, tree: PyTree) -> PyTree:

@@ -60,6 +60,12 @@ class Schedule(NamedTuple):
 
     def check(self, line: Mapping[str, Any]) -> None:
         """Raises `UserError` if a round's line is one that ends the run."""
+        if self.on_nan == "error" and line.get("rejected"):
+            raise UserError(
+                f"round {line['round']}: the server's step gave numbers that are not finite or too large; that ends "
+                "the run by config.on_nan=error; try a smaller server learning rate, or --config.on_nan=drop, which "
+                "leaves everything as it was before such a round"
+            )
         if self.on_nan == "error" and line.get("excluded"):
             raise UserError(
                 f"round {line['round']}: {line['excluded']} contributions were not finite or not admitted"
@@ -119,6 +125,7 @@ class Recording:
         self._failures = 0
         self._named: set[int] = set()
         self._without_line = 0
+        self._told_rejected = False
         self.last: Mapping[str, Any] = {}
         self.notes: list[str] = []
         """Lines for a person, to be taken and printed."""
@@ -182,8 +189,14 @@ class Recording:
         new = set(metrics.get("excluded_clients", ())) - self._named
         if new:
             self._named |= new
-            why = "what was sent was not finite, or not admitted"
+            why = "what was sent was not finite, too large to be summed, or not admitted"
             self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
+        if metrics.get("rejected") and not self._told_rejected:
+            self._told_rejected = True
+            self.notes.append(
+                f"round {metrics['round']}: rejected, the server's step gave numbers that are not finite or too large; "
+                "everything stays as it was before the round; said once"
+            )
         if self._workdir and self._hosts.first:
             files.append_metrics(self._workdir, self.last)
         self._writing.write(self.last)

@@ -231,7 +231,8 @@ def simulate(
         report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
         counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
         measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
-        return Traced(recorder.found, Outcome(report, measured, counts, jax.eval_shape(no_cells)))
+        rejected: Any = jax.ShapeDtypeStruct((), bool)
+        return Traced(recorder.found, Outcome(report, measured, counts, jax.eval_shape(no_cells), rejected))
 
     def codec_states(direction: str) -> dict[str, PyTree]:
         return {d.channel.name: d.codec.init(d.tree) for d in traced().found if d.channel.direction == direction}
@@ -325,14 +326,14 @@ def simulate(
         store = state.clients.write(everyone.reshape(-1), new, donate)
         outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
         for i in range(plan.rounds):
-            report, measured, sent, left_out = jax.tree.map(lambda x, i=i: x[i], outcomes)
+            report, measured, sent, left_out, rejected = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(sent)
             number = plan.first + i + 1
             others: dict[str, Any] = (
                 {"padding": plan.padding[i]} | algorithm.account(ledger.sent) | algorithm.privacy(number)
             )
             who = named(left_out, num_clients)
-            others |= {"excluded_clients": who} if who else {}
+            others |= ({"excluded_clients": who} if who else {}) | ({"rejected": 1} if rejected else {})
             lines.append(round_metrics(number, ledger, report | measured | others))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 

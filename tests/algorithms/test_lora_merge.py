@@ -116,6 +116,14 @@ def test_the_norm_of_a_product_is_found_without_the_product(clients):
     np.testing.assert_allclose(frobenius(clients), want, rtol=1e-5)
 
 
+def test_the_norm_of_a_product_is_found_where_its_square_has_no_float32(clients):
+    far = clients._replace(
+        a=clients.a * jnp.float32(1e14), b=clients.b * jnp.float32([1e14, 1e-30, 0.0])[:, None, None]
+    )
+    want = np.linalg.norm(np.asarray(far.a, np.float64) @ np.asarray(far.b, np.float64), axis=(1, 2))
+    np.testing.assert_allclose(frobenius(far), want, rtol=1e-5)
+
+
 def test_clients_that_learnt_equally_much_weigh_alike_and_others_by_how_much(clients):
     everyone = jnp.ones(CLIENTS)
     equal = clients._replace(a=clients.a / frobenius(clients)[:, None, None])

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax8.errors import UserError
+from fedjax8.simulation.hosts import ALONE
 from fedjax8.simulation.left_out import CELLS, cells, named, no_cells
-from fedjax8.simulation.runner import who_of
+from fedjax8.simulation.runner import Recording, Run, Schedule, who_of
 
 K = 10_000_000
 
@@ -59,3 +61,14 @@ def test_two_who_share_a_cell_are_not_taken_for_one_between_them():
 )
 def test_who_was_excluded_in_words(line, words):
     assert who_of(line) == words
+
+
+def test_a_round_that_was_taken_back_is_said_once_and_may_end_the_run():
+    recording = Recording(Run(None), ALONE)
+    for number, more in ((1, {}), (2, {"rejected": 1}), (3, {"rejected": 1})):
+        recording.write({"round": number, "excluded": 0} | more)
+    (note,) = recording.notes
+    assert note.startswith("round 2: rejected, the server's step gave numbers that are not finite or too large; ")
+    Schedule(3, 1, 1, "drop").check({"round": 2, "rejected": 1})
+    with pytest.raises(UserError, match=r"round 2: the server's step gave numbers .*on_nan=error"):
+        Schedule(3, 1, 1, "error").check({"round": 2, "excluded": 0, "rejected": 1})

@@ -1,11 +1,13 @@
 """Rounds and bytes to reach an accuracy, and the gain against the first setting, as a table and a page of plots.
 
-    python -m fedjax8.compare DIR... [--target=0.9] [--smooth=N] [--html=FILE] [--png=FILE]
+    python -m fedjax8.compare DIR... [--target=0.9] [--margin=0.01] [--smooth=N] [--html=FILE] [--png=FILE]
 
 Each DIR is the --workdir of a run. Runs that differ in their seed alone are one setting and one row: mean and
 sample standard deviation over seeds. The first setting is the reference: each run is compared with the
 reference's run of the same seed, at the lower of the two best test accuracies, or at --target for all; settings
-that have no seed in common are compared by their means. --smooth averages each test accuracy with those before
+that have no seed in common are compared by their means. A gain is given only where a setting's best accuracy, mean
+over seeds, is at most --margin (by default one point, 0.01) below the reference's: others are "not reached", however
+few bytes they sent; --margin=1 gives all. --smooth averages each test accuracy with those before
 it, N in all (by default 1, and 5 once every run has 50 evaluations).
 
 The page is comparison.html unless --html names another file; --html= writes none. It is one file with interactive
@@ -21,9 +23,11 @@ from typing import TextIO
 
 from absl import flags
 
+from fedjax8 import cli
 from fedjax8.errors import UserError
 from fedjax8.simulation.comparison import Comparison, compare_runs
 from fedjax8.simulation.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
+from fedjax8.simulation.gain import MARGIN
 from fedjax8.simulation.page import html_page, plotly_script
 from fedjax8.simulation.report import COLUMNS, explanation, rows
 from fedjax8.streams import console_on
@@ -36,6 +40,9 @@ UNLIMITED = 2**15
 def define_flags() -> None:
     """Registers the flags; not done on import, since other command lines have flags of the same names."""
     flags.DEFINE_float("target", None, "test accuracy to compare at, above 0 and up to 1")
+    flags.DEFINE_float(
+        "margin", MARGIN, "how far below the reference's best accuracy a setting's may be to have a gain, 0 to 1"
+    )
     flags.DEFINE_integer("smooth", None, "evaluations to average the test accuracy over")
     flags.DEFINE_string("html", None, f"page to write; {PAGE} by default, none if empty")
     flags.DEFINE_string("png", None, "picture to write: accuracy against bytes, and gain against accuracy")
@@ -52,18 +59,18 @@ def main(argv: list[str]) -> int:
         require_matplotlib()
     if args.html:
         plotly_script()
-    found = compare_runs(argv[1:], args.target, args.smooth)
+    found = compare_runs([cli.path_of(path) for path in argv[1:]], args.target, args.smooth, args.margin)
     print_comparison(found, sys.stdout)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    page = PAGE if args.html is None else args.html
+    page = PAGE if args.html is None else args.html and cli.path_of(args.html)
     if args.html is None and importlib.util.find_spec("plotly") is None:
         print("no page of plots without plotly: pip install 'fedjax8[report]'", file=sys.stderr)
     elif page:
         write_whole(page, html_page(found).encode())
         print(f"wrote {page}")
     if args.png:
-        save_png(draw_comparison(found), args.png)
+        save_png(draw_comparison(found), cli.path_of(args.png))
         print(f"wrote {args.png}")
     return 0
 
@@ -108,7 +115,5 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    from fedjax8 import cli
-
     define_flags()
     cli.run(main)

@@ -16,6 +16,7 @@ import sys
 
 from absl import flags
 
+from fedjax8 import cli
 from fedjax8.errors import UserError
 from fedjax8.simulation.figures import check_png_name, draw, plot_runs, save_png
 from fedjax8.simulation.runs import read_settings
@@ -41,8 +42,8 @@ def main(argv: list[str]) -> int:
     if not args.out:
         raise UserError("no picture named: add --out=FILE.png")
     check_png_name(args.out)
-    settings, warnings = read_settings(argv[1:])
-    save_png(draw(settings, args.x, y=args.y, smooth=args.smooth, logx=args.logx), args.out)
+    settings, warnings = read_settings([cli.path_of(path) for path in argv[1:]])
+    save_png(draw(settings, args.x, y=args.y, smooth=args.smooth, logx=args.logx), cli.path_of(args.out))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"wrote {args.out}")
@@ -50,7 +51,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from fedjax8 import cli
-
     define_flags()
     cli.run(main)

@@ -375,8 +375,9 @@ OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(ho
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl's flags, those of an earlier call forgotten; `--dry_run` needs no value. `--config.` overrides are
-    left in argv for `main`."""
+    """Parses absl's flags, those of an earlier call forgotten; `--dry_run` needs no value.
+
+    `--config.` overrides are left in argv for `main`."""
     rest, pairs = split_overrides(argv)
     for name in OURS:
         flags.FLAGS[name].unparse()

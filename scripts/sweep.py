@@ -9,6 +9,7 @@
   --seeds=0,1,2                  a run for each
   --jobs=N                       runs at a time; CPU cores are shared out among them
   --gpus=0,1                     GPUs to share out, a run on each at a time
+  --margin=0.01                  gains in the table only within so much of the first point's best accuracy; see compare
   --slurm=write, --slurm=submit  one Slurm array job instead, in OUT/sweep.sh; --sbatch="--gpus=1 --time=2:00:00" for it
 
 All other flags go to every run: --config.rounds=100 --data_dir=DIR --writers=tensorboard.
@@ -39,7 +40,9 @@ from fedjax8.compare import print_comparison
 from fedjax8.config import load_config, override, plain, validate
 from fedjax8.errors import UserError
 from fedjax8.simulation.comparison import compare_runs
+from fedjax8.simulation.gain import MARGIN
 from fedjax8.simulation.runs import short_name
+from fedjax8.simulation.signals import STOPS
 from fedjax8.simulation.workdir import json_ready
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the sweep, with a folder for each run.")
@@ -51,6 +54,7 @@ _JOBS = flags.DEFINE_integer("jobs", None, "Runs at a time; by default one, or o
 _GPUS = flags.DEFINE_list("gpus", [], "Numbers of the GPUs to share out, a run on each at a time.")
 _SLURM = flags.DEFINE_enum("slurm", None, ["write", "submit"], "Write one Slurm array job, or write and submit it.")
 _SBATCH = flags.DEFINE_string("sbatch", "", "Options of the array job, such as --gpus=1 --time=2:00:00.")
+_MARGIN = flags.DEFINE_float("margin", MARGIN, "Of the table: how far below the reference's best accuracy has a gain.")
 _COMMAND = flags.DEFINE_string("command", None, "What runs one point; default: this Python -m fedjax8.train.")
 
 POLL_SECONDS = 0.1
@@ -199,7 +203,8 @@ class Runner:
     def run(self) -> None:
         """Returns when all have ended."""
         self._logs.mkdir(parents=True, exist_ok=True)
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in STOPS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        before = {number: signal.signal(number, self._stop) for number in heard}
         told = False
         try:
             while self._running or (self._waiting and self.signal is None):
@@ -242,8 +247,10 @@ class Runner:
         self._done += 1
         seconds = time.monotonic() - begun
         if process.returncode == 0:
-            accuracy = read_json(point.folder / "summary.json").get("test_accuracy")
+            summary = read_json(point.folder / "summary.json")
+            accuracy = summary.get("test_accuracy")
             result = "finished" if accuracy is None else f"test accuracy {accuracy:.4f}"
+            result += ", diverged" if summary.get("diverged") else ""
         elif self.signal is not None:
             result = "stopped"
         else:
@@ -307,7 +314,7 @@ def print_table(points: Sequence[Point]) -> None:
     if not folders:
         return
     try:
-        found = compare_runs(folders)
+        found = compare_runs(folders, margin=_MARGIN.value)
     except UserError as error:
         say(f"no table: {error}")
         return
@@ -331,7 +338,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"unexpected argument {flag!r}; flags are given as --NAME=VALUE, see the top of the file")
         if flag.split("=")[0] in ("--workdir", "--config.seed"):
             raise UserError(f"{flag}: a sweep sets that itself; use --out and --seeds")
-    out, gpus = Path(_OUT.value), _GPUS.value
+    out, gpus = cli.path_of(_OUT.value), _GPUS.value
     command = shlex.split(_COMMAND.value) if _COMMAND.value else [sys.executable, "-m", "fedjax8.train"]
     points = make_points(out, command, others)
     todo = [i for i, point in enumerate(points) if not is_finished(point)]

@@ -40,7 +40,7 @@ def command(folder, *arguments, start=("-m", "fedjax8.compare")):
 
 
 def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
-    done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--png=a.png")
+    done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--margin=0.1", "--png=a.png")
     assert (done.returncode, done.stderr) == (0, "")
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
     assert tuple(cells[0]) == COLUMNS

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.curves import Statistic, evaluations, statistic
-from fedjax8.simulation.gain import Gain, Pairing, gain, pair
+from fedjax8.simulation.curves import Curve, Statistic, evaluations, statistic
+from fedjax8.simulation.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
 from fedjax8.simulation.runs import Setting, number, read_settings
 
 SMOOTH_FROM = 50
@@ -46,22 +46,32 @@ class Comparison(NamedTuple):
     """The accuracy asked for; None if each pair of runs has its own."""
     smooth: int
     warnings: tuple[str, ...]
+    margin: float = MARGIN
+    """How far below the reference's best accuracy a setting's may be to have a gain."""
 
 
 def compare_runs(
-    paths: Iterable[str | os.PathLike], target: float | None = None, smooth: int | None = None
+    paths: Iterable[str | os.PathLike],
+    target: float | None = None,
+    smooth: int | None = None,
+    margin: float = MARGIN,
 ) -> Comparison:
     """What every setting spends to reach an accuracy, its gain there against the first setting, and its totals.
 
     `target` in (0, 1] is a test accuracy for all; by default each run is compared with the run of the first
     setting that has its seed, at the lower of the two best smoothed test accuracies. `smooth` is how many
     evaluations, up to the current one, the accuracy is averaged over; by default 1, and 5 once every run has 50
-    evaluations. Raises `UserError` for a bad target or window, unreadable runs, or no evaluation at all.
+    evaluations. A setting whose best accuracy, mean over seeds, is more than `margin` below the reference's has no
+    gain. Raises `UserError` for a bad target, window or margin, unreadable runs, or no evaluation at all.
     """
     if target is not None and not 0 < target <= 1:
         raise UserError(f"target {target:g} is no test accuracy; give a number above 0 and up to 1, such as 0.9")
     if smooth is not None and smooth < 1:
         raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
+    if not 0 <= margin <= 1:
+        raise UserError(
+            f"margin {margin:g} is no difference of accuracies; give 0 to 1, such as 0.01 for one point, or 1 for any"
+        )
     settings, warnings = read_settings(paths)
     runs = [run for setting in settings for run in setting.runs]
     counts = {run.path: len(evaluations(run)[0]) for run in runs}
@@ -78,10 +88,27 @@ def compare_runs(
             f"some runs are evaluated every {min(intervals)} rounds, some every {max(intervals)}: "
             "rounds and bytes to an accuracy are known to that interval only"
         )
-    results = tuple(_result(setting, settings[0], target, smooth) for setting in settings)
+    warnings += [f"{run.path}: the run diverged, see its summary.json" for run in runs if run.summary.get("diverged")]
+    results = tuple(_result(setting, settings[0], target, smooth, margin) for setting in settings)
     warnings += _pairing_warnings(results)
     warnings += [] if target is None else _target_warnings(results)
-    return Comparison(results, target, smooth, tuple(warnings))
+    return Comparison(results, target, smooth, tuple(warnings), margin)
+
+
+def not_reached(found: Comparison) -> list[str]:
+    """Labels of the settings that have runs to compare and no gain, since they are not within the margin."""
+    return [r.setting.label for r in found.results if r.gain.accuracy and not r.gain.within]
+
+
+def gain_curves(found: Comparison, skip: int) -> dict[int, Curve]:
+    """The gain in bytes against accuracy of every setting but the first that has one and is within the margin, by its
+    place. Accuracies that some run reaches within `skip` evaluations are left out, if any are left then."""
+    curves = {
+        i: gain_curve(result.pairing, skip) or gain_curve(result.pairing)
+        for i, result in enumerate(found.results)
+        if i and result.gain.within
+    }
+    return {i: curve for i, curve in curves.items() if curve is not None}
 
 
 def _unequal_lengths(setting: Setting) -> list[str]:
@@ -94,13 +121,13 @@ def _unequal_lengths(setting: Setting) -> list[str]:
     ]
 
 
-def _result(setting: Setting, reference: Setting, target: float | None, smooth: int) -> Result:
+def _result(setting: Setting, reference: Setting, target: float | None, smooth: int, margin: float) -> Result:
     accuracies = [found for run in setting.runs if len(found := evaluations(run, smooth=smooth)[1])]
     pairing = pair(setting, reference, smooth)
     return Result(
         setting=setting,
         pairing=pairing,
-        gain=gain(pairing, target),
+        gain=gain(pairing, target, margin),
         best_accuracy=statistic(found.max() for found in accuracies),
         final_accuracy=statistic(found[-1] for found in accuracies),
         rounds=statistic(run.rounds[-1] for run in setting.runs),
@@ -138,7 +165,7 @@ def _seeds_of_one(a: Setting, b: Setting) -> list[str]:
 def _target_warnings(results: Sequence[Result]) -> list[str]:
     """Who does not reach the target that was asked for."""
     first, others = results[0], results[1:]
-    without = [r.setting.label for r in others if r.gain.in_bytes is None]
+    without = [r.setting.label for r in others if r.gain.in_bytes is None and r.gain.within]
     if first.gain.reached < first.gain.compared and without:
         which = "" if len(without) == len(others) else f" for {', '.join(without)}"
         return [

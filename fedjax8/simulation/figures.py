@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.comparison import Comparison
+from fedjax8.simulation.comparison import Comparison, gain_curves, not_reached
 from fedjax8.simulation.curves import Curve, curve
-from fedjax8.simulation.gain import gain_curve
+from fedjax8.simulation.gain import in_points
 from fedjax8.simulation.runs import Setting, read_settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -94,7 +94,8 @@ def draw_gain(found: Comparison, ax: Any = None) -> Any:
     """Matplotlib axes with the gain in bytes of every setting but the first against the accuracy `a` it is taken at.
 
     Steps, since the gain changes at evaluations only; a band of one standard deviation over pairs of seeds. Each
-    curve ends at the highest accuracy that all its runs and those of the first setting reach.
+    curve ends at the highest accuracy that all its runs and those of the first setting reach. Settings that are not
+    within the comparison's margin of the first have none; the title names them.
 
     Raises `UserError` if there is nothing to compare or matplotlib is missing.
     """
@@ -111,7 +112,7 @@ def draw_comparison(found: Comparison) -> Any:
     """
     require_matplotlib()
     settings = [result.setting for result in found.results]
-    if len(settings) == 1:
+    if not gain_curves(found, 0):
         return draw(settings, smooth=found.smooth, target=found.target)
     left, right = _new_axes(2)
     entries = _draw_metric(left, settings, "bytes", "test_accuracy", found.smooth, None, found.target)
@@ -183,13 +184,21 @@ def _draw_metric(
 
 
 def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
-    reference, *others = found.results
+    reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
     skip = min(UNRESOLVED, min(evaluated) // 10)
-    curves = [gain_curve(r.pairing, skip) or gain_curve(r.pairing) for r in others]
-    drawn = [(i, r.setting.label, c) for i, (r, c) in enumerate(zip(others, curves, strict=True), 1) if c is not None]
+    drawn = [(i, found.results[i].setting.label, c) for i, c in gain_curves(found, skip).items()]
+    beyond = not_reached(found)
+    if not drawn and beyond:
+        raise UserError(
+            f"no gain to draw: {'; '.join(beyond)} not within {in_points(found.margin)} of the best accuracy of "
+            f"{reference.setting.label!r}; give another --margin, or other runs"
+        )
     if not drawn:
         raise UserError(f"no gain to draw: nothing to compare {reference.setting.label!r} with; give more runs")
+    if beyond:
+        names = "; ".join(name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in beyond)
+        ax.set_title(f"not reached: {names}", fontsize=8.5, parse_math=False, wrap=True)
     entries = [(reference.setting.label, ax.axhline(1.0, color=COLORS[0], linewidth=1.6, zorder=2))]
     entries += [(label, _draw_curve(ax, c, i, log=False, steps=True)) for i, label, c in drawn]
     if found.target is not None:

@@ -10,6 +10,11 @@ same model and data; the gain is the mean over these pairs, its spread their sam
 accuracy is given, each pair has its own: the lower of its two best, the highest that both reach. A setting that
 trains badly lowers `a` for itself alone. Runs whose seed the other setting lacks are left out.
 
+**Within a margin.** Every run reaches a low accuracy early, and one that sends little reaches it for few bytes: a
+setting that stays at 0.42 would "gain" hundreds of times on a reference that ends at 0.98. So a gain counts only where
+the best accuracy of the setting, mean over the runs compared, is at least that of the reference less a margin, one
+point (`MARGIN`) unless another is given; otherwise there is none, whatever accuracy is asked for.
+
 **No seed in common.** Then every run of one setting could be paired with every run of the other, and no pairing is
 better than another. `a`, unless given, is the lowest best accuracy of all runs of both settings, which all of them
 reach; the gain is a ratio of means over seeds, and has no spread.
@@ -29,6 +34,10 @@ from fedjax8.simulation.runs import Setting
 
 ROUNDING = 1e-7
 """A float32 accuracy of 0.9 is logged as 0.899999976: it counts as 0.9."""
+
+
+MARGIN = 0.01
+"""How much less accurate than the reference a setting may be, at its best, to have a gain: one point."""
 
 
 class Pairing(NamedTuple):
@@ -56,9 +65,11 @@ class Gain(NamedTuple):
     reference_rounds: Statistic | None
     reference_bytes: Statistic | None
     in_rounds: Statistic | None
-    """None unless every run compared, of both settings, reaches `a`."""
+    """None unless every run compared, of both settings, reaches `a`, and the setting is within the margin."""
     in_bytes: Statistic | None
     paired: bool
+    within: bool = True
+    """Whether the best accuracy, mean over the runs compared, is within the margin of the reference's."""
 
 
 def pair(setting: Setting, reference: Setting, smooth: int = 1) -> Pairing:
@@ -76,8 +87,25 @@ def reach(run: Trajectory, accuracy: np.ndarray | float) -> tuple[np.ndarray, np
     return np.append(run.rounds, np.nan)[first], np.append(run.num_bytes, np.nan)[first]
 
 
-def gain(pairing: Pairing, target: float | None = None) -> Gain:
-    """The gain at accuracy `target`, or at the highest accuracy that the runs compared have in common."""
+def within(pairing: Pairing, margin: float = MARGIN) -> bool:
+    """Whether the setting's mean best accuracy is at least the reference's less the margin; False without runs."""
+    setting, reference, _ = pairing
+    return bool(setting and reference) and bool(_best(setting).mean() >= _best(reference).mean() - margin - ROUNDING)
+
+
+def in_points(margin: float) -> str:
+    """A difference of accuracies in words.
+
+    >>> in_points(0.01), in_points(0.025)
+    ('1 point', '2.5 points')
+    """
+    text = f"{100 * margin:.3g}"
+    return f"{text} point{'s' * (text != '1')}"
+
+
+def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) -> Gain:
+    """The gain at accuracy `target`, or at the highest accuracy that the runs compared have in common; none unless the
+    setting is `within` the margin of its reference."""
     setting, reference, paired = pairing
     if not setting or not reference:
         return Gain(len(setting), 0, None, None, None, None, None, None, None, paired)
@@ -92,7 +120,8 @@ def gain(pairing: Pairing, target: float | None = None) -> Gain:
     spent = np.array([reach(run, a) for run, a in zip(setting, ours, strict=True)])
     reference_spent = np.array([reach(run, a) for run, a in zip(reference, theirs, strict=True)])
     ratios = _ratios(spent, reference_spent, paired)
-    in_rounds, in_bytes = (statistic(r) if np.isfinite(r).all() else None for r in ratios.T)
+    close = within(pairing, margin)
+    in_rounds, in_bytes = (statistic(r) if close and np.isfinite(r).all() else None for r in ratios.T)
     return Gain(
         compared=len(setting),
         reached=int(np.isfinite(spent[:, 0]).sum()),
@@ -104,6 +133,7 @@ def gain(pairing: Pairing, target: float | None = None) -> Gain:
         in_rounds=in_rounds,
         in_bytes=in_bytes,
         paired=paired,
+        within=close,
     )
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from fedjax8.simulation.comparison import Comparison, Result
+from fedjax8.simulation.comparison import Comparison, Result, gain_curves, not_reached
 from fedjax8.simulation.curves import Curve, curve, statistic
 from fedjax8.simulation.figures import UNRESOLVED
-from fedjax8.simulation.gain import gain_curve
+from fedjax8.simulation.gain import in_points
 from fedjax8.simulation.panel import Figure, Panel, Section, axis, short, style
 from fedjax8.simulation.runs import Setting
 from fedjax8.simulation.splits import accuracy_by_client, client_sizes, label_shares
@@ -172,13 +172,15 @@ def _front(results: Sequence[Result]) -> Panel:
 
 def _gain(found: Comparison, draw: Lines) -> Panel:
     title = "Gain in bytes against accuracy"
-    reference, *others = found.results
+    reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
     skip = min(UNRESOLVED, min(evaluated, default=0) // 10)
-    all_curves = {i: gain_curve(r.pairing, skip) or gain_curve(r.pairing) for i, r in enumerate(others, 1)}
-    curves = {i: c for i, c in all_curves.items() if c is not None}
+    curves = gain_curves(found, skip)
+    beyond = not_reached(found)
+    missing = f"not reached, not within {in_points(found.margin)} of its best: {'; '.join(beyond)}"
     if not curves:
-        return Panel("gain", title, "", {}, "A gain needs two settings that have been evaluated.")
+        why = f"Gain over {reference.setting.label}: {missing}." if beyond else ""
+        return Panel("gain", title, "", {}, why or "A gain needs two settings that have been evaluated.")
     data = []
     for i, c in curves.items():
         data.append(draw.line(i, c, c.x, ".2f", "at accuracy %{x:.4f}", shape="vh"))
@@ -187,7 +189,7 @@ def _gain(found: Comparison, draw: Lines) -> Panel:
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
     up = axis("bytes of the reference / bytes", log=log, tickformat="~g")
     layout = {"xaxis": axis("test accuracy a"), "yaxis": up, "shapes": shapes}
-    note = f"over {reference.setting.label}, the line at 1"
+    note = f"over {reference.setting.label}, the line at 1" + (f"; {missing}" if beyond else "")
     return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
 
 

@@ -1,7 +1,8 @@
 """A comparison of runs put into words: the cells of its table, and the sentences under it."""
 
-from fedjax8.simulation.comparison import Comparison, Result
+from fedjax8.simulation.comparison import Comparison, Result, not_reached
 from fedjax8.simulation.curves import Statistic
+from fedjax8.simulation.gain import in_points
 
 COLUMNS = (
     "setting",
@@ -24,6 +25,8 @@ COLUMNS = (
 GAIN = 9
 """The first columns: what it takes to reach accuracy `a`; the others are about whole runs."""
 
+NOT_REACHED = "not reached"
+
 
 def rows(found: Comparison) -> list[list[str]]:
     """The table's cells: one row per setting, one column for each of `COLUMNS`."""
@@ -33,17 +36,17 @@ def rows(found: Comparison) -> list[list[str]]:
 def _row(result: Result) -> list[str]:
     gain = result.gain
     part = f" ({gain.reached} of {gain.compared})" if 0 < gain.reached < gain.compared else ""
-    missing = "not reached" if gain.compared and not gain.reached and gain.accuracy else "-"
+    missing = NOT_REACHED if gain.compared and not gain.reached and gain.accuracy else "-"
     return [
         result.setting.label,
         str(len(result.setting.runs)),
         _plain(gain.accuracy, 4),
         _plain(gain.rounds, 0) + part if gain.reached else missing,
         _plain(gain.reference_rounds, 0),
-        _times(gain.in_rounds),
+        _times(gain.in_rounds) if gain.within else NOT_REACHED,
         _bytes(gain.num_bytes) if gain.reached else missing,
         _bytes(gain.reference_bytes),
-        _times(gain.in_bytes),
+        _times(gain.in_bytes) if gain.within else NOT_REACHED,
         _plain(result.best_accuracy, 4),
         _plain(result.final_accuracy, 4),
         _plain(result.rounds, 0),
@@ -104,6 +107,11 @@ def explanation(found: Comparison) -> list[str]:
         sentences.append(
             f"No seed in common with the reference: {'; '.join(unpaired)}. There {lowest}the gain is a ratio of means "
             "over seeds, without ±."
+        )
+    if beyond := not_reached(found):
+        sentences.append(
+            f"Gain not reached: {'; '.join(beyond)}. A gain counts only where the best accuracy, mean over the seeds "
+            f"compared, comes within {in_points(found.margin)} of the reference's (another distance: --margin)."
         )
     notes = []
     if found.smooth > 1:

@@ -17,6 +17,7 @@ from fedjax8.errors import UserError
 from fedjax8.simulation import workdir as files
 from fedjax8.simulation.checkpoints import Checkpoints, NotSaved, open_checkpoints
 from fedjax8.simulation.console import ProgressReport
+from fedjax8.simulation.divergence import explanation, loss_of_a_guess, nothing_usable
 from fedjax8.simulation.hosts import Hosts, hosts
 from fedjax8.simulation.memory import memory_explained
 from fedjax8.simulation.runs import ABOUT
@@ -126,7 +127,10 @@ class Recording:
         self._named: set[int] = set()
         self._without_line = 0
         self._told_rejected = False
+        self._unusable = 0
         self.last: Mapping[str, Any] = {}
+        self.ending = ""
+        """How a run that diverged ended, and what to try; known when it is over."""
         self.notes: list[str] = []
         """Lines for a person, to be taken and printed."""
 
@@ -186,6 +190,7 @@ class Recording:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
         self.last = _ordered(metrics)
+        self._unusable = self._unusable + 1 if nothing_usable(metrics) else 0
         new = set(metrics.get("excluded_clients", ())) - self._named
         if new:
             self._named |= new
@@ -224,9 +229,12 @@ class Recording:
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **evaluate(state, test)}
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
+        guess, config = loss_of_a_guess(test), self._record["config"]
+        self.ending = explanation(self.last, guess, max(self._unusable, nothing_usable(self.last)), config)
         summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
+        summary["diverged"] = bool(self.ending)
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         self._writing.close(summary)
@@ -339,6 +347,8 @@ def run_all(
             finished = state.round >= schedule.rounds
             summary = recording.finish(state, test, finished, evaluate)
             report.finished(summary, state.ledger, run_.label)
+            if recording.ending:
+                report.say(f"{run_.label and run_.label + ': '}{recording.ending}")
             if not finished and run_.workdir:
                 report.say(
                     f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there"

@@ -56,7 +56,7 @@ def test_a_run_that_does_not_reach_the_target_leaves_no_gain_paired_or_not():
 
 def test_without_evaluated_runs_there_is_no_gain_and_no_curve():
     for pairing in (Pairing((), (FULL,), False), Pairing((FULL,), (), False)):
-        assert gain(pairing)[1:-1] == (0, *[None] * 7)
+        assert gain(pairing)[1:-2] == (0, *[None] * 7)
         assert gain_curve(pairing) is None
 
 

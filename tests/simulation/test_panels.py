@@ -39,7 +39,7 @@ def found(tmp_path, write_run):
     for folder in folders:
         (folder / "about.json").write_text(json.dumps({"split": SPLIT, "messages": MESSAGES}))
     (folders[2] / "clients.json").write_text(json.dumps({"rows": "train", "accuracy": [0.5, 0.25, 1.0]}))
-    return compare_runs(folders)
+    return compare_runs(folders, margin=0.2)  # their best accuracies are 0.8 and 0.6
 
 
 def panels(found):

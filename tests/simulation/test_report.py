@@ -16,7 +16,7 @@ def found(tmp_path, write_run):
         write_run(tmp_path / "b0", [0.1, 0.5, 0.85], (125_000, 125_000), seed=0, uplink=eight),
         write_run(tmp_path / "b1", [0.1, 0.7, 0.8], (125_000, 125_000), seed=1, uplink=eight),
     ]
-    return compare_runs(folders)
+    return compare_runs(folders, margin=0.05)  # their best accuracies are 0.85 and 0.825
 
 
 def test_a_row_shows_the_figures_worked_out_by_hand(found):

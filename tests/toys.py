@@ -40,6 +40,13 @@ def clients(a, b, rows=None) -> FederatedData:
     return FederatedData.from_owners(columns, owners, len(a))
 
 
+def with_rows(b, a=None) -> FederatedData:
+    """One client per entry of `b`, with these rows of its own: `b` (and `a`, default ones) list the rows of each."""
+    owners = np.repeat(np.arange(len(b)), [len(rows) for rows in b])
+    columns = {"a": np.ones(len(owners), np.float32) if a is None else np.float32(np.concatenate(a))}
+    return FederatedData.from_owners(columns | {"b": np.float32(np.concatenate(b))}, owners, len(b))
+
+
 def build(
     make_algorithm,
     data,
@@ -52,12 +59,14 @@ def build(
     rounds_per_call=None,
     beside=None,
     uplink=None,
+    optimizer=None,
+    gradient=None,
     **length,
 ):
-    """A simulation of `make_algorithm(local)` on `data`, with plain SGD on the clients and no codecs."""
+    """A simulation of `make_algorithm(local)` on `data`, by default with plain SGD on the clients and no codecs."""
     model = quadratic(start)
     plan = batch_plan(batch_size, **length)
-    local = local_training(model, optax.sgd(LEARNING_RATE), plan)
+    local = local_training(model, optimizer or optax.sgd(LEARNING_RATE), plan, gradient)
     return simulate(
         model,
         make_algorithm(local),

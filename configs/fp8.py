@@ -1,6 +1,7 @@
 """The cells of a study of FP8 federated learning: data, model, split and method, each a word of the argument.
 
     python -m fedjax8.train --config=configs/fp8.py:cifar10,lenet,dirichlet,uq --data_dir=DIR --workdir=RUN
+    python -m fedjax8.train --config=configs/fp8.py:cifar10,lenet,dirichlet,uq,e4m3fnuz --data_dir=DIR --workdir=RUN
 
     data     cifar10, cifar100                       speech (Speech Commands, 35 words)
     model    lenet, lenet5, resnet20, resnet18       matchboxnet, kwt1
@@ -12,6 +13,9 @@
              no_qat    float32 training, unbiased FP8 messages scaled to each tensor's largest weight; evaluated on the
                        FP8 grid (the `float32` view is evaluated too). Without clips to tell kernels, every array of two
                        dimensions or more is quantized: for kwt1 also class token and positions
+
+    grid     e4m3fn    (where none is given) e4m3fn weights, inputs and messages, e5m2 gradients
+             e4m3fnuz  with learnt clips the grid of Kuzmin et al.; gradients in float32: what docs/studies/fp8.md measured
 
 Which data and models Wang et al. (arXiv 2407.02610) use could not be confirmed, and none of their settings: what
 follows is what the closest public sources have. Vision: 100 clients, 5 local epochs of batch 50, SGD 0.1, weight decay
@@ -29,6 +33,7 @@ from fedjax8.lookup import suggest
 
 MODELS = {"lenet": "cnn", "lenet5": "lenet5", "resnet20": "resnet20", "resnet18": "resnet18"}
 SPEECH_MODELS = {"matchboxnet": "matchboxnet", "kwt1": "kwt1"}
+GRIDS = ("e4m3fn", "e4m3fnuz")
 METHODS = ("float32", "uq", "uq_plus", "biased", "no_qat")
 CELLS = {
     "cifar10": (tuple(MODELS), ("iid", "dirichlet")),
@@ -76,16 +81,26 @@ def apply_method(config: ConfigDict, method: str) -> None:
         config.adapter = component("ptq")
 
 
+def apply_grid(config: ConfigDict, grid: str) -> None:
+    """The 8-bit format, where anything is quantized; the base config is e4m3fn with e5m2 gradients."""
+    if grid == "e4m3fnuz" and config.uplink.name == "fp8":
+        config.format = grid
+        if config.adapter.name == "qat":
+            config.adapter.gradients = None
+
+
 def get_config(cell: str = "cifar10,lenet,dirichlet,uq") -> ConfigDict:
-    """The settings of one cell, `data,model,split,method`; shorten a run with --config.rounds=N."""
+    """The settings of one cell, `data,model,split,method[,grid]`; shorten a run with --config.rounds=N."""
     words = [word.strip() for word in cell.split(",")]
-    if len(words) != 4:
-        raise UserError(f"a cell is data,model,split,method, such as cifar10,lenet,dirichlet,uq; got {cell!r}")
-    data, model, split, method = words
+    if len(words) not in (4, 5):
+        raise UserError(f"a cell is data,model,split,method[,grid], such as cifar10,lenet,dirichlet,uq; got {cell!r}")
+    data, model, split, method, grid = (*words, GRIDS[0])[:5]
     models, splits = CELLS[choose("data", data, tuple(CELLS))]
     choose("model", model, models), choose("split", split, splits), choose("method", method, METHODS)
+    choose("grid", grid, GRIDS)
     config = base_config()
     config.rounds, config.eval_every = 1000, 10
     (speech if data == "speech" else vision)(config, data, model, split)
     apply_method(config, method)
+    apply_grid(config, grid)
     return config

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.cohorts.auto import default_chunk
-from fedjax8.config import check_call, check_choice, component, is_component, usable
+from fedjax8.config import MIXED, check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.drawn import IMAGE_MEAN, IMAGE_STD, drawn_rows
 from fedjax8.data.federated import Dataset, FederatedData, federate
@@ -20,6 +20,7 @@ from fedjax8.dropouts import Dropout, with_dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
+from fedjax8.numerics import formats
 from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.simulation.fit import fit_of
 from fedjax8.simulation.simulation import Simulation, simulate
@@ -116,6 +117,38 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
     return FAILED if bound is FAILED else bound.make(**{name: supplied[name] for name in bound.needs})
 
 
+class RunFormat:
+    """The 8-bit format of a run, `config.format`: handed to every part whose factory has a setting `format` that is
+    None by default."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.used = name, False
+
+    def given(self, where: str, config: ConfigDict, takes: Mapping[str, inspect.Parameter]) -> dict[str, str]:
+        """What a part is given; UserError if its own format is another, or missing where each part must have one."""
+        if "format" not in takes or takes["format"].default is not None:
+            return {}
+        self.used, own = True, config.get("format")
+        if own is not None and own not in formats.FORMATS:
+            return {}  # the factory says which there are
+        if self.name == MIXED and own is None:
+            raise UserError(f"config.format is {MIXED}, so each part names its format: set --{where}.format")
+        if own not in (None, self.name) and self.name != MIXED:
+            raise UserError(
+                f"{where}.format is {own}, but config.format, which all parts inherit, is {self.name}; set "
+                f"--config.format={own} for all, or --config.format={MIXED} and a format for each part"
+            )
+        return {"format": self.name} if own is None else {}
+
+    def check_used(self) -> None:
+        """Raises UserError if it is not the default and no part took it."""
+        if self.name != formats.DEFAULT and not self.used:
+            raise UserError(
+                f"config.format={self.name} changes nothing, since no adapter, codec or refinement of this run takes "
+                "it; leave it out, or set --config.adapter.name=qat or --config.uplink.name=fp8"
+            )
+
+
 class Bound(NamedTuple):
     """A component that is all there but for what the program supplies."""
 
@@ -124,18 +157,27 @@ class Bound(NamedTuple):
     make: Callable[..., Any]
 
 
-def bind(where: str, config: ConfigDict, seam: Seam, supplies: Collection[str]) -> Bound:
+def bind(
+    where: str, config: ConfigDict, seam: Seam, supplies: Collection[str], run_format: RunFormat | None = None
+) -> Bound:
     """A component whose settings, and those of components inside it, are checked before what `supplies` names is there.
 
-    What of that its factory takes, and the config does not give, it needs. Raises as `build_component`; FAILED if one
-    of its settings has.
+    What of that its factory takes, and the config does not give, it needs; parts without a format of their own inherit
+    `run_format`. Raises as `build_component`; FAILED if one of its settings has.
     """
     with mistakes_of(f"{where}.name"):
         factory = seam.finder(config.name)
     takes = inspect.signature(factory).parameters
     needs = [name for name in supplies if name in takes and (name not in config or name in OURS)]
     with Mistakes() as mistakes:
-        settings = {k: mistakes.attempt(_nested, f"{where}.{k}", k, v, seam) for k, v in config.items() if k != "name"}
+        settings = {
+            k: mistakes.attempt(_nested, f"{where}.{k}", k, v, seam, run_format)
+            for k, v in config.items()
+            if k != "name"
+        }
+        if run_format is not None:
+            inherited = mistakes.attempt(run_format.given, where, config, takes)
+            settings |= {"format": FAILED} if inherited is FAILED else inherited
         mistakes.attempt(check_call, where, factory, settings, needs)
     if any(value is FAILED for value in settings.values()):
         return FAILED
@@ -151,14 +193,14 @@ def bind(where: str, config: ConfigDict, seam: Seam, supplies: Collection[str]) 
     return Bound(needs, make)
 
 
-def _nested(where: str, field: str, value: Any, seam: Seam) -> Any:
+def _nested(where: str, field: str, value: Any, seam: Seam, run_format: RunFormat | None = None) -> Any:
     """Builds components that stand inside a setting: alone, in a list, or as values of a mapping.
 
     An adapter becomes a function of the model that it changes, which is built when that is there.
     """
     seam = SEAMS.get(field, seam)
     if is_component(value):
-        bound = bind(where, value, seam, ("model",) if seam.kind is Model else ())
+        bound = bind(where, value, seam, ("model",) if seam.kind is Model else (), run_format)
         if bound is FAILED:
             return FAILED
         return (lambda model: bound.make(model=model)) if bound.needs else bound.make()
@@ -171,7 +213,7 @@ def _nested(where: str, field: str, value: Any, seam: Seam) -> Any:
     else:
         return value
     with Mistakes() as mistakes:
-        built = {k: mistakes.attempt(_nested, f"{where}.{k}", field, v, seam) for k, v in items.items()}
+        built = {k: mistakes.attempt(_nested, f"{where}.{k}", field, v, seam, run_format) for k, v in items.items()}
     if any(inner is FAILED for inner in built.values()):
         return FAILED
     return tuple(built.values()) if type(value) in (list, tuple) else built
@@ -325,10 +367,12 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         attempt, given = mistakes.attempt, usable(config, mistakes)
 
         def make(field: str, **supplied: Any) -> Any:
-            bound = attempt(bind, f"config.{field}", getattr(given, field), SEAMS[field], tuple(supplied))
+            inherits = run_format if field in ("adapter", "algorithm", "uplink", "downlink") else None
+            bound = attempt(bind, f"config.{field}", getattr(given, field), SEAMS[field], tuple(supplied), inherits)
             return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})
 
         client = given.client
+        run_format = None if given.format is FAILED else RunFormat(given.format)
         dataset = beside.dataset if beside else make("data", data_dir=data_dir)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
@@ -353,6 +397,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         algorithm = attempt(attacked, algorithm, make("attack", num_classes=dataset.num_classes))
         algorithm = attempt(with_dropout, algorithm, make("dropout", plan=plan))
         uplink, downlink, execution = make("uplink"), make("downlink"), make("executor")
+        if run_format is not None:
+            attempt(run_format.check_used)
         run = attempt(
             simulate,
             model,
@@ -366,6 +412,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             batches=plan,
             rounds_per_call=given.rounds_per_call or None,
             feed_mode=given.feed,
+            mixed_formats=given.format == MIXED,
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
         )

@@ -23,6 +23,7 @@ from fedjax8.cli import path_of
 from fedjax8.errors import FAILED, Mistakes, UserError
 from fedjax8.given import fits
 from fedjax8.lookup import suggest
+from fedjax8.numerics import formats
 
 
 def component(name: str, **settings: Any) -> ConfigDict:
@@ -44,6 +45,7 @@ def base_config() -> ConfigDict:
     config.input_mean, config.input_std = (), ()
     config.augment = ()
     config.model = component("mlp", hidden=(128,))
+    config.format = formats.DEFAULT
     config.adapter = component("qat")
     config.client = ConfigDict(
         {
@@ -88,6 +90,7 @@ FIELDS = {
     "input_std": "likewise in place of its deviation",
     "augment": "random image changes while training, such as ('crop', 'flip')",
     "model": "a file in fedjax8/models",
+    "format": "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",
     "adapter": "what changes the model: a file in fedjax8/adapters",
     "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
     "privacy": "how clients protect their examples: a file in fedjax8/privacy",
@@ -118,7 +121,13 @@ LIMITS = {
     "config.client.weight_decay": (0.0, math.inf),
 }
 """Least and largest value of each number."""
-CHOICES = {"config.on_nan": ("drop", "error"), "config.feed": ("auto", "resident", "streamed")}
+MIXED = "mixed"
+"""As `config.format`: each part that takes a format is given its own."""
+CHOICES = {
+    "config.on_nan": ("drop", "error"),
+    "config.feed": ("auto", "resident", "streamed"),
+    "config.format": (*formats.FORMATS, MIXED),
+}
 
 
 def is_component(value: Any) -> bool:

@@ -31,7 +31,10 @@ WORTHWHILE = 0.95
 """A setting is better if it takes at most this share of the time of the best before it; less than that is noise."""
 FACTOR = 4
 """Between the numbers of clients at once that are tried."""
-MATTERS = ("model", "adapter", "client", "algorithm", "uplink", "downlink", "data", "cohort_size", "augment", "feed")
+MATTERS = (
+    *("model", "format", "adapter", "client", "algorithm", "uplink", "downlink", "data", "cohort_size", "augment"),
+    "feed",
+)
 """Fields of a config that decide which setting is fastest."""
 
 

@@ -31,6 +31,8 @@ _PNG = flags.DEFINE_string("png", "codecs.png", "Where the plot goes.")
 
 SMOOTH = 5
 """How many evaluations, the last ones of a run, are averaged to its accuracy."""
+GRID = "e4m3fnuz"
+"""The 8-bit format of the study's messages."""
 FP8_DOWN = {"name": "fp8", "clip": "max"}
 SPARSE_FP8 = {"name": "chain", "codecs": ({"name": "topk"}, {"name": "fp8", "clip": "max", "min_ndim": 1})}
 PLAIN = {
@@ -90,7 +92,7 @@ def config_of(method: str, split: str) -> Any:
         return config
     config.algorithm = component("fedavg", payload="update")
     if method != "float32":
-        config.downlink = components(FP8_DOWN)
+        config.format, config.downlink = GRID, components(FP8_DOWN)
     if method in PLAIN:
         config.uplink = components(PLAIN[method])
     if method in WITH_FEEDBACK:

@@ -43,6 +43,8 @@ def config_of(method: str, setting: str) -> Any:
 
     config = load_config(f"{CONFIG}:{method.replace('+', ',')},{setting}")
     config.adapter.adapters[0].file = _FILE.value
+    if "fp8" in method.split("+"):
+        config.format = "e4m3fnuz"  # of the study's messages
     override(config, [one.partition("=")[::2] for one in _SET.value])
     return config
 

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 for seed in ${3:-0 1 2}; do
     for split in iid dirichlet; do
         for method in float32 uq uq_plus biased no_qat; do
-            "$python" -m fedjax8.train --config="configs/fp8.py:cifar10,lenet5,$split,$method" \
+            "$python" -m fedjax8.train --config="configs/fp8.py:cifar10,lenet5,$split,$method,e4m3fnuz" \
                 --config.seed="$seed" --config.rounds=60 --config.eval_every=2 --config.client.epochs=1 \
                 --cpu_devices="${CPU_DEVICES:-1}" --data_dir="$data" --workdir="$out/$split-$method-seed$seed"
         done

@@ -95,6 +95,17 @@ def test_methods_differ_in_what_is_quantized_and_in_nothing_else(group):
         }
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_word_e4m3fnuz_repeats_the_measured_grid_with_float32_gradients_and_changes_nothing_else(method):
+    default, measured = (plain(cell("cifar10", "lenet5", "iid", *words)) for words in ((method,), (method, "e4m3fnuz")))
+    assert default == plain(cell("cifar10", "lenet5", "iid", method, "e4m3fn"))
+    assert default["format"] == "e4m3fn"
+    changed = {} if method == "float32" else {"format": "e4m3fnuz"}
+    if default["adapter"]["name"] == "qat":
+        changed["adapter"] = {"name": "qat", "gradients": None}
+    assert measured == default | changed
+
+
 def test_the_codecs_of_the_methods_are_unbiased_or_not_as_they_say():
     for method, unbiased in (("uq", True), ("uq_plus", True), ("no_qat", True), ("biased", False)):
         config = cell("cifar10", "lenet", "iid", method)
@@ -131,8 +142,9 @@ def test_a_cell_can_be_shortened_and_changed_by_flags():
             "cifar10,lenet,iid,uqplus",
             "no method 'uqplus'.*float32, uq, uq_plus, biased, no_qat; did you mean 'uq_plus'",
         ),
-        ("cifar10,lenet,uq", "data,model,split,method, such as cifar10,lenet,dirichlet,uq; got 'cifar10,lenet,uq'"),
-        ("cifar10,lenet,iid,uq,1", "a cell is data,model,split,method"),
+        ("cifar10,lenet,uq", "data,model,split,method.*, such as cifar10,lenet,dirichlet,uq; got 'cifar10,lenet,uq'"),
+        ("cifar10,lenet,iid,uq,e4m3fnuz,1", "a cell is data,model,split,method"),
+        ("cifar10,lenet,iid,uq,e4m3", "no grid 'e4m3' here; allowed are e4m3fn, e4m3fnuz; did you mean 'e4m3fn'"),
     ],
 )
 def test_a_wrong_word_is_named_with_those_allowed_and_the_nearest(words, message):

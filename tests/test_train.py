@@ -214,10 +214,10 @@ def test_a_second_signal_of_another_kind_does_not_wait_for_the_rounds(tmp_path):
 
 
 def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbroken):
-    done = train(*SMALL, "--config.seed=3", "--config.uplink.format=e5m2", f"--workdir={unbroken[0]}")
+    done = train(*SMALL, "--config.seed=3", "--config.format=e5m2", f"--workdir={unbroken[0]}")
     assert done.returncode == 2
     assert "seed: 0 -> 3" in done.stderr
-    assert "uplink.format: (unset) -> e5m2" in done.stderr
+    assert "format: e4m3fn -> e5m2" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -36,10 +36,14 @@ class Operand(NamedTuple):
 
 
 def simulated(x: Array, alpha: Clip, fmt: Format) -> Operand:
-    """Values of the grid in float32; `x` itself without a clip."""
+    """Values of the grid in float32, those of 8-bit codes; `x` itself without a clip."""
     if alpha is None:
         return Operand(x, 1.0)
-    return Operand(fusion.in_one_loop(lambda x, alpha: scales.quantize(x, alpha, fmt), x, alpha), 1.0)
+
+    def rounded(x: Array, alpha: Array) -> Array:
+        return scales.decode(scales.encode(x, alpha, fmt, form="bits"), alpha, fmt)
+
+    return Operand(fusion.in_one_loop(rounded, x, alpha), 1.0)
 
 
 def native(x: Array, alpha: Clip, fmt: Format) -> Operand:

@@ -13,17 +13,23 @@ from fedjax8.numerics import formats, scales
 from fedjax8.types import Model
 
 
-def ptq(model: Model, format: str = "e4m3fnuz") -> Model:
+def ptq(model: Model, format: str | None = None) -> Model:
     """`model` trained as it is and evaluated with its kernels and layer inputs on the grid of an 8-bit float.
+
+    Args:
+      model: any model whose dense and convolution layers ask `multiply`.
+      format: `e4m3fn`, `e4m3fnuz` or `e5m2`; None: that of the run (`config.format`), `e4m3fn` outside of one.
 
     Adds the view `float32`: the evaluation without quantization.
     """
-    fmt = formats.get_format(format)
+    fmt = formats.get_format(format or formats.DEFAULT)
 
     def on_grid(x: jax.Array) -> jax.Array:
         return scales.quantize(x, scales.max_abs(x), fmt)
 
     def apply(variables, batch, *, key=None, train=False, multiply=None):
+        formats.record_use("adapter ptq", fmt)
+
         def rounded(path, product, x, kernel):
             forward = lambda x, kernel: product.forward(on_grid(x), on_grid(kernel))
             if multiply is None:
@@ -35,4 +41,4 @@ def ptq(model: Model, format: str = "e4m3fnuz") -> Model:
     return model._replace(apply=apply, views={**model.views, "float32": model.apply})
 
 
-EXAMPLES = ({}, {"format": "e4m3fn"})
+EXAMPLES = ({}, {"format": "e4m3fnuz"})

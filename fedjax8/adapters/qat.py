@@ -2,6 +2,9 @@
 
     layer(x, w)  ->  layer(Q(x; beta), Q(w; alpha))          Q rounds to nearest, its gradient goes straight through
 
+What is rounded is held in the 8-bit type: weights and inputs as float8_e4m3fn, gradients of products as float8_e5m2
+(`_products.py`).
+
 Every dense and convolution layer gets two learnable clips, float32 scalars beside its kernel: `kernel_clip` (alpha,
 starts at max|w|) and `input_clip` (beta, starts at the largest input seen on the sample batch). Biases, norms and clips
 stay float32. A kernel that a recurrence uses at every step has no `input_clip`: it is rounded, the state is not. Grid
@@ -48,56 +51,71 @@ def _with_node(params: dict, path: list[str], node: dict) -> dict:
     return params | {first: _with_node(params[first], rest, node)}
 
 
-COMPUTE = ("simulated", "native", "emulated")
+COMPUTE = ("auto", "simulated", "native", "emulated")
 CAPABILITY = 8.9
 """Compute capability from which NVIDIA GPUs have 8-bit floating-point matrix units (Ada, Hopper and later)."""
+TPUS = ("TPU7x",)
+"""Kinds of TPUs that have them; earlier ones multiply 8-bit integers only (`jax._src.pallas.mosaic.tpu_info`)."""
+
+
+def has_8_bit_units() -> bool:
+    """Whether the first device here multiplies 8-bit floats. Starts JAX's backend."""
+    device = jax.local_devices()[0]
+    capability = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))  # not AMD's "gfx942"
+    return device.device_kind in TPUS or (capability is not None and float(capability[0]) >= CAPABILITY)
+
+
+def multipliable(fmt: Format, back: Format | None, weights: bool, activations: bool) -> bool:
+    """Whether 8-bit units take what is to be multiplied: e4m3fn by e4m3fn, and e5m2 by e4m3fn where `back` is given."""
+    return fmt.name == "e4m3fn" and (back is None or back.name == "e5m2") and weights and activations
 
 
 def check_compute(compute: str, fmt: Format, back: Format | None, weights: bool, activations: bool) -> None:
     """Raises UserError unless products of that kind can be computed in that way, here."""
     if compute not in COMPUTE:
         raise UserError(f"compute must be one of {', '.join(COMPUTE)}; got {compute!r}")
-    if compute == "simulated":
+    if compute in ("auto", "simulated"):
         return
-    if fmt.name != "e4m3fn" or (back is not None and back.name != "e5m2") or not (weights and activations):
+    if not multipliable(fmt, back, weights, activations):
         raise UserError(
             f"compute={compute!r} needs weights and activations in e4m3fn and gradients in e5m2 or None, which is what "
             f"8-bit matrix units take; got format={fmt.name!r}, gradients={back and back.name!r}, weights={weights}, "
             f"activations={activations}"
         )
-    if compute == "native":
-        device = jax.local_devices()[0]
-        capability = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))  # not AMD's "gfx942"
-        if capability is None or float(capability[0]) < CAPABILITY:
-            raise UserError(
-                f"compute='native' needs a GPU with 8-bit matrix units (NVIDIA compute capability {CAPABILITY} or "
-                f"more), but this is {device.device_kind}; use compute='simulated', which gives the same numbers up to "
-                "the order of float32 sums, or compute='emulated' to run the same program without such units, slowly"
-            )
+    if compute == "native" and not has_8_bit_units():
+        raise UserError(
+            f"compute='native' needs 8-bit matrix units (a GPU of NVIDIA compute capability {CAPABILITY} or more, or "
+            f"{', '.join(TPUS)}), but this is {jax.local_devices()[0].device_kind}; use compute='simulated', which "
+            "gives the same numbers up to the order of float32 sums, or compute='emulated' to run the same program "
+            "without such units, slowly"
+        )
 
 
 def qat(
     model: Model,
-    format: str = "e4m3fnuz",
+    format: str | None = None,
     *,
     weights: bool = True,
     activations: bool = True,
-    gradients: str | None = None,
-    compute: str = "simulated",
+    gradients: str | None = formats.GRADIENTS,
+    compute: str = "auto",
 ) -> Model:
     """`model` trained on the grid of an 8-bit float.
 
     Args:
       model: any model whose dense and convolution layers ask `multiply` (`from_linen`, `from_nnx`).
-      format: grid of weights and inputs: `e4m3fnuz` (with a clip, that of Kuzmin et al.), `e4m3fn` or `e5m2`.
+      format: of weights and inputs: `e4m3fn`, `e4m3fnuz` (with a clip, the grid of Kuzmin et al.) or `e5m2`; None: that
+        of the run (`config.format`), `e4m3fn` outside of one.
       weights: quantize kernels.
       activations: quantize layer inputs.
-      gradients: None, or the format (`e5m2`) to which the gradient of a layer's product is rounded before it is
-        multiplied with the input and with the kernel; one scale per tensor, from its largest magnitude.
-      compute: `simulated` multiplies float32 numbers that lie on the grid, on any device. `native` hands the 8-bit
-        operands (weights and inputs e4m3fn, gradients e5m2 if asked for) to `dot_general` with float32 accumulation, on
-        GPUs that have units for it; convolutions become patches and a matmul. `emulated` is the program of `native` on
-        any device, slowly.
+      gradients: `e5m2`, the format to which the gradient of a layer's product is rounded before it is multiplied with
+        the input and with the kernel, one scale per tensor, from its largest magnitude; or None, which leaves it in
+        float32.
+      compute: `native` hands the 8-bit operands (weights and inputs e4m3fn, gradients e5m2 unless they are float32) to
+        `dot_general` with float32 accumulation, on devices that have units for it; convolutions become patches and a
+        matmul. `simulated` multiplies the float32 values of the 8-bit arrays, on any device. `auto` is `native` where
+        the device has such units and they take these formats, else `simulated`. `emulated` is the program of `native`
+        on any device, slowly.
 
     Adds the view `float32`: the same parameters without quantization. Keeps clips at least `MIN_ALPHA`.
 
@@ -105,10 +123,14 @@ def qat(
       UserError: for settings that do not go together; when the model is initialized, if it has no layer to quantize or
         hides its layers in `nn.scan`, `nn.remat` or a recurrent layer.
     """
-    fmt = formats.get_format(format)
+    fmt = formats.get_format(format or formats.DEFAULT)
     back = None if gradients is None else formats.get_format(gradients)
     check_compute(compute, fmt, back, weights, activations)
-    eight_bit = compute != "simulated"
+
+    def on_8_bit_operands() -> bool:  # asked when the model is traced, since it starts JAX's backend
+        if compute == "auto":
+            return multipliable(fmt, back, weights, activations) and has_8_bit_units()
+        return compute != "simulated"
 
     def layer_paths(variables: Variables, batch) -> dict[str, jax.Array | None]:
         """Path of every layer, with the largest finite magnitude of its input on this batch, at least MIN_ALPHA; None
@@ -159,7 +181,8 @@ def qat(
         return {n: without_clips(v) for n, v in params.items() if n not in (KERNEL_CLIP, INPUT_CLIP)}
 
     def apply(variables, batch, *, key=None, train=False, multiply=None):
-        params = variables.params
+        formats.record_use("adapter qat", fmt)
+        params, eight_bit = variables.params, on_8_bit_operands()
 
         def on_grid(path, product, x, kernel):
             node = _node(params, path)
@@ -191,7 +214,7 @@ def qat(
 
 EXAMPLES = (
     {},
-    {"format": "e4m3fn", "gradients": "e5m2"},
-    {"format": "e4m3fn", "gradients": "e5m2", "compute": "emulated"},
+    {"format": "e4m3fnuz", "gradients": None},
+    {"compute": "emulated"},
     {"activations": False},
 )

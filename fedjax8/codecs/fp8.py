@@ -39,7 +39,7 @@ class Quantized(NamedTuple):
 
 
 def fp8(
-    format: str = "e4m3fnuz",
+    format: str | None = None,
     rounding: str = "stochastic",
     *,
     clip: str = "learnt",
@@ -48,7 +48,8 @@ def fp8(
     """Codec that sends weights in 8 bits.
 
     Args:
-      format: `e4m3fnuz` (with a clip, the grid of Kuzmin et al.), `e4m3fn` or `e5m2`.
+      format: `e4m3fn`, `e4m3fnuz` (with a clip, the grid of Kuzmin et al.) or `e5m2`; None: that of the run
+        (`config.format`), `e4m3fn` outside of one.
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
       clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
         them) and falls back to the largest magnitude in top-level entries that hold no clips; `raised` does the same,
@@ -61,7 +62,7 @@ def fp8(
     move.
     Measures `clipped_fraction` and `quantization_error`.
     """
-    fmt = formats.get_format(format)
+    fmt = formats.get_format(format or formats.DEFAULT)
     for name, given, allowed in (("rounding", rounding, ROUNDINGS), ("clip", clip, CLIPS)):
         if given not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
@@ -84,6 +85,8 @@ def fp8(
     def encode(key, state, tree):
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(trees.named_leaves(tree))}
         tree, alphas, learnt = prepare(tree)
+        if alphas:
+            formats.record_use("codec fp8", fmt)
 
         def encode_leaf(name, x):
             if name not in alphas:
@@ -149,7 +152,7 @@ def fp8(
 
 EXAMPLES = (
     {},
-    {"format": "e4m3fn"},
+    {"format": "e4m3fnuz"},
     {"format": "e5m2", "clip": "max"},
     {"rounding": "nearest"},
     {"min_ndim": 0},

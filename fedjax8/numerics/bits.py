@@ -42,22 +42,36 @@ def _as_float(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, jnp.float32)
 
 
+def magnitude_pattern(x: jax.Array) -> jax.Array:
+    """The pattern (int32) of |x|: in the order of |x|, with NaN above infinity."""
+    return _as_int(x) & _MAGNITUDE_MASK
+
+
+def _to_anchor(fmt: Format) -> np.int32:
+    """What takes the pattern of 2**e to that of the anchor 2**(23 + e - M)."""
+    return np.int32((_MANTISSA - fmt.mantissa_bits) << _MANTISSA)
+
+
 def _nearest_steps(magnitude: jax.Array, fmt: Format) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pattern of the anchor 2**(23 + e - M), float32 sum |x| + anchor, pattern of 2**e; from the pattern of |x|.
 
     e stops at the exponent of fmt.max: larger values are not rounded in steps of their own, but never to less.
     """
     binade = jnp.clip(magnitude & _EXPONENT_MASK, _pattern(fmt.smallest_normal), _pattern(fmt.max) & _EXPONENT_MASK)
-    anchor = binade + np.int32((_MANTISSA - fmt.mantissa_bits) << _MANTISSA)
+    anchor = binade + _to_anchor(fmt)
     return anchor, _as_float(magnitude) + _as_float(anchor), binade
 
 
 def nearest_codes(x: jax.Array, fmt: Format) -> jax.Array:
     """Codes (uint8) of the grid values nearest to float32 `x`, ties to even, saturating at +-fmt.max."""
     pattern = _as_int(x)
-    anchor, total, binade = _nearest_steps(jnp.minimum(pattern & _MAGNITUDE_MASK, _pattern(fmt.max)), fmt)
-    steps = _as_int(total) - anchor  # whole steps inside the binade: 0..2**(M + 1)
-    code = steps + ((binade - _pattern(fmt.smallest_normal)) >> (_MANTISSA - fmt.mantissa_bits))
+    magnitude = jnp.minimum(pattern & _MAGNITUDE_MASK, _pattern(fmt.max))
+    binade = jnp.maximum(magnitude & _EXPONENT_MASK, _pattern(fmt.smallest_normal))
+    total = _as_float(magnitude) + _as_float(binade + _to_anchor(fmt))
+    # The code is the whole steps inside the binade (total - anchor) and those below it. Only its lowest bits are kept,
+    # and there the anchor, a power of two, has none.
+    below = (binade - _pattern(fmt.smallest_normal)) >> (_MANTISSA - fmt.mantissa_bits)
+    code = (_as_int(total) + below) & np.int32((1 << (fmt.bits - 1)) - 1)
     return _finish_codes(code, pattern, fmt)
 
 
@@ -157,9 +171,12 @@ def _finish_codes(code: jax.Array, pattern: jax.Array, fmt: Format) -> jax.Array
     """Puts the sign and the NaN of the float32 `pattern` on a non-negative int32 code."""
     sign_bit = np.int32(1 << (fmt.bits - 1))
     sign = (pattern >> (32 - fmt.bits)) & sign_bit
+    is_nan = (pattern & _MAGNITUDE_MASK) > _EXPONENT_MASK
+    if fmt.nan_code is not None and fmt.has_negative_zero:
+        # The sign last: who decodes at once then has it for nothing.
+        return (jnp.where(is_nan, np.int32(fmt.nan_code), code) | sign).astype(jnp.uint8)
     if not fmt.has_negative_zero:
         sign = jnp.where(code == 0, np.int32(0), sign)
-    is_nan = (pattern & _MAGNITUDE_MASK) > _EXPONENT_MASK
     nan_code = np.int32(fmt.nan_code or 0)  # a format without NaN writes zero
     return jnp.where(is_nan, nan_code, code | sign).astype(jnp.uint8)
 

@@ -22,8 +22,10 @@ Reference: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.0543
 "Microscaling Formats (MX) Specification" v1.0 for the narrow ones, where NaN cannot be written: it becomes zero.
 """
 
+import contextlib
+import contextvars
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -109,6 +111,12 @@ NARROW_FORMATS: dict[str, Format] = {name: format_from_dtype(dtype, name) for na
 """Those of 4 and 6 bits, whose codes (uint8) are to be packed before they are counted: `pack_bits(codes, fmt.bits)`."""
 
 
+DEFAULT = "e4m3fn"
+"""Format of weights, layer inputs and messages where nothing says otherwise."""
+GRADIENTS = "e5m2"
+"""Format of gradients likewise."""
+
+
 def get_format(fmt: str | Format, known: Mapping[str, Format] = FORMATS) -> Format:
     """The `Format` of that name among the known ones; a `Format` is handed back as it is.
 
@@ -127,3 +135,33 @@ def get_format(fmt: str | Format, known: Mapping[str, Format] = FORMATS) -> Form
         return known[fmt]
     close = difflib.get_close_matches(str(fmt), known, n=1, cutoff=0.0)
     raise UserError(f"unknown number format {fmt!r}; known are {', '.join(known)}; did you mean {close[0]!r}?")
+
+
+_uses: contextvars.ContextVar[list[tuple[str, str]] | None] = contextvars.ContextVar("uses", default=None)
+
+
+@contextlib.contextmanager
+def one_format(mixed: bool = False) -> Iterator[None]:
+    """Raises UserError at its end if what was traced inside put numbers on the grids of several formats.
+
+    `mixed` allows it.
+    """
+    uses: list[tuple[str, str]] = []
+    token = _uses.set(uses)
+    try:
+        yield
+    finally:
+        _uses.reset(token)
+    if len({name for _, name in uses}) > 1 and not mixed:
+        given = ", ".join(f"{user} {name}" for user, name in uses)
+        raise UserError(
+            f"8-bit formats are mixed: {given}; values on the grid of one move when they are rounded to another's; "
+            "give all the same format, or ask for a mix by simulate(..., mixed_formats=True)"
+        )
+
+
+def record_use(user: str, fmt: Format) -> None:
+    """To be called where something is traced that uses the grid that a run's parts share, so that a mix is noticed."""
+    uses = _uses.get()
+    if uses is not None and (user, fmt.name) not in uses:
+        uses.append((user, fmt.name))

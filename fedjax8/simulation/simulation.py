@@ -29,6 +29,7 @@ from fedjax8.data.batches import BatchPlan, Pool
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
 from fedjax8.given import checked
+from fedjax8.numerics import formats
 from fedjax8.simulation.call import Carried, Outcome, Settings, Share, call_program
 from fedjax8.simulation.client_states import ClientStates, client_states
 from fedjax8.simulation.evaluation import Evaluated
@@ -157,6 +158,7 @@ def simulate(
     batches: BatchPlan | None = None,
     rounds_per_call: int | None = None,
     feed_mode: str = "auto",
+    mixed_formats: bool = False,
     beside: Simulation | None = None,
     sample: Mapping[str, np.ndarray] | None = None,
 ) -> Simulation:
@@ -170,12 +172,11 @@ def simulate(
       uplink, downlink: codecs of what clients send and what they receive.
       seed: of initialization, cohorts and all training randomness.
       execution: how clients are mapped over devices; default `cohorts.auto`.
-      batches: the plan that clients cut their rows by, for sharing out work and measuring padding; without it, work is
-        counted in rows.
+      batches: the plan that clients cut their rows by, to share out work and measure padding; else rows are counted.
       rounds_per_call: most rounds of one dispatch; default as many as are useful and fit. Changes no result.
       feed_mode: how rows reach the device, see `feeding.feed`.
-      beside: another simulation in which all is the same but the seed and who owns which row. What it compiled and
-        placed on devices serves this one too.
+      mixed_formats: allows adapter, codecs and refinement several 8-bit formats, which `init` refuses otherwise.
+      beside: a simulation in which only the seed and who owns which row differ; what it compiled and placed is shared.
       sample: columns `[n, ...]` that the model is initialized on, and its input clips calibrated. By default some of
         the training rows; where the algorithm states an epsilon, which does not cover that, rows that are drawn.
 
@@ -228,7 +229,8 @@ def simulate(
             link = Link(pool, {}, {}, {}, no_cells(), jnp.int32(0), recorder=recorder, **settings)
             return algorithm.round(link, server, cohort, key).report
 
-        report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
+        with formats.one_format(mixed_formats):
+            report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
         counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
         measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
         rejected: Any = jax.ShapeDtypeStruct((), bool)

@@ -13,6 +13,8 @@ from jax import lax
 
 from fedjax8.adapters._products import quantized_product
 from fedjax8.adapters.qat import qat
+from fedjax8.build import build
+from fedjax8.config import base_config
 from fedjax8.errors import UserError
 from fedjax8.models.linen import from_linen
 from fedjax8.models.products import conv_product, dot_product
@@ -309,11 +311,54 @@ def test_native_on_a_device_without_8_bit_units_says_what_is_missing_and_what_to
         qat(from_linen(DenseNet()), "e4m3fn", compute="native")
 
 
+@pytest.mark.parametrize(
+    ("found", "settings", "same_as"),
+    [
+        (device("8.9"), {}, "emulated"),
+        (device("9.0"), {"gradients": None}, "emulated"),
+        (types.SimpleNamespace(device_kind="TPU7x"), {}, "emulated"),
+        (device("8.6"), {}, "simulated"),
+        (device("gfx942"), {}, "simulated"),
+        (types.SimpleNamespace(device_kind="TPU v5 lite"), {}, "simulated"),
+        (None, {}, "simulated"),
+        (device("9.0"), {"format": "e4m3fnuz"}, "simulated"),
+        (device("9.0"), {"gradients": "e4m3fn"}, "simulated"),
+        (device("9.0"), {"activations": False}, "simulated"),
+    ],
+    ids=lambda value: getattr(value, "device_kind", None),
+)
+def test_by_default_8_bit_operands_are_multiplied_where_the_device_has_units_that_take_them(
+    found, settings, same_as, monkeypatch, batch
+):
+    automatic, other = (qat(from_linen(DenseNet()), **settings, **more) for more in ({}, {"compute": same_as}))
+    params = jax.eval_shape(other.init, jax.random.key(0), batch).params
+    if found is not None:
+        monkeypatch.setattr(jax, "local_devices", lambda: [found])  # after the model was made: it is asked when traced
+    texts = [jax.jit(jax.grad(loss_of(m, batch), has_aux=True)).lower(params).as_text() for m in (automatic, other)]
+    assert texts[0] == texts[1]
+
+
+def test_the_client_step_of_the_default_job_holds_8_bit_arrays():
+    """Inputs and kernels as float8_e4m3fn and the gradients of products as float8_e5m2, of every layer, in what is
+    handed to XLA; each is made once by bits on CPU and decoded for the product."""
+    experiment = build(base_config())
+    rows = {name: column[:10] for name, column in experiment.dataset.train.items()} | {"mask": np.ones(10, np.float32)}
+    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), rows)
+    text = jax.jit(jax.grad(loss_of(experiment.model, rows), has_aux=True)).lower(variables.params).as_text()
+    made = lambda shape, kind: re.findall(rf"bitcast_convert .*\(tensor<{shape}xui8>\) -> tensor<{shape}x{kind}>", text)
+    read = lambda shape, kind: re.findall(rf"bitcast_convert .*\(tensor<{shape}x{kind}>\) -> tensor<{shape}xui8>", text)
+    for shape in ("10x64", "64x128", "10x128", "128x10"):  # inputs and kernels
+        assert made(shape, "f8E4M3FN") and read(shape, "f8E4M3FN")
+    for shape in ("10x128", "10x10"):  # outputs
+        assert len(made(shape, "f8E5M2")) == len(read(shape, "f8E5M2")) == 1
+    assert "f8E4M3FNUZ" not in text
+
+
 @pytest.mark.parametrize("compute", ["native", "emulated"])
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({}, "format='e4m3fnuz'"),
+        ({"format": "e4m3fnuz"}, "format='e4m3fnuz'"),
         ({"format": "e5m2"}, "format='e5m2'"),
         ({"format": "e4m3fn", "gradients": "e4m3fn"}, "gradients='e4m3fn'"),
         ({"format": "e4m3fn", "weights": False}, "weights=False"),
@@ -326,5 +371,5 @@ def test_what_8_bit_units_do_not_multiply_is_refused(compute, settings, named):
 
 
 def test_an_unknown_way_to_compute_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match="simulated, native, emulated; got 'fast'"):
+    with pytest.raises(UserError, match="auto, simulated, native, emulated; got 'fast'"):
         qat(from_linen(DenseNet()), compute="fast")

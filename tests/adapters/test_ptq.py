@@ -27,7 +27,7 @@ def batch(rng):
     return {"x": x, "y": jnp.asarray([0, 1, 2, 3, 0, 1]), "mask": jnp.ones(6)}
 
 
-def on_grid(x, dtype=ml_dtypes.float8_e4m3fnuz):
+def on_grid(x, dtype=ml_dtypes.float8_e4m3fn):
     """NumPy reference: nearest value of the grid whose largest value is max |x|."""
     x = np.asarray(x, np.float64)
     unit = np.abs(x).max() / float(ml_dtypes.finfo(dtype).max)

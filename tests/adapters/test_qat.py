@@ -45,10 +45,12 @@ def batch(rng):
     return {"x": x, "y": jnp.asarray([0, 1, 2, 3, 0, 1]), "mask": jnp.ones(6)}
 
 
-def on_grid(x, alpha):
-    """NumPy reference: nearest value of the e4m3fnuz grid stretched to alpha."""
-    scaled = np.clip(np.asarray(x, np.float64), -alpha, alpha) * (240.0 / alpha)
-    return scaled.astype(np.float32).astype(ml_dtypes.float8_e4m3fnuz).astype(np.float64) * (alpha / 240.0)
+def on_grid(x, alpha, format="e4m3fn"):
+    """NumPy reference: nearest value of the grid stretched to alpha."""
+    dtype = getattr(ml_dtypes, f"float8_{format}")
+    largest = float(ml_dtypes.finfo(dtype).max)
+    scaled = np.clip(np.asarray(x, np.float64), -alpha, alpha) * (largest / alpha)
+    return scaled.astype(np.float32).astype(dtype).astype(np.float64) * (alpha / largest)
 
 
 def same_patches(x, size):
@@ -71,10 +73,14 @@ def test_each_layer_gets_a_clip_for_its_kernel_and_one_for_its_input(make, batch
     assert float(variables.params["conv"]["input_clip"]) == float(jnp.max(jnp.abs(batch["x"])))
 
 
-@pytest.mark.parametrize("make", [lambda: from_linen(Small()), lambda: from_nnx(SmallNNX)], ids=["linen", "nnx"])
-def test_the_forward_pass_runs_on_the_grid(make, batch):
+@pytest.mark.parametrize(
+    ("make", "format"),
+    [(lambda: from_linen(Small()), None), (lambda: from_nnx(SmallNNX), "e4m3fnuz")],
+    ids=["linen", "nnx, e4m3fnuz"],
+)
+def test_the_forward_pass_runs_on_the_grid(make, format, batch):
     """Layer by layer: what the quantized model itself put in and got out, against NumPy in float64."""
-    model = qat(make())
+    model = qat(make(), format)
     variables = model.init(jax.random.key(1), batch)
     seen = {}
 
@@ -88,7 +94,8 @@ def test_the_forward_pass_runs_on_the_grid(make, batch):
     for path, (x, kernel, y) in seen.items():
         node = variables.params[path]
         np.testing.assert_array_equal(kernel, node["kernel"])  # the layer's own numbers arrive unrounded
-        x, kernel = on_grid(x, float(node["input_clip"])), on_grid(kernel, float(node["kernel_clip"]))
+        grid = format or "e4m3fn"
+        x, kernel = on_grid(x, float(node["input_clip"]), grid), on_grid(kernel, float(node["kernel_clip"]), grid)
         patches = x if path == "dense" else same_patches(x, 3)
         kernel = kernel.reshape(-1, kernel.shape[-1])
         # float32: every factor is off by three roundings of 2^-24, every partial sum by one more
@@ -176,7 +183,7 @@ def test_a_first_layers_input_gradient_is_not_computed(batch):
 
 
 def test_rounding_gradients_to_e5m2_changes_only_the_backward_pass(batch):
-    plain, rounded = qat(from_linen(Small())), qat(from_linen(Small()), gradients="e5m2")
+    plain, rounded = qat(from_linen(Small()), gradients=None), qat(from_linen(Small()))
     variables = plain.init(jax.random.key(0), batch)
     np.testing.assert_array_equal(plain.apply(variables, batch)[0], rounded.apply(variables, batch)[0])
 
@@ -191,6 +198,20 @@ def test_rounding_gradients_to_e5m2_changes_only_the_backward_pass(batch):
     assert np.any(exact != coarse)
     # e5m2 keeps two mantissa bits: each rounded number is off by at most 1/8, and errors average out
     np.testing.assert_allclose(coarse, exact, atol=np.abs(exact).max() / 8)
+
+
+def test_the_gradient_of_a_product_is_rounded_to_e5m2_before_it_is_multiplied(rng):
+    """Against NumPy and ml_dtypes: dkernel = Q(x)^T G(dy), with dy chosen, its largest magnitude on the top of e5m2."""
+    model = qat(from_linen(nn.Dense(4)))
+    x, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 9), (6, 4)))
+    variables = model.init(jax.random.key(0), {"x": jnp.asarray(x)})
+    loss = lambda params: jnp.sum(dy * model.apply(variables._replace(params=params), {"x": x})[0])
+    found = jax.grad(loss)(variables.params)
+    on_x, on_dy = on_grid(x, np.abs(x).max()), on_grid(dy, np.abs(dy).max(), "e5m2")
+    assert np.mean(on_dy != dy) > 0.9
+    # float32: as many roundings as in the forward pass, of sums over six rows
+    np.testing.assert_allclose(found["kernel"], on_x.T @ on_dy, atol=12 * 2.0**-24 * (abs(on_x.T) @ abs(on_dy)).max())
+    np.testing.assert_allclose(found["bias"], dy.sum(0), rtol=1e-5)  # no product: not rounded
 
 
 def test_clips_are_held_above_zero():

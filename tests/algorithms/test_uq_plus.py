@@ -186,7 +186,7 @@ def test_a_step_never_raises_the_error_and_changes_nothing_but_quantized_tensors
 
 def test_the_reported_errors_are_those_of_the_model_before_and_after(rng):
     params, lowest, highest = averaged(rng)
-    new, report = uq_plus("det", points=9, grad_steps=1).step(KEY, params, lowest, highest)
+    new, report = uq_plus("det", points=9, grad_steps=1, format=PAPER.name).step(KEY, params, lowest, highest)
     for ratio, tree in ((report["refine_error_before"], params), (report["refine_error_after"], new)):
         by_hand = sum(nearest_error(tree[n]["kernel"], tree[n]["kernel_clip"], params[n]["kernel"]) for n in ("a", "b"))
         assert float(ratio.part) == pytest.approx(by_hand, rel=FLOAT32)
@@ -196,7 +196,7 @@ def test_the_reported_errors_are_those_of_the_model_before_and_after(rng):
 def test_the_clip_is_the_best_of_the_points_between_the_clients_clips(rng, objective, error):
     points = 11
     params, lowest, highest = averaged(rng)
-    new, _ = uq_plus(objective, points).step(KEY, params, lowest, highest)
+    new, _ = uq_plus(objective, points, format=PAPER.name).step(KEY, params, lowest, highest)
     for layer in ("a", "b"):
         v, name = params[layer]["kernel"], f"{layer}/kernel_clip"
         tried = np.linspace(float(lowest[name]), float(highest[name]), points)

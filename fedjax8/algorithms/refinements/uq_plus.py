@@ -72,7 +72,7 @@ def uq_plus(
     grad_steps: int = 0,
     step_size: float = 0.25,
     alternations: int = 1,
-    format: str = "e4m3fnuz",
+    format: str | None = None,
 ) -> Refinement:
     """The server step of FP8FedAvg-UQ+.
 
@@ -82,12 +82,12 @@ def uq_plus(
       grad_steps: steps on the weights before each search of the clip.
       step_size: of those steps, above 0.
       alternations: how often steps and search are repeated.
-      format: the grid of the downlink codec.
+      format: the grid of the downlink codec; None: that of the run (`config.format`), `e4m3fn` outside of one.
 
     Reports `refine_error_before` and `refine_error_after`: L less its constant, over ||v||^2, of all quantized tensors.
     A tensor without a clip beside it stays as it is; a model without clips is a UserError when the run is set up.
     """
-    fmt = formats.get_format(format)
+    fmt = formats.get_format(format or formats.DEFAULT)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
     if points < 1 or grad_steps < 0 or alternations < 1 or not step_size > 0:
@@ -114,6 +114,7 @@ def uq_plus(
         return *best[:2], before, best[2]
 
     def step(key: Key, params: PyTree, lowest: dict[str, Array], highest: dict[str, Array]):
+        formats.record_use("refinement uq_plus", fmt)
         leaves = trees.named_leaves(params)
         new, sums = dict(leaves), np.zeros(3, np.float32)
         for index, (name, clip) in enumerate(trees.clips_of(leaves).items()):

@@ -10,7 +10,8 @@ The sum is over a Poisson sample of the client's rows, |g_i| over all trainable 
 The guarantee: for data sets of which one lacks one example's gradients, so sizes, and all that follows from them, are
 public. It holds against the server too, and what is logged is that of the client that has spent most; see
 `accounting.ExampleSteps`. A client with batches shuffled instead of sampled is charged a Gaussian step an epoch, with
-no gain from sampling. The losses and metrics in the log are the simulator's and are not protected.
+no gain from sampling. The losses and metrics in the log are the simulator's and are not protected. Each term of the sum
+is at most C long for any float32 values (`norms`); the rounding of the sum itself is not accounted for.
 
 What the experiment code of FedPEFT does instead: see `noisy_sgd`.
 """

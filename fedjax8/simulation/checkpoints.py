@@ -132,8 +132,10 @@ class Checkpoints:
         def read() -> dict[str, Any]:
             nonlocal arrays
             found, arrays, notes = self._newest_readable(arrays)
-            changed = says_of_others(found["host"].get("record", {}), self._record) if found else []
-            return {"found": found, "notes": notes, "changed": changed}
+            if not found:
+                return {"found": None, "notes": notes, "changed": []}
+            changed = says_of_others(found["host"].get("record", {}), self._record)
+            return {"found": found, "notes": notes, "changed": changed, "oldest": self._keep_newest()}
 
         told = self._hosts.ask(read)
         self.notes += told["notes"]
@@ -148,6 +150,7 @@ class Checkpoints:
             return None
         step, host = told["found"]["step"], told["found"]["host"]
         like.clients.rewind(step)
+        like.clients.release(told["oldest"])
         self._newest = step
         server, down_states, clients = self._hosts.spread(arrays)
         store = like.clients.with_arrays(clients)
@@ -181,9 +184,7 @@ class Checkpoints:
         read = functools.partial(self._manager.restore, step, directory=self._folder)
         host = read(args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
         refuse_other(dict(host.get("record", {})), self._record, self._folder / str(step))
-        found = read(
-            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore())
-        )
+        found = read(args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()))
         expected = found.host.pop("checksum", None)
         if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
             raise ValueError("its checksum is wrong")

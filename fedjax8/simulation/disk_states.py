@@ -22,7 +22,9 @@ from fedjax8.types import PyTree
 _FORMAT = 2  # of the folder; raise it when its files change their meaning
 _HEADER, _MARKS, _ROWS, _UNDO = "header.json", "marks.json", "rows.bin", "undo-"
 _LARGEST_CALL = 1 << 30  # bytes; the system moves at most 2 GiB in one call
-_HEAD = struct.Struct("<II")  # before each row: 1 if the client has a state, checksum of the row and the client's number
+_HEAD = struct.Struct(
+    "<II"
+)  # before each row: 1 if the client has a state, checksum of the row and the client's number
 
 
 class DiskStates:

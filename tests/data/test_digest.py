@@ -18,7 +18,12 @@ def made(rng):
 def test_any_change_of_small_arrays_is_noticed(made):
     dataset, clients = made
     whole = digest(dataset, clients)
-    assert sorted(whole) == ["clients.order", "clients.sizes", "clients.starts", *(f"t{a}.{b}" for a in ("est", "rain") for b in "xy")]
+    assert sorted(whole) == [
+        "clients.order",
+        "clients.sizes",
+        "clients.starts",
+        *(f"t{a}.{b}" for a in ("est", "rain") for b in "xy"),
+    ]
     assert whole["train.x"].startswith("uint8 [40, 3] ")
     for part in ("train", "test"):
         for name in ("x", "y"):

@@ -308,7 +308,9 @@ def test_a_store_returns_to_any_of_its_marks(tmp_path, rng):
 def test_a_round_without_a_mark_is_named_with_what_to_do(tmp_path, rng):
     store = on_disk(tmp_path / "states")
     store.mark(10)
-    with pytest.raises(UserError, match="round 5 .it was not marked., only to rounds 0, 10; put back a checkpoint of one"):
+    with pytest.raises(
+        UserError, match="round 5 .it was not marked., only to rounds 0, 10; put back a checkpoint of one"
+    ):
         store.rewind(5)
 
 
@@ -383,7 +385,9 @@ def test_no_damage_to_a_file_of_a_store_gives_other_states_than_were_written(use
         whole, size = (folder / name).read_bytes(), (folder / name).stat().st_size
         places = range(0, size, 5 if name == "rows.bin" else 1)
         damages = [whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :] for at in places]
-        damages += [whole[: size - n] for n in (1, 30, 60, size)] + [whole[: size - n] + bytes(n) for n in (1, 30, size)]
+        damages += [whole[: size - n] for n in (1, 30, 60, size)] + [
+            whole[: size - n] + bytes(n) for n in (1, 30, size)
+        ]
         for damage in damages:
             if damage == whole:
                 continue

@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -107,9 +108,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
     Raises OSError where there is none, or it cannot be read.
     """
     with path.open("rb") as file:
-        text = file.read(MOST_JSON_BYTES + 1)
-    if len(text) > MOST_JSON_BYTES:
-        return None
+        if os.fstat(file.fileno()).st_size > MOST_JSON_BYTES:
+            return None
+        text = file.read()
     found = parse(text.decode("utf-8", "replace"))
     return found if isinstance(found, dict) else None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax8.errors import UserError
+from fedjax8.given import parse, read_object
 from fedjax8.simulation.runs import flatten
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
@@ -106,8 +107,8 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
     path = directory / CONFIG
     if path.exists():
         try:
-            old = dict(json.loads(path.read_text())["config"])
-        except (ValueError, KeyError, TypeError) as error:
+            old = dict((read_object(path) or {})["config"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--workdir: {path} is not a fedjax8 config ({error}); choose another directory") from error
         changed = differences(old, json.loads(json.dumps(json_ready(record["config"]))))
         if changed:
@@ -121,9 +122,8 @@ def read_metrics(directory: Path, last_round: int) -> list[dict[str, Any]]:
     """Lines of rounds 1 to `last_round`, each once; UserError if one is missing."""
     path, lines = directory / METRICS, []
     for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
+        line = parse(text)
+        if line is None:
             break  # half a line, or what a power cut made of it
         if not isinstance(line, dict) or not isinstance(line.get("round"), int) or line["round"] > last_round:
             break

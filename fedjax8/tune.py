@@ -74,7 +74,7 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
             f"--autotune chooses the settings of the executor auto, but config.executor is {config.executor.name}"
         )
     cache, key = cache_file(), key_of(config)
-    known = _remembered(cache)
+    known = remembered(cache)
     if key not in known:
         found = search(
             lambda setting: _measure(config, data_dir, setting, say),
@@ -96,7 +96,7 @@ def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax8" / "tuned.json"
 
 
-def _remembered(cache: Path) -> dict[str, dict[str, int]]:
+def remembered(cache: Path) -> dict[str, dict[str, int]]:
     """Settings by key; what is damaged is forgotten, and measured anew."""
     try:
         found = read_object(cache) or {}

@@ -99,6 +99,9 @@ def read_cifar_archive(
             # A sparse member may say that it has any size.
             if name in wanted and member.isfile() and not member.issparse() and (file := archive.extractfile(member)):
                 found[name] = file.read()
+        # The checksum of what is compressed stands behind the archive's end, where tarfile stops.
+        while unpacked <= MOST_UNPACKED_BYTES and (rest := archive.fileobj.read(_BLOCK_BYTES)):  # type: ignore[union-attr]
+            unpacked += len(rest)
     missing = sorted(wanted - set(found))
     if missing:
         raise UserError(f"{path}: the archive lacks {', '.join(missing)}")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.given import read_object
+from fedjax8.given import matches, read_object
 
 ABOUT, CLIENTS = "about.json", "clients.json"
 ABSENT = "-"
@@ -32,6 +32,22 @@ PLACES = ("seed", "workdir", "data_dir")
 
 
 MOST = np.iinfo(np.int64).max
+
+
+_SKEW = {"hellinger_mean": float, "hellinger_max": float, "js_mean": float}
+_SPLIT = {
+    "clients": int,
+    "rows?": int,
+    "sizes?": [int],
+    "labels?": (None, {"clients": [int], "counts": [[int]]}),
+    "skew?": (None, _SKEW),
+}
+_MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
+FORMS = {
+    ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
+    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float]},
+}
+"""What is read of these files."""
 
 
 class NotJSON(ValueError):
@@ -103,7 +119,7 @@ def read_run(path: str | os.PathLike) -> Run:
         summary = {}
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
-    about, clients = (_read_object(path / name, notes) or {} for name in (ABOUT, CLIENTS))
+    about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
     return Run(
         path=path,
         config={k: v for k, v in flatten(config).items() if k and k not in PLACES} if known else None,
@@ -136,8 +152,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """A JSON object, or None (with a note unless the file is merely missing)."""
+def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, Any] | None:
+    """A JSON object of a form, or None (with a note unless the file is merely missing)."""
     try:
         found = read_object(path)
     except FileNotFoundError:
@@ -146,6 +162,9 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if found is None:
         notes.append(f"{path}: not a JSON object, ignored")
+        return None
+    if form is not None and not matches(found, form):
+        notes.append(f"{path}: damaged, or of another version; ignored")
         return None
     return found
 

@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 MOST_JSON_BYTES = 1 << 28
 """Of a JSON file; what this package writes is far smaller."""
+_ABSENT = object()
+MOST_DEPTH = 64
+"""Of brackets within brackets in such a file."""
 INSTEAD = {
     ("Model", "flax", "linen"): "models.from_linen(module) makes a model of it",
     ("Model", "flax", "nnx"): "models.from_nnx(lambda rngs: ...) makes a model of what builds it",
@@ -107,11 +111,33 @@ def read_object(path: Path) -> dict[str, Any] | None:
     Raises OSError where there is none, or it cannot be read.
     """
     with path.open("rb") as file:
-        text = file.read(MOST_JSON_BYTES + 1)
-    if len(text) > MOST_JSON_BYTES:
-        return None
+        if os.fstat(file.fileno()).st_size > MOST_JSON_BYTES:
+            return None
+        text = file.read()
     found = parse(text.decode("utf-8", "replace"))
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and _shallow(found) else None
+
+
+def matches(value: Any, pattern: Any) -> bool:
+    """Whether what JSON says has a form: a type, `[form]` for a list of them, `{name: form}` with at least these names
+    but for those that end in `?`, `{str: form}` for any names, or a tuple of forms for one of them; None for null.
+    Numbers must be finite, and of 64 bits if they are whole."""
+    if isinstance(pattern, tuple):
+        return any(matches(value, form) for form in pattern)
+    if isinstance(pattern, list):
+        return isinstance(value, list) and all(matches(part, pattern[0]) for part in value)
+    if isinstance(pattern, dict) and str in pattern:
+        return isinstance(value, dict) and all(matches(part, pattern[str]) for part in value.values())
+    if isinstance(pattern, dict):
+        found = (
+            {name: value.get(name.removesuffix("?"), _ABSENT) for name in pattern} if isinstance(value, dict) else {}
+        )
+        return len(found) == len(pattern) and all(
+            name.endswith("?") if part is _ABSENT else matches(part, pattern[name]) for name, part in found.items()
+        )
+    if isinstance(value, int | float) and not -(2.0**63) <= value < 2.0**63:
+        return False
+    return value is None if pattern is None else fits(value, pattern)
 
 
 def parse(text: str) -> Any:
@@ -120,6 +146,17 @@ def parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):  # the latter for brackets in brackets
         return None
+
+
+def _shallow(value: Any) -> bool:
+    """Whether brackets lie at most `MOST_DEPTH` deep, so that functions may call themselves for each."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        if not inner:
+            return True
+        level = [part for parts in inner for part in parts]
+    return False
 
 
 def _shown(hint: Any) -> str:

@@ -24,6 +24,7 @@ from fedjax8.build import build
 from fedjax8.cohorts.auto import default_chunk
 from fedjax8.config import component, plain
 from fedjax8.errors import UserError
+from fedjax8.given import read_object
 
 TIMED_SECONDS = 1.0
 """A trial runs rounds for about this long, and at least two."""
@@ -76,7 +77,7 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
             f"--autotune chooses the settings of the executor auto, but config.executor is {config.executor.name}"
         )
     cache, key = cache_file(), key_of(config)
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    known = remembered(cache)
     if key not in known:
         found = search(
             lambda setting: _measure(config, data_dir, setting, say),
@@ -96,6 +97,17 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
 def cache_file() -> Path:
     """Where settings are remembered: `$XDG_CACHE_HOME/fedjax8/tuned.json`, by default below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax8" / "tuned.json"
+
+
+def remembered(cache: Path) -> dict[str, dict[str, int]]:
+    """Settings by key; what is damaged is forgotten, and measured anew."""
+    try:
+        found = read_object(cache) or {}
+    except OSError:
+        return {}
+    fits = lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 31
+    whole = lambda setting: isinstance(setting, dict) and set(setting) == set(Setting._fields)
+    return {key: setting for key, setting in found.items() if whole(setting) and all(map(fits, setting.values()))}
 
 
 def key_of(config: ConfigDict) -> str:

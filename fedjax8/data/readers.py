@@ -1,10 +1,12 @@
 """Readers for the file formats data sets come in: idx, CIFAR binary, npz and wav.
 
 Each returns NumPy arrays as stored. A file that is not what it should be raises a `UserError` that names the
-file and says what is wrong with it. Nothing is ever unpickled and archives are read in place, never
-extracted.
+file and says what is wrong with it, whatever is in it: sizes that a header promises are held against those of the file
+before memory is taken for them, and what unpacks to more than a file of its kind may is not unpacked. Nothing is ever
+unpickled and archives are read in place, never extracted.
 """
 
+import contextlib
 import gzip
 import io
 import math
@@ -12,16 +14,24 @@ import struct
 import tarfile
 import wave
 import zipfile
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fedjax8.errors import UserError
 
 MAP_ABOVE_BYTES = 1 << 30  # npz members this large are mapped rather than read, where they are stored uncompressed
-_UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)  # gzip.BadGzipFile is an OSError
+MOST_EXPANSION = 1032
+"""Most bytes that deflate makes of one."""
+MOST_UNPACKED_BYTES = 1 << 32
+"""Of a compressed array or archive; larger ones are stored uncompressed, and then mapped."""
+MOST_MEMBER_BYTES = 1 << 30
+"""Of one file in an archive; those of CIFAR have up to 154 MB."""
+MOST_WAV_BYTES = 1 << 26
+"""35 minutes of speech."""
+_BLOCK_BYTES = 1 << 20
 _IDX_UINT8 = 0x08
 _CIFAR_PIXELS = 3 * 32 * 32
 
@@ -32,24 +42,37 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
     Layout, big-endian: two zero bytes, element type (8 = uint8), number of dimensions, each length as int32,
     elements. (LeCun, Cortes and Burges, The MNIST database.)
     """
-    raw = _read_maybe_gzipped(Path(path))
-    if len(raw) < 4 or raw[:2] != b"\0\0":
-        raise UserError(f"{path}: not an idx file (its magic number is {raw[:4].hex() or 'missing'})")
-    if raw[2] != _IDX_UINT8 or raw[3] != num_dims:
+    path = Path(path)
+    with _reading(path, "damaged or truncated gzip file" if path.suffix == ".gz" else "cannot be read"):
+        stored = path.stat().st_size
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _idx_array(path, file, num_dims, stored)  # type: ignore[arg-type]  # GzipFile reads as a file does
+
+
+def _idx_array(path: Path, file: BinaryIO, num_dims: int, stored: int) -> np.ndarray:
+    """The array in an open idx file of `stored` bytes, compressed where its name says so."""
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0":
+        raise UserError(f"{path}: not an idx file (its magic number is {head.hex() or 'missing'})")
+    if head[2] != _IDX_UINT8 or head[3] != num_dims:
         raise UserError(
-            f"{path}: idx magic number {raw[:4].hex()}, expected {bytes([0, 0, _IDX_UINT8, num_dims]).hex()} "
+            f"{path}: idx magic number {head.hex()}, expected {bytes([0, 0, _IDX_UINT8, num_dims]).hex()} "
             f"(uint8, {num_dims} dimensions); is this the file for images or for labels?"
         )
-    header = 4 + 4 * num_dims
-    if len(raw) < header:
-        raise UserError(f"{path}: truncated inside its {header}-byte header")
-    shape = struct.unpack(f">{num_dims}I", raw[4:header])
-    if len(raw) - header != math.prod(shape):
-        problem = "truncated" if len(raw) - header < math.prod(shape) else "too long"
-        raise UserError(
-            f"{path}: {problem}: shape {shape} needs {math.prod(shape)} bytes of data, found {len(raw) - header}"
-        )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    lengths = file.read(4 * num_dims)
+    if len(lengths) < 4 * num_dims:
+        raise UserError(f"{path}: truncated inside its {4 + 4 * num_dims}-byte header")
+    shape = struct.unpack(f">{num_dims}I", lengths)
+    size, most = math.prod(shape), stored * (MOST_EXPANSION if path.suffix == ".gz" else 1)
+    if size > most:
+        found = f"at most {most}" if path.suffix == ".gz" else f"found {stored - 4 - 4 * num_dims}"
+        raise UserError(f"{path}: truncated: shape {shape} needs {size} bytes of data, {found}")
+    data = file.read(size)
+    if len(data) < size:
+        raise UserError(f"{path}: truncated: shape {shape} needs {size} bytes of data, found {len(data)}")
+    if file.read(1):
+        raise UserError(f"{path}: too long: shape {shape} needs {size} bytes of data, found more")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def read_cifar_folder(folder: str | Path, names: Collection[str], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,15 +87,21 @@ def read_cifar_archive(
 
     Members are found by their last path component, whatever folder the archive keeps them in.
     """
-    wanted, found = {name for names in parts.values() for name in names}, {}
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name in wanted and member.isfile() and (file := archive.extractfile(member)):
-                    found[name] = file.read()
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: damaged or truncated archive ({_reason(error)}); fetch it again") from error
+    path = Path(path)
+    wanted, found, unpacked = {name for names in parts.values() for name in names}, {}, 0
+    with _reading(path, "damaged or truncated archive"), tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            name, unpacked = member.name.rpartition("/")[2], unpacked + member.size
+            if unpacked > MOST_UNPACKED_BYTES or (name in wanted and member.size > MOST_MEMBER_BYTES):
+                raise UserError(
+                    f"{path}: {name} of {member.size} bytes is too large for an archive of CIFAR; fetch it again"
+                )
+            # A sparse member may say that it has any size.
+            if name in wanted and member.isfile() and not member.issparse() and (file := archive.extractfile(member)):
+                found[name] = file.read()
+        # The checksum of what is compressed stands behind the archive's end, where tarfile stops.
+        while unpacked <= MOST_UNPACKED_BYTES and (rest := archive.fileobj.read(_BLOCK_BYTES)):  # type: ignore[union-attr]
+            unpacked += len(rest)
     missing = sorted(wanted - set(found))
     if missing:
         raise UserError(f"{path}: the archive lacks {', '.join(missing)}")
@@ -95,23 +124,23 @@ def read_npz(
     memory-mapped and read-only, so a set larger than memory can be used.
     """
     path, arrays = Path(path), {}
-    try:
+    with _reading(path, "cannot be read"):
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: not an npz file, or truncated (no zip directory at its end)")
-        with np.load(path, allow_pickle=False) as members:
-            missing = [name for name in required if name not in members.files]
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            missing = [name for name in required if name not in members]
             if missing:
-                raise UserError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(members.files) or 'nothing'}")
-            for name in [*required, *(name for name in optional if name in members.files)]:
-                info = members.zip.getinfo(f"{name}.npy")
+                raise UserError(f"{path}: lacks {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
+            for name in [*required, *(name for name in optional if name in members)]:
+                info = archive.getinfo(members[name])
+                _check_member(path, info)
                 stored = info.compress_type == zipfile.ZIP_STORED
-                arrays[name] = (
-                    _map_member(path, info) if stored and info.file_size >= map_above_bytes else members[name]
-                )
-    except UserError:
-        raise
-    except (*_UNREADABLE, zipfile.BadZipFile, ValueError, KeyError, struct.error) as error:
-        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+                if stored and info.file_size >= map_above_bytes:
+                    arrays[name] = _map_member(path, info)
+                else:
+                    with archive.open(info) as file:
+                        arrays[name] = _read_array(file, info.file_size)
     return arrays
 
 
@@ -122,14 +151,15 @@ def read_wav(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
         path: of the file.
         sample_rate: that the file must have, in Hz; nothing is resampled.
     """
-    raw = _read(Path(path))
-    try:
-        with wave.open(io.BytesIO(raw)) as file:
-            channels, sample_bytes, rate, promised = file.getparams()[:4]
-            data = file.readframes(promised)
-    except (*_UNREADABLE, wave.Error, struct.error, RuntimeError) as error:  # the last for a chunk beyond its file
-        # `wave` knows uncompressed PCM alone and calls everything else an unknown format.
-        raise UserError(f"{path}: not a PCM wav file, or truncated ({_reason(error)})") from error
+    path = Path(path)
+    with _reading(path, "cannot be read"):
+        if (length := path.stat().st_size) > MOST_WAV_BYTES:
+            raise UserError(f"{path}: {length} bytes, of {MOST_WAV_BYTES} at most; cut the recording into clips")
+        raw = path.read_bytes()
+    # `wave` knows uncompressed PCM alone and calls everything else an unknown format.
+    with _reading(path, "not a PCM wav file, or truncated"), wave.open(io.BytesIO(raw)) as file:
+        channels, sample_bytes, rate, promised = file.getparams()[:4]
+        data = file.readframes(promised)
     if (channels, 8 * sample_bytes) != (1, 16):
         raise UserError(f"{path}: {channels} channels of {8 * sample_bytes} bits; only mono of 16 bits is read")
     if rate != sample_rate:
@@ -140,22 +170,61 @@ def read_wav(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
     return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
 
 
+def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
+    """UserError for a member that promises more bytes than it can have, or than are unpacked into memory."""
+    most = info.compress_size if info.compress_type == zipfile.ZIP_STORED else info.compress_size * MOST_EXPANSION
+    if info.file_size > most or info.compress_size > path.stat().st_size:
+        raise UserError(
+            f"{path}: cannot be read ({info.filename} promises {info.file_size} bytes and stores {info.compress_size})"
+        )
+    if info.compress_type != zipfile.ZIP_STORED and info.file_size > MOST_UNPACKED_BYTES:
+        raise UserError(
+            f"{path}: {info.filename} unpacks to {info.file_size} bytes, of {MOST_UNPACKED_BYTES} at most; write it "
+            "with numpy.savez, which does not compress and is mapped"
+        )
+
+
+def _array_header(file: Any, length: int, begin: int = 0) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, order, dtype of an npy file of `length` bytes, and where its data begin; ValueError unless they fit."""
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in read_header:
+        raise ValueError(f"npy version {version}")
+    shape, fortran_order, dtype = read_header[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never unpickled")
+    header = file.tell() - begin
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != length - header:
+        raise ValueError(f"{dtype} {shape} does not take the {length - header} bytes that there are")
+    return shape, fortran_order, dtype, header
+
+
+def _read_array(file: Any, length: int) -> np.ndarray:
+    """The array of an npy file of `length` bytes; all of it is read, so that checksums are compared."""
+    shape, fortran_order, dtype, header = _array_header(file, length)
+    data, got = np.empty(length - header, np.uint8), 0
+    while block := file.read(min(_BLOCK_BYTES, len(data) - got)):  # not all at once, which would take it twice
+        data[got : got + len(block)] = np.frombuffer(block, np.uint8)
+        got += len(block)
+    if got != len(data) or file.read(1):
+        raise ValueError("its length is another than promised")
+    flat = data.view(dtype) if got else np.zeros(math.prod(shape), dtype)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
     """Memory map of a stored (uncompressed) npz member."""
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)  # of the 30-byte local header, the last two fields: name and extra length
         name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-        file.seek(info.header_offset + 30 + name_bytes + extra_bytes)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        version = np.lib.format.read_magic(file)
-        if version not in read_header:
-            raise ValueError(f"npy version {version}")
-        shape, fortran_order, dtype = read_header[version](file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects, which are never unpickled")
+        begin = info.header_offset + 30 + name_bytes + extra_bytes
+        file.seek(begin)
+        shape, fortran_order, dtype, _ = _array_header(file, info.file_size, begin)
+        if not math.prod(shape):
+            return np.zeros(shape, dtype)
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")
 
 
@@ -174,21 +243,27 @@ def _cifar_arrays(files: Mapping[str, bytes], label_bytes: int) -> tuple[np.ndar
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
 
 
-def _read_maybe_gzipped(path: Path) -> bytes:
-    raw = _read(path)
-    if path.suffix != ".gz":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: damaged or truncated gzip file ({_reason(error)}); fetch it again") from error
-
-
 def _read(path: Path) -> bytes:
-    try:
+    with _reading(path, "cannot be read"):
         return path.read_bytes()
-    except OSError as error:
+
+
+@contextlib.contextmanager
+def _reading(path: Path, problem: str) -> Iterator[None]:
+    """What goes wrong in the block is the file's fault: a `UserError` that names it and the problem.
+
+    Decoders of formats, given damaged or hostile files, raise almost anything.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+    except Exception as error:
+        raise UserError(
+            f"{path}: {problem} ({_reason(error)})" + "; fetch it again" * ("damaged" in problem)
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

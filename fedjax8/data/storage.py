@@ -8,8 +8,8 @@ A folder holds
     columns/NAME.npy    [M, ...], rows in the order of the clients
 
 so one client's rows lie side by side and are one read, and no order has to be kept. The files are what `numpy.load`
-reads. A folder is written under another name and renamed once complete; what is written is checked, so that opening
-it reads no more than the headers.
+reads. A folder is written under another name and renamed once complete. Opening it reads the headers, starts and sizes,
+which are checked; rows are checked by who reads them.
 
     save_clients(({"x": x, "y": y} for x, y in my_users), "data/reddit/train")
     data = open_federated("data/reddit/train")
@@ -27,11 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from fedjax8.data.checks import check_windows
 from fedjax8.data.federated import FederatedData
 from fedjax8.errors import UserError
+from fedjax8.given import read_object
 
 HEADER = "federated.json"
 _FORMAT = 1  # raise it when the files change their meaning
+_CLIENTS_AT_ONCE = 1 << 14  # 192 kB of starts and sizes
 _BLOCK_BYTES = 1 << 26  # of rows held at once while they are written
 
 
@@ -76,34 +79,74 @@ def save_clients(clients: Iterable[Mapping[str, np.ndarray]], folder: str | Path
 
 
 def open_federated(folder: str | Path) -> FederatedData:
-    """The data in a folder, memory-mapped and read-only; nothing but headers is read, whatever its size.
+    """The data in a folder, memory-mapped and read-only; no rows are read, whatever their number.
 
-    UserError where the folder or a file is missing, or is not as it was written.
+    UserError where the folder or a file is missing, is not as it was written, or a client's rows are not there.
     """
     folder = Path(folder)
     header = read_header(folder)
     rows, num_clients = header["num_rows"], header["num_clients"]
     columns = {
-        name: _map(folder / "columns" / f"{name}.npy", np.dtype(dtype), (rows, *row_shape))
+        name: _map(folder / "columns" / f"{name}.npy", dtype, (rows, *row_shape))
         for name, (dtype, row_shape) in header["columns"].items()
     }
     starts = _map(folder / "starts.npy", np.dtype(np.int64), (num_clients,))
     sizes = _map(folder / "sizes.npy", np.dtype(np.int32), (num_clients,))
+    _check_windows(folder, starts, sizes, rows)
     return FederatedData(columns, None, starts, sizes, checked=True)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """What `federated.json` says; UserError where there is none, or one of another format."""
+    """What `federated.json` says; UserError where there is none, one of another format, or a damaged one.
+
+    Columns come as name -> (dtype, row shape).
+    """
     try:
-        header = json.loads((folder / HEADER).read_text())
-        found = header["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        header = read_object(folder / HEADER)
+    except OSError as error:
         raise UserError(
             f"{folder} does not hold federated data; write it with fedjax8.data.save_federated or save_clients"
         ) from error
-    if found != _FORMAT:
-        raise UserError(f"{folder} is of format {found}, but {_FORMAT} is needed; write it again with this version")
-    return header
+    if header is not None and header.get("format") != _FORMAT and "format" in header:
+        raise UserError(
+            f"{folder} is of format {header['format']!r:.20}, but {_FORMAT} is needed; write it again with this version"
+        )
+    try:
+        if header is None or not isinstance(header["id"], str):
+            raise ValueError("no JSON object of ours")
+        whole = lambda value, least: isinstance(value, int) and least <= value < 1 << 48
+        if not whole(header["num_rows"], 0) or not whole(header["num_clients"], 1) or not header["columns"]:
+            raise ValueError("its numbers of rows and clients, or its columns, cannot be")
+        columns = {}
+        for name, (dtype, row_shape) in header["columns"].items():
+            check_name(name)
+            if np.dtype(dtype).kind not in "biufc" or not all(whole(length, 0) for length in row_shape):
+                raise ValueError(f"column {name!r} is {dtype} {row_shape}")
+            columns[name] = np.dtype(dtype), tuple(row_shape)
+    except (ValueError, TypeError, KeyError, AttributeError, SyntaxError) as error:
+        raise UserError(
+            f"{folder / HEADER} is damaged ({' '.join(str(error).split())}); write the folder again"
+        ) from error
+    return header | {"columns": columns}
+
+
+def check_name(name: str) -> None:
+    """UserError unless a column of this name can be a file in its folder."""
+    if not isinstance(name, str) or not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise UserError(f"column {name!r} cannot be the name of a file; use letters, digits and _")
+
+
+def _check_windows(folder: Path, starts: np.ndarray, sizes: np.ndarray, rows: int) -> None:
+    """UserError unless every client lies within the rows. Files are read, not mapped: a map would stay in memory."""
+    try:
+        with (folder / "starts.npy").open("rb") as one, (folder / "sizes.npy").open("rb") as two:
+            one.seek(starts.offset)  # type: ignore[attr-defined]  # of a memory map
+            two.seek(sizes.offset)  # type: ignore[attr-defined]
+            for first in range(0, len(starts), _CLIENTS_AT_ONCE):
+                count = min(_CLIENTS_AT_ONCE, len(starts) - first)
+                check_windows(np.fromfile(one, np.int64, count), np.fromfile(two, np.int32, count), rows, "rows")
+    except (UserError, OSError) as error:
+        raise UserError(f"{folder}: {error}; write the folder again") from error
 
 
 class _Column:
@@ -154,8 +197,7 @@ class _Writer:
             raise UserError(f"{where}: columns have lengths {lengths}; there must be one or more, of equal length")
         if not self._blocks:
             for name, column in columns.items():
-                if not name or name.startswith(".") or "/" in name:
-                    raise UserError(f"column {name!r} cannot be the name of a file; use letters, digits and _")
+                check_name(name)
                 with _writing(self._folder):
                     self.columns[name] = _Column(self._part / "columns" / f"{name}.npy", column)
         found = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
@@ -221,7 +263,9 @@ def _writing(folder: Path) -> Iterator[None]:
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(mapped, np.memmap) and mapped.size:
+            raise ValueError("not an npy file")
+    except Exception as error:  # of a damaged header almost anything
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is missing or damaged ({reason}); write the folder again") from error
     if mapped.dtype != dtype or mapped.shape != shape:

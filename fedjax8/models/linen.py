@@ -1,6 +1,7 @@
 """A flax linen module as a `Model`."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from fedjax8.errors import UserError
 from fedjax8.models._lstm import Kernel
 from fedjax8.models.products import conv_stand_in, dot_stand_in, scale_stand_in
 from fedjax8.types import Array, Batch, Model, Multiply, Variables
@@ -20,6 +22,38 @@ PRODUCTS = {
     Kernel: ("scale", scale_stand_in),
 }
 """Linen layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
+
+
+TRAIN_ARGUMENTS = ("train", "training", "is_training", "deterministic", "use_running_average", "eval", "inference")
+"""What modules call the argument that tells training from evaluation."""
+NEGATED = ("deterministic", "use_running_average", "eval", "inference")
+"""Those of them that are true in evaluation."""
+
+
+def check_train_argument(call: Callable, name: str, given: str | None, *, attributes: frozenset[str]) -> None:
+    """UserError unless the argument of `call` that tells training from evaluation is the one given, if there is one.
+
+    Left at its default, batch norm and dropout would never train. Fields of the module, `attributes`, cannot be changed
+    from call to call.
+    """
+    takes = inspect.signature(call).parameters
+    if given is not None and given not in takes:
+        raise UserError(
+            f"train_argument is {given!r}, but {name}.__call__ takes {', '.join(takes)}; name the one that tells "
+            "training from evaluation, or leave it out"
+        )
+    found = [argument for argument in TRAIN_ARGUMENTS if argument in takes]
+    if given is None and found:
+        raise UserError(
+            f"{name}.__call__ takes {found[0]!r}, which nobody would pass: batch norm and dropout would never train; "
+            f"give train_argument={found[0]!r}"
+        )
+    fields = [argument for argument in TRAIN_ARGUMENTS if argument in attributes]
+    if given is None and fields:
+        raise UserError(
+            f"{name} has the field {fields[0]!r}, which stays as it is in training and evaluation; make it an argument "
+            f"of __call__ and give train_argument={fields[0]!r}"
+        )
 
 
 def _per_row(values: Array, labels: Array) -> Array:
@@ -97,14 +131,26 @@ def from_linen(
     """`Model` of a linen module that maps `batch["x"]` to outputs.
 
     `train_argument` names a boolean argument of `module.__call__` that tells training from evaluation, if it has one;
-    with `train_argument="deterministic"` or `"use_running_average"` the value is negated, as those names ask.
-    Collections other than `params` become `Variables.state`.
+    with `train_argument="deterministic"`, `"use_running_average"`, `"eval"` or `"inference"` the value is negated, as
+    those names ask. Collections other than `params` become `Variables.state`.
+
+    Raises:
+      UserError: no module, or a class of modules; a module with such an argument, by one of the usual names, that is
+        not named here, or a `train_argument` that it does not take.
 
     Example:
       >>> from flax import linen as nn
       >>> model = from_linen(nn.Dense(10))
     """
-    negated = train_argument in ("deterministic", "use_running_average")
+    if not isinstance(module, nn.Module):
+        made = inspect.isclass(module) and issubclass(module, nn.Module)
+        advice = f"make one: {module.__name__}(...)" if made else "see from_nnx for those of nnx"
+        raise UserError(f"from_linen takes a linen module, such as nn.Dense(10), but got {module!r}; {advice}")
+    if not callable(module):
+        raise UserError(f"from_linen calls the module, but {type(module).__name__} has no __call__; give it one")
+    fields = frozenset(type(module).__dataclass_fields__)
+    check_train_argument(module.__call__, type(module).__name__, train_argument, attributes=fields)
+    negated = train_argument in NEGATED
 
     def arguments(train: bool) -> dict[str, Any]:
         return {train_argument: train != negated} if train_argument else {}

@@ -1,13 +1,15 @@
 """A flax nnx module as a `Model`."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax8.errors import UserError
 from fedjax8.keys import random_key
-from fedjax8.models.linen import accuracy, cross_entropy
+from fedjax8.models.linen import TRAIN_ARGUMENTS, accuracy, cross_entropy
 from fedjax8.models.products import conv_stand_in, dot_stand_in
 from fedjax8.types import Array, Batch, Model, Multiply, Variables
 
@@ -31,6 +33,18 @@ def _hook_layers(module: nnx.Module, multiply: Multiply) -> None:
                     setattr(layer, f"{field}_cls", None)
 
 
+def _check_call(module: nnx.Module) -> None:
+    """UserError for an argument that would tell training from evaluation, but that nobody passes."""
+    takes = inspect.signature(type(module).__call__).parameters
+    # One whose default is None leaves it to the module's mode, which is set.
+    left = [name for name in TRAIN_ARGUMENTS if name in takes and takes[name].default is not None]
+    if left:
+        raise UserError(
+            f"{type(module).__name__}.__call__ takes {left[0]!r}, which nobody passes; leave it out: nnx puts "
+            "modules into training and evaluation by module.train() and module.eval()"
+        )
+
+
 def from_nnx(
     create: Callable[[nnx.Rngs], nnx.Module],
     loss: Callable[[Array, Batch], Array] = cross_entropy,
@@ -42,14 +56,24 @@ def from_nnx(
     `nnx.Param`s become `Variables.params`; batch statistics and the like `Variables.state`. Random streams (dropout)
     are neither: every call draws them from its `key`, or leaves the module in evaluation mode where there is none.
 
+    Raises UserError for a module in place of what builds it, and, when it is built, for one whose `__call__` takes an
+    argument such as `train`: nobody passes that.
+
     Example:
       >>> from flax import nnx
       >>> model = from_nnx(lambda rngs: nnx.Linear(64, 10, rngs=rngs))
     """
+    if isinstance(create, nnx.Module) or not callable(create):
+        raise UserError(
+            f"from_nnx takes what builds a module, such as lambda rngs: nnx.Linear(64, 10, rngs=rngs), but got a "
+            f"{type(create).__name__}"
+        )
     kinds = (nnx.Param, nnx.RngKey, nnx.RngCount, ...)
 
     def init(key, batch):
-        _, params, _, _, state = nnx.split(create(nnx.Rngs(key)), *kinds)  # type: ignore[misc]  # as many as kinds
+        module = create(nnx.Rngs(key))
+        _check_call(module)
+        _, params, _, _, state = nnx.split(module, *kinds)  # type: ignore[misc]  # as many as kinds
         return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
 
     def assemble(variables, key):

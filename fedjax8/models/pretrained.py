@@ -5,8 +5,8 @@
 
 A file is memory-mapped and read tensor by tensor, so that beside the parameters there is never more than one tensor of
 it in memory, and of a fused tensor only the third that is wanted. Everything is checked first, from the file's header:
-every leaf has its tensor and every tensor a leaf, shapes and dtypes fit. Which tensor a leaf comes from:
-`_checkpoint_names.py`. The library `safetensors` is optional: `pip install 'fedjax8[hf]'`.
+every leaf has its tensor and every tensor a leaf, shapes and dtypes fit; that values are finite as they are read. Which
+tensor a leaf comes from: `_checkpoint_names.py`. The library `safetensors` is optional: `pip install 'fedjax8[hf]'`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ HEADS = ("keep", "new")
 POSITIONS = ("same", "resize")
 DTYPES = ("F32", "F16", "BF16")
 """Of tensors that are read; all become float32."""
+MOST_FOLDERS = 32
+"""Modules within modules, in the path of a parameter."""
 SHOWN = 3
 """Names in a message."""
 
@@ -157,9 +159,15 @@ def load_params(path: str | os.PathLike) -> dict:
     for name, tensor in _header(file).items():
         *folders, last = name.split("/")
         node = params
+        if len(folders) > MOST_FOLDERS or not all((*folders, last)):
+            raise UserError(f"{file}: {name[:100]!r} is no path of a parameter; files of others need load_pretrained")
         for folder in folders:
             node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{file}: {name!r} lies below another parameter; the file is not one of save_params")
         _check_dtype(file, tensor)
+        if last in node:
+            raise UserError(f"{file}: other parameters lie below {name!r}; the file is not one of save_params")
         node[last] = jnp.asarray(_read(file, tensor, Source(name), tensor.shape))
     return params
 
@@ -188,6 +196,15 @@ def _opened(file: Path):
         yield handle
 
 
+@contextlib.contextmanager
+def _reading(file: Path, tensor: Stored) -> Iterator[None]:
+    """What the library, or memory, has against a tensor that the header promised."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{file}: {tensor.name!r} {tensor.shape} cannot be read ({error})") from error
+
+
 def _header(file: Path) -> dict[str, Stored]:
     with _opened(file) as opened:
         found = {}
@@ -205,7 +222,7 @@ def _canonical(name: str, prefix: str) -> str:
 
 def _read(file: Path, tensor: Stored, source: Source, shape: tuple[int, ...]) -> np.ndarray:
     """The leaf: what is wanted of the tensor, in our layout."""
-    with _opened(file) as opened:
+    with _opened(file) as opened, _reading(file, tensor):
         if source.part is None:
             x = opened.get_tensor(tensor.name)
         else:
@@ -216,6 +233,8 @@ def _read(file: Path, tensor: Stored, source: Source, shape: tuple[int, ...]) ->
             places[axis] = third
             x = opened.get_slice(tensor.name)[tuple(places)]
     x = np.asarray(x).astype(np.float32, copy=False)
+    if not np.isfinite(np.sum(x, dtype=np.float64)):  # float64 cannot overflow here
+        raise UserError(f"{file}: {tensor.name!r} holds NaN or an infinity; save the parameters of a model that works")
     if source.layout == "patches":
         x = x.transpose(2, 3, 1, 0)
     elif source.layout == "transposed":

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
+from fedjax8.given import matches, read_object
 
 ABOUT, CLIENTS = "about.json", "clients.json"
 ABSENT = "-"
@@ -28,6 +29,29 @@ LABEL_LENGTH = 44
 """Longest label, in characters, made of config fields; with more, directory names are easier to read."""
 PLACES = ("seed", "workdir", "data_dir")
 """Config fields that do not make another setting: the seed, and where files are."""
+
+
+MOST = np.iinfo(np.int64).max
+
+
+_SKEW = {"hellinger_mean": float, "hellinger_max": float, "js_mean": float}
+_SPLIT = {
+    "clients": int,
+    "rows?": int,
+    "sizes?": [int],
+    "labels?": (None, {"clients": [int], "counts": [[int]]}),
+    "skew?": (None, _SKEW),
+}
+_MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
+FORMS = {
+    ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
+    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float]},
+}
+"""What is read of these files."""
+
+
+class NotJSON(ValueError):
+    """A line that is no JSON."""
 
 
 class Run(NamedTuple):
@@ -95,7 +119,7 @@ def read_run(path: str | os.PathLike) -> Run:
         summary = {}
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
-    about, clients = (_read_object(path / name, notes) or {} for name in (ABOUT, CLIENTS))
+    about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
     return Run(
         path=path,
         config={k: v for k, v in flatten(config).items() if k and k not in PLACES} if known else None,
@@ -128,18 +152,19 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """A JSON object, or None (with a note unless the file is merely missing)."""
+def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, Any] | None:
+    """A JSON object of a form, or None (with a note unless the file is merely missing)."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        found = read_object(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
+    if found is None:
         notes.append(f"{path}: not a JSON object, ignored")
+        return None
+    if form is not None and not matches(found, form):
+        notes.append(f"{path}: damaged, or of another version; ignored")
         return None
     return found
 
@@ -162,7 +187,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     for i, text in numbered:
         try:
             line = _parse_line(text)
-        except json.JSONDecodeError:
+        except NotJSON:
             if i != numbered[-1][0]:
                 raise UserError(f"{file}, line {i}: not JSON; mend or remove that line") from None
             notes.append(f"{file}: the last line is half written and was ignored")
@@ -181,19 +206,25 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def _parse_line(text: str) -> dict[str, Any]:
-    line = json.loads(text)
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
+        raise NotJSON from error
     if not isinstance(line, dict):
         raise ValueError("not a JSON object")
     for name in ("round", "uplink_bytes", "downlink_bytes"):
         value = line.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{name} must be a whole number, not {json.dumps(value)}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
+            raise ValueError(f"{name} must be a whole number of 64 bits, not {json.dumps(value):.40}")
     return line
 
 
 def number(value: Any) -> float:
-    """The value as a float, NaN for anything that is not a number."""
-    return float(value) if isinstance(value, int | float) else math.nan
+    """The value as a float, NaN for anything that is not a number, or beyond all floats."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], list[str]]:

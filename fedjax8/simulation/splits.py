@@ -29,7 +29,7 @@ def splits(settings: Sequence[Setting]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, tuple[Run, Mapping[str, Any]]] = {}
     for run in (run for setting in settings for run in setting.runs):
         split = run.about.get("split")
-        if split and len(found) < SPLITS:
+        if split and "sizes" in split and "rows" in split and len(found) < SPLITS:
             found.setdefault(json.dumps(split, sort_keys=True), (run, split))
     named: dict[str, Mapping[str, Any]] = {}
     for run, split in found.values():
@@ -52,7 +52,7 @@ def label_shares(settings: Sequence[Setting]) -> Panel:
     title, found = "Labels of clients", splits(settings)
     figures = {}
     for name, split in found.items():
-        if not split.get("labels"):
+        if not split.get("labels") or len(set(map(len, split["labels"]["counts"]))) != 1:
             continue
         counts = np.array(split["labels"]["counts"], np.float64)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)

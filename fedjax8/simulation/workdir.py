@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from fedjax8.data.digest import without_floats
 from fedjax8.errors import UserError
+from fedjax8.given import parse, read_object
 from fedjax8.simulation.durable import make_folder, remove, replace_file, sync_folder
 from fedjax8.simulation.runs import flatten
 
@@ -123,7 +124,7 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
     path, earlier = directory / CONFIG, {}
     if path.exists():
         try:
-            old = dict(json.loads(path.read_bytes()))
+            old = read_object(path) or {}
             refuse_other({**old, "config": dict(old["config"])}, json.loads(json.dumps(json_ready(record))), directory)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
@@ -197,10 +198,7 @@ def read_metrics(directory: Path, last_round: int) -> Lines:
 
 def _line(text: bytes) -> dict[str, Any] | None:
     """A line of metrics; None for half of one, or what a power cut or a bad disk made of it."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    line = parse(text.decode("utf-8", "replace"))
     return line if isinstance(line, dict) and type(line.get("round")) is int else None
 
 

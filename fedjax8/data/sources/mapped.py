@@ -9,10 +9,11 @@ come) or `save_federated`, with the columns `x` (uint8, float32 or int32) and `y
     --data_dir=DATA --config.data.name=mapped --config.data.folder=reddit \
         --config.partition.name=by_key --config.num_clients=0
 
-Labels are checked, and mean and deviation of the training rows measured, in one pass the first time; what was found is
-kept in the folder as `measured.json`.
+Rows and labels are checked, and mean and deviation of the training rows measured, in one pass the first time; what was
+found is kept in the folder as `measured.json`, with a checksum. Rows are checked again as a run reads them.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -22,29 +23,34 @@ from typing import Any
 import numpy as np
 
 from fedjax8.data.federated import Dataset, FederatedData, Windows
-from fedjax8.data.sources._build import build_dataset
+from fedjax8.data.sources._build import build_dataset, check_standardize
 from fedjax8.data.sources._files import data_directory
 from fedjax8.data.storage import open_federated, read_header
 from fedjax8.errors import UserError
+from fedjax8.given import read_object
 
 _MEASURED = "measured.json"
 
 
-def mapped(data_dir: str | None = None, folder: str = "", *, num_classes: int | None = None) -> Dataset:
+def mapped(
+    data_dir: str | None = None, folder: str = "", *, num_classes: int | None = None, standardize: str = "auto"
+) -> Dataset:
     """The set in a folder of the data directory, its clients as windows for the partition `by_key`.
 
     Args:
         data_dir: None for `$FEDJAX8_DATA`.
         folder: with parts `train` and `test`; needed.
         num_classes: largest label + 1 where None.
+        standardize: as of `npz`.
     """
+    check_standardize(standardize)
     if not folder:
         raise ValueError("folder is empty; it must be one in the data directory with parts train and test")
     path = data_directory(folder, data_dir) / folder
     parts = {part: open_federated(path / part) for part in ("train", "test")}
     for part, data in parts.items():
         _check_columns(path / part, data)
-    measured = _measure(path, parts)
+    measured = _measure(path, parts, standardize)
     if num_classes is not None and num_classes < measured["num_classes"]:
         raise UserError(
             f"num_classes is {num_classes}, but {path} has labels up to {measured['num_classes'] - 1}; use at least "
@@ -71,18 +77,19 @@ def _check_columns(where: Path, data: FederatedData) -> None:
             raise UserError(f"{where}: {name} is {data.columns[name].dtype}; write it as {' or '.join(dtypes)}")
 
 
-def _measure(path: Path, parts: dict[str, FederatedData]) -> dict[str, Any]:
+def _measure(path: Path, parts: dict[str, FederatedData], standardize: str) -> dict[str, Any]:
     """`num_classes`, `mean` and `std`: as measured before on these very parts, else by reading all rows."""
-    ids = {part: read_header(path / part)["id"] for part in parts}
+    depends = {"parts": {part: read_header(path / part)["id"] for part in parts}, "standardize": standardize}
     try:
-        kept = json.loads((path / _MEASURED).read_text())
-        if kept["parts"] == ids:
-            return kept
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # not measured yet
+        kept = read_object(path / _MEASURED) or {}
+    except OSError:  # not measured yet
+        kept = {}
+    if kept.get("checksum") == _checksum(kept) and depends.items() <= kept.items():
+        return kept
     arrays = {f"{name}_{part}": data.columns[name] for part, data in parts.items() for name in "xy"}
-    dataset = build_dataset(path.name, str(path), arrays)
-    measured = {"num_classes": dataset.num_classes, "mean": dataset.mean, "std": dataset.std, "parts": ids}
+    dataset = build_dataset(path.name, str(path), arrays, standardize=standardize)
+    measured = {"num_classes": dataset.num_classes, "mean": dataset.mean, "std": dataset.std, **depends}
+    measured |= {"checksum": _checksum(measured)}
     part = path / f"{_MEASURED}.{os.getpid()}.part"
     try:
         part.write_text(json.dumps(measured, indent=2) + "\n")
@@ -90,6 +97,12 @@ def _measure(path: Path, parts: dict[str, FederatedData]) -> dict[str, Any]:
     except OSError as error:  # a folder that one may only read is measured each time
         logging.getLogger(__name__).info("%s cannot be written (%s)", path / _MEASURED, error)
     return measured
+
+
+def _checksum(measured: dict[str, Any]) -> str:
+    """Of all but itself, so that a damaged file is measured anew."""
+    rest = {name: value for name, value in measured.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 EXAMPLES = ({"folder": "mapped"},)

@@ -210,6 +210,34 @@ def test_the_late_keep_the_state_they_had_before_the_round(toys):
     assert own[0] != 0 and own[1] == 0
 
 
+def test_a_client_that_is_late_with_its_second_message_keeps_the_state_it_had(toys):
+    """11 s are enough for 4 bytes down and one message of 4 up, and for client 0, whose uplink is twice as fast, for
+    two: both of its codecs have counted a message, and none of client 1's."""
+
+    def make(local):
+        def round_(link, state, cohort, key):
+            say = lambda received, own, rows, key: Contribution(jnp.ones(1), jnp.float32(1), own, {})
+            _, link = link.broadcast(key, jnp.zeros(1), cohort)
+            for name in ("first", "second"):
+                _, states, link = link.map_clients(say, (), cohort, key, name, steps=0)
+                cohort = cohort._replace(states=states)
+            return RoundOutput(state, cohort.states, link, {})
+
+        return fedavg(local)._replace(round=round_)
+
+    def speeds(key, ids):
+        same = jnp.ones(ids.shape)
+        return Speeds(same, same, jnp.where(ids == 0, 2.0, 1.0))
+
+    counting = none()._replace(init=lambda tree: jnp.int32(0), encode=lambda key, state, tree: (tree, state + 1))
+    dropped = lambda local: dropouts.with_dropout(make(local), Dropout(speeds=speeds, deadline=11.0))
+    sim = toys.build(dropped, toys.clients([1.0] * 2, [1.0, 2.0]), steps=1, uplink=counting)
+    state, metrics = sim.run_round(sim.init())
+    counted = state.clients.arrays()["uplink"]
+    assert metrics["dropped"] == 1 and metrics["uplink_bytes"] == 3 * 4
+    assert {name: np.asarray(n).tolist() for name, n in counted.items()} == {"first": [1, 0], "second": [1, 0]}
+
+
 def test_the_slowest_round_of_fedcode_and_fda_opt_is_that_of_what_a_client_sends():
     """FedCode: either kind of message each way and never both, at a byte a second. FDA-Opt: as many states as units."""
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedjax8.data.federated import Dataset
-from fedjax8.data.partitions import dirichlet
+from fedjax8.data.partitions.dirichlet import dirichlet
 
 
 def test_a_label_wise_split_keeps_its_minimum_where_a_draw_without_one_breaks_it():

@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,6 +13,7 @@ from fedjax8.codecs.none import none
 from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
+from fedjax8.privacy import gaussian
 from fedjax8.privacy.accounting import Facts
 from fedjax8.privacy.dp_sgd import dp_sgd
 from fedjax8.simulation.simulation import simulate
@@ -21,8 +24,6 @@ D = 50_000
 
 def still() -> Model:
     """D parameters whose gradient is zero, so that a round leaves the noise alone."""
-    import jax.numpy as jnp
-
     return Model(
         init=lambda key, batch: Variables({"w": jnp.zeros(D)}, {}),
         apply=lambda variables, batch, **_: (0.0 * jnp.sum(variables.params["w"]) * batch["a"], variables.state),
@@ -57,3 +58,11 @@ def test_noise_is_calibrated_for_all_rounds_of_the_run(toys):
     rule = dp_sgd(target_epsilon=3.0, facts=facts)
     assert rule.privacy(2)["epsilon"] <= 3.0
     assert rule.privacy(2)["epsilon"] == pytest.approx(3.0, rel=0.02)
+
+
+def test_leaves_have_noise_of_their_own():
+    """Two leaves of 20 000 values: deviation 3 each, and no correlation beyond five standard errors."""
+    noised = gaussian.add_noise(jax.random.key(1), {"a": jnp.zeros(20_000), "b": jnp.ones(20_000)}, 3.0)
+    a, b = np.asarray(noised["a"]), np.asarray(noised["b"]) - 1
+    assert a.std() == pytest.approx(3.0, rel=5 / np.sqrt(2 * 20_000))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(20_000)

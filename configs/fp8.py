@@ -15,7 +15,7 @@
                        dimensions or more is quantized: for kwt1 also class token and positions
 
     grid     e4m3fn    (where none is given) e4m3fn weights, inputs and messages, e5m2 gradients
-             e4m3fnuz  with learnt clips the grid of Kuzmin et al.; gradients in float32: what docs/studies/fp8.md measured
+             e4m3fnuz  the grid of Kuzmin et al.; gradients in float32: what docs/studies/fp8.md measured
 
 Which data and models Wang et al. (arXiv 2407.02610) use could not be confirmed, and none of their settings: what
 follows is what the closest public sources have. Vision: 100 clients, 5 local epochs of batch 50, SGD 0.1, weight decay

@@ -38,7 +38,7 @@ FP8 = component("fp8")
         FP8,
         component("delta", codec=FP8),
         component("error_feedback", codec=component("fp8", clip="max")),
-        component("per_path", rules=(("*bias", component("none")),), default=FP8),
+        component("per_path", rules={"*kernel": FP8}, default=component("none")),
     ],
     ids=lambda codec: codec.name,
 )
@@ -106,7 +106,7 @@ def in_python(model, uplink, downlink, refine=None, **settings):
     """A run that Python code put together."""
     rows = data.synthetic(shape=(4,), num_examples=20, num_test=2)
     clients = data.federate(rows, data.iid(), num_clients=2)
-    local = local_training(model, optax.sgd(0.1), data.batch_plan(5))
+    local = local_training(model, optax.sgd(0.1), data.batch_plan(5, epochs=1))
     algorithm = algorithms.fedavg(local, refine=refine)
     return simulate(model, algorithm, clients, cohort_size=2, uplink=uplink, downlink=downlink, **settings)
 
@@ -120,7 +120,7 @@ def test_in_python_a_mix_is_refused_when_the_run_begins_unless_it_is_asked_for()
         adapters.qat(logistic()),
         codecs.delta(codecs.fp8("e4m3fnuz")),
         codecs.fp8("e5m2"),
-        uq_plus.uq_plus(points=2),
+        uq_plus(points=2),
     )
     with pytest.raises(UserError, match=r"formats are mixed: .*mixed_formats=True") as error:
         in_python(*parts).init()
@@ -133,4 +133,4 @@ def test_in_python_a_mix_is_refused_when_the_run_begins_unless_it_is_asked_for()
 
 def test_in_python_the_defaults_agree():
     assert formats.DEFAULT == "e4m3fn" and formats.GRADIENTS == "e5m2"
-    in_python(adapters.qat(logistic()), codecs.fp8(), codecs.fp8(), uq_plus.uq_plus(points=2)).init()
+    in_python(adapters.qat(logistic()), codecs.fp8(), codecs.fp8(), uq_plus(points=2)).init()

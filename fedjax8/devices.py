@@ -70,6 +70,6 @@ def start_devices() -> None:
     try:
         jax.devices()
     except RuntimeError as error:
-        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        asked = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
         what = f"JAX_PLATFORMS is {asked!r}, and " if asked else ""
         raise UserError(f"{what}JAX finds no device: {' '.join(str(error).split())[:300]}") from error

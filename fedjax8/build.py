@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.cohorts.auto import default_chunk
-from fedjax8.config import MIXED, check_call, check_choice, component, is_component, usable
+from fedjax8.config import LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.drawn import IMAGE_MEAN, IMAGE_STD, drawn_rows
 from fedjax8.data.federated import Dataset, FederatedData, federate
@@ -263,6 +263,20 @@ def check_cohort(cohort_size: int, num_clients: int) -> int:
     return cohort_size
 
 
+def check_steps(plan: BatchPlan, clients: FederatedData) -> None:
+    """Raises `UserError` if a client takes more steps a round than the devices count, in int32."""
+    epochs = plan.epochs or 0
+    if -(-clients.num_positions // plan.batch_size) * epochs <= LARGEST_COUNT:  # sizes need not be read
+        return
+    most = int(np.max(clients.sizes))
+    steps = -(-most // plan.batch_size) * epochs
+    if steps > LARGEST_COUNT:
+        raise UserError(
+            f"config.client: {plan.epochs} epochs of up to {most} rows are {steps} steps a round; at most "
+            f"{LARGEST_COUNT} can be counted"
+        )
+
+
 def step_size(algorithm: ConfigDict, optimizer: ConfigDict, weight_decay: float) -> float | None:
     """The clients' step size, for an algorithm that divides by it (SCAFFOLD) and was not given it as `learning_rate`;
     UserError unless clients take steps of plain SGD. None for other algorithms."""
@@ -382,6 +396,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         augment = attempt(build_augment, given.augment)
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
+        attempt(check_steps, plan, clients)
         facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)

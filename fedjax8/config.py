@@ -107,18 +107,24 @@ FIELDS = {
 
 LARGEST_SEED = 2**32 - 1
 """Beyond it two seeds could give the same random key."""
+LARGEST_COUNT = 2**31 - 1
+"""Rounds, steps and clients are counted in int32 on the devices."""
+LARGEST_BATCH = 2**30
+"""So that a batch more than a client's rows can be counted too."""
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
 LIMITS = {
     "config.seed": (0, LARGEST_SEED),
-    "config.rounds": (1, math.inf),
-    "config.eval_every": (1, math.inf),
-    "config.checkpoint_every": (1, math.inf),
-    "config.num_clients": (0, math.inf),
-    "config.cohort_size": (1, math.inf),
-    "config.rounds_per_call": (0, math.inf),
-    "config.client.batch_size": (1, math.inf),
-    "config.client.epochs": (1, math.inf),
-    "config.client.steps": (0, math.inf),
-    "config.client.weight_decay": (0.0, math.inf),
+    "config.rounds": (1, LARGEST_COUNT),
+    "config.eval_every": (1, LARGEST_COUNT),
+    "config.checkpoint_every": (1, LARGEST_COUNT),
+    "config.num_clients": (0, LARGEST_COUNT),
+    "config.cohort_size": (1, LARGEST_COUNT),
+    "config.rounds_per_call": (0, LARGEST_COUNT),
+    "config.client.batch_size": (1, LARGEST_BATCH),
+    "config.client.epochs": (1, LARGEST_COUNT),
+    "config.client.steps": (0, LARGEST_COUNT),
+    "config.client.weight_decay": (0.0, LARGEST_NUMBER),
+    "config.client.optimizer.learning_rate": (0.0, LARGEST_NUMBER),
 }
 """Least and largest value of each number."""
 MIXED = "mixed"
@@ -305,21 +311,28 @@ def _usable_field(path: str, section: ConfigDict, name: str, wanted: Any) -> Any
     if is_component(wanted):
         if not is_component(value):
             raise UserError(f"{path} must be a component(name, ...), got {value!r}")
+        for setting in value:
+            if type(value[setting]) in (int, float):
+                check_limits(f"{path}.{setting}", value[setting])
         return value
     if isinstance(wanted, ConfigDict):
         if not isinstance(value, ConfigDict):
             raise UserError(f"{path} must be a ConfigDict with fields {', '.join(sorted(wanted))}; got {value!r}")
         return value
     value = _as_type_of(path, value, wanted)
-    if path in LIMITS:
-        least, most = LIMITS[path]
-        if not value >= least:
-            raise UserError(f"{path} is {value}, but must be at least {least}")
-        if value > most:
-            raise UserError(f"{path} is {value}, but must be at most {most}")
+    check_limits(path, value)
     if path in CHOICES:
         check_choice(path, value, CHOICES[path])
     return value
+
+
+def check_limits(path: str, value: float) -> None:
+    """Raises `UserError` if the field has `LIMITS` and the value is not between them; NaN is not."""
+    least, most = LIMITS.get(path, (-math.inf, math.inf))
+    if path in LIMITS and not value >= least:
+        raise UserError(f"{path} is {value}, but must be at least {least}")
+    if path in LIMITS and value > most:
+        raise UserError(f"{path} is {value}, but must be at most {most:{'.4g' if isinstance(most, float) else ''}}")
 
 
 def check_choice(path: str, value: Any, allowed: Sequence[str]) -> None:

@@ -221,6 +221,8 @@ class Runner:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP and self.signal is not None:
+            return  # a terminal that goes away sends several
         for process in self._running:
             process.terminate() if self.signal is None else process.kill()
         self.signal = number

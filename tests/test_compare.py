@@ -80,6 +80,7 @@ def test_without_plotly_the_table_is_printed_and_a_line_says_how_to_get_the_page
         (["."], "its subfolders do: give ./*"),
         (["runs/full", "--target=1.5"], "target 1.5 is no test accuracy"),
         (["runs/full", "--taget=0.5"], "taget"),
+        (["runs/full", "--margin=2"], "margin 2 is no difference of accuracies"),
         (["runs/full", "--png=a.jpg"], "only PNG"),
     ],
 )

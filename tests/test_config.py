@@ -360,3 +360,56 @@ def test_choices_are_those_that_the_program_knows():
     from fedjax8.simulation.feeding import MODES
 
     assert set(CHOICES["config.feed"]) == set(MODES)
+
+
+@pytest.mark.parametrize("text", ["sys.exit(0)", "exit()", "def get_config():\n    raise SystemExit"])
+def test_a_config_file_that_exits_is_a_user_error(tmp_path, text):
+    file = tmp_path / "config.py"
+    file.write_text(f"import sys\n{text}\n")
+    with pytest.raises(UserError, match=r"config\.py failed with SystemExit"):
+        load_config(str(file))
+
+
+def test_a_config_file_is_found_in_the_home_directory(tmp_path, monkeypatch):
+    (tmp_path / "config.py").write_text(
+        "from fedjax8.config import base_config\ndef get_config(name='x'):\n    config = base_config()\n"
+        "    config.uplink.name = name\n    return config\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config("~/config.py:mine").uplink.name == "mine"
+    with pytest.raises(UserError, match="no home directory '~nobody-of-that-name'; give the whole path"):
+        load_config("~nobody-of-that-name/config.py")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("rounds", str(10**30), "config.rounds is 1000000000000000000000000000000, but must be at most 2147483647"),
+        ("client.batch_size", str(10**12), "config.client.batch_size is 1000000000000, but must be at most 1073741824"),
+        ("client.epochs", str(10**12), "config.client.epochs is 1000000000000, but must be at most"),
+        ("client.steps", str(2**31), "config.client.steps is 2147483648, but must be at most 2147483647"),
+        ("cohort_size", str(10**12), "config.cohort_size is 1000000000000, but must be at most"),
+        ("num_clients", str(10**12), "config.num_clients is 1000000000000, but must be at most"),
+        ("client.weight_decay", "inf", "config.client.weight_decay is inf, but must be at most 3.403e\\+38"),
+        ("client.optimizer.learning_rate", "inf", "learning_rate is inf, but must be at most"),
+        ("client.optimizer.learning_rate", "1e300", "learning_rate is 1e\\+300, but must be at most"),
+        ("client.optimizer.learning_rate", "-1", "learning_rate is -1.0, but must be at least 0"),
+        ("client.optimizer.learning_rate", "nan", "must be of type float, like 0.1; got 'nan'"),
+    ],
+)
+def test_numbers_beyond_what_can_be_counted_are_refused(path, text, message):
+    with pytest.raises(UserError, match=message):
+        validate(configured((path, text)))
+
+
+def test_a_learning_rate_in_a_file_that_is_not_a_number_is_refused():
+    config = base_config()
+    config.client.optimizer.learning_rate = float("nan")
+    with pytest.raises(UserError, match="learning_rate is nan, but must be at least 0"):
+        validate(config)
+
+
+def test_epochs_that_make_too_many_steps_are_refused():
+    """Some client has more than 10 rows, so that 2^31 - 1 epochs of batches of 10 are too many."""
+    with pytest.raises(UserError, match=r"2147483647 epochs of up to .* steps a round; at most 2147483647"):
+        build(configured(("client.epochs", str(2**31 - 1))))

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from fedjax8.errors import UserError
 from fedjax8.simulation.signals import STOPPING
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,9 +76,9 @@ def test_a_run_leaves_the_agreed_files(unbroken):
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary) >= {
         "rounds", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "float32_bytes", "saving", "seconds",
-        "finished",
+        "finished", "diverged",
     }  # fmt: skip
-    assert (summary["rounds"], summary["finished"]) == (40, True)
+    assert (summary["rounds"], summary["finished"], summary["diverged"]) == (40, True, False)
     read = lines(workdir, timed=True)
     assert [line["round"] for line in read] == list(range(1, 41))
     assert [line["round"] for line in read if "test_accuracy" in line] == list(range(4, 41, 4))
@@ -333,3 +335,104 @@ def test_impossible_seeds_are_a_user_error(tmp_path, seeds):
     done = train(f"--seeds={seeds}", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2 and "--seeds" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home directory, and flags as they were."""
+    from absl import flags
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield tmp_path
+    flags.FLAGS.unparse_flags()
+
+
+def test_a_process_runs_several_times_after_jax_has_started_and_a_step_too_large_is_called_one(home, capsys):
+    from fedjax8.train import main
+
+    few = [
+        "train",
+        "--config.rounds=2",
+        "--config.eval_every=1",
+        "--config.model.hidden=(4,)",
+        "--config.num_clients=4",
+    ]
+    few += ["--config.cohort_size=2", "--config.client.optimizer.learning_rate=1e6"]
+    floats = [f"--config.{part}.name=none" for part in ("adapter", "uplink", "downlink")]
+    assert main([*few, *floats, "--workdir=~/first"]) == 0
+    said = capsys.readouterr().out
+    summary = json.loads((home / "first" / "summary.json").read_text())
+    assert (summary["finished"], summary["diverged"]) == (True, True)
+    *_, last = said.splitlines()
+    assert last.startswith("diverged: ") and last.endswith("learning_rate (it is 1e+06).")
+    heading, *rows = (line for line in said.splitlines() if line.startswith((" round", "     1", "     2")))
+    assert len(rows) == 2 and {len(row) for row in rows} == {len(heading)}
+    assert main([*few, *floats]) == 0  # without the workdir of the first
+    assert [path.name for path in home.iterdir()] == ["first"]
+    with pytest.raises(UserError, match="confg"):
+        main(["train", "--confg=x"])
+
+
+BROKEN = {
+    "optimized": ("exec {run} {flags} --workdir={folder}", {"PYTHONOPTIMIZE": "1"}, 0),
+    "other keys": ("exec {run} {flags} --workdir={folder}", {"JAX_DEFAULT_PRNG_IMPL": "rbg"}, 0),
+    "other hashes": ("exec {run} {flags} --workdir={folder}", {"PYTHONHASHSEED": "1", "JAX_ENABLE_X64": "1"}, 0),
+    "reader gone": ("{run} {flags} --workdir={folder} | true", {}, 0),
+    "disk full": ("exec {run} {flags} --workdir={folder} > /dev/full", {}, 0),
+    "all closed": ("exec {run} {flags} --workdir={folder} <&- >&- 2>&-", {}, 0),
+    "no home": ("exec {run} {flags} --workdir={folder}", {"HOME": "/nowhere", "COLUMNS": "0", "TERM": "dumb"}, 0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BROKEN)
+def test_whatever_surrounds_a_run_it_ends_with_the_same_model(unbroken, tmp_path, case):
+    line, variables, status = BROKEN[case]
+    run, flags = shlex.join(command()), shlex.join(SMALL)
+    shell = line.format(run=run, flags=flags, folder=shlex.quote(str(tmp_path / "run")))
+    done = subprocess.run(
+        ["sh", "-c", shell], cwd=ROOT, env=environment() | variables, capture_output=True, timeout=300
+    )
+    assert done.returncode == status, done.stderr
+    assert lines(tmp_path / "run") == lines(unbroken[0])
+    assert same_tree(final_model(tmp_path / "run")[1], final_model(unbroken[0])[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_away_saves_the_run_unless_it_was_told_to_be_ignored(tmp_path, ignored):
+    flags = [*SMALL, "--config.rounds=400", f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        ["sh", "-c", f"{'trap \'\' HUP; ' if ignored else ''}exec {shlex.join(command(*flags))}"],
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    path = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (path.exists() and path.read_text()):
+        time.sleep(0.005)
+    for _ in range(3):
+        process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=120)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    if ignored:
+        assert (process.returncode, summary["finished"], err) == (0, True, "")
+        return
+    assert (process.returncode, summary["finished"], err) == (128 + signal.SIGHUP, False, STOPPING.decode())
+    assert final_model(tmp_path / "run")[0] == summary["rounds"] == len(lines(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_PLATFORMS": "unknown"}, "JAX_PLATFORMS is 'unknown', and JAX finds no device"),
+        ({"JAX_DISABLE_JIT": "1"}, "JAX_DISABLE_JIT is True, but rounds are compiled"),
+        ({"JAX_NUMPY_RANK_PROMOTION": "raise"}, "JAX_NUMPY_RANK_PROMOTION is raise"),
+        ({"JAX_TRANSFER_GUARD": "disallow"}, "JAX_TRANSFER_GUARD"),
+    ],
+)
+def test_settings_of_jax_that_cannot_be_are_one_line(variables, message):
+    done = subprocess.run(
+        command(*SMALL), cwd=ROOT, env=environment() | variables, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("fedjax8: ") and message in done.stderr

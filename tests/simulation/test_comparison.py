@@ -1,10 +1,11 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.comparison import compare_runs
+from fedjax8.simulation.comparison import compare_runs, gain_curves, not_reached
 
 
 @pytest.fixture
@@ -179,3 +180,28 @@ def test_unequal_evaluation_intervals_and_lengths_are_reported(tmp_path, write_r
 def test_without_a_summary_seconds_are_those_of_the_rounds(tmp_path, write_run):
     (result,) = compare_runs([write_run(tmp_path / "a", [0.5] * 4, (1, 1), finished=False)]).results
     assert (result.seconds.mean, result.saving) == (2.0, None)
+
+
+@pytest.mark.parametrize("margin", [-0.01, 1.01, math.nan])
+def test_a_margin_that_is_no_difference_of_accuracies_is_an_error(two_settings, margin):
+    with pytest.raises(UserError, match="no difference of accuracies"):
+        compare_runs(two_settings, margin=margin)
+
+
+def test_settings_beyond_the_margin_are_named_and_have_neither_gain_nor_curve(two_settings, tmp_path, write_run):
+    """Best accuracies: 0.85 (mean of 0.9 and 0.8), 0.86 and 0.15."""
+    bad = [write_run(tmp_path / f"bad{seed}", [0.1, 0.15], (1, 1), seed=seed, bits=2) for seed in (0, 1)]
+    found = compare_runs([*two_settings, *bad])
+    assert [r.gain.within for r in found.results] == [True, True, False]
+    assert not_reached(found) == ["bits=2"] and list(gain_curves(found, 0)) == [1]
+    loose = compare_runs([*two_settings, *bad], margin=0.7)
+    assert not_reached(loose) == [] and list(gain_curves(loose, 0)) == [1, 2]
+    # at 0.15 the reference needs rounds 1 and 2 of 400 bytes, the setting round 2 of 2 bytes: (100 + 200) / 2
+    assert loose.results[2].gain.in_bytes.mean == pytest.approx((400 / 4 + 800 / 4) / 2)
+
+
+def test_a_run_that_diverged_is_warned_of(tmp_path, write_run):
+    folder = write_run(tmp_path / "a", [0.5, 0.1])
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"diverged": True}))
+    assert compare_runs([folder]).warnings == (f"{folder}: the run diverged, see its summary.json",)

@@ -1,12 +1,13 @@
 """What a person sees, on a terminal and in a pipe."""
 
 import io
+import math
 import re
 
 import pytest
 from rich.console import Console
 
-from fedjax8.simulation.console import ProgressReport, readable_bytes, readable_rate
+from fedjax8.simulation.console import ProgressReport, readable_bytes, readable_number, readable_rate
 from fedjax8.simulation.ledger import Ledger
 from fedjax8.types import Channel
 
@@ -97,3 +98,30 @@ def test_a_run_without_a_terminal_gives_a_sign_of_life_a_minute_and_a_terminal_n
 )
 def test_a_rate_is_the_larger_of_rounds_a_second_and_seconds_a_round(rate, text):
     assert readable_rate(rate) == text
+
+
+@pytest.mark.parametrize("loss", [999.99999, 1000.0, 412345.678, 1.5e36, -3e38, math.nan, math.inf])
+def test_a_loss_of_any_size_keeps_the_columns(loss):
+    out = io.StringIO()
+    line = {"round": 7, "uplink_bytes": 26_100, "downlink_bytes": 26_100, "round_seconds": 12_345.678}
+    with ProgressReport(4, console=Console(file=out, width=80)) as report:
+        report.round_done(line | {"test_accuracy": 0.25, "test_loss": loss, "train_loss": loss})
+    heading, row = out.getvalue().splitlines()
+    assert len(row) == len(heading) and len(row.split()) == 9  # two of them are the units of bytes
+    assert row.split()[2] == row.split()[3]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.12345, "0.1235"),
+        (999.4, "999.4000"),
+        (412345.678, "4.12e+05"),
+        (-1.5e36, "-1.50e+36"),
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+    ],
+)
+def test_numbers_from_a_thousand_on_have_an_exponent(value, text):
+    assert readable_number(value) == text

@@ -149,6 +149,19 @@ def test_a_comparison_of_one_setting_is_one_panel_and_no_gain(folders):
         draw_gain(found)
 
 
+def test_settings_beyond_the_margin_have_no_curve_of_gain_and_stand_in_the_title(tmp_path, write_run):
+    good = write_run(tmp_path / "good", [0.4, 0.978], (10_000, 0), bits=32)
+    eight = write_run(tmp_path / "eight", [0.4, 0.97], (2_500, 0), bits=8)
+    poor = write_run(tmp_path / "poor", [0.3, 0.418], (10, 0), bits=1)
+    ax = draw_gain(compare_runs([good, poor, eight]))
+    assert labels(ax) == ["bits=32", "bits=8"] and ax.get_title() == "not reached: bits=1"
+    assert max(ax.get_lines()[1].get_ydata()) == 4.0
+    none = compare_runs([good, poor])
+    assert len(draw_comparison(none).figure.axes) == 1
+    with pytest.raises(UserError, match="bits=1 not within 1 point of the best accuracy of 'bits=32'"):
+        draw_gain(none)
+
+
 def test_what_cannot_be_drawn_is_an_error_that_names_what_can(folders):
     with pytest.raises(UserError, match=r"'test_acuracy'.*logged are .*test_accuracy"):
         plot_runs(folders, y="test_acuracy")

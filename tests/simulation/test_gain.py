@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax8.simulation.curves import Trajectory
-from fedjax8.simulation.gain import Pairing, gain, gain_curve, pair, reach
+from fedjax8.simulation.gain import Pairing, gain, gain_curve, in_points, pair, reach, within
 from fedjax8.simulation.runs import read_settings
 
 
@@ -112,3 +112,39 @@ def test_runs_are_paired_by_seed_whatever_their_order_and_unknown_seeds_are_not(
     line = {"round": 1, "uplink_bytes": 1, "downlink_bytes": 1, "test_accuracy": 0.5}
     unknown = [read_settings([write_folder(tmp_path / name, None, [line])])[0][0] for name in ("x", "y")]
     assert pair(*unknown).paired is False and pair(unknown[0], unknown[0]).paired is True
+
+
+CHANCE, WORSE, BETTER = run([0.1], 1), run([0.3, 0.418], 10), run([0.5, 0.9, 0.968], 50)
+GOOD = run([0.4, 0.9, 0.978], 10_000)
+
+
+def test_few_bytes_to_a_low_accuracy_are_no_gain():
+    """At 0.418 the reference needs two rounds, 20,000 bytes, and the setting 20: a thousandth, and not the accuracy."""
+    found = gain(Pairing((WORSE,), (GOOD,), True))
+    assert (found.in_bytes, found.in_rounds, found.within) == (None, None, False)
+    assert (found.rounds.mean, found.num_bytes.mean, found.reference_bytes.mean) == (2.0, 20.0, 20_000.0)
+    assert gain(Pairing((CHANCE,), (GOOD,), True)).in_bytes is None
+    assert gain(Pairing((WORSE,), (GOOD,), True), target=0.3).in_bytes is None
+    everything = gain(Pairing((WORSE,), (GOOD,), True), margin=1.0)
+    assert (everything.in_bytes.mean, everything.within) == (1000.0, True)
+
+
+def test_the_margin_itself_is_within_it():
+    """0.968 is one point below 0.978, in decimals; in binary it is a little more."""
+    assert 0.978 - 0.968 > 0.01
+    found = gain(Pairing((BETTER,), (GOOD,), True))
+    assert (found.within, found.in_bytes.mean) == (True, 200.0)  # both in round 3: 30,000 over 150
+    assert not within(Pairing((BETTER,), (GOOD,), True), 0.009)
+    assert within(Pairing((GOOD,), (BETTER,), True), 0.0)  # a setting that is better is within any margin
+
+
+def test_whether_a_setting_is_within_the_margin_is_decided_by_means_over_seeds():
+    """Best accuracies 0.95 and 0.99 against 0.978 twice: 0.97 is within one point, though one of the seeds is not."""
+    setting = run([0.95], 1), run([0.99], 1)
+    for paired in (True, False):
+        assert gain(Pairing(setting, (GOOD, GOOD), paired)).within
+        assert not gain(Pairing((setting[0], setting[0]), (GOOD, GOOD), paired)).within
+
+
+def test_a_margin_in_words():
+    assert (in_points(0.01), in_points(0.0), in_points(0.025)) == ("1 point", "0 points", "2.5 points")

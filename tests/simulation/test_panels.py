@@ -160,3 +160,14 @@ def test_plotly_takes_every_figure(found):
     for panel in panels(found).values():
         for figure in panel.figures.values():
             assert len(graph.Figure(figure).data) == len(figure["data"])
+
+
+def test_gains_beyond_the_margin_are_no_curves_and_the_panel_says_so(tmp_path, write_run):
+    good = write_run(tmp_path / "good", [0.4, 0.978], (10_000, 0), bits=32)
+    eight = write_run(tmp_path / "eight", [0.4, 0.97], (2_500, 0), bits=8)
+    poor = write_run(tmp_path / "poor", [0.3, 0.418], (10, 0), bits=1)
+    made = panels(compare_runs([good, poor, eight]))["gain"]
+    assert [trace["meta"] for trace in made.figures[""]["data"]] == [2]
+    assert "not reached, not within 1 point of its best: bits=1" in made.note
+    none = panels(compare_runs([good, poor]))["gain"]
+    assert not none.figures and none.absent.endswith("not reached, not within 1 point of its best: bits=1.")

@@ -113,3 +113,14 @@ def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_
     assert text.startswith("No seed in common with the reference: bits=4. There a is the lowest best accuracy of all")
     text = explanation(compare_runs(folders, target=0.5))[2]
     assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
+
+
+def test_a_gain_beyond_the_margin_is_not_reached_and_the_explanation_says_why(tmp_path, write_run):
+    good = write_run(tmp_path / "good", [0.4, 0.978], (10_000, 0), bits=32)
+    poor = write_run(tmp_path / "poor", [0.3, 0.418], (10, 0), bits=1)
+    found = compare_runs([good, poor])
+    assert rows(found)[0][2:9] == ["0.9780", "2", "2", "1.00x", "20.0 kB", "20.0 kB", "1.00x"]
+    assert rows(found)[1][2:9] == ["0.4180", "2", "2", "not reached", "20 B", "20.0 kB", "not reached"]
+    (sentence,) = [text for text in explanation(found) if text.startswith("Gain not reached: bits=1.")]
+    assert "mean over the seeds compared, comes within 1 point of the reference's" in sentence
+    assert rows(compare_runs([good, poor], margin=0.56))[1][8] == "1000.00x"

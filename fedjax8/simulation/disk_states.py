@@ -91,8 +91,8 @@ class DiskStates:
         It is changed in place, whatever `donate` says.
 
         Ids outside 0 .. K - 1 are padding and ignored. What is overwritten for the first time since the last mark is in
-        the log on disk before anything changes. UserError where the disk is full or cannot be written; the store is then
-        to be opened again and taken back to a mark, and takes no more writes.
+        the log on disk before anything changes. UserError where the disk is full or cannot be written; the store then
+        takes no more writes, and is to be opened again and taken back to a mark.
         """
         if self._failed:
             raise self._failed

@@ -117,6 +117,9 @@ def read_run(path: str | os.PathLike) -> Run:
     summary = _read_object(path / "summary.json", notes) or {}
     if summary and number(summary.get("rounds")) < rounds[-1]:
         summary = {}
+    missing = int(rounds[-1]) - len(rounds)
+    if missing and np.median(np.diff(rounds, prepend=0)) == 1:  # not one that was logged now and then
+        notes.append(f"{path}: {missing} of {rounds[-1]} rounds have no line: they were lost")
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
     about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())

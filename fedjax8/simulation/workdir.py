@@ -117,7 +117,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def claim(directory: Path, record: Mapping[str, Any]) -> None:
-    """Writes `config.json`, or checks that the one there has the same `config` and `data`; UserError naming what differs.
+    """Writes `config.json`, or checks that the one there has the same `config` and `data`; else UserError.
 
     Which devices and versions earlier parts of the run had (`RESUMED`) stays in it.
     """
@@ -128,8 +128,8 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
             refuse_other({**old, "config": dict(old["config"])}, json.loads(json.dumps(json_ready(record))), directory)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
-                f"--workdir: {path} is not a fedjax8 config ({error}); put it back, or choose another directory. If the "
-                "rest is a run's it may be removed: checkpoints know their config"
+                f"--workdir: {path} is not a fedjax8 config ({error}); put it back, or choose another directory. If "
+                "the rest is a run's it may be removed: checkpoints know their config"
             ) from error
         earlier = {RESUMED: old[RESUMED]} if RESUMED in old else {}
     write_json(path, {**record, **earlier})

@@ -250,7 +250,7 @@ def test_a_folder_of_another_format_or_of_something_else_is_refused(tmp_path):
     on_disk(tmp_path / "states")
     header = tmp_path / "states" / "header.json"
     header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 0}))
-    with pytest.raises(UserError, match="another version of fedjax8 writes them .format: 0, needed 2"):
+    with pytest.raises(UserError, match=r"another version of fedjax8 writes them .format: 0, needed 2"):
         on_disk(tmp_path / "states")
     header.write_text("[1]")
     with pytest.raises(UserError, match="does not hold client states"):
@@ -309,7 +309,7 @@ def test_a_round_without_a_mark_is_named_with_what_to_do(tmp_path, rng):
     store = on_disk(tmp_path / "states")
     store.mark(10)
     with pytest.raises(
-        UserError, match="round 5 .it was not marked., only to rounds 0, 10; put back a checkpoint of one"
+        UserError, match=r"round 5 .it was not marked., only to rounds 0, 10; put back a checkpoint of one"
     ):
         store.rewind(5)
 
@@ -376,7 +376,7 @@ def flip(path, at):
 
 
 def test_no_damage_to_a_file_of_a_store_gives_other_states_than_were_written(used):
-    """A flipped bit at every place of the logs and the list of marks, at every fifth of rows, a cut, zeros at the end."""
+    """A flipped bit at every place of logs and the list of marks, at every fifth of rows, a cut, zeros at the end."""
     folder, at_1, _ = used
     expected, refused = at_1.read(range(-2, K + 2)), 0
     names = [path.name for path in sorted(folder.iterdir()) if path.name != "header.json"]
@@ -423,7 +423,7 @@ def test_a_log_that_is_gone_is_refused_with_what_can_still_be_done(used, name, r
 def test_all_logs_gone_is_an_error_that_says_what_to_do(used):
     for log in used[0].glob("undo-*"):
         log.unlink()
-    with pytest.raises(UserError, match="undo-2: it is missing; .*put back a copy of the whole run's directory"):
+    with pytest.raises(UserError, match=r"undo-2: it is missing; .*put back a copy of the whole run's directory"):
         on_disk(used[0])
 
 
@@ -437,7 +437,7 @@ def test_a_flipped_bit_or_a_lost_block_of_rows_names_the_client(used):
         rows.write_bytes(whole[: 5 * width] + other + whole[6 * width :])
         store = on_disk(folder)
         assert_equal(store.read(np.array([0, 6, 7])), now.read([0, 6, 7]))
-        with pytest.raises(UserError, match="the state of client 5 in rows.bin is not what was written"):
+        with pytest.raises(UserError, match=r"the state of client 5 in rows.bin is not what was written"):
             store.read(np.array([0, 5]))
         store.mark(3)
         with pytest.raises(UserError, match="the state of client 5"):

@@ -105,7 +105,14 @@ class Journal:
     def __init__(self, monkeypatch, root):
         self.root, self.synced, self.entries, self.held = root, {}, {}, []
         self.images = {"killed": [], "power": [], "names": []}
-        for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")):
+        for owner, name in (
+            (os, "fsync"),
+            (os, "replace"),
+            (os, "rename"),
+            (os, "mkdir"),
+            (os, "unlink"),
+            (os, "rmdir"),
+        ):
             monkeypatch.setattr(owner, name, self.watched(getattr(owner, name), name))
 
     def watched(self, real, name):
@@ -216,7 +223,9 @@ def test_a_disk_that_stays_full_loses_no_clients_state(sim, unbroken, on_disk, t
             patch.setattr(checkpoints.Checkpoints, "_write", only_first)
             with pytest.raises(UserError, match="no space"):
                 go(sim, tmp_path)
-        assert {path.name for path in (tmp_path / "client_states").glob("undo-*")} == {f"undo-{n}" for n in (2, 4, 6, 8)}
+        assert {path.name for path in (tmp_path / "client_states").glob("undo-*")} == {
+            f"undo-{n}" for n in (2, 4, 6, 8)
+        }
     whole(go(sim, tmp_path), unbroken, tmp_path)
 
 
@@ -262,7 +271,9 @@ def test_wherever_a_disk_is_full_the_last_checkpoint_stays_and_nothing_half_writ
     assert fuse > 60
 
 
-def test_what_others_left_in_the_folder_of_checkpoints_stays_and_what_was_half_written_goes(sim, unbroken, on_disk, tmp_path):
+def test_what_others_left_in_the_folder_of_checkpoints_stays_and_what_was_half_written_goes(
+    sim, unbroken, on_disk, tmp_path
+):
     go(sim, tmp_path, rounds=4)
     folder = tmp_path / "checkpoints"
     for name in ("notes.txt", "0007", "7"):
@@ -305,7 +316,9 @@ def test_damaged_metrics_keep_no_run_from_going_on(sim, unbroken, tmp_path, dama
     names = "2, 4" if damage == "garbage" else "1-4"
     text = said(capsys)
     assert f"metrics.jsonl has no line for {len(lost)} of the 4 rounds before the checkpoint ({names})" in text
-    assert (tmp_path / "unreadable-metrics.jsonl").exists() == (damage != "gone") == ("metrics.jsonl is damaged" in text)
+    assert (
+        (tmp_path / "unreadable-metrics.jsonl").exists() == (damage != "gone") == ("metrics.jsonl is damaged" in text)
+    )
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rounds_without_line"] == len(lost) and summary["rounds"] == ROUNDS
     assert go(sim, tmp_path).summary["rounds_without_line"] == len(lost)  # also when it is asked again
@@ -322,7 +335,9 @@ def test_a_run_without_its_config_file_still_knows_config_and_data(sim, unbroken
     go(sim, tmp_path, 4, RECORD)
     (tmp_path / "config.json").unlink()
     before = sorted(path for path in tmp_path.rglob("*") if path.name != ".lock")
-    with pytest.raises(UserError, match=r"checkpoints/4 holds a run of another config \(model.hidden: \[4\] -> \[5\]\)"):
+    with pytest.raises(
+        UserError, match=r"checkpoints/4 holds a run of another config \(model.hidden: \[4\] -> \[5\]\)"
+    ):
         go(sim, tmp_path, record=RECORD | {"config": {"seed": 0, "model": {"hidden": [5]}}})
     (tmp_path / "config.json").unlink()
     other = RECORD | {"data": RECORD["data"] | {"train.x": "uint8 [6, 3] 0c"}}
@@ -339,8 +354,14 @@ def test_other_devices_and_versions_are_said_and_noted(sim, unbroken, tmp_path, 
     other = RECORD | {"devices": ["cpu:cpu"], "versions": {"jax": "2"}}
     other["data"] = RECORD["data"] | {"train.f": "float32 [6, 3] 0d"}  # computed by another version
     assert left(go(sim, tmp_path, record=other), tmp_path) == unbroken
-    changed = ["devices: 2 cpu:cpu -> 1 cpu:cpu", "versions.jax: 1 -> 2", "train.f: float32 [6, 3] 0b -> float32 [6, 3] 0d"]
-    assert f"are not those of the checkpoint ({'; '.join(changed)}): the rounds are the same, but float32" in said(capsys)
+    changed = [
+        "devices: 2 cpu:cpu -> 1 cpu:cpu",
+        "versions.jax: 1 -> 2",
+        "train.f: float32 [6, 3] 0b -> float32 [6, 3] 0d",
+    ]
+    assert f"are not those of the checkpoint ({'; '.join(changed)}): the rounds are the same, but float32" in said(
+        capsys
+    )
     assert json.loads((tmp_path / "config.json").read_text()) == other | {
         "resumed": [{"after_round": 4, "changed": changed}]
     }
@@ -348,4 +369,8 @@ def test_other_devices_and_versions_are_said_and_noted(sim, unbroken, tmp_path, 
     assert "devices or versions" not in said(capsys)
     same_versions = RECORD | {"data": other["data"]}
     with pytest.raises(UserError, match=r"other data .train.f"):
-        go(sim, tmp_path, record=same_versions | {k: other[k] for k in ("devices", "versions")} | {"data": RECORD["data"]})
+        go(
+            sim,
+            tmp_path,
+            record=same_versions | {k: other[k] for k in ("devices", "versions")} | {"data": RECORD["data"]},
+        )

@@ -244,3 +244,15 @@ def test_what_a_run_says_about_its_split_and_clients_is_read_where_it_is(tmp_pat
     run = read_run(folder)
     assert (run.about, run.clients) == ({"split": {"clients": 3}}, {"accuracy": [0.5]})
     assert run.notes == ()
+
+
+def test_rounds_without_a_line_are_counted_unless_lines_were_written_now_and_then(write_folder, tmp_path):
+    def of(name, rounds):
+        lines = [{"round": r, "uplink_bytes": 8 * r, "downlink_bytes": 8 * r} for r in rounds]
+        return [n for n in read_run(write_folder(tmp_path / name, {"seed": 0}, lines)).notes if "no line" in n]
+
+    assert of("whole", range(1, 11)) == [] and of("every fifth", range(5, 31, 5)) == []
+    assert of("lost", [1, 2, 5, 6, 7, 8]) == [f"{tmp_path / 'lost'}: 2 of 8 rounds have no line: they were lost"]
+    assert of("lost at the start", [4, 5, 6]) == [
+        f"{tmp_path / 'lost at the start'}: 3 of 6 rounds have no line: they were lost"
+    ]

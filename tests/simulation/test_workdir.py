@@ -107,7 +107,7 @@ def test_a_foreign_config_file_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("content", ["[" * 10**5, '{"config": 3}', "", "\0\0", '{"config": '])
 def test_a_damaged_config_file_is_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="is not a fedjax8 config .*checkpoints know their config") as refused:
+    with pytest.raises(UserError, match=r"is not a fedjax8 config .*checkpoints know their config") as refused:
         workdir.claim(tmp_path, {"config": {}})
     assert "\n" not in str(refused.value)
 

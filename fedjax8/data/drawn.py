@@ -38,15 +38,11 @@ def drawn_rows(
         if column.dtype.kind in "iu" and not image:
             found[name] = rng.integers(num_classes, size=shape).astype(column.dtype)
             continue
-        center: tuple[float, ...]
-        spread: tuple[float, ...]
-        center, spread = (IMAGE_MEAN, IMAGE_STD) if image else ((0.0,), (1.0,))
+        center: Sequence[float] = IMAGE_MEAN if image else (0.0,)
+        spread: Sequence[float] = IMAGE_STD if image else (1.0,)
         if name == "x" and mean is not None and std is not None:
-            center, spread = tuple(mean), tuple(std)
+            center, spread = mean, std
         values = rng.standard_normal(shape, np.float32)
-        if values.ndim > 1:
-            values = values * np.asarray(spread, np.float32) + np.asarray(center, np.float32)
-        else:
-            values = values * np.float32(spread[0]) + np.float32(center[0])
+        values = values * np.asarray(spread, np.float32) + np.asarray(center, np.float32)
         found[name] = np.clip(np.rint(255 * values), 0, 255).astype(np.uint8) if image else values.astype(column.dtype)
     return found

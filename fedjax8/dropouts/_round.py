@@ -42,9 +42,11 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         if speeds_of is not None:
             link = link.timed(speeds_of(own_key, cohort.ids), dropout.steps, dropout.deadline)
         out = algorithm.round(link, state, left, key)
+        states = out.client_states
         if speeds_of is not None:
             lost |= out.link.clock.late
-        states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, out.client_states)
+            # What the late have sent in time changed their states.
+            states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, states)
         report = out.report | {"dropped": link.execution.total(jnp.sum(lost, dtype=jnp.int32))}
         return out._replace(client_states=states, report=report)
 

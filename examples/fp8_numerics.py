@@ -178,5 +178,6 @@ plt.show()
 
 # %% [markdown]
 # In a model all this is one line, `adapters.qat(model)`: kernels, layer inputs and gradients are rounded to nearest on
-# their grids while clients train (the error of one client's forward pass does not average over anything), messages stochastically.
-# What it costs in accuracy, and saves in bytes, is in the study of FP8 in `docs/studies/fp8.md`.
+# their grids while clients train (the error of one client's forward pass does not average over anything), messages
+# stochastically. What it costs in accuracy, and saves in bytes, is in the study of FP8 in `docs/studies/fp8.md`, on the
+# grid of the papers.

@@ -43,11 +43,11 @@ BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 #
 # A format with E exponent bits and M mantissa bits has 2^M values in every binade (from one power of two to the next).
 # E4M3 spends its bits on precision, E5M2 on range, which is why it is the usual choice for gradients. `fn` means that
-# there is no infinity, `fnuz` that there is no negative zero either; E4M3FNUZ with a clip is exactly the grid of the
-# FP8 quantization papers.
+# there is no infinity, `fnuz` that there is no negative zero either. Clients train with E4M3FN weights and layer inputs
+# and E5M2 gradients; E4M3FNUZ with a clip is exactly the grid of the FP8 quantization papers.
 
 # %%
-formats = {"e4m3fnuz": BLUE, "e4m3fn": RED, "e5m2": GREEN}
+formats = {"e4m3fn": BLUE, "e4m3fnuz": RED, "e5m2": GREEN}
 fig, axes = plt.subplots(2, 1, figsize=(9, 4.2))
 for row, (name, color) in enumerate(formats.items()):
     fmt = FORMATS[name]
@@ -154,7 +154,7 @@ def relative_error(alpha, fmt):
 
 alphas = jnp.geomspace(0.5, 60, 120)
 fig, ax = plt.subplots(figsize=(6.8, 4))
-for name, color in {"e2m1": PINK, "e5m2": GREEN, "e4m3fnuz": BLUE}.items():
+for name, color in {"e2m1": PINK, "e5m2": GREEN, "e4m3fn": BLUE}.items():
     fmt = (FORMATS | NARROW_FORMATS)[name]
     ax.plot(alphas, jax.lax.map(lambda a, fmt=fmt: relative_error(a, fmt), alphas), color=color, label=name)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 80))
@@ -177,6 +177,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# In a model all this is one line, `adapters.qat(model)`: kernels and layer inputs are rounded to nearest on their grids
-# while clients train (the error of one client's forward pass does not average over anything), messages stochastically.
-# What it costs in accuracy, and saves in bytes, is in the study of FP8 in `docs/studies/fp8.md`.
+# In a model all this is one line, `adapters.qat(model)`: kernels, layer inputs and gradients are rounded to nearest on
+# their grids while clients train (the error of one client's forward pass does not average over anything), messages
+# stochastically. What it costs in accuracy, and saves in bytes, is in the study of FP8 in `docs/studies/fp8.md`, on the
+# grid of the papers.

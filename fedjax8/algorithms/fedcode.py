@@ -30,6 +30,7 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import MODEL, Algorithm, Array, Cohort, Contribution, Partial, PyTree, RoundOutput, Variables
 
@@ -67,6 +68,7 @@ def last_full_down(r: Array, start: int, period: int, offset: Array | int = 0) -
     return jnp.maximum(jnp.where(r <= start, r, jnp.maximum(start, r - (r + offset) % period)), 1)
 
 
+@checked
 def fedcode(
     local: LocalTraining,
     clusters: int = 64,

@@ -29,12 +29,14 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import Algorithm, Array, Codec, Cohort, Contribution, Key, PyTree, RoundOutput, Sections, Variables
 
 Pairs = dict[str, Factors]
 
 
+@checked
 def hetlora(
     local: LocalTraining,
     ranks: Sequence[int] = (2, 4, 8),

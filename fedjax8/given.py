@@ -97,7 +97,7 @@ def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:
         return all(fits(v, inner[0], objects=objects) for v in value) if len(inner) == 1 else True
     if not objects or hint is Any:
         return True
-    if origin is Callable:
+    if Callable in (origin, hint):
         return callable(value)
     # A package's own tuples of functions and data classes: nothing else behaves like them.
     if inspect.isclass(hint) and (hasattr(hint, "_fields") or hasattr(hint, "__dataclass_fields__")):
@@ -165,7 +165,7 @@ def _shown(hint: Any) -> str:
         return " or ".join(_shown(arg) for arg in args)
     if hint is type(None):
         return "None"
-    if origin is Callable:
+    if Callable in (origin, hint):
         return "a function"
     if not inspect.isclass(hint):
         return str(hint).replace("typing.", "").replace("collections.abc.", "")

@@ -40,6 +40,7 @@ from fedjax8 import trees
 from fedjax8.algorithms.fedavg import step_scale
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.privacy import gaussian, norms
 from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon, library
@@ -51,6 +52,7 @@ INSIDE = "inside"
 """Name of the bit that says whether an update was within the bound."""
 
 
+@checked
 def dp_fedavg(
     local: LocalTraining,
     clip: float = 1.0,

@@ -36,6 +36,7 @@ from fedjax8.algorithms.parts import check_choice
 from fedjax8.algorithms.thresholds import guideline, tradeoff
 from fedjax8.data.batches import ClientRows
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import Algorithm, Array, Channel, Cohort, Monitor, PyTree, RoundOutput, Variables, Way
 
@@ -63,6 +64,7 @@ def threshold_of(
     return tradeoff(num_params, workers, bandwidth, step_seconds, topology)
 
 
+@checked
 def fda(
     local: LocalTraining,
     theta: float | str = "auto",

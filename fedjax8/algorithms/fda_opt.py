@@ -31,6 +31,7 @@ from fedjax8.algorithms.lockstep import Worker
 from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import ClientRows
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining, Training
 from fedjax8.types import (
     Algorithm,
@@ -72,6 +73,7 @@ class Unit(NamedTuple):
     """float32 H after the last one."""
 
 
+@checked
 def fda_opt(
     local: LocalTraining,
     server_optimizer: optax.GradientTransformation | None = None,

@@ -16,6 +16,7 @@ from fedjax8.algorithms.aggregators.median import median
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts, mean_update, outgoing
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import Aggregator, Algorithm, Array, PyTree, Refinement
 
@@ -46,6 +47,7 @@ def training_client(local: LocalTraining, payload: str, weighting: str, client_d
     return client
 
 
+@checked
 def fedavg(
     local: LocalTraining,
     server_learning_rate: float = 1.0,

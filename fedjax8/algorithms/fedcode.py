@@ -33,6 +33,7 @@ from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import ClientRows
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import (
     MODEL,
@@ -90,6 +91,7 @@ def last_full_down(r: Array, start: int, period: int, offset: Array | int = 0) -
     return jnp.maximum(jnp.where(r <= start, r, jnp.maximum(start, r - (r + offset) % period)), 1)
 
 
+@checked
 def fedcode(
     local: LocalTraining,
     clusters: int = 64,

@@ -28,6 +28,7 @@ from fedjax8.algorithms._lora_merge import Factors
 from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import (
     Algorithm,
@@ -74,6 +75,7 @@ def _rest(params: PyTree) -> dict[str, Array]:
     return {name: leaf for name, leaf in trees.named_leaves(params).items() if not is_factor(name)}
 
 
+@checked
 def fedlora(
     local: LocalTraining, merge: str = "stack", *, weighting: str = "examples", client_decay: float = 1.0
 ) -> Algorithm:

@@ -14,10 +14,12 @@ from fedjax8 import trees
 from fedjax8.algorithms.fedavg import training_client
 from fedjax8.algorithms.parts import Mean, ServerState, Step, from_parts, mean_update
 from fedjax8.algorithms.server_optimizers import fedadam
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import Aggregator, Algorithm
 
 
+@checked
 def fedopt(
     local: LocalTraining,
     server_optimizer: optax.GradientTransformation | None = None,

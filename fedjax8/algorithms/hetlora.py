@@ -30,6 +30,7 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import (
     MODEL,
@@ -52,6 +53,7 @@ BLOCKS = "blocks"
 """Name of what a client sends of the factors, `Ranked.blocks`."""
 
 
+@checked
 def hetlora(
     local: LocalTraining,
     ranks: Sequence[int] = (2, 4, 8),

@@ -23,12 +23,14 @@ from fedjax8.adapters.lora import pairs_of, put_back, replace_factors, take_out
 from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import Algorithm, Channel, Cohort, Contribution, Key, RoundOutput, Variables, Way, each_once
 
 FACTORS = ("a", "b")
 
 
+@checked
 def rolora(
     local: LocalTraining, first: str = "b", *, weighting: str = "examples", client_decay: float = 1.0
 ) -> Algorithm:

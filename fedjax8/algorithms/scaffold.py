@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from fedjax8 import trees
 from fedjax8.algorithms.fedavg import client_weight, step_scale
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
+from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import Aggregator, Algorithm
 
 OPTIONS = ("I", "II")
 
 
+@checked
 def scaffold(
     local: LocalTraining,
     learning_rate: float,

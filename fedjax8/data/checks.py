@@ -50,7 +50,7 @@ def check_representable(columns: Mapping[str, np.ndarray], where: str) -> None:
             check_int32(column, f"{where}: column {name!r}")
         elif column.dtype == np.float64:
             low, high = extremes(column)
-            if max(-low, high) > np.finfo(np.float32).max and np.isfinite((low, high)).all():
+            if max(-low, high) > float(np.finfo(np.float32).max) and np.isfinite((low, high)).all():
                 raise UserError(
                     f"{where}: column {name!r} runs from {low:g} to {high:g}, beyond float32; scale it, or "
                     "take logarithms"

@@ -19,7 +19,7 @@ import numpy as np
 
 MOVES = (
     "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "split", "rev", "copy", "copy_p",
-    "convert_element_type",
+    "convert_element_type", "stack", "unstack", "tile",
 )  # fmt: skip
 """Operations after which every number still is one of the row's."""
 KEEPS_SCALE = (
@@ -112,7 +112,7 @@ def _after(eqn: Any, inputs: list[_Seen], found: list[Table], unscaled: list[boo
     if name == "select_n":  # negative numbers count from a table's end: lt, add, select
         moved = next((seen.places for seen in inputs[1:] if seen.places is not None), None)
     else:
-        moved = inputs[0].places if name in MOVES else None
+        moved = inputs[0].places if name in MOVES and len(inputs) == 1 else None
     kinds = [getattr(v.aval.dtype, "kind", "") for v in eqn.outvars]
     floats = all(np.issubdtype(v.aval.dtype, np.floating) or v.aval.dtype.itemsize == 1 for v in eqn.outvars)
     if moved is not None and name == "convert_element_type" and kinds != ["i"] and kinds != ["u"]:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 
 from fedjax8 import trees
+from fedjax8.errors import UserError
 from fedjax8.lookup import component_names
 from fedjax8.models import from_linen, from_nnx
 from fedjax8.types import Variables
@@ -174,3 +175,80 @@ def test_every_example_of_every_model_runs_and_learns_something(name):
         before, gradients = step(variables.params)
         after, _ = step(jax.tree.map(lambda p, g: p - 0.01 * g, variables.params, gradients))
         assert float(after) < float(before)
+
+
+# Modules that could never train
+
+
+class WithArgument(nn.Module):
+    """Batch norm and dropout that train only where they are told to."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3)(x))
+
+
+class Deterministic(nn.Module):
+    """The same, the other way round."""
+
+    @nn.compact
+    def __call__(self, x, *, deterministic: bool = True):
+        return nn.Dropout(0.5, deterministic=deterministic)(nn.Dense(3)(x))
+
+
+class Field(nn.Module):
+    """The same, decided when the module is made."""
+
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.training)(nn.Dense(3)(x))
+
+
+class NNXArgument(nnx.Module):
+    """An nnx module with such an argument."""
+
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x, train: bool = False):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "says"),
+    [
+        (WithArgument(), {}, "WithArgument.__call__ takes 'train', which nobody .*; give train_argument='train'"),
+        (Deterministic(), {}, "takes 'deterministic', .*; give train_argument='deterministic'"),
+        (nn.BatchNorm(), {}, "takes 'use_running_average'"),
+        (Field(), {}, "Field has the field 'training', .*; make it an argument of __call__ and"),
+        (WithArgument(), {"train_argument": "training"}, "train_argument is 'training', but .* takes x, train; name"),
+        (nn.Dense(3), {"train_argument": "train"}, "train_argument is 'train', but Dense.__call__ takes inputs"),
+        (nn.Dense, {}, r"make one: Dense\(...\)"),
+        (lambda x: x, {}, "from_linen takes a linen module"),
+        (NNX, {}, "see from_nnx"),
+        (nn.Module(), {}, "has no __call__"),
+    ],
+    ids=map(str, range(10)),  # pytest would look for names in the modules
+)
+def test_modules_that_would_never_train_are_refused_with_the_name_of_the_argument(module, settings, says):
+    with pytest.raises(UserError, match=says):
+        from_linen(module, **settings)
+
+
+def test_an_argument_that_is_true_in_evaluation_is_negated(batch):
+    for model in (from_linen(Deterministic(), train_argument="deterministic"), from_nnx(NNX)):
+        variables = model.init(jax.random.key(0), batch)
+        still, _ = model.apply(variables, batch)
+        trained, _ = model.apply(variables, batch, key=jax.random.key(1), train=True)
+        assert np.any(np.asarray(trained) != np.asarray(still))
+        np.testing.assert_array_equal(still, model.apply(variables, batch, key=jax.random.key(1))[0])
+
+
+def test_nnx_modules_are_refused_for_the_same_argument_and_where_they_are_no_factories(batch):
+    with pytest.raises(UserError, match=r"NNXArgument.__call__ takes 'train', which nobody passes; leave it out"):
+        from_nnx(NNXArgument).init(jax.random.key(0), batch)
+    for given in (NNX(nnx.Rngs(0)), 3):
+        with pytest.raises(UserError, match="from_nnx takes what builds a module"):
+            from_nnx(given)

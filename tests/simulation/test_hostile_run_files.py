@@ -134,8 +134,17 @@ def test_brackets_within_brackets_are_no_config(folder):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "[]", '{"k": 3}', '{"k": {"chunk": 0, "num_devices": 1}}', '{"k": {"chunk": 4}}', "[" * 100_000]
-    + ['{"k": {"chunk": 1e400, "num_devices": 1}}', '{"k": {"chunk": "4", "num_devices": 1}}', "\0" * 50],
+    [
+        "",
+        "[]",
+        '{"k": 3}',
+        '{"k": {"chunk": 4}}',
+        '{"k": {"chunk": 0, "num_devices": 1}}',
+        '{"k": {"chunk": 1e400, "num_devices": 1}}',
+        '{"k": {"chunk": "4", "num_devices": 1}}',
+        "[" * 100_000,
+        "\0" * 50,
+    ],
 )
 def test_damaged_settings_that_were_tuned_are_forgotten(text, tmp_path):
     kept = {"chunk": 4, "num_devices": 2}

@@ -129,9 +129,10 @@ def channel_stats(
     totals = np.zeros((2, channels))
     shift = x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0  # against cancellation
     rows_at_once = max(1, min(_ROWS_AT_ONCE, _VALUES_AT_ONCE * len(x) // max(x.size, 1)))
-    for start in range(0, len(x), rows_at_once):
-        values = x[start : start + rows_at_once].reshape(-1, channels).astype(np.float64) - shift
-        totals += values.sum(axis=0), np.square(values).sum(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of NaN and infinities is refused below
+        for start in range(0, len(x), rows_at_once):
+            values = x[start : start + rows_at_once].reshape(-1, channels).astype(np.float64) - shift
+            totals += values.sum(axis=0), np.square(values).sum(axis=0)
     if not np.isfinite(totals).all():
         raise UserError(f"{where}: the training inputs hold NaN, infinities or values too large to square")
     offset, square = totals / max(x.size // channels, 1)

@@ -87,7 +87,11 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", None, "Devices to make of the CPU; default one per core. No effect on accelerators.", lower_bound=1
+    "cpu_devices",
+    None,
+    "Devices to make of the CPU; default one per core. No effect on accelerators.",
+    lower_bound=1,
+    upper_bound=1024,
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the processes of a run on several hosts find each other."
@@ -98,7 +102,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Run with the other processes of this Slurm, Open MPI, TPU pod or Kubernetes job."
 )
 _CONNECT_SECONDS = flags.DEFINE_integer(
-    "connect_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
+    "connect_seconds",
+    300,
+    "How long the processes wait for each other at the start.",
+    lower_bound=1,
+    upper_bound=1_000_000,
 )
 
 

@@ -402,8 +402,9 @@ def test_whatever_surrounds_a_run_it_ends_with_the_same_model(unbroken, tmp_path
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_goes_away_saves_the_run_unless_it_was_told_to_be_ignored(tmp_path, ignored):
     flags = [*SMALL, "--config.rounds=400", f"--workdir={tmp_path / 'run'}"]
+    ignore = "trap '' HUP; " if ignored else ""
     process = subprocess.Popen(
-        ["sh", "-c", f"{'trap \'\' HUP; ' if ignored else ''}exec {shlex.join(command(*flags))}"],
+        ["sh", "-c", f"{ignore}exec {shlex.join(command(*flags))}"],
         cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     path = tmp_path / "run" / "metrics.jsonl"

@@ -244,19 +244,15 @@ def simulate(
         return {"algorithm": initial()[2], "uplink": codec_states(UP)}
 
     @functools.cache
-    def stateful() -> bool:
-        return bool(jax.tree.leaves(first_client()))
-
-    @functools.cache
     def fitting_rounds() -> int:
+        """Rounds whose clients' states fit in a call; 0 where clients remember nothing."""
         of_round = trees.num_bytes(first_client()) * -(-cohort_size // execution.num_shards)
-        fitting = CALL_STATE_BYTES // of_round if of_round else ROUNDS_PER_CALL
-        return max(1, min(ROUNDS_PER_CALL, fitting))
+        return max(1, min(ROUNDS_PER_CALL, CALL_STATE_BYTES // of_round)) if of_round else 0
 
     @functools.cache
     def most_rounds() -> int:
         wanted = rounds_per_call or ROUNDS_PER_CALL
-        return min(wanted, fitting_rounds()) if stateful() else wanted
+        return min(wanted, fitting_rounds() or wanted)
 
     @functools.cache
     def rows_feed() -> Feed:
@@ -274,7 +270,7 @@ def simulate(
             num_shards=execution.num_shards,
             chunk=execution.chunk,
             most_rounds=most_rounds(),
-            stay=fitting_rounds() if stateful() else 0,
+            stay=fitting_rounds(),
             most_rows=rows_feed().most_rows,
         )
 

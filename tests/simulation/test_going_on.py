@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -205,12 +206,14 @@ def test_a_run_goes_on_from_wherever_it_was_killed_or_the_power_was_cut(
         now = {name: content for name, content in journal[0]["killed"][-1].items() if name in inside}
         assert len(inside) > 10 and (number < ROUNDS - 2 or inside == now)
         assert all(f"run/checkpoints/{number}" in i or f"run/checkpoints/{number + 4}" in i for i in images[at - 1 :])
-    some = np.random.default_rng(3).choice(len(images), 7, replace=False)
+    some = np.random.default_rng(3).choice(len(images), 5, replace=False)
     for at in [*some.tolist(), len(images) - 1]:
         write_image(images[at], tmp_path)
+        capsys.readouterr()
         whole(go(sim, tmp_path / "run"), unbroken, tmp_path / "run")
         reached = max([number for number, end in counted if end <= at + 1], default=0)
-        assert not reached or f"going on after round {reached}" in (text := said(capsys)) or "after round 8" in text
+        begun = re.findall(r"going on after round (\d+)", said(capsys))
+        assert int((begun or ["0"])[0]) >= reached
 
 
 @pytest.mark.parametrize("runs", [1, 3])
@@ -267,7 +270,7 @@ def test_wherever_a_disk_is_full_the_last_checkpoint_stays_and_nothing_half_writ
         left_there = {path.name for path in (folder / "checkpoints").iterdir()}
         assert left_there in ({"2", "4"}, {"4", "6"}, {"6", "8"}, {"2", "4", "6"}, {"4", "6", "8"}), fuse
         whole(go(sim, folder), unbroken, folder)
-        fuse += 9
+        fuse += 13
     assert fuse > 60
 
 

@@ -232,13 +232,14 @@ def step_size(algorithm: ConfigDict, optimizer: ConfigDict, weight_decay: float)
     return optimizer.learning_rate
 
 
-def check_shapes(model: Model, dataset: Dataset) -> None:
-    """Raises `UserError` if the model cannot run on the data: traced, not run."""
+def check_shapes(model: Model, dataset: Dataset) -> Model:
+    """The model; raises `UserError` if it cannot run on the data: traced, not run."""
     fit = fit_of(model, dataset.train, "config.model", dataset.name)
     if fit.outputs[-1:] < (dataset.num_classes,):
         raise UserError(
             f"config.model gives {fit.outputs[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
+    return model
 
 
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
@@ -282,7 +283,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         model = make("adapter", model=model)
         augment = attempt(build_augment, given.augment)
         model = attempt(inputs, model, dataset.mean, dataset.std, augment=augment)
-        attempt(check_shapes, model, dataset)
+        fitting = attempt(check_shapes, model, dataset)
 
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
@@ -298,7 +299,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         uplink, downlink, execution = make("uplink"), make("downlink"), make("executor")
         run = attempt(
             simulate,
-            model,
+            fitting,
             algorithm,
             clients,
             cohort_size=cohort_size,

@@ -343,13 +343,14 @@ def public_sample(dataset: Dataset, mean: tuple, std: tuple) -> dict[str, np.nda
     return drawn_rows(dataset.train, CALIBRATION_ROWS, mean=mean, std=std, num_classes=dataset.num_classes)
 
 
-def check_shapes(model: Model, dataset: Dataset) -> None:
-    """Raises `UserError` if the model cannot run on the data: traced, not run."""
+def check_shapes(model: Model, dataset: Dataset) -> Model:
+    """The model; raises `UserError` if it cannot run on the data: traced, not run."""
     fit = fit_of(model, dataset.train, "config.model", dataset.name)
     if fit.outputs[-1:] < (dataset.num_classes,):
         raise UserError(
             f"config.model gives {fit.outputs[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
+    return model
 
 
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
@@ -403,7 +404,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         normal = attempt(normalization, dataset, given.input_mean, given.input_std, private)
         mean, std = (FAILED, FAILED) if normal is FAILED else normal
         model = attempt(inputs, model, mean, std, augment=augment)
-        attempt(check_shapes, model, dataset)
+        fitting = attempt(check_shapes, model, dataset)
         optimizer = attempt(build_optimizer, client.optimizer, client.weight_decay)
         local = attempt(local_training, model, optimizer, plan, gradient)
         rate = attempt(step_size, given.algorithm, client.optimizer, client.weight_decay)
@@ -416,7 +417,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             attempt(run_format.check_used)
         run = attempt(
             simulate,
-            model,
+            fitting,
             algorithm,
             clients,
             cohort_size=cohort_size,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from fedjax8 import trees
+from fedjax8.data.checks import check_classes
 from fedjax8.data.federated import FederatedData
 from fedjax8.data.heterogeneity import label_skew
 from fedjax8.keys import random_key
@@ -45,13 +46,15 @@ def split_facts(clients: FederatedData, num_classes: int, private: bool = False)
     """
     countable = not private and np.ndim(clients.columns["y"]) == 1 and num_classes <= LABELED
     shown = evenly(clients.num_clients, LABELED)
+
+    def count(client: int) -> list[int]:
+        labels = np.asarray(clients.columns["y"][clients.rows(client)])
+        check_classes(labels, num_classes, f"client {client}:")  # those on disk may be anything
+        return np.bincount(labels, minlength=num_classes).tolist()
+
     labels = {
         "clients": shown.tolist(),
-        "counts": [
-            np.bincount(clients.columns["y"][clients.rows(int(c))], minlength=num_classes).tolist() for c in shown
-        ]
-        if countable
-        else [],
+        "counts": [count(int(c)) for c in shown] if countable else [],
     }
     measured = countable and clients.num_positions <= SKEW_POSITIONS
     return {

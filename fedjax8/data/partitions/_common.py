@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedjax8.data.checks import check_classes
 from fedjax8.data.federated import Dataset
 from fedjax8.errors import UserError
 
@@ -28,6 +29,8 @@ def row_labels(dataset: Dataset) -> np.ndarray:
             f"{dataset.name} has a label for each of {labels.shape[1]} positions of a row, so its rows cannot be split "
             "by label; use by_key, iid or quantity_skew"
         )
+    if isinstance(labels, np.memmap):  # those in memory are checked already
+        check_classes(labels, dataset.num_classes, f"{dataset.name}: train")
     return labels
 
 

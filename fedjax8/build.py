@@ -14,17 +14,16 @@ from fedjax8.attacks import attacked
 from fedjax8.cohorts.auto import default_chunk
 from fedjax8.config import LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
-from fedjax8.data.drawn import IMAGE_MEAN, IMAGE_STD, drawn_rows
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.dropouts import Dropout, with_dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
+from fedjax8.normalization import normalization, public_sample
 from fedjax8.numerics import formats
 from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.simulation.fit import fit_of
 from fedjax8.simulation.simulation import Simulation, simulate
-from fedjax8.simulation.start import CALIBRATION_ROWS
 from fedjax8.types import (
     Aggregator,
     Algorithm,
@@ -299,48 +298,6 @@ def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
             bool(gradient.privacy(1))
             or "facts" in inspect.signature(SEAMS["algorithm"].finder(algorithm.name)).parameters
         )
-
-
-def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> tuple[tuple, tuple]:
-    """Mean and deviation that inputs are normalized by: constants given, else those of the data set.
-
-    For private rows these must not be measured: then images are taken to the middle of their range, and UserError for
-    what has no range, and for classes that were counted on the rows.
-    """
-    x = dataset.train["x"]
-    if mean or std:
-        with mistakes_of("config.input_mean"):
-            mean, std = tuple(map(float, mean)), tuple(map(float, std))
-        if x.dtype == np.int32:
-            raise UserError(
-                f"config.input_mean: rows of {dataset.name} are symbols, which are not normalized; leave it out"
-            )
-        if not (len(mean) == len(std) and len(mean) in (1, x.shape[-1]) and np.isfinite(mean).all() and min(std) > 0):
-            raise UserError(
-                f"config.input_mean and config.input_std are {mean} and {std}; give both, as one number each or as "
-                f"{x.shape[-1]}, input_std above 0"
-            )
-    if private and "num_classes" not in dataset.constants:
-        raise UserError(
-            f"config.data: how many classes {dataset.name} has was read off its labels, which are private here; set "
-            f"--config.data.num_classes={dataset.num_classes} if that is publicly known, where the source takes it"
-        )
-    if mean:
-        return mean, std
-    if not private or "mean" in dataset.constants:
-        return dataset.mean, dataset.std
-    if x.dtype == np.uint8:
-        return IMAGE_MEAN, IMAGE_STD
-    raise UserError(
-        f"config.data: mean and deviation of {dataset.name} are measured on its training rows, which are private here, "
-        "and no epsilon accounts for that; give constants that are publicly known: --config.input_mean=0.0 "
-        "--config.input_std=1.0"
-    )
-
-
-def public_sample(dataset: Dataset, mean: tuple, std: tuple) -> dict[str, np.ndarray]:
-    """Rows that a model may be initialized on though all rows of the data set are private."""
-    return drawn_rows(dataset.train, CALIBRATION_ROWS, mean=mean, std=std, num_classes=dataset.num_classes)
 
 
 def check_shapes(model: Model, dataset: Dataset) -> Model:

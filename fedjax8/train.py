@@ -31,7 +31,8 @@ from fedjax8.errors import Mistakes, UserError
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
-    from fedjax8.simulation.runner import Outcome, Schedule
+    from fedjax8.simulation.runner import Outcome
+    from fedjax8.simulation.schedule import Schedule
     from fedjax8.simulation.simulation import SimulationState
 
 SIGNAL_STATUS = 128
@@ -288,7 +289,9 @@ def train(config: ConfigDict) -> int:
     from fedjax8.build import build, build_seeds
     from fedjax8.data.digest import digest, without_floats
     from fedjax8.simulation.hosts import hosts
-    from fedjax8.simulation.runner import Run, Schedule, run, run_all
+    from fedjax8.simulation.recording import Run
+    from fedjax8.simulation.runner import run, run_all
+    from fedjax8.simulation.schedule import Schedule
     from fedjax8.simulation.side_by_side import side_by_side
     from fedjax8.simulation.writers import find_writers
     from fedjax8.tune import tuned

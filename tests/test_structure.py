@@ -15,7 +15,7 @@ RANKS = (
     {"codecs", "adapters", "cohorts", "privacy", "attacks", "dropouts", "local"},
     {"algorithms"},
     {"simulation"},
-    {"config", "build", "cli", "devices", "distributed", "tune"},
+    {"config", "build", "cli", "devices", "distributed", "normalization", "tune"},
     {"train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

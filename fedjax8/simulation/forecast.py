@@ -25,7 +25,7 @@ from fedjax8.data.batches import BatchPlan, num_steps
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.keys import random_key
 from fedjax8.simulation.ledger import Ledger
-from fedjax8.simulation.runner import CALL_SECONDS, Schedule
+from fedjax8.simulation.schedule import CALL_SECONDS, Schedule
 from fedjax8.simulation.simulation import Simulation, SimulationState
 from fedjax8.simulation.start import sample_batch
 from fedjax8.types import Channel, Execution, Model, Partial, PyTree, Variables, Way

@@ -16,7 +16,8 @@ from fedjax8.simulation.client_accuracy import CLIENT_ROWS, client_accuracy
 from fedjax8.simulation.client_states import client_states
 from fedjax8.simulation.disk_states import DiskStates
 from fedjax8.simulation.ledger import Ledger
-from fedjax8.simulation.runner import Schedule, run
+from fedjax8.simulation.runner import run
+from fedjax8.simulation.schedule import Schedule
 from fedjax8.simulation.simulation import SimulationState
 from fedjax8.types import Sections, Variables
 

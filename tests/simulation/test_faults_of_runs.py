@@ -15,7 +15,9 @@ from fedjax8.errors import UserError
 from fedjax8.simulation import checkpoints, workdir
 from fedjax8.simulation.hosts import ALONE
 from fedjax8.simulation.memory import memory_explained
-from fedjax8.simulation.runner import Recording, Run, Schedule, run
+from fedjax8.simulation.recording import Recording, Run
+from fedjax8.simulation.runner import run
+from fedjax8.simulation.schedule import Schedule
 
 ROUNDS = 8
 SCHEDULE = Schedule(rounds=ROUNDS, eval_every=4, checkpoint_every=2)

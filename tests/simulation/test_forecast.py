@@ -18,7 +18,7 @@ from fedjax8.local import local_training
 from fedjax8.models.logistic import logistic
 from fedjax8.simulation.forecast import Layer, Range, Traffic, forecast, layers_of, multiply_adds, traffic_of
 from fedjax8.simulation.forecast_tables import show
-from fedjax8.simulation.runner import Schedule
+from fedjax8.simulation.schedule import Schedule
 from fedjax8.types import Channel, Variables
 
 ROUNDS, COHORT, BATCH, EPOCHS, HIDDEN = 3, 4, 10, 2, 8

@@ -21,7 +21,8 @@ from fedjax8.data.federated import FederatedData
 from fedjax8.local import local_training
 from fedjax8.models.linen import from_linen
 from fedjax8.privacy.noisy_sgd import noisy_sgd
-from fedjax8.simulation.runner import Schedule, run
+from fedjax8.simulation.runner import run
+from fedjax8.simulation.schedule import Schedule
 from fedjax8.simulation.side_by_side import side_by_side
 from fedjax8.simulation.simulation import simulate
 from fedjax8.simulation.start import sample_batch

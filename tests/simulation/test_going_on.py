@@ -16,7 +16,8 @@ from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.errors import UserError
 from fedjax8.simulation import checkpoints
 from fedjax8.simulation.client_states import DiskStates
-from fedjax8.simulation.runner import Schedule, run
+from fedjax8.simulation.runner import run
+from fedjax8.simulation.schedule import Schedule
 from fedjax8.simulation.workdir import METRICS
 
 ROUNDS = 8

@@ -7,7 +7,8 @@ import pytest
 from fedjax8.errors import UserError
 from fedjax8.simulation.hosts import ALONE
 from fedjax8.simulation.left_out import CELLS, cells, named, no_cells
-from fedjax8.simulation.runner import Recording, Run, Schedule, who_of
+from fedjax8.simulation.recording import Recording, Run
+from fedjax8.simulation.schedule import Schedule, who_of
 
 K = 10_000_000
 

@@ -9,8 +9,9 @@ import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.errors import UserError
-from fedjax8.simulation.runner import Schedule, run
+from fedjax8.simulation.runner import run
 from fedjax8.simulation.runs import read_run
+from fedjax8.simulation.schedule import Schedule
 from fedjax8.simulation.writers import Writer, Writing, find_writers, numbers
 
 LINE = {"round": 3, "test_accuracy": 0.5, "clients": 10, "note": "text", "missing": None, "flag": True}

@@ -1,0 +1,63 @@
+"""When a run stops, evaluates and saves, and how many rounds it runs as one dispatch."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fedjax8.errors import UserError
+
+CALL_SECONDS = 1.0
+"""How long a user may wait for an answer to Ctrl-C, or for the progress bar to move, where rounds are shorter."""
+
+
+class Schedule(NamedTuple):
+    """When to stop, evaluate and save, in rounds."""
+
+    rounds: int
+    eval_every: int
+    checkpoint_every: int
+    on_nan: str = "drop"
+    """`error` ends the run where a contribution was not finite; `drop` leaves it out and counts it."""
+
+    def check(self, line: Mapping[str, Any]) -> None:
+        """Raises `UserError` if a round's line is one that ends the run."""
+        if self.on_nan == "error" and line.get("rejected"):
+            raise UserError(
+                f"round {line['round']}: the server's step gave numbers that are not finite or too large; that ends "
+                "the run by config.on_nan=error; try a smaller server learning rate, or --config.on_nan=drop, which "
+                "leaves everything as it was before such a round"
+            )
+        if self.on_nan == "error" and line.get("excluded"):
+            raise UserError(
+                f"round {line['round']}: {line['excluded']} contributions were not finite or not admitted"
+                f"{who_of(line)}; that ends the run by config.on_nan=error; try a smaller "
+                "--config.client.optimizer.learning_rate, or --config.on_nan=drop, which leaves them out"
+            )
+
+
+def who_of(line: Mapping[str, Any]) -> str:
+    """` (clients 3, 17 and 2 more)`: whom a round's line names as excluded; empty if nobody."""
+    names = [str(client) for client in line.get("excluded_clients", ())]
+    unnamed = line["excluded"] - len(names)
+    more = f" and {unnamed} more" if unnamed > 0 else ""
+    return f" (client{'s' * (len(names) > 1)} {', '.join(names)}{more})" if names else ""
+
+
+class Pace:
+    """How many rounds to run as one dispatch: as many as end within `CALL_SECONDS`, in powers of two, and none beyond
+    the next round that is evaluated or saved. A signal is answered, and progress shown, between calls."""
+
+    def __init__(self, schedule: Schedule):
+        self._schedule, self._most = schedule, 1
+        self._compiled = False
+
+    def count(self, done: int) -> int:
+        """Rounds of the call after `done` rounds; 0 at the end."""
+        every = (self._schedule.eval_every, self._schedule.checkpoint_every)
+        return min(self._most, self._schedule.rounds - done, *(period - done % period for period in every))
+
+    def learn(self, rounds: int, seconds: float) -> None:
+        """Takes in how long a call took; the first one compiles and tells nothing."""
+        if self._compiled:
+            fitting = max(1, int(CALL_SECONDS * rounds / max(seconds, 1e-9)))
+            self._most = 1 << (fitting.bit_length() - 1)
+        self._compiled = True

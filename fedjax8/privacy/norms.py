@@ -146,7 +146,7 @@ def _normal(value: Array, exponent: Array) -> Norm:
 
 def _of_leaf(x: Array) -> Norm:
     """The norm of one array."""
-    parts, levels = _sums_of_squares(x.astype(jnp.float32).reshape(-1))
+    parts, levels = _sums_of_squares(jnp.asarray(x, jnp.float32).reshape(-1))
     plain, big, small = parts
     is_plain = jnp.isfinite(plain) & (plain >= _SMALL)
     chosen = jnp.where(is_plain, plain, jnp.where(jnp.isfinite(plain), small, big))

@@ -5,7 +5,8 @@ Federated Learning?", arXiv 1911.07963, section 4).
 
 Breakdown point 0, but f liars of n equal clients move x by at most f S / n each way. With `exclude` a change longer
 than S is not shortened but left out, as one that is not finite is: counted in `excluded`, named in `excluded_clients`.
-With `then` another aggregator goes on from there. Memory: one running sum, or that of `then`.
+With `then` another aggregator goes on from there. Norms are upper bounds, up to 6e-6 above the true ones; see
+`privacy.norms`. Memory: one running sum, or that of `then`.
 """
 
 import jax.numpy as jnp

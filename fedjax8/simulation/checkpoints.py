@@ -231,7 +231,8 @@ def open_checkpoints(
 ) -> Iterator[Checkpoints]:
     """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there.
 
-    What processes that were killed left half written is removed. `record` is what `config.json` holds.
+    What processes that were killed left half written is removed, so hold the directory's lock (`workdir.locked`).
+    `record` is what `config.json` holds.
     """
     import orbax.checkpoint as ocp
 

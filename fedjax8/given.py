@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from fedjax8.errors import UserError
 
 P = ParamSpec("P")
@@ -79,6 +81,8 @@ def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, arg, objects=objects) for arg in args)
+    if objects and hasattr(value, "__array__") and (hint is float or origin in (tuple, list, Sequence)):
+        return bool(np.ndim(value)) != (hint is float)  # an array stands for a number, or for a list of them
     if hint in (float, int):
         whole, number = (numbers.Integral, int), (numbers.Real, float)
         return isinstance(value, whole if hint is int else (*number, *whole)) and not isinstance(value, bool)

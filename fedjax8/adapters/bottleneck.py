@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from fedjax8.adapters import _modules, _paths
 from fedjax8.adapters._extended import extended
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.types import Array, Key, Model
 
 NODE = "bottleneck"
@@ -46,6 +47,7 @@ def _residual(node: dict[str, dict[str, Array]], z: Array) -> Array:
     return inner @ up["kernel"] + up["bias"]
 
 
+@checked
 def bottleneck(
     model: Model,
     at: Sequence[str] | str = "*/mlp",

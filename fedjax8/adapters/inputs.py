@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax8.given import checked
 from fedjax8.types import Array, Key, Model
 
 
+@checked
 def inputs(
     model: Model,
     mean: Sequence[float] | float = 0.0,

@@ -29,6 +29,7 @@ from fedjax8.adapters import _paths
 from fedjax8.adapters._extended import extended
 from fedjax8.adapters._paths import Layer
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.types import Array, Key, Model, Product, PyTree, Variables
 
 NODE, A, B, MIDDLE, SCALE = "lora", "a", "b", "middle", "scale"
@@ -80,6 +81,7 @@ def _start(key: Key, shape: tuple[int, ...], fan_in: int, start: str) -> Array:
     return jax.random.normal(key, shape) / shape[-1]
 
 
+@checked
 def lora(
     model: Model,
     rank: int = 8,

@@ -9,10 +9,12 @@ import jax
 
 from fedjax8 import trees
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.models.pretrained import check_settings, find_file, readers
 from fedjax8.types import Model, Variables
 
 
+@checked
 def pretrained(
     model: Model, file: str, *, names: str = "fedjax8", head: str = "keep", positions: str = "same"
 ) -> Model:

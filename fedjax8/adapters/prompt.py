@@ -22,11 +22,13 @@ from fedjax8.adapters import _modules, _paths
 from fedjax8.adapters._extended import extended
 from fedjax8.adapters.subset import subset
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.types import Array, Model
 
 NODE = "prompt"
 
 
+@checked
 def prompt(
     model: Model,
     at: Sequence[str] | str = "block_*",

@@ -9,10 +9,12 @@ the evaluation batch). Compare with `qat`, whose training sees the grid.
 
 import jax
 
+from fedjax8.given import checked
 from fedjax8.numerics import formats, scales
 from fedjax8.types import Model
 
 
+@checked
 def ptq(model: Model, format: str | None = None) -> Model:
     """`model` trained as it is and evaluated with its kernels and layer inputs on the grid of an 8-bit float.
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from fedjax8 import trees
 from fedjax8.adapters._products import quantized_product
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.numerics import formats, scales
 from fedjax8.numerics.formats import Format
 from fedjax8.types import Model, PyTree, Variables
@@ -91,6 +92,7 @@ def check_compute(compute: str, fmt: Format, back: Format | None, weights: bool,
         )
 
 
+@checked
 def qat(
     model: Model,
     format: str | None = None,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from fedjax8 import trees
 from fedjax8.adapters import _paths
 from fedjax8.errors import UserError
+from fedjax8.given import checked
 from fedjax8.types import Batch, Model, PyTree, Variables
 
 PRESETS = ("full", "head", "bias")
@@ -73,6 +74,7 @@ def evaluating(model: Model) -> Model:
     return model._replace(apply=apply)
 
 
+@checked
 def subset(model: Model, train: Sequence[str] | str = "bias", *, train_mode: bool = False) -> Model:
     """`model` of which only some leaves are trained.
 

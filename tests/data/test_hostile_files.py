@@ -12,6 +12,7 @@ import tarfile
 import tracemalloc
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -136,7 +137,7 @@ KINDS = {
     ),
     "wav": (make_wav, lambda f: [read_wav(f / "a.wav")], ""),
     "images": (make_images, lambda f: read_set(image_folder(str(f), "set", size=4)), ""),
-    "safetensors": (make_safetensors, lambda f: [load_params(f / "p")["b"]], ""),
+    "safetensors": (make_safetensors, lambda f: jax.tree.leaves(load_params(f / "p")), ""),
     "mapped": (make_mapped, read_mapped, ""),
 }
 

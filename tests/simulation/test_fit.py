@@ -295,6 +295,8 @@ def test_arguments_of_another_type_are_refused_with_what_to_try(changes, says):
         (lambda: local_training(logistic(), optax.sgd, PLAN), r"GradientTransformation, .*call it: sgd\(...\)"),
         (lambda: local_training(logistic(), 0.1, PLAN), r"is 0.1; try optax.sgd\(learning_rate\)"),
         (lambda: local_training(logistic(), optax.sgd(0.1), 32), r"plan must be a BatchPlan, but is 32; try data"),
+        (lambda: adapters.qat(models.mlp), r"qat: model must be a Model, but is the function mlp; call it: mlp\(...\)"),
+        (lambda: adapters.inputs(nn.Dense(3), 0.5, 0.5), r"inputs: model must be a Model, .*from_linen\(module\)"),
         (lambda: algorithms.fedavg(logistic()), r"local must be a LocalTraining, but is a Model; local_training\("),
         (lambda: algorithms.scaffold(local_training, 0.1), "is the function local_training; call it"),
         (lambda: data.federate(data.digits, data.iid(), 3), "dataset must be a Dataset, but is the function digits"),

@@ -57,7 +57,11 @@ def check_jax() -> None:
     with Mistakes() as mistakes:
         for name, (needed, why) in SETTINGS.items():
             found = getattr(jax.config, name, needed)
-            if found != needed and not ("guard" in name and found in ("allow", "log")):
+            if "guard" in name and (
+                found in ("allow", "log") or any("JAX_TRANSFER" in text for text in mistakes.found)
+            ):
+                continue  # JAX_TRANSFER_GUARD sets the others too
+            if found != needed:
                 mistakes.note(
                     UserError(f"{name.upper()} is {found}, but {why}: unset it, or set it to {needed or 'allow'}")
                 )

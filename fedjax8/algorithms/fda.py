@@ -182,6 +182,7 @@ def fda(
                 own_key = jax.random.fold_in(sync_key, number)
                 synchronize = functools.partial(steps.synchronize, cohort=cohort, key=own_key, name=name)
                 loop = jax.lax.cond(due[number], synchronize, lambda loop: loop, loop)
+            loop = steps.caught_up(loop, due)
             seen = {"variance_estimate": sum(found.values()), "synchronized": jnp.sum(due)}
             seen |= {"variance": sum(truth.values())} if truth else {}
             return loop._replace(trace={kind: loop.trace[kind].at[place].set(x) for kind, x in seen.items()})

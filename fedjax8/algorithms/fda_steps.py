@@ -63,7 +63,10 @@ class Steps(NamedTuple):
     decide: Callable[[Loop, Cohort, Key, dict[str, Array]], tuple[Loop, Array]]
     """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
     synchronize: Callable[..., Loop]
-    """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean."""
+    """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean; nothing does without a worker of
+    any weight."""
+    caught_up: Callable[[Loop, Array], Loop]
+    """After a check with these units `due`: if any was, then workers that had missed a step count again."""
     mean: Callable[[Loop, Cohort, Key, Array], Variables]
     """Average of the workers' models, which only a simulator knows. Where no worker has any weight: the common model
     if they have synchronized since so many times, the last argument, else the average before."""
@@ -164,29 +167,40 @@ def fda_steps(
         if_nobody = {part: if_nobody[part] for part in reduced.mean}
         mean = trees.select(reduced.weight > 0, reduced.mean, if_nobody)
         received, link = link.broadcast(down_key, mean, cohort, channel(name))
-        part = {"params": received["params"]}
-        common = Variables(
-            local.model.project(parts.put(server.common.params, name, part)),
-            received.get("state", server.common.state),
-        )
-        new = parts.split(common.params)[name]
-        direction = server.direction
-        if monitor.directed:
-            direction = direction | {name: directions.direction_of(new, old, directions.first_direction(old))}
-        workers = states["algorithm"]
-        variables = Variables(
-            parts.put(workers.variables.params, name, lockstep.on_all(states, new)),
-            lockstep.on_all(states, common.state) if model_state == "average" else workers.variables.state,
-        )
-        optimizer = workers.optimizer
-        if optimizer_state == "average":
-            optimizer = lockstep.on_all(states, received["optimizer"])
-        elif optimizer_state == "reset":
-            optimizer = lockstep.on_all(states, local.optimizer.init(common.params))
-        workers = Worker(variables, optimizer, lockstep.on_all(states, server.steps))
-        server = server._replace(common=common, direction=direction, syncs=server.syncs + 1)
         report = loop.report | {"excluded": loop.report["excluded"] + reduced.report["excluded"]}
-        return loop._replace(server=server, workers=states | {"algorithm": workers}, link=link, report=report)
+        loop = loop._replace(link=link, report=report)
+
+        def averaged(loop: Loop) -> Loop:
+            part = {"params": received["params"]}
+            common = Variables(
+                local.model.project(parts.put(server.common.params, name, part)),
+                received.get("state", server.common.state),
+            )
+            new = parts.split(common.params)[name]
+            direction = server.direction
+            if monitor.directed:
+                direction = direction | {name: directions.direction_of(new, old, directions.first_direction(old))}
+            workers = states["algorithm"]
+            variables = Variables(
+                parts.put(workers.variables.params, name, lockstep.on_all(states, new)),
+                lockstep.on_all(states, common.state) if model_state == "average" else workers.variables.state,
+            )
+            optimizer = workers.optimizer
+            if optimizer_state == "average":
+                optimizer = lockstep.on_all(states, received["optimizer"])
+            elif optimizer_state == "reset":
+                optimizer = lockstep.on_all(states, local.optimizer.init(common.params))
+            workers = workers._replace(variables=variables, optimizer=optimizer)
+            after = server._replace(common=common, direction=direction, syncs=server.syncs + 1)
+            return loop._replace(server=after, workers=states | {"algorithm": workers})
+
+        nobody = lambda loop: loop._replace(workers=states)
+        return jax.lax.cond(reduced.weight > 0, averaged, nobody, loop)
+
+    def caught_up(loop: Loop, due: Array) -> Loop:
+        workers = loop.workers["algorithm"]
+        now = jnp.where(jnp.any(due), loop.server.steps, workers.steps)
+        return loop._replace(workers=loop.workers | {"algorithm": workers._replace(steps=now)})
 
     def channel(name: str) -> str:
         return name if name == MODEL else f"{MODEL}/{name}"
@@ -207,4 +221,4 @@ def fda_steps(
         server = loop.server
         return trees.select(weight > 0, found, trees.select(server.syncs > syncs_before, server.common, server.mean))
 
-    return Steps(plain_step, monitored_step, estimates, decide, synchronize, mean)
+    return Steps(plain_step, monitored_step, estimates, decide, synchronize, caught_up, mean)

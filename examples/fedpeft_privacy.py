@@ -62,6 +62,8 @@ def some_classes(low: int):
 
 public, private = some_classes(0), some_classes(5)
 clients = data.federate(private, data.dirichlet(1.0), num_clients=4)
+gray = public.train["x"] / 255
+mean, std = float(gray.mean()), float(gray.std())  # what inputs are normalized by: no private row is looked at
 print(f"{len(public.train['y'])} public rows, {len(private.train['y'])} private ones")
 
 # %% [markdown]
@@ -72,7 +74,7 @@ print(f"{len(public.train['y'])} public rows, {len(private.train['y'])} private 
 
 # %%
 base = models.vit(patch_size=2, image_size=8, num_classes=5, width=32, depth=2, heads=4)
-server = local_training(adapters.inputs(base, digits.mean, digits.std), optax.adam(2e-3), data.batch_plan(32, epochs=4))
+server = local_training(adapters.inputs(base, mean, std), optax.adam(2e-3), data.batch_plan(32, epochs=4))
 one = data.federate(public, data.iid(), num_clients=1)
 plain = {"uplink": codecs.none(), "downlink": codecs.none()}
 run = simulate(server.model, algorithms.fedavg(server), one, cohort_size=1, **plain)
@@ -114,7 +116,7 @@ rule = privacy.dp_sgd(clip=1.0, target_epsilon=2.5, delta=1e-3, facts=facts)
 
 def adapt(way):
     """The log of a private run, with accuracies, and the number of trained parameters."""
-    model = adapters.inputs(way, digits.mean, digits.std)
+    model = adapters.inputs(way, mean, std)
     local = local_training(model, optax.sgd(0.5), plan, rule)
     algorithm = privacy.accounted(algorithms.fedavg(local), rule)
     run = simulate(model, algorithm, clients, cohort_size=4, **plain)

@@ -221,7 +221,10 @@ def fda(
                 model += 2 * channel.float32_bytes * count
         return {"compat_model_bytes": model, "compat_monitor_bytes": monitoring}
 
-    start = lambda variables: lockstep.start_worker(local, variables)
+    def start(variables: Variables) -> lockstep.Worker:
+        worker, count = lockstep.start_worker(local, variables), len(units(variables.params).names)
+        return worker._replace(steps=jnp.zeros(count, jnp.int32)) if count > 1 else worker
+
     return Algorithm(init, start, round_, lambda state: state.mean, account, everyone=True)
 
 

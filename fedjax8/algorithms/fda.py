@@ -229,7 +229,10 @@ def fda(
         told = {c: checks[0] for c in channels if c.name in (MONITOR, DECISION) and not c.part}
         return told, {c: 1 if c.name == START else checks[1] for c in channels}
 
-    start = lambda variables: lockstep.start_worker(local, variables)
+    def start(variables: Variables) -> lockstep.Worker:
+        worker, count = lockstep.start_worker(local, variables), len(units(variables.params).names)
+        return worker._replace(steps=jnp.zeros(count, jnp.int32)) if count > 1 else worker
+
     return Algorithm(init, start, round_, lambda state: state.mean, account, everyone=True, ways=ways)
 
 

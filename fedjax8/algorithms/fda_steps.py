@@ -66,7 +66,7 @@ class Steps(NamedTuple):
     """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean; nothing does without a worker of
     any weight."""
     caught_up: Callable[[Loop, Array], Loop]
-    """After a check with these units `due`: if any was, then workers that had missed a step count again."""
+    """After a check with these units `due`: workers that had missed a step of them count there again."""
     mean: Callable[[Loop, Cohort, Key, Array], Variables]
     """Average of the workers' models, which only a simulator knows. Where no worker has any weight: the common model
     if they have synchronized since so many times, the last argument, else the average before."""
@@ -85,10 +85,11 @@ def fda_steps(
     """The steps for these settings; see `fda`. `units` gives the units of a tree of parameters."""
     plain = none()
 
-    def weight_of(worker: Worker, rows: ClientRows, steps: Array) -> Array:
-        """A worker that has missed a step has none."""
+    def weight_of(worker: Worker, rows: ClientRows, steps: Array, unit: int | None = None) -> Array:
+        """A worker that has missed a step, of this unit or of any, has none."""
         base = client_weight("examples" if weighting == "examples" else "uniform", rows.size)
-        return jnp.where(worker.steps == steps, base, 0.0)
+        done = worker.steps if unit is None else jnp.atleast_1d(worker.steps)[unit]
+        return jnp.where(jnp.all(done == steps), base, 0.0)
 
     def drifts(common: Variables, worker: Worker) -> dict[str, PyTree]:
         parts = units(common.params)
@@ -155,7 +156,8 @@ def fda_steps(
             tree = parts.split(worker.variables.params)[name]
             tree |= {"state": worker.variables.state} if model_state == "average" else {}
             tree |= {"optimizer": worker.optimizer} if optimizer_state == "average" else {}
-            weight = weight_of(worker, rows, server.steps)
+            unit = units(server.common.params).names.index(name)
+            weight = weight_of(worker, rows, server.steps, unit)
             if weighting == "drift":
                 weight *= lockstep.squared_norm(drifts(server.common, worker)[name])
             return Contribution(tree, weight, worker, {})
@@ -199,7 +201,7 @@ def fda_steps(
 
     def caught_up(loop: Loop, due: Array) -> Loop:
         workers = loop.workers["algorithm"]
-        now = jnp.where(jnp.any(due), loop.server.steps, workers.steps)
+        now = jnp.where(due if workers.steps.ndim == 2 else due[0], loop.server.steps, workers.steps)
         return loop._replace(workers=loop.workers | {"algorithm": workers._replace(steps=now)})
 
     def channel(name: str) -> str:

@@ -24,7 +24,8 @@ class Worker(NamedTuple):
     optimizer: PyTree
     """State of its optimizer."""
     steps: Array
-    """int32: steps it has done, those of others up to the last synchronization included."""
+    """int32: steps it has done, those of others up to the last synchronization included; `[units]` where layers are
+    averaged by themselves."""
 
 
 def start_worker(local: LocalTraining, variables: Variables) -> Worker:

@@ -11,7 +11,7 @@ import pytest
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.codecs.none import none
 from fedjax8.cohorts.loop import loop
-from fedjax8.data.batches import batch_plan
+from fedjax8.data.batches import ClientRows, Pool, batch_plan
 from fedjax8.local import local_training
 from fedjax8.privacy import gaussian
 from fedjax8.privacy.accounting import Facts
@@ -66,3 +66,13 @@ def test_leaves_have_noise_of_their_own():
     a, b = np.asarray(noised["a"]), np.asarray(noised["b"]) - 1
     assert a.std() == pytest.approx(3.0, rel=5 / np.sqrt(2 * 20_000))
     assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(20_000)
+
+
+def test_a_private_step_has_noise_of_z_times_the_bound_over_the_batch():
+    """z = 2, C = 0.5, a batch of 4 whose gradients are zero: a step of rate 1 has the deviation 2 x 0.5 / 4."""
+    rule = dp_sgd(0.5, 2.0, sampling="shuffled")
+    local = local_training(still(), optax.sgd(1.0), batch_plan(4, steps=1), rule)
+    rows = ClientRows(Pool({"a": jnp.ones(4)}, None), jnp.int32(0), jnp.int32(4))
+    start = Variables({"w": jnp.zeros(D)}, {})
+    done = jax.jit(local.train)(start, rows, jax.random.key(3))
+    assert np.asarray(done.variables.params["w"]).std() == pytest.approx(2 * 0.5 / 4, rel=0.016)

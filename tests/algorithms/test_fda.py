@@ -327,9 +327,10 @@ def test_fp8_models_are_synchronized_and_counted_in_eight_bits():
 
 def test_a_worker_that_gets_nan_is_left_out_and_counted_until_the_next_synchronization():
     columns = {name: column.copy() for name, column in rows().columns.items()}
-    columns["x"][:ROWS] = np.nan  # all rows of worker 0
     data = FederatedData.from_owners(columns, np.repeat(np.arange(K), ROWS), K)
-    state, lines = run(simulation(theta=0.0, data=data), 1)
+    sim = simulation(theta=0.0, data=data)
+    columns["x"][:ROWS] = np.nan  # all rows of worker 0, once they were checked
+    state, lines = run(sim, 1)
     assert lines[0]["excluded"] == STEPS and lines[0]["clients"] == K - 1
     assert np.all(np.isfinite(flat(state.server.mean)))
     models = each(workers(state).variables.params)
@@ -412,8 +413,8 @@ def test_the_first_round_has_one_unit_and_half_of_the_units_leave_theta_at_the_v
 @pytest.mark.slow
 def test_a_run_ends_where_a_worker_gets_nan_if_that_is_asked_for(tmp_path):
     columns = {name: column.copy() for name, column in rows().columns.items()}
-    columns["x"][:ROWS] = np.nan
     sim = simulation(theta=0.0, data=FederatedData.from_owners(columns, np.repeat(np.arange(K), ROWS), K))
+    columns["x"][:ROWS] = np.nan
     with pytest.raises(UserError, match=rf"round 1: {STEPS} contributions were not finite.*on_nan=drop"):
         runner.run(sim, rows().columns, runner.Schedule(2, 1, 1, "error"), workdir=tmp_path)
     assert [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]

@@ -1,5 +1,6 @@
 """FedCode: its schedule, snapping and the union of codebooks by hand, limits that are FedAvg, and every byte."""
 
+import dataclasses
 import functools
 import math
 
@@ -29,29 +30,32 @@ K, ROWS, C = 4, 6, 8
 
 
 @functools.cache
-def rows(spoilt=False) -> FederatedData:
-    """Four clients of 6 rows of 5 numbers, three classes; if spoilt, a row of client 2 is NaN."""
+def rows() -> FederatedData:
+    """Four clients of 6 rows of 5 numbers, three classes."""
     rng = np.random.default_rng(3)
     owners = np.repeat(np.arange(K), ROWS)
     y = ((owners + rng.integers(0, 2, len(owners))) % 3).astype(np.int32)
     x = rng.standard_normal((len(owners), 5)).astype(np.float32) + y[:, None]
-    x[2 * ROWS] = np.nan if spoilt else x[2 * ROWS]
     return FederatedData.from_owners({"x": x, "y": y}, owners, K)
 
 
 def simulation(make=fedcode, *, cohort_size=K, execution=None, spoilt=False, **settings):
     model, plan = mlp(hidden=(6,), num_classes=3), batch_plan(3, epochs=1)
     local = local_training(model, optax.sgd(0.1), plan)
-    return simulate(
+    columns = {name: column.copy() for name, column in rows().columns.items()} if spoilt else rows().columns
+    sim = simulate(
         model,
         make(local, **settings),
-        rows(spoilt),
+        dataclasses.replace(rows(), columns=columns),
         cohort_size=cohort_size,
         uplink=none(),
         downlink=none(),
         execution=loop() if execution is None else execution,
         batches=plan,
     )
+    if spoilt:  # once they were checked, a row of client 2 becomes NaN
+        columns["x"][2 * ROWS] = np.nan
+    return sim
 
 
 def run(sim, rounds):

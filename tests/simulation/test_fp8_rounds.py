@@ -142,22 +142,25 @@ def test_clips_of_the_largest_magnitude_clip_nothing_on_the_way_up(rng, clip):
 
 
 def with_nan(rng, bad, clients=4, rows=100):
-    """Float rows, one NaN in those of each bad client, between the rows that the input clips are calibrated on."""
+    """A simulation of float rows, one of which becomes NaN in each bad client, between those that calibrate the clips.
+
+    It does when the rows were checked: a simulation takes none that are not finite.
+    """
     columns = {
         "x": rng.uniform(size=(rows * clients, 4, 4, 1)).astype(np.float32),
         "y": rng.integers(0, 3, rows * clients).astype(np.int32),
     }
+    sim = build(rng, adapter=adapters.qat, codec=codecs.fp8, learning_rate=0.1, columns=columns)
     calibration = np.linspace(0, rows * clients - 1, 256).astype(int)
     for client in bad:
         free = np.setdiff1d(np.arange(client * rows, (client + 1) * rows), calibration)
         columns["x"][free[0], 0, 0, 0] = np.nan
-    return columns
+    return sim
 
 
 def test_a_client_whose_weights_become_nan_is_left_out_and_nothing_else_suffers(rng):
     """Its own errors, which are NaN, are not in what is measured either."""
-    columns = with_nan(rng, bad=[2])
-    sim = build(rng, adapter=adapters.qat, codec=codecs.fp8, learning_rate=0.1, columns=columns)
+    sim = with_nan(rng, bad=[2])
     state, lines = run(sim, 2)
     for metrics in lines:
         assert (metrics["excluded"], metrics["clients"], metrics.pop("excluded_clients")) == (1, 3, [2])
@@ -170,7 +173,7 @@ def test_a_client_whose_weights_become_nan_is_left_out_and_nothing_else_suffers(
 
 def test_a_round_without_a_usable_client_logs_nothing_of_the_uplink_and_keeps_the_model(rng):
     """Nobody trained, so the training loss is no number; what was measured on the way down is."""
-    sim = build(rng, adapter=adapters.qat, codec=codecs.fp8, learning_rate=0.1, columns=with_nan(rng, range(4)))
+    sim = with_nan(rng, range(4))
     before = sim.init()
     state, metrics = sim.run_round(before)
     assert (metrics["excluded"], metrics["clients"], metrics.pop("excluded_clients")) == (4, 0, [0, 1, 2, 3])

@@ -162,7 +162,7 @@ def test_the_slope_is_the_gradient_of_the_expected_objective(rng):
 @pytest.mark.parametrize("settings", EXAMPLES, ids=str)
 def test_a_step_never_raises_the_error_and_changes_nothing_but_quantized_tensors_and_their_clips(rng, settings):
     params, lowest, highest = averaged(rng)
-    new, report = jax.jit(uq_plus(**settings).step)(KEY, params, lowest, highest)
+    new, report = jax.jit(uq_plus(**settings, format=PAPER.name).step)(KEY, params, lowest, highest)
     before, after = report["refine_error_before"], report["refine_error_after"]
     assert 0 < float(after.part) < float(before.part)
     norm = sum(float(np.sum(np.float64(params[layer]["kernel"]) ** 2)) for layer in ("a", "b"))

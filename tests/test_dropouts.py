@@ -9,13 +9,14 @@ import pytest
 
 from fedjax8 import dropouts
 from fedjax8.algorithms.fda import fda
+from fedjax8.algorithms.fda_opt import fda_opt
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.fedcode import fedcode
+from fedjax8.algorithms.monitors import naive
 from fedjax8.algorithms.scaffold import scaffold
-from fedjax8.build import build as build_experiment
 from fedjax8.codecs.none import none
 from fedjax8.cohorts.loop import loop
 from fedjax8.cohorts.pmap import pmap
-from fedjax8.config import base_config, component
 from fedjax8.data.batches import batch_plan
 from fedjax8.dropouts import Dropout, Speeds
 from fedjax8.errors import UserError
@@ -238,32 +239,38 @@ def test_a_client_that_is_late_with_its_second_message_keeps_the_state_it_had(to
     assert {name: np.asarray(n).tolist() for name, n in counted.items()} == {"first": [1, 0], "second": [1, 0]}
 
 
-def test_the_slowest_round_of_fedcode_and_fda_opt_is_that_of_what_a_client_sends():
-    """FedCode: either kind of message each way and never both, at a byte a second. FDA-Opt: as many states as units."""
+def sizes_of(sim):
+    """Bytes of each kind of message."""
+    return {d.channel[:2]: d.channel.message_bytes for d in sim.discover()}
 
-    def built(algorithm, seconds, **settings):
-        config = base_config()
-        config.adapter, config.uplink, config.downlink = component("none"), component("none"), component("none")
-        config.num_clients = config.cohort_size = 4
-        config.model = component("logistic")
-        config.rounds, config.client.steps = 2, 2
-        config.algorithm = component(algorithm, **settings)
-        rates = {"down_bandwidth": 1.0, "up_bandwidth": 1.0, "spread": 0.0}
-        config.dropout = component("deadline", seconds=float(seconds), step_seconds=1.0, **rates)
-        return build_experiment(config).simulation
 
-    of = {d.channel[:2]: d.channel.message_bytes for d in built("fedcode", 1, clusters=4).discover()}
-    slowest = of["down", "model"] + of["up", "model"] + 2
-    sim = built("fedcode", slowest + 1, clusters=4)
-    metrics = sim.run_round(sim.init())[1]  # a first round sends whole models both ways
-    assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (0, 4, 0)
-
-    settings = {"max_units": 3, "threshold": "fixed", "first_threshold": 1e9}
-    of = {d.channel[:2]: d.channel.message_bytes for d in built("fda_opt", 1, **settings).discover()}
-    slowest = of["down", "model"] + 3 * (2 + of["up", "monitor"] + 1) + of["up", "model"]
-    sim = built("fda_opt", slowest - 1, **settings)
+def test_the_slowest_round_of_fedcode_is_that_of_one_message_each_way(toys):
+    """At a byte a second, with two steps of a second: a first round sends whole models both ways, and no codebooks."""
+    make = functools.partial(fedcode, clusters=2)
+    built = lambda seconds: toys.build(
+        lambda local: dropouts.with_dropout(make(local), plain(seconds, 1.0, plan=local.plan)),
+        toys.clients([1.0, 1.0], [1.0, 2.0]),
+        steps=2,
+    )
+    of = sizes_of(built(1.0))
+    sim = built(of["down", "model"] + of["up", "model"] + 2.5)
     metrics = sim.run_round(sim.init())[1]
-    assert (metrics["units"], metrics["dropped"], metrics["clients"]) == (3, 4, 0)
+    assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (0, 2, 0)
+
+
+def test_the_slowest_round_of_fda_opt_has_a_state_and_the_steps_of_every_unit(toys):
+    """Three units of two steps: a deadline half a second before their end loses everyone, at the last message."""
+    make = functools.partial(fda_opt, monitor=naive(), max_units=3, threshold="fixed", first_threshold=1e9)
+    built = lambda seconds: toys.build(
+        lambda local: dropouts.with_dropout(make(local), plain(seconds, 1.0, plan=local.plan)),
+        toys.clients([1.0, 1.0], [1.0, 2.0]),
+        steps=2,
+    )
+    of = sizes_of(built(1.0))
+    sim = built(of["down", "model"] + 3 * (2 + of["up", "monitor"] + 1) + of["up", "model"] - 0.5)
+    metrics = sim.run_round(sim.init())[1]
+    assert (metrics["units"], metrics["dropped"], metrics["clients"]) == (3, 2, 0)
+    assert metrics["uplink_bytes"] == 2 * 3 * of["up", "monitor"]
 
 
 def test_an_algorithm_that_needs_everyone_is_refused(toys):

@@ -99,6 +99,8 @@ class Codec(NamedTuple):
     Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone (parts may be left out:
     `Sections`); leaves that are not float32 pass through unchanged; `decode` yields float32 and the tree that was
     encoded, up to the stated error. What both sides know (shapes, names) may be static fields of a message's classes.
+    Finite trees decode to finite ones: what would exceed the largest float32 is clipped to it. Subnormal numbers, below
+    2**-126, may be taken for zero, as processors do.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -109,11 +111,17 @@ class Codec(NamedTuple):
     """`(state, message) -> tree`, with the state that `encode` was given: the receiver keeps a copy where it needs one
     (`delta`), which most codecs do not."""
     unbiased: bool
-    """Whether the mean of what is decoded, over keys, is x wherever nothing is clipped."""
+    """Whether the mean of what is decoded, over keys, is x, for every tree whose clips, if it has any, clip nothing."""
     error_bound: Callable[[PyTree], PyTree] | None = None
     """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
     measure: Callable[[PyTree, PyTree], dict[str, Ratio]] = _nothing
     """`(tree, what it was decoded to) -> {name: Ratio}`: what encoding did to it, summed over messages and logged."""
+    contracts: bool = False
+    """Whether E||decoded - x||^2 <= q ||x||^2 + c over keys, for every update x, with q < 1 and c that depend on shapes
+    and settings alone. What remembers its errors (`error_feedback`, `delta`) stays bounded around such a codec."""
+    aligned: bool = False
+    """Whether that holds of the multiple of each decoded leaf that is nearest to x, so that sending the factor along
+    makes a contraction of it. Codecs that are unbiased or contract need not say so."""
 
 
 @struct.dataclass

@@ -29,7 +29,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "topk": {},
     "randomk": {},
     "powersgd": {},
-    "count_sketch": {},
+    "count_sketch": {"columns": 100_000},
     "codebook": {},
     "evofed": {},
 }

@@ -48,6 +48,7 @@ PLAIN = {
     "eden2": {"name": "eden"},
     "randomk10": {"name": "randomk", "share": 0.1},
     "evofed": {"name": "evofed", "members": 32},
+    "count_sketch": {"name": "count_sketch", "columns": 3000, "keep": 1590},
 }
 """Uplink codecs that are used as they are: unbiased ones, and those published without error feedback."""
 WITH_FEEDBACK = {
@@ -60,7 +61,6 @@ WITH_FEEDBACK = {
     "topk1_fp8": SPARSE_FP8,
     "randomk1": {"name": "randomk", "scaled": False},
     "powersgd2": {"name": "powersgd"},
-    "count_sketch": {"name": "count_sketch", "columns": 3000, "keep": 1590},
 }
 """Biased ones, inside `error_feedback`."""
 FEDCODE = {"fedcode": {}, "fedcode_stagger": {"stagger": True}, "fedcode_1_1": {"down_period": 1, "up_period": 1}}

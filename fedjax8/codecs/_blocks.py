@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from fedjax8.codecs._leaves import check_one_of, into_rows, largest_magnitude, leafwise, per_value
+from fedjax8.codecs._leaves import check_one_of, into_rows, largest_magnitude, leafwise, per_value, within
 from fedjax8.numerics import bits, pack_bits, scales, unpack_bits
 from fedjax8.numerics.casts import as_codes, as_storage
 from fedjax8.numerics.dither import hash_bits
@@ -77,7 +77,7 @@ def block_scaled(fmt: Format, rounding: str, *, block: int | None, scale: str, m
         else:
             codes = unpack_bits(message.codes, fmt.bits, math.prod(message.shape))
         values = bits.decode(codes, fmt).reshape(message.shape)
-        return values * per_value(scale_of(message.scales), block, message.shape)
+        return within(values * per_value(scale_of(message.scales), block, message.shape))
 
     def bound(x):
         unit = per_value(scale_of(units(x)[0]), block, x.shape)
@@ -86,8 +86,20 @@ def block_scaled(fmt: Format, rounding: str, *, block: int | None, scale: str, m
         return jnp.maximum(size - fmt.max * unit, 0.0) + step * (1.0 if rounding == "stochastic" else 0.5)
 
     unbiased = rounding == "stochastic"
+    # To nearest, the largest value of a block keeps most of itself. At random, values of d that are below the smallest
+    # step err by at most sqrt(d) / (2 s) of the squared norm, with s such steps in the largest value, larger ones by
+    # less; a rule for powers of two halves s, at worst.
+    steps = fmt.max / fmt.smallest_subnormal / (1 if scale == "float32" else 2)
+    contracts = not unbiased or fmt.bits == 8 or (block is not None and math.sqrt(block) < 2 * steps)
     return leafwise(
-        encode_leaf, decode_leaf, Blocks, min_ndim=min_ndim, min_size=min_size, unbiased=unbiased, error_bound=bound
+        encode_leaf,
+        decode_leaf,
+        Blocks,
+        min_ndim=min_ndim,
+        min_size=min_size,
+        unbiased=unbiased and scale != "ocp",
+        error_bound=bound,
+        contracts=contracts,
     )
 
 

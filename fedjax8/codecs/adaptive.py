@@ -24,7 +24,7 @@ from flax import struct
 from jax import lax
 
 from fedjax8 import fusion
-from fedjax8.codecs._leaves import divided, largest_magnitude, leafwise
+from fedjax8.codecs._leaves import divided, largest_magnitude, leafwise, unit_of, within
 from fedjax8.numerics import pack_bits
 from fedjax8.types import Array, Codec, Sections
 
@@ -62,7 +62,9 @@ def adaptive(omega: float = 0.001, *, max_bits: int = 16, min_ndim: int = 2, min
 
     def grid(x):
         """m, a and s (float32), and x - m."""
-        middle = 0.5 * jnp.max(x) + 0.5 * jnp.min(x)
+        high, low = jnp.max(x), jnp.min(x)
+        unit = unit_of(jnp.maximum(jnp.abs(high), jnp.abs(low)))  # so that the sum stays in float32
+        middle = 0.5 * (high * (1 / unit) + low * (1 / unit)) * unit
         centered = x - middle
         largest = largest_magnitude(centered)
         levels = jnp.floor(jnp.clip(jnp.sqrt(largest * (32 * math.log(4) / omega)), 1, most))
@@ -87,15 +89,24 @@ def adaptive(omega: float = 0.001, *, max_bits: int = 16, min_ndim: int = 2, min
         q = sum(plane << i for i, plane in enumerate(planes)) * (1 - 2 * negative)
         q = q.reshape(-1)[:size]
         unit = q.astype(jnp.float32) / message.levels.astype(jnp.float32)
-        return (message.middle + message.largest * unit).reshape(message.shape)
+        return within(message.middle + message.largest * unit).reshape(message.shape)
 
     def bound(x):
         middle, largest, levels, _ = grid(x)
         rounding = 2.0**-22 * (jnp.abs(middle) + largest)
         return jnp.broadcast_to(largest / (2 * levels) + rounding, x.shape)
 
+    # With n values ||x^ - x||**2 <= n a**2 / (4 s**2): of large values below ||x||**2 if s may reach sqrt(n) / 2, which
+    # 16 bits do for any leaf of less than 2**32; where a is small s grows with sqrt(a), and a constant bounds it.
     return leafwise(
-        encode_leaf, decode_leaf, Adaptive, min_ndim=min_ndim, min_size=min_size, unbiased=False, error_bound=bound
+        encode_leaf,
+        decode_leaf,
+        Adaptive,
+        min_ndim=min_ndim,
+        min_size=min_size,
+        unbiased=False,
+        error_bound=bound,
+        contracts=max_bits == 16,
     )
 
 

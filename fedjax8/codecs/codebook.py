@@ -19,6 +19,7 @@ from flax import struct
 
 from fedjax8 import numerics, trees
 from fedjax8.codecs import _flat
+from fedjax8.codecs._leaves import TINY
 from fedjax8.numerics import kmeans
 from fedjax8.types import Array, Codec, PyTree
 
@@ -46,8 +47,8 @@ class Clustering(NamedTuple):
     """A tree to its codebooks, float32 `[C]` each, ascending: one, or one for each tensor."""
     snap: Callable[[PyTree, tuple[Array, ...]], PyTree]
     """`(tree, codebooks of any lengths) -> tree` of the nearest values; leaves that are not clustered stay."""
-    choose: Callable[[str, Array], bool]
-    """Whether a leaf of that path is clustered."""
+    choose: Callable[[PyTree], Callable[[str, Array], bool]]
+    """A tree to whether its leaf of that path is clustered; shapes suffice."""
 
 
 def clustering(clusters: int = 64, *, scope: str = "model", cluster_state: bool = False) -> Clustering:
@@ -56,16 +57,23 @@ def clustering(clusters: int = 64, *, scope: str = "model", cluster_state: bool 
         raise ValueError(f"clusters must be 2 to 256; got {clusters!r}")
     _flat.check_scope(scope)
 
-    def choose(name, x):
-        if trees.is_clip(name) or (name.split("/")[0] == STATE and not cluster_state):
-            return False
-        return scope == "model" or x.size >= clusters
+    bits = (clusters - 1).bit_length()
+
+    def may(name, x):
+        return trees.is_float32(x) and not trees.is_clip(name) and (name.split("/")[0] != STATE or cluster_state)
+
+    def pays(size):
+        return numerics.packed_size(size, bits) + 4 * clusters < 4 * size
+
+    def choose(tree):
+        total = sum(x.size for name, x in trees.named_leaves(tree).items() if may(name, x))
+        return lambda name, x: may(name, x) and pays(total if scope == "model" else x.size)
 
     def codebooks(tree):
-        return tuple(kmeans.kmeans(x, clusters) for x in _flat.flatten(tree, scope, choose)[0])
+        return tuple(kmeans.kmeans(x, clusters) for x in _flat.flatten(tree, scope, choose(tree))[0])
 
     def snap(tree, books):
-        vectors, others, layout = _flat.flatten(tree, scope, choose)
+        vectors, others, layout = _flat.flatten(tree, scope, choose(tree))
         snapped = [kmeans.snap(x, book) for x, book in zip(vectors, books, strict=True)]
         return _flat.unflatten(snapped, others, layout)
 
@@ -77,8 +85,8 @@ def codebook(clusters: int = 64, *, scope: str = "model", cluster_state: bool = 
 
     Args:
       clusters: C, 2 to 256.
-      scope: `model`, one codebook for all tensors, as published; `tensor`, one for each, where tensors of fewer than C
-        values stay float32.
+      scope: `model`, one codebook for all tensors, as published; `tensor`, one for each. Where labels and codebook
+        would be no smaller than the values (for C = 64, fewer than 79 of them), these stay float32.
       cluster_state: whether the top-level entry `state` is clustered too, as in the authors' code.
 
     Guarantees: fixed size; deterministic; every value goes to the nearest one in the codebook, the lower of two as
@@ -89,7 +97,7 @@ def codebook(clusters: int = 64, *, scope: str = "model", cluster_state: bool = 
     choose = clustering(clusters, scope=scope, cluster_state=cluster_state).choose
 
     def encode(key, state, tree):
-        vectors, others, layout = _flat.flatten(tree, scope, choose)
+        vectors, others, layout = _flat.flatten(tree, scope, choose(tree))
         codebooks = tuple(kmeans.kmeans(x, clusters) for x in vectors)
         labels = tuple(numerics.pack_bits(kmeans.assign(x, z), bits) for x, z in zip(vectors, codebooks, strict=True))
         return Clustered(codebooks, labels, others, layout), state
@@ -104,16 +112,17 @@ def codebook(clusters: int = 64, *, scope: str = "model", cluster_state: bool = 
 
     def error_bound(tree):
         """Half the gap of the codebook in which x lies; outside of it, the distance to its end."""
-        vectors, others, layout = _flat.flatten(tree, scope, choose)
+        vectors, others, layout = _flat.flatten(tree, scope, choose(tree))
         bounds = []
         for x in vectors:
             z = kmeans.kmeans(x, clusters)
             at = jnp.clip(jnp.searchsorted(z, x), 1, clusters - 1)
             beyond = jnp.maximum(z[0] - x, 0.0) + jnp.maximum(x - z[-1], 0.0)
-            bounds.append(jnp.where(beyond > 0, beyond, 0.5 * z[at] - 0.5 * z[at - 1]))
+            # Halves of values near the smallest normal number are lost, and which of them is nearest with them.
+            bounds.append(jnp.where(beyond > 0, beyond, 0.5 * z[at] - 0.5 * z[at - 1]) + 4 * TINY)
         return _flat.unflatten(bounds, jax.tree.map(jnp.zeros_like, others), layout)
 
-    return Codec(lambda tree: (), encode, decode, False, error_bound, _flat.squared_error)
+    return Codec(lambda tree: (), encode, decode, False, error_bound, _flat.squared_error, contracts=True)
 
 
-EXAMPLES = ({}, {"clusters": 4, "scope": "tensor"}, {"clusters": 5, "cluster_state": True})
+EXAMPLES = ({"clusters": 8}, {"clusters": 4, "scope": "tensor"}, {"clusters": 5, "cluster_state": True})

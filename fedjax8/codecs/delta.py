@@ -4,7 +4,8 @@
 
 Differences between successive models, as in DIANA (Mishchenko et al., arXiv 1901.09269, with step 1) and EF21
 (Richtarik et al., arXiv 2106.05203). The first message carries the whole model, by way of the inner codec. Since the
-next difference is taken to what was decoded, errors do not add up, and whatever a biased codec left out comes again.
+next difference is taken to what was decoded, errors do not add up, and whatever a biased codec left out comes again:
+around a codec that contracts. What it says is no contraction of x but of x - r, so that no other memory fits around it.
 
 Both sides keep r: `decode` is given the state that `encode` was given. A receiver needs every message. As a downlink
 codec with cohorts that change, this takes for granted that clients out of the cohort listen too, while the byte count
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax8 import trees
-from fedjax8.types import Array, Codec, PyTree, check_codec
+from fedjax8.codecs._contraction import contracting
+from fedjax8.codecs._leaves import within
+from fedjax8.types import Array, Codec, PyTree
 
 
 class DeltaState(NamedTuple):
@@ -34,11 +37,19 @@ def delta(codec: Codec) -> Codec:
 
     A clip's difference is no scale: with trees that hold learnt clips use `fp8(clip="max")` inside.
 
-    Guarantees: the size is the inner codec's; unbiased if that is, given the reference; the reference after a message
-    is exactly the tree that was decoded.
+    Args:
+      codec: one that contracts, or does once it is scaled, as for `error_feedback`; then a factor for each leaf travels
+        too. Around any other the reference would run away from the tree.
+
+    Guarantees: the size is the inner codec's, and 4 bytes a float32 leaf where factors travel; unbiased, given the
+    reference, if the inner codec is unbiased and contracts; the reference after a message is exactly the tree that was
+    decoded.
     Measures what the inner codec measures, on trees instead of differences.
+
+    Raises:
+      ValueError: for a codec that does not contract, such as `error_feedback`, which would make up for the same loss.
     """
-    check_codec(codec)
+    codec = contracting(codec, "delta")
 
     def init(tree):
         leaves = trees.named_leaves(tree)
@@ -49,10 +60,11 @@ def delta(codec: Codec) -> Codec:
         # The barrier keeps the addition from being fused with the inner decoder's arithmetic, which could round it in
         # another way in the sender's program than in the receiver's.
         change = lax.optimization_barrier(change)
-        return trees.map_named(lambda n, x: reference[n] + x if n in reference else x, change)
+        return trees.map_named(lambda n, x: within(reference[n] + x) if n in reference else x, change)
 
     def encode(key, state, tree):
-        change = trees.map_named(lambda n, x: x - state.reference[n] if n in state.reference else x, tree)
+        known = state.reference
+        change = trees.map_named(lambda n, x: within(x - known[n]) if n in known else x, tree)
         message, inner = codec.encode(key, state.inner, change)
         new = trees.named_leaves(moved(state.reference, codec.decode(state.inner, message)))
         return message, DeltaState({name: new[name] for name in state.reference}, inner)

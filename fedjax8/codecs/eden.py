@@ -15,8 +15,8 @@ contraction; for error feedback. For large D the error over ||x||**2 tends to M 
 mean squared error: 0.3634, 0.1175, 0.0345, 0.0095 for 1 to 4 bits. No useful bound per element is known. An all-zero
 leaf decodes to zeros. One bit is `drive`.
 
-Message layout per leaf: ceil(D * bits / 8) bytes of packed codes, the float32 scale k, 8 bytes of rotation key. Other
-leaves stay float32.
+Message layout per leaf: ceil(D * bits / 8) bytes of packed codes, the float32 scale k / 2**h (2**h as in `drive`), 8
+bytes of rotation key. Other leaves stay float32.
 """
 
 import functools
@@ -26,7 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from fedjax8.codecs._leaves import check_bits, check_one_of, divided, key_in, l2_norm, leafwise, message_key
+from fedjax8.codecs._leaves import (
+    check_bits,
+    check_one_of,
+    divided,
+    half_power,
+    l2_norm,
+    largest_magnitude,
+    leafwise,
+    message_key,
+    unit_of,
+    within,
+)
+from fedjax8.keys import as_key
 from fedjax8.numerics import pack_bits, padded_size, rotate, unpack_bits, unrotate
 from fedjax8.types import Array, Codec
 
@@ -40,7 +52,7 @@ class RotatedCodes:
     codes: Array
     """uint8 `[packed_size(D, bits)]`: indices into `centroids(bits)`."""
     scale: Array
-    """float32 scalar k."""
+    """float32 scalar k / 2**h."""
     key: Array
     """uint32 `[2]`: what the rotation is drawn from."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
@@ -63,20 +75,34 @@ def eden(bits: int = 2, scale: str = "unbiased", *, min_ndim: int = 2, min_size:
 
     def encode_leaf(key, x):
         words = message_key(key)
-        z = rotate(key_in(words), x)
+        whole = unit_of(largest_magnitude(x))
+        z = rotate(as_key(words), x * (1 / whole))
         norm = l2_norm(z)
         u = divided(z, norm) * math.sqrt(z.size)
         codes = _search(thresholds, u)
         c = jnp.asarray(table)[codes]
         product = jnp.sum(c * u)
         chosen = divided(jnp.float32(z.size), product) if scale == "unbiased" else product / jnp.sum(jnp.square(c))
-        return RotatedCodes(pack_bits(codes, bits), norm * chosen / math.sqrt(z.size), words, x.shape)
+        sent = norm * chosen / math.sqrt(z.size) * np.float32(2.0 ** -half_power(z.size)) * whole
+        return RotatedCodes(pack_bits(codes, bits), sent, words, x.shape)
 
     def decode_leaf(message):
-        codes = unpack_bits(message.codes, bits, padded_size(math.prod(message.shape)))
-        return unrotate(key_in(message.key), message.scale * jnp.asarray(table)[codes], message.shape)
+        size = padded_size(math.prod(message.shape))
+        codes = unpack_bits(message.codes, bits, size)
+        whole = unit_of(message.scale)
+        own = message.scale * (1 / whole) * np.float32(2.0 ** half_power(size))
+        return within(whole * unrotate(as_key(message.key), own * jnp.asarray(table)[codes], message.shape))
 
-    return leafwise(encode_leaf, decode_leaf, RotatedCodes, min_ndim=min_ndim, min_size=min_size, unbiased=False)
+    return leafwise(
+        encode_leaf,
+        decode_leaf,
+        RotatedCodes,
+        min_ndim=min_ndim,
+        min_size=min_size,
+        unbiased=False,
+        contracts=scale == "min_error",
+        aligned=True,
+    )
 
 
 def _search(thresholds: np.ndarray, u: Array) -> Array:

@@ -3,7 +3,9 @@
     p = x + decay * e;   send c(p);   e <- p - decoded;      with decay 1:  sum of decoded + e = sum of x
 
 Seide et al. (2014), Karimireddy et al. (arXiv 1901.09847: error feedback fixes signSGD). The residual e belongs to the
-sender and travels nowhere; the message is the inner codec's.
+sender and travels nowhere; the message is the inner codec's. It stays bounded where the inner codec contracts, as both
+papers assume; around one whose errors are longer than what it sends it would grow exponentially. Such codecs are scaled
+down, if that makes them contract, or refused: see `codecs._contraction`.
 
 A client that takes part now and then adds what it remembers from an older model. `decay` below 1 (this project's
 option) lets such residuals fade; 0 forgets them.
@@ -14,7 +16,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.types import Array, Codec, PyTree, check_codec
+from fedjax8.codecs._contraction import contracting
+from fedjax8.codecs._leaves import within
+from fedjax8.types import Array, Codec, PyTree
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -30,14 +34,19 @@ def error_feedback(codec: Codec, decay: float = 1.0) -> Codec:
     """Codec that makes up for what `codec` lost before. For updates.
 
     Args:
-      codec: any codec, usually a biased one.
+      codec: one that contracts (`Codec.contracts`), usually a biased one, or that does once it is scaled: an unbiased
+        one, or `Codec.aligned`. Then a factor for each leaf travels too.
       decay: 0 to 1, what remains of a residual when it is added.
 
     Guarantees: with decay 1, what was decoded so far and the residual add up to what was to be sent, to rounding; the
-    size is the inner codec's. No single message is unbiased.
+    residual stays bounded. The size is the inner codec's, and 4 bytes a float32 leaf where factors travel. No single
+    message is unbiased.
     Measures what the inner codec measures, against the tree that was to be sent.
+
+    Raises:
+      ValueError: for a codec around which residuals would grow without end.
     """
-    check_codec(codec)
+    codec = contracting(codec, "error_feedback")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must be 0 to 1; got {decay!r}")
 
@@ -47,10 +56,11 @@ def error_feedback(codec: Codec, decay: float = 1.0) -> Codec:
         return ErrorFeedbackState(residual, codec.init(tree))
 
     def encode(key, state, tree):
-        wanted = trees.map_named(lambda n, x: x + decay * state.residual[n] if n in state.residual else x, tree)
+        memory = state.residual
+        wanted = trees.map_named(lambda n, x: within(x + decay * memory[n]) if n in memory else x, tree)
         message, inner = codec.encode(key, state.inner, wanted)
         got = trees.named_leaves(codec.decode(state.inner, message))
-        residual = {n: x - got[n] for n, x in trees.named_leaves(wanted).items() if n in state.residual}
+        residual = {n: within(x - got[n]) for n, x in trees.named_leaves(wanted).items() if n in memory}
         return message, ErrorFeedbackState(residual, inner)
 
     def decode(state, message):

@@ -12,7 +12,7 @@ rate 1/2 it is unbiased, with noise of 2 d / P times the update's own squared no
 and forgets the length, which `rate` then sets.
 
 A constant added to every f_j changes nothing; the mean over members is taken off, since the distances of a large model
-are large numbers that differ little.
+are large numbers that differ little. Without shaping the mean of each pair is.
 
 Message layout: float32 `[K, P]`; with `population="own"` also a seed of 8 bytes.
 """
@@ -24,7 +24,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from fedjax8 import trees
 from fedjax8.codecs import _flat
+from fedjax8.codecs._leaves import divided, largest_magnitude, unit_of, within
+from fedjax8.errors import UserError
 from fedjax8.keys import as_key, random_key
 from fedjax8.types import Array, Codec, Key, PyTree
 
@@ -73,8 +76,11 @@ def evofed(
       seed: of the shared populations.
 
     Guarantees: fixed size, independent of the model's; unbiased with own populations, squared distances, no shaping and
-    rate 1/2. State: int32 number of messages, for shared populations.
+    rate 1/2, as long as no fitness exceeds float32. State: int32 number of messages, for shared populations.
     Measures `quantization_error`.
+
+    Raises:
+      UserError: when the run is set up, if the message is no smaller than the tree.
     """
     if members < 2 or members % 2:
         raise ValueError(f"members must be even and at least 2; got {members!r}")
@@ -103,10 +109,10 @@ def evofed(
         own = None if shared else jax.random.bits(key, (2,), jnp.uint32)
         new = state + 1 if shared else state
         if not vectors:
-            return Fitness(None, own, others, layout), new
+            return Fitness(None, None, others, layout), new
         (x,) = vectors
-        size = jnp.maximum(jnp.max(jnp.abs(x)), sigma)  # so that no square leaves float32
-        scaled = jnp.pad(x / size, (0, -x.size % parts)).reshape(parts, -1)
+        size = jnp.maximum(largest_magnitude(x), sigma)  # so that no square leaves float32
+        scaled = jnp.pad(divided(x, size), (0, -x.size % parts)).reshape(parts, -1)
         population_key = grow(state, own)
 
         def measure(carry, pair):
@@ -115,16 +121,21 @@ def evofed(
 
         _, (along, lengths) = lax.scan(measure, (), jnp.arange(pairs))
         spread = sigma / size
-        middle = spread**2 * lengths + jnp.sum(scaled * scaled, axis=1)  # mean of the two squared distances of a pair
+        ends = jnp.sum(scaled * scaled, axis=1)
+        middle = spread**2 * lengths + ends  # mean of the two squared distances of a pair
         half = 2 * spread * along  # half their difference
-        # of the squared distances that part alone in which members differ: ||x||^2 may leave float32
-        common, contrast = -(sigma**2) * (lengths - jnp.mean(lengths, axis=0)), 2 * sigma * along * size
-        if fitness == "distance":
-            both = jnp.sqrt(jnp.maximum(middle - half, 0.0)) + jnp.sqrt(jnp.maximum(middle + half, 0.0))
-            common, contrast = -0.5 * both * size, half / both * size
-        common = common - jnp.mean(common, axis=0)
+        if fitness == "squared":  # over size, or ||x||^2 might leave float32
+            unit, common, contrast = size, -sigma * spread * lengths, 2 * sigma * along
+        else:  # less ||x||, and by quotients, which keep the digits of differences
+            near, far, own_length = (jnp.sqrt(jnp.maximum(y, 0.0)) for y in (middle - half, middle + half, ends))
+            excess = sigma * spread * lengths
+            shift = 2 * sigma * along
+            common = -0.5 * (divided(excess - shift, near + own_length) + divided(excess + shift, far + own_length))
+            unit, contrast = jnp.float32(1.0), divided(shift, near + far)
+        # Without shaping what a pair has in common goes nowhere, and would cost the small difference its digits.
+        common = jnp.zeros_like(common) if shaping == "none" else common - jnp.mean(common, axis=0)
         values = jnp.concatenate([common + contrast, common - contrast]).T
-        return Fitness(_shape(values, shaping), own, others, layout), new
+        return Fitness(_shape(values, shaping, unit), own, others, layout), new
 
     @functools.partial(jax.jit, inline=True)
     def decode(state, message):
@@ -132,31 +143,40 @@ def evofed(
             return _flat.unflatten((), message.others, message.layout)
         (size,) = _flat.group_sizes(message.layout)
         population_key = grow(state, message.seed)
-        contrasts = message.values[:, :pairs] - message.values[:, pairs:]
+        unit = unit_of(largest_magnitude(message.values))
+        values = message.values * (1 / unit)
+        contrasts = values[:, :pairs] - values[:, pairs:]
 
         def add(total, pair):
             return total + contrasts[:, pair, None] * noise(population_key, pair, size), ()
 
         start = jnp.zeros((parts, -(-size // parts)))
         total, _ = lax.scan(add, start, jnp.arange(pairs))
-        x = (rate / (members * sigma)) * total.reshape(-1)[:size]
+        x = within((rate / (members * sigma)) * total.reshape(-1)[:size] * unit)
         return _flat.unflatten((x,), message.others, message.layout)
 
+    def init(tree):
+        count = sum(x.size for x in jax.tree.leaves(tree) if trees.is_float32(x))
+        if 0 < count <= parts * members + (0 if shared else 2):
+            raise UserError(
+                f"evofed: fitness of members={members} for parts={parts} is no smaller than the {count} values that "
+                "it stands for; give fewer members"
+            )
+        return jnp.int32(0) if shared else ()
+
     plain = fitness == "squared" and shaping == "none" and rate == 0.5
-    return Codec(
-        lambda tree: jnp.int32(0) if shared else (), encode, decode, plain and not shared, None, _flat.squared_error
-    )
+    return Codec(init, encode, decode, plain and not shared, None, _flat.squared_error, aligned=True)
 
 
-def _shape(values: Array, shaping: str) -> Array:
-    """Shaped fitness `[K, P]`, each part by itself."""
+def _shape(values: Array, shaping: str, unit: Array) -> Array:
+    """Shaped fitness `[K, P]`, each part by itself, of `values * unit`."""
     if shaping == "ranks":
         ranks = jnp.argsort(jnp.argsort(values, axis=1), axis=1).astype(jnp.float32)
         return ranks / (values.shape[1] - 1) - 0.5
     if shaping == "zscore":
         values = values - jnp.mean(values, axis=1, keepdims=True)
-        return values / (jnp.std(values, axis=1, keepdims=True) + _DEVIATION_FLOOR)
-    return values
+        return values / (jnp.std(values, axis=1, keepdims=True) + _DEVIATION_FLOOR / unit)
+    return within(values * unit)
 
 
 EXAMPLES = (

@@ -73,8 +73,11 @@ def fp8(
         leaves = trees.named_leaves(tree)
         pairs = {} if clip == "max" else {n: c for n, c in trees.clips_of(leaves).items() if "params" in n.split("/")}
         with_clips = {name.split("/")[0] for name in pairs}
+        # Of a single value, code and clip together would be larger than it is.
+        single = {n for n, x in leaves.items() if x.size < 2}
         large = [n for n, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(n)]
-        alphas = {n: scales.max_abs(leaves[n]) for n in large if n.split("/")[0] not in with_clips}
+        whole = [n for n in large if n.split("/")[0] not in with_clips and n not in single]
+        alphas = {n: scales.max_abs(leaves[n]) for n in whole}
         learnt = {n: leaves[c] for n, c in pairs.items()}
         if clip == "raised":
             learnt = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learnt.items()}
@@ -147,7 +150,8 @@ def fp8(
             "quantization_error": Ratio(error, norm),
         }
 
-    return Codec(lambda tree: (), encode, decode, rounding == "stochastic", error_bound, measure)
+    unbiased = rounding == "stochastic"
+    return Codec(lambda tree: (), encode, decode, unbiased, error_bound, measure, contracts=True)
 
 
 EXAMPLES = (

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from fedjax8 import trees
+from fedjax8.codecs.chain import changes_nothing
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
 from fedjax8.types import Codec, PyTree, check_codec
@@ -35,7 +36,8 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
       default: for leaves that match nothing.
 
     Raises:
-      UserError: when the run is set up, if a pattern matches no leaf; names the nearest path.
+      UserError: when the run is set up, if a pattern matches no leaf, naming the nearest path, or if its codec would
+        change none of the leaves that it is given, as a quantizer of matrices given biases.
     """
     patterns, codecs = tuple(rules), (*rules.values(), default)
     for codec in codecs:
@@ -55,7 +57,15 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
                 raise UserError(
                     f"per_path: pattern {pattern!r} matches none of {', '.join(names)}{suggest(pattern, names)}"
                 )
-        return tuple(codec.init(part) for codec, part in zip(codecs, split(tree), strict=True))
+        parts = split(tree)
+        states = tuple(codec.init(part) for codec, part in zip(codecs, parts, strict=True))
+        for pattern, codec, state, part in zip(patterns, codecs, states, parts, strict=False):
+            if changes_nothing(codec, state, part):
+                raise UserError(
+                    f"per_path: the codec of pattern {pattern!r} changes nothing of {', '.join(part)}; give none() for "
+                    "these leaves, or let it take them, as with min_ndim=0"
+                )
+        return states
 
     def encode(key, state, tree):
         keys = jax.random.split(key, len(codecs))
@@ -84,7 +94,9 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
 
     bounded = all(codec.error_bound is not None for codec in codecs)
     unbiased = all(codec.unbiased for codec in codecs)
-    return Codec(init, encode, decode, unbiased, error_bound if bounded else None, measure)
+    contracts = all(codec.contracts for codec in codecs)
+    aligned = all(codec.contracts or codec.unbiased or codec.aligned for codec in codecs)
+    return Codec(init, encode, decode, unbiased, error_bound if bounded else None, measure, contracts, aligned)
 
 
 def _examples():

@@ -17,10 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from fedjax8 import trees
 from fedjax8.codecs import _flat
+from fedjax8.codecs._leaves import divided, half_power, largest_magnitude, unit_of, within
 from fedjax8.keys import random_key
 from fedjax8.types import Array, Codec
 
@@ -32,7 +34,7 @@ class LowRank:
     p: Array
     """float32 `[n, r]`, orthonormal columns."""
     q: Array
-    """float32 `[m, r]`."""
+    """float32 `[m, r]`, Q / 2**h with 2**h the power of two at or above sqrt(n), so that it never exceeds float32."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
     """Of the leaf."""
 
@@ -43,7 +45,7 @@ def powersgd(rank: int = 2, *, min_rate: float = 2.0, seed: int = 0) -> Codec:
     Args:
       rank: r, columns of P and Q.
       min_rate: matrices that would not become smaller by at least this factor are sent as they are (2 in the authors'
-        code).
+        code). From 1 on, which is the least, no rank exceeds a side of a matrix that is sent as a product.
       seed: of the first Q.
 
     Guarantees: fixed size; exact, up to float32, for matrices of at most that rank; the error's norm is at most the
@@ -53,8 +55,8 @@ def powersgd(rank: int = 2, *, min_rate: float = 2.0, seed: int = 0) -> Codec:
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1; got {rank!r}")
-    if min_rate <= 0:
-        raise ValueError(f"min_rate must be above 0; got {min_rate!r}")
+    if min_rate < 1:
+        raise ValueError(f"min_rate must be at least 1, else a matrix may get larger; got {min_rate!r}")
 
     def sides(x) -> tuple[int, int]:
         return math.prod(x.shape[:-1]), x.shape[-1]
@@ -80,23 +82,27 @@ def powersgd(rank: int = 2, *, min_rate: float = 2.0, seed: int = 0) -> Codec:
             if not pays(x):
                 return x
             matrix = x.reshape(sides(x))
-            size = jnp.max(jnp.abs(matrix))
-            matrix = matrix / jnp.where(size > 0, size, 1.0)  # so that no square leaves float32
+            size = largest_magnitude(matrix)
+            matrix = divided(matrix, size)  # so that no square leaves float32
             p, _ = jnp.linalg.qr(_product(matrix, state[name]))
             q = _product(matrix.T, p)
             new[name] = _unit_columns(q, state[name])
-            return LowRank(p, q * size, x.shape)
+            return LowRank(p, q * np.float32(2.0 ** -half_power(matrix.shape[0])) * size, x.shape)
 
         message = trees.map_named(encode_leaf, tree)
         return message, new
 
     def decode(state, message):
         def decode_leaf(x):
-            return _product(x.p, x.q.T).reshape(x.shape) if isinstance(x, LowRank) else x
+            if not isinstance(x, LowRank):
+                return x
+            unit = unit_of(largest_magnitude(x.q))
+            matrix = _product(x.p, x.q.T * (1 / unit)) * np.float32(2.0 ** half_power(x.p.shape[0]))
+            return within(matrix * unit).reshape(x.shape)
 
         return jax.tree.map(decode_leaf, message, is_leaf=lambda x: isinstance(x, LowRank))
 
-    return Codec(init, encode, decode, False, None, _flat.squared_error)
+    return Codec(init, encode, decode, False, None, _flat.squared_error, contracts=True)
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -110,4 +116,4 @@ def _unit_columns(q: Array, otherwise: Array | float) -> Array:
     return jnp.where(length > 0, q / jnp.where(length > 0, length, 1.0), otherwise)
 
 
-EXAMPLES = ({"rank": 1}, {"rank": 2, "min_rate": 0.5})
+EXAMPLES = ({"rank": 1}, {"rank": 2, "min_rate": 1.0})

@@ -69,7 +69,15 @@ def sign(scale: str = "l1", *, min_ndim: int = 2, min_size: int = 0) -> Codec:
         return jnp.abs(jnp.abs(x) - scale_sent) + 2.0**-22 * scale_sent  # a mean is off by a few roundings
 
     return leafwise(
-        encode_leaf, decode_leaf, Signs, min_ndim=min_ndim, min_size=min_size, unbiased=False, error_bound=bound
+        encode_leaf,
+        decode_leaf,
+        Signs,
+        min_ndim=min_ndim,
+        min_size=min_size,
+        unbiased=False,
+        error_bound=bound,
+        contracts=scale == "l1",
+        aligned=True,
     )
 
 

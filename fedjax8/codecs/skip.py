@@ -6,11 +6,17 @@ FedOBD (Chen et al., arXiv 2208.05174), the greedy walk as in the authors' code:
 over and the walk goes on. It acts on updates, where x is new minus old; for parameters use it inside `delta`. What is
 one block is said by path patterns, else by the model's top-level modules.
 
-Message: `Sections`, a bit per block and the inner codec's messages of the blocks that are kept. Leaves that are not
+Ours: a block that takes more than half of what may be sent is cut into pieces of at most that size, ranges of rows of
+its matrices, and the walk chooses among pieces. Whole, a layer that holds most of a small model would never be sent:
+it does not fit, or not beside the small blocks, whose norm per value is larger. Deep models of similar blocks are not
+cut. What is left out of one update comes later inside `error_feedback` (or `delta`), and only there.
+
+Message: `Sections`, a bit per piece and the inner codec's messages of the pieces that are kept. Leaves that are not
 float32 are always sent.
 """
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +26,8 @@ from flax import struct
 from jax import lax
 
 from fedjax8 import numerics, trees
+from fedjax8.codecs import _pieces
+from fedjax8.codecs._leaves import divided
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
 from fedjax8.types import Array, Codec, PyTree, Sections, check_codec
@@ -27,48 +35,58 @@ from fedjax8.types import Array, Codec, PyTree, Sections, check_codec
 
 @struct.dataclass
 class Kept:
-    """A message. Structure, names and blocks of the tree are static: both sides know them."""
+    """A message. Structure, names and pieces of the tree are static: both sides know them."""
 
     sections: Sections
-    """Blocks, each as the inner codec's message of a dict from path name to leaf."""
+    """Pieces, each as the inner codec's message of a dict from path name to what the piece holds of a leaf."""
     others: dict[str, Array]
     """Leaves that are not float32."""
     structure: Any = struct.field(pytree_node=False)
     names: tuple[str, ...] = struct.field(pytree_node=False)
+    pieces: tuple[tuple[_pieces.Part, ...], ...] = struct.field(pytree_node=False)
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = struct.field(pytree_node=False)
+    """Of the float32 leaves, by path name."""
 
 
 def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> Codec:
     """Codec that sends the most important blocks of an update through `codec`.
 
     Args:
-      codec: encodes each block by itself. Its state of a block that is left out stays as it is.
-      dropout: lambda of the paper, 0 to 1: fraction of the values that is left out at least (0.3 in the authors' code).
+      codec: encodes each piece by itself. Its state of a piece that is left out stays as it is.
+      dropout: lambda of the paper, from 0 up below 1: fraction of the values that is left out at least (0.3 in the
+        authors' code).
       blocks: shell-style patterns on path names, such as `*/layer_1/*`; leaves that match the same pattern first are
         one block. Leaves that match none belong to the block of their module, the second part of their path: the
         kernel `update/Conv_0/kernel` to `Conv_0`.
 
-    Guarantees: the size depends on data (`Sections`) and is at most the inner codec's and a bit per block; a block
-    arrives as the inner codec decodes it or as zeros.
-    Measures what the inner codec measures, over all blocks.
+    Guarantees: the size depends on data (`Sections`) and is at most the inner codec's of all pieces and a bit per
+    piece; a piece arrives as the inner codec decodes it or as zeros; every piece has room for itself and as much again.
+    Measures what the inner codec measures, over all pieces.
 
     Raises:
-      UserError: when the run is set up, if a pattern matches no leaf; names the nearest path.
+      UserError: when the run is set up, if a pattern matches no leaf, naming the nearest path, or if the budget is
+        smaller than the least that a block can be cut into.
     """
     check_codec(codec)
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be 0 to 1; got {dropout!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be from 0 up below 1, where nothing would be sent; got {dropout!r}")
     patterns = (blocks,) if isinstance(blocks, str) else tuple(blocks)
 
     def block_of(name):
         matches = (p for p in patterns if fnmatch.fnmatchcase(name, p))
         return ("pattern", pattern) if (pattern := next(matches, None)) else ("module", name.split("/")[:2][-1])
 
-    def split(tree: PyTree) -> tuple[list[dict], dict]:
-        found, others = {}, {}
-        for name, x in trees.named_leaves(tree).items():
-            into = found.setdefault(block_of(name), {}) if trees.is_float32(x) else others
-            into[name] = x
-        return list(found.values()), others
+    def split(tree: PyTree) -> tuple[dict[str, Array], dict[str, Array], list[tuple[_pieces.Part, ...]]]:
+        """The float32 leaves, the others, and the pieces of the blocks."""
+        named = trees.named_leaves(tree)
+        leaves = {name: x for name, x in named.items() if trees.is_float32(x)}
+        found: dict = {}
+        for name, x in leaves.items():
+            found.setdefault(block_of(name), {})[name] = x
+        budget = _budget(_shapes(leaves), dropout)
+        limit = budget if dropout == 0 else max(1, budget // 2)
+        pieces = [piece for block in found.values() for piece in _pieces.cut(block, limit)]
+        return leaves, {name: x for name, x in named.items() if name not in leaves}, pieces
 
     def init(tree):
         names = list(trees.named_leaves(tree))
@@ -76,63 +94,90 @@ def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> C
             if not fnmatch.filter(names, pattern):
                 near = suggest(pattern, names)
                 raise UserError(f"skip: pattern {pattern!r} matches none of {', '.join(names)}{near}")
-        return tuple(codec.init(block) for block in split(tree)[0])
+        leaves, _, pieces = split(tree)
+        shapes = _shapes(leaves)
+        largest, budget = _pieces.largest_piece(pieces, shapes), _budget(shapes, dropout)
+        if largest > budget:
+            raise UserError(
+                f"skip: dropout={dropout} leaves room for {budget} of {_total(shapes)} values, too few for a piece of "
+                f"{largest}; give a lower dropout"
+            )
+        return tuple(codec.init(_pieces.take(piece, leaves)) for piece in pieces)
 
     def encode(key, state, tree):
-        found, others = split(tree)
-        keep = _greedy(found, dropout)
+        leaves, others, pieces = split(tree)
+        keep = _greedy([_pieces.take(piece, leaves) for piece in pieces], _budget(_shapes(leaves), dropout))
         messages, states = [], []
-        for index, (block, own) in enumerate(zip(found, state, strict=True)):
-            message, after = codec.encode(jax.random.fold_in(key, index), own, block)
+        for index, (piece, own) in enumerate(zip(pieces, state, strict=True)):
+            message, after = codec.encode(jax.random.fold_in(key, index), own, _pieces.take(piece, leaves))
             messages.append(trees.select(keep[index], message, trees.zeros_like(message)))
             states.append(trees.select(keep[index], after, own))
         sections = Sections(numerics.pack_bits(keep, 1), tuple(messages))
-        return Kept(sections, others, jax.tree.structure(tree), tuple(trees.named_leaves(tree))), tuple(states)
+        names = tuple(trees.named_leaves(tree))
+        static = tuple(tuple(piece) for piece in pieces), tuple(_shapes(leaves).items())
+        return Kept(sections, others, jax.tree.structure(tree), names, *static), tuple(states)
 
     def decode(state, message):
-        sections, leaves = message.sections, dict(message.others)
+        sections = message.sections
         keep = numerics.unpack_bits(sections.present, 1, len(sections.parts)).astype(bool)
+        decoded = []
         for index, (part, own) in enumerate(zip(sections.parts, state, strict=True)):
-            block = codec.decode(own, part)
-            leaves |= trees.select(keep[index], block, trees.zeros_like(block))
+            piece = codec.decode(own, part)
+            decoded.append(trees.select(keep[index], piece, trees.zeros_like(piece)))
+        leaves = _pieces.join(message.pieces, decoded, dict(message.shapes)) | message.others
         return jax.tree.unflatten(message.structure, [leaves[name] for name in message.names])
 
     def error_bound(tree):
-        found, others = split(tree)
-        bounds = jax.tree.map(jnp.zeros_like, others)
-        for block in found:
-            inner = (codec.error_bound or trees.zeros_like)(block)
-            bounds |= {name: jnp.maximum(jnp.abs(x), inner[name]) for name, x in block.items()}
+        leaves, others, pieces = split(tree)
+        inner = [(codec.error_bound or trees.zeros_like)(_pieces.take(piece, leaves)) for piece in pieces]
+        found = _pieces.join(pieces, inner, _shapes(leaves))
+        bounds = {name: jnp.maximum(jnp.abs(leaves[name]), x) for name, x in found.items()}
+        bounds |= jax.tree.map(jnp.zeros_like, others)
         return jax.tree.unflatten(jax.tree.structure(tree), [bounds[name] for name in trees.named_leaves(tree)])
 
     bounded = None if codec.error_bound is None else error_bound
-    return Codec(init, encode, decode, codec.unbiased and dropout == 0, bounded, codec.measure)
+    # The first piece of the walk has at least a share of the squared norm that sizes alone bound, and always fits.
+    aligned = codec.contracts or codec.unbiased or codec.aligned
+    unbiased = codec.unbiased and dropout == 0
+    return Codec(init, encode, decode, unbiased, bounded, codec.measure, codec.contracts, aligned)
 
 
-def _greedy(blocks: list[dict], dropout: float) -> Array:
-    """bool `[n]`: which blocks are kept."""
-    if not blocks:
-        return jnp.zeros(0, bool)
-    counts = [sum(x.size for x in block.values()) for block in blocks]
+def _shapes(leaves: dict[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: x.shape for name, x in leaves.items()}
+
+
+def _total(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _budget(shapes: dict[str, tuple[int, ...]], dropout: float) -> int:
+    """Values that may be sent."""
     # A product such as 0.7 * 10 must not fall below the whole number that it is meant to be.
-    budget = int((1 - dropout) * sum(counts) * (1 + 1e-12))
-    importance = jnp.stack([_norm(list(b.values())) / max(n, 1) for b, n in zip(blocks, counts, strict=True)])
+    return int((1 - dropout) * _total(shapes) * (1 + 1e-12))
+
+
+def _greedy(pieces: list[dict], budget: int) -> Array:
+    """bool `[n]`: which pieces are kept."""
+    if not pieces:
+        return jnp.zeros(0, bool)
+    counts = [sum(x.size for x in piece.values()) for piece in pieces]
+    importance = jnp.stack([_norm_per_value(list(p.values()), max(n, 1)) for p, n in zip(pieces, counts, strict=True)])
     sizes = jnp.asarray(counts, jnp.int32)
 
-    def walk(used, block):
-        fits = used + sizes[block] <= budget
-        return jnp.where(fits, used + sizes[block], used), fits
+    def walk(used, piece):
+        fits = used + sizes[piece] <= budget
+        return jnp.where(fits, used + sizes[piece], used), fits
 
     order = jnp.argsort(-importance, stable=True)
     _, fits = lax.scan(walk, jnp.int32(0), order)
-    return jnp.zeros(len(blocks), bool).at[order].set(fits)
+    return jnp.zeros(len(pieces), bool).at[order].set(fits)
 
 
-def _norm(leaves: Sequence[Array]) -> Array:
-    """Euclidean norm, of values whose squares may leave float32 too."""
-    largest = jnp.maximum(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]).max(), 0.0)
-    unit = jnp.where(largest > 0, largest, 1.0)
-    return largest * jnp.sqrt(sum(jnp.sum(jnp.square(x / unit)) for x in leaves))
+def _norm_per_value(leaves: Sequence[Array], count: int) -> Array:
+    """Euclidean norm over the number of values, of values whose squares may leave float32 too."""
+    largest = jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]).max()
+    unit = jnp.sqrt(sum(jnp.sum(jnp.square(divided(x, largest))) for x in leaves))
+    return largest * (unit / count)
 
 
 def _examples():

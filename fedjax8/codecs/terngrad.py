@@ -7,7 +7,8 @@ field's literature. Ours: sigma is the deviation about zero, sqrt(mean x**2). Ab
 zero for a leaf that is constant or has one element, which would then be erased; gradients and updates have means near
 zero, where the two agree.
 
-Guarantees, per leaf: unbiased wherever nothing is clipped; values in {-a, 0, a};
+Guarantees, per leaf: E[x^] = c, so that the codec is unbiased without a clip. With one it is not: of normal values 1.2
+percent lie beyond 2.5 sigma, of sparse ones nearly all that counts may. Values in {-a, 0, a};
 E(x^ - x)**2 = |x| (a - |x|), and |x^ - x| <= max(|x|, a - |x|), for |x| <= a; |x| - a beyond.
 
 Message layout per leaf of n values: codes 0, 1, 2 for 0, a, -a; `plain`: 2 bits each, ceil(n / 4) bytes; `base3`: five
@@ -22,7 +23,7 @@ import numpy as np
 from flax import struct
 
 from fedjax8 import fusion
-from fedjax8.codecs._leaves import check_one_of, divided, l2_norm, largest_magnitude, leafwise
+from fedjax8.codecs._leaves import check_one_of, divided, largest_magnitude, leafwise
 from fedjax8.numerics import pack_bits, uniform, unpack_bits
 from fedjax8.types import Array, Codec
 
@@ -45,7 +46,7 @@ def terngrad(clip: float | None = 2.5, packing: str = "plain", *, min_ndim: int 
     """Codec that sends each value as -a, 0 or a.
 
     Args:
-      clip: k, in standard deviations about zero; None clips nothing.
+      clip: k, in standard deviations about zero; None clips nothing and is unbiased, at a larger variance.
       packing: `plain` (2 bits a value) or `base3` (1.6).
       min_ndim, min_size: leaves of at least that many dimensions and elements are encoded.
 
@@ -57,7 +58,9 @@ def terngrad(clip: float | None = 2.5, packing: str = "plain", *, min_ndim: int 
 
     def largest_of(x):
         largest = largest_magnitude(x)
-        return largest if clip is None else jnp.minimum(largest, clip / math.sqrt(x.size) * l2_norm(x))
+        if clip is None:
+            return largest
+        return jnp.minimum(largest, largest * (clip * jnp.sqrt(jnp.mean(jnp.square(divided(x, largest))))))
 
     def encode_leaf(key, x):
         shape, x = x.shape, x.reshape(-1)
@@ -78,7 +81,14 @@ def terngrad(clip: float | None = 2.5, packing: str = "plain", *, min_ndim: int 
         return jnp.where(size <= a, jnp.maximum(size, a - size), size - a) + rounding
 
     return leafwise(
-        encode_leaf, decode_leaf, Ternary, min_ndim=min_ndim, min_size=min_size, unbiased=True, error_bound=bound
+        encode_leaf,
+        decode_leaf,
+        Ternary,
+        min_ndim=min_ndim,
+        min_size=min_size,
+        unbiased=clip is None,
+        error_bound=bound,
+        aligned=True,
     )
 
 

@@ -5,8 +5,8 @@
 Biased: use it inside `error_feedback` (Stich et al., arXiv 1809.07599), and on updates rather than on parameters.
 
 Message layout: k float32 values in order of position, and their positions in ceil(log2 d) bits each (at least one),
-packed: k * (4 + ceil(log2 d) / 8) bytes. The values are a leaf of their own, so that the next codec of a `chain` can
-encode them: `chain((topk(), fp8(clip="max", min_ndim=1)))`.
+packed: k * (4 + ceil(log2 d) / 8) bytes, or all d values alone where that is less. The values are a leaf of their own,
+a matrix of one row, so that the next codec of a `chain` encodes them: `chain((topk(), fp8()))`.
 """
 
 import jax
@@ -25,9 +25,9 @@ class Sparse:
     """A sparse message; one entry in `values` and `positions` for the model, or for each tensor."""
 
     values: tuple[Array, ...]
-    """float32 `[k]` (or as another codec left them)."""
+    """float32 `[1, k]` (or as another codec left them)."""
     positions: tuple[Array, ...]
-    """uint8: k packed positions in the flattened tree or tensor, ascending."""
+    """uint8: k packed positions in the flattened tree or tensor, ascending; none where all values are sent."""
     others: tuple[PyTree, ...]
     """Leaves that pass through."""
     layout: _flat.Layout = struct.field(pytree_node=False)
@@ -48,34 +48,43 @@ def topk(share: float = 0.01, *, count: int | None = None, scope: str = "model")
     _flat.check_kept(share, count)
     _flat.check_scope(scope)
 
+    def kept(size):
+        """All where positions would cost more than they save."""
+        k = _flat.number_kept(size, share, count)
+        return size if 4 * k + numerics.packed_size(k, _bits(size)) >= 4 * size else k
+
     def encode(key, state, tree):
         vectors, others, layout = _flat.flatten(tree, scope)
-        kept = [largest(_pattern(x), _flat.number_kept(x.size, share, count)) for x in vectors]
-        values = tuple(x[at] for x, at in zip(vectors, kept, strict=True))
-        positions = tuple(numerics.pack_bits(at, _bits(x.size)) for x, at in zip(vectors, kept, strict=True))
-        return Sparse(values, positions, others, layout), state
+        values, positions = [], []
+        for x in vectors:
+            if (k := kept(x.size)) < x.size:
+                at = largest(_pattern(x), k)
+                values.append(x[None, at])
+                positions.append(numerics.pack_bits(at, _bits(x.size)))
+            else:
+                values.append(x[None])
+                positions.append(jnp.zeros(0, jnp.uint8))
+        return Sparse(tuple(values), tuple(positions), others, layout), state
 
     def decode(state, message):
         sizes = _flat.group_sizes(message.layout)
         vectors = []
         for size, values, packed in zip(sizes, message.values, message.positions, strict=True):
-            at = numerics.unpack_bits(packed, _bits(size), values.size)
-            vectors.append(
-                jnp.zeros(size)
-                .at[at]
-                .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-            )
+            values = values.reshape(-1)
+            if values.size < size:
+                values = _flat.scatter(size, numerics.unpack_bits(packed, _bits(size), values.size), values)
+            vectors.append(values)
         return _flat.unflatten(vectors, message.others, message.layout)
 
     def error_bound(tree):
         vectors, others, layout = _flat.flatten(tree, scope)
         bounds = []
         for x in map(jnp.abs, vectors):
-            smallest = jnp.sort(x)[-_flat.number_kept(x.size, share, count)]
-            bounds.append(jnp.where(x > smallest, 0.0, x))
+            smallest = jnp.sort(x)[-kept(x.size)]
+            bounds.append(jnp.where(x > smallest, 0.0, x) if kept(x.size) < x.size else jnp.zeros_like(x))
         return _flat.unflatten(bounds, jax.tree.map(jnp.zeros_like, others), layout)
 
-    return Codec(lambda tree: (), encode, decode, False, error_bound, _flat.squared_error)
+    return Codec(lambda tree: (), encode, decode, False, error_bound, _flat.squared_error, contracts=True)
 
 
 def _bits(size: int) -> int:

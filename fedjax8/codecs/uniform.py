@@ -20,6 +20,7 @@ each of its ceil(n / bucket) buckets. Other leaves stay float32.
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from fedjax8.codecs._leaves import (
@@ -32,6 +33,7 @@ from fedjax8.codecs._leaves import (
     leafwise,
     per_value,
     round_at_random,
+    within,
 )
 from fedjax8.numerics import pack_bits, unpack_bits
 from fedjax8.types import Array, Codec
@@ -96,15 +98,26 @@ def uniform(
     def decode_leaf(message):
         codes = unpack_bits(message.codes, bits, math.prod(message.shape)).astype(jnp.int32)
         q = codes - s if s else 2 * codes - 1
-        step = message.norm * (1.0 / s) if s else message.norm
-        return q.astype(jnp.float32).reshape(message.shape) * per_value(step, bucket, message.shape)
+        # A share of the norm first: a step of it might be subnormal.
+        share = q.astype(jnp.float32).reshape(message.shape) * np.float32(1.0 / (s or 1))
+        return within(share * per_value(message.norm, bucket, message.shape))
 
     def bound(x):
         norm = per_value(norms(x), bucket, x.shape)
         return norm / s if s else (norm + jnp.abs(x)) * (1 + 2.0**-22)  # the sum is rounded, maybe down
 
+    # The error of values below a step is at most sqrt(d) / (2 s) of the squared norm, that of others at most 1/8; with
+    # the Euclidean norm, d / s**2 and sqrt(d) / s hold.
+    root = math.inf if bucket is None or not s else math.sqrt(bucket) / s
     return leafwise(
-        encode_leaf, decode_leaf, Uniform, min_ndim=min_ndim, min_size=min_size, unbiased=True, error_bound=bound
+        encode_leaf,
+        decode_leaf,
+        Uniform,
+        min_ndim=min_ndim,
+        min_size=min_size,
+        unbiased=True,
+        error_bound=bound,
+        contracts=root < 1,
     )
 
 

@@ -31,8 +31,15 @@ def test_sizes_of_the_models_of_the_paper(scalars, num_bytes):
 
 @pytest.mark.parametrize(("clusters", "bits"), [(2, 1), (3, 2), (5, 3), (64, 6), (100, 7), (128, 7), (256, 8)])
 def test_a_label_takes_as_many_bits_as_the_clusters_need(clusters, bits):
-    tree = {"params": {"kernel": jax.ShapeDtypeStruct((65,), jnp.float32)}}
-    assert message_bytes(codebook(clusters), tree) == 4 * clusters + -(-65 * bits // 8)
+    tree = {"params": {"kernel": jax.ShapeDtypeStruct((2001,), jnp.float32)}}
+    assert message_bytes(codebook(clusters), tree) == 4 * clusters + -(-2001 * bits // 8)
+
+
+def test_values_for_which_a_codebook_does_not_pay_are_sent_as_they_are():
+    # 64 clusters of n values: ceil(6 n / 8) + 256 bytes, below 4 n from n = 79 on (60 + 256 = 316 = 4 * 79 is not)
+    for size, expected in ((78, 4 * 78), (79, 4 * 79), (80, 60 + 256)):
+        assert message_bytes(codebook(), {"a": jax.ShapeDtypeStruct((size,), jnp.float32)}) == expected
+        assert message_bytes(codebook(scope="tensor"), {"a": jnp.zeros(3), "b": jnp.zeros(size)}) == 12 + expected
 
 
 def test_batch_statistics_are_sent_as_they_are_unless_told_otherwise():

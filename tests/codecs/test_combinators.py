@@ -10,6 +10,8 @@ from fedjax8.codecs.chain import chain
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
 from fedjax8.codecs.per_path import per_path
+from fedjax8.codecs.topk import topk
+from fedjax8.codecs.uniform import uniform
 from fedjax8.errors import UserError
 from fedjax8.types import Codec
 
@@ -38,6 +40,27 @@ def test_a_chain_quantizes_what_the_sparsifier_kept():
 def test_a_chain_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         chain([])
+
+
+def test_a_part_that_would_change_nothing_is_refused():
+    """What `halve` keeps are vectors, which a quantizer of matrices passes by."""
+    with pytest.raises(UserError, match=r"its part 2 of 2 changes nothing.*kernel \(6,\).*min_ndim=0"):
+        chain([halve(), fp8()]).init(TREE)
+    with pytest.raises(UserError, match="its part 1 of 2 changes nothing"):
+        chain([uniform(min_size=100), topk(0.5)]).init(TREE)
+    with pytest.raises(UserError, match=r"pattern '\*bias' changes nothing of params/dense/bias.*min_ndim=0"):
+        per_path({"*bias": uniform(4)}, none()).init(TREE)
+    chain([none(), topk(0.5)]).init(TREE)  # `none` is asked for by name
+    per_path({"*bias": uniform(4, min_ndim=1), "*kernel": none()}, fp8()).init(TREE)
+
+
+@pytest.mark.parametrize("quantizer", [uniform(4), fp8(), fp8(clip="max")], ids=["uniform", "fp8", "fp8 max"])
+def test_a_quantizer_encodes_what_a_sparsifier_kept_with_its_usual_settings(quantizer):
+    tree = {"update": {"kernel": jnp.linspace(-1, 1, 500).reshape(20, 25)}}
+    codec = chain((topk(0.1), quantizer))
+    message = jax.eval_shape(lambda t: codec.encode(jax.random.key(0), codec.init(t), t)[0], tree)
+    bits = 4 if message.values[0].codes.dtype == jnp.uint8 else 8
+    assert trees.num_bytes(message) == 50 * bits // 8 + 4 + -(-50 * 9 // 8)  # values, their scale, positions
 
 
 def test_per_path_sends_each_leaf_through_its_own_codec():

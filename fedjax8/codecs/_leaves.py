@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from fedjax8 import fusion, trees
+from fedjax8.keys import random_key
 from fedjax8.numerics import hash_bits, uniform
 from fedjax8.types import Array, Codec, Key, PyTree, Ratio
 

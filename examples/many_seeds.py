@@ -23,8 +23,8 @@ import numpy as np
 import optax
 
 from fedjax8 import adapters, algorithms, codecs, data, local_training, models, simulate
-from fedjax8.cohorts import chunked
-from fedjax8.simulation.side_by_side import side_by_side
+from fedjax8.engine.side_by_side import side_by_side
+from fedjax8.executors import chunked
 
 plt.rcParams.update(
     {
@@ -71,7 +71,7 @@ def accuracies(uplink):
                 uplink=uplink,
                 downlink=codecs.fp8(clip="max"),
                 seed=seed,
-                execution=chunked(),  # each run on one device; whole runs are shared out
+                executor=chunked(),  # each run on one device; whole runs are shared out
                 beside=runs[0] if runs else None,  # shares data and compiled programs with the first
             )
         )

@@ -11,25 +11,25 @@ from ml_collections import ConfigDict
 
 from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
-from fedjax8.cohorts.auto import default_chunk
 from fedjax8.config import LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import BatchPlan, batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.dropouts import Dropout, with_dropout
+from fedjax8.engine.fit import fit_of
+from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
+from fedjax8.executors.auto import default_chunk
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.numerics import formats
 from fedjax8.privacy.accounting import Facts, accounted
-from fedjax8.simulation.fit import fit_of
-from fedjax8.simulation.simulation import Simulation, simulate
 from fedjax8.types import (
     Aggregator,
     Algorithm,
     Attack,
     Codec,
-    Execution,
+    Executor,
     Model,
     Monitor,
     PyTree,
@@ -46,7 +46,7 @@ class Experiment(NamedTuple):
     clients: FederatedData
     model: Model
     plan: BatchPlan
-    execution: Execution
+    executor: Executor
     simulation: Simulation
     private: bool = False
     """Whether an epsilon is stated, so that nothing but what it accounts for may depend on a training row."""
@@ -89,7 +89,7 @@ SEAMS = {
     "dropout": Seam(_finder("dropouts"), Dropout),
     "uplink": Seam(_finder("codecs"), Codec),
     "downlink": Seam(_finder("codecs"), Codec),
-    "executor": Seam(_finder("cohorts"), Execution),
+    "executor": Seam(_finder("executors"), Executor),
     "monitor": Seam(_finder("algorithms.monitors"), Monitor),
     "refine": Seam(_finder("algorithms.refinements"), Refinement),
     "optimizer": Seam(find_optimizer, optax.GradientTransformation),
@@ -369,7 +369,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         algorithm = attempt(accounted, algorithm, gradient)
         algorithm = attempt(attacked, algorithm, make("attack", num_classes=dataset.num_classes))
         algorithm = attempt(with_dropout, algorithm, make("dropout", plan=plan))
-        uplink, downlink, execution = make("uplink"), make("downlink"), make("executor")
+        uplink, downlink, executor = make("uplink"), make("downlink"), make("executor")
         if run_format is not None:
             attempt(run_format.check_used)
         run = attempt(
@@ -381,7 +381,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             uplink=uplink,
             downlink=downlink,
             seed=given.seed,
-            execution=execution,
+            executor=executor,
             batches=plan,
             rounds_per_call=given.rounds_per_call or None,
             feed_mode=given.feed,
@@ -389,4 +389,4 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
         )
-    return Experiment(config, dataset, clients, model, plan, execution, run, private)
+    return Experiment(config, dataset, clients, model, plan, executor, run, private)

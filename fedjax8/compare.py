@@ -25,11 +25,11 @@ from absl import flags
 
 from fedjax8 import cli
 from fedjax8.errors import UserError
-from fedjax8.simulation.comparison import Comparison, compare_runs
-from fedjax8.simulation.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
-from fedjax8.simulation.gain import MARGIN
-from fedjax8.simulation.page import html_page, plotly_script
-from fedjax8.simulation.report import COLUMNS, explanation, rows
+from fedjax8.results.comparison import Comparison, compare_runs
+from fedjax8.results.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
+from fedjax8.results.gain import MARGIN
+from fedjax8.results.page import html_page, plotly_script
+from fedjax8.results.report import COLUMNS, explanation, rows
 from fedjax8.streams import console_on
 
 PAGE = "comparison.html"

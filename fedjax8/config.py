@@ -99,7 +99,7 @@ FIELDS = {
     "dropout": "which clients are lost on the way: a file in fedjax8/dropouts",
     "uplink": "codec of what clients send: a file in fedjax8/codecs",
     "downlink": "codec of what clients receive",
-    "executor": "how clients are mapped over devices: a file in fedjax8/cohorts",
+    "executor": "how clients are mapped over devices: a file in fedjax8/executors",
     "rounds_per_call": "most rounds run as one dispatch; 0 for as many as are useful",
     "on_nan": "what becomes of contributions that are not finite: drop (left out and counted) or error (the run ends)",
     "feed": "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",

@@ -4,8 +4,8 @@ import numpy as np
 
 from fedjax8.data.drawn import IMAGE_MEAN, IMAGE_STD, drawn_rows
 from fedjax8.data.federated import Dataset
+from fedjax8.engine.start import CALIBRATION_ROWS
 from fedjax8.errors import UserError, mistakes_of
-from fedjax8.simulation.start import CALIBRATION_ROWS
 
 
 def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> tuple[tuple, tuple]:

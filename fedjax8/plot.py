@@ -18,8 +18,8 @@ from absl import flags
 
 from fedjax8 import cli
 from fedjax8.errors import UserError
-from fedjax8.simulation.figures import check_png_name, draw, plot_runs, save_png
-from fedjax8.simulation.runs import read_settings
+from fedjax8.results.figures import check_png_name, draw, plot_runs, save_png
+from fedjax8.results.runs import read_settings
 
 __all__ = ["main", "plot_runs"]
 

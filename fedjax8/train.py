@@ -31,9 +31,9 @@ from fedjax8.errors import Mistakes, UserError
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
-    from fedjax8.simulation.runner import Outcome
-    from fedjax8.simulation.schedule import Schedule
-    from fedjax8.simulation.simulation import SimulationState
+    from fedjax8.engine.simulation import SimulationState
+    from fedjax8.running.runner import Outcome
+    from fedjax8.running.schedule import Schedule
 
 SIGNAL_STATUS = 128
 """A run stopped by signal n exits with 128 + n: 143 for SIGTERM, 130 for Ctrl-C."""
@@ -260,7 +260,7 @@ def check_flags(processes: int) -> None:
 
 def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
     """A function that gives what `about.json` holds."""
-    from fedjax8.simulation.about import about
+    from fedjax8.running.about import about
 
     return functools.partial(
         about,
@@ -273,9 +273,9 @@ def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
 
 def write_client_accuracy(experiment: "Experiment", outcome: "Outcome", folder: Path, most: int) -> None:
     """Writes `clients.json` for the model that a run ended with."""
-    from fedjax8.simulation.client_accuracy import client_accuracy
-    from fedjax8.simulation.runs import CLIENTS
-    from fedjax8.simulation.workdir import write_json
+    from fedjax8.results.runs import CLIENTS
+    from fedjax8.running.client_accuracy import client_accuracy
+    from fedjax8.running.workdir import write_json
 
     variables = experiment.simulation.variables(outcome.state)
     found = client_accuracy(experiment.model, variables, experiment.dataset, experiment.clients, most)
@@ -288,12 +288,12 @@ def train(config: ConfigDict) -> int:
 
     from fedjax8.build import build, build_seeds
     from fedjax8.data.digest import digest, without_floats
-    from fedjax8.simulation.hosts import hosts
-    from fedjax8.simulation.recording import Run
-    from fedjax8.simulation.runner import run, run_all
-    from fedjax8.simulation.schedule import Schedule
-    from fedjax8.simulation.side_by_side import side_by_side
-    from fedjax8.simulation.writers import find_writers
+    from fedjax8.engine.side_by_side import side_by_side
+    from fedjax8.hosts import hosts
+    from fedjax8.running.recording import Run
+    from fedjax8.running.runner import run, run_all
+    from fedjax8.running.schedule import Schedule
+    from fedjax8.running.writers import find_writers
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
@@ -354,8 +354,8 @@ def train(config: ConfigDict) -> int:
 
 def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
     """Prints what an experiment would be like."""
-    from fedjax8.simulation.forecast import forecast
-    from fedjax8.simulation.forecast_tables import show
+    from fedjax8.running.forecast import forecast
+    from fedjax8.running.forecast_tables import show
 
     config, simulation = experiment.config, experiment.simulation
     found = forecast(
@@ -365,7 +365,7 @@ def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
         model=experiment.model,
         clients=experiment.clients,
         plan=experiment.plan,
-        execution=experiment.execution,
+        executor=experiment.executor,
         cohort_size=config.cohort_size,
         seed=config.seed,
         measured=_DRY_RUN.value == "measured",

@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 
 from fedjax8 import version
 from fedjax8.build import build
-from fedjax8.cohorts.auto import default_chunk
 from fedjax8.config import component, plain
 from fedjax8.errors import UserError
+from fedjax8.executors.auto import default_chunk
 from fedjax8.given import read_object
 
 TIMED_SECONDS = 1.0

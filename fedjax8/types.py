@@ -195,7 +195,7 @@ class Partial(NamedTuple):
     """float32 leaves of which the largest over clients is kept, element by element; -inf says nothing."""
 
 
-class Execution(NamedTuple):
+class Executor(NamedTuple):
     """How a function is mapped over clients and reduced. Knows nothing about learning.
 
     `map_reduce`, `total` and `gather` may be called only inside a function given to `compile`, any number of times and
@@ -207,7 +207,7 @@ class Execution(NamedTuple):
     shards: Sequence[int]
     """Which of them are this process's own."""
     chunk: int
-    """Clients that a device works on at once, at most; see `cohorts.groups`."""
+    """Clients that a device works on at once, at most; see `executors.groups`."""
     compile: Callable[[Callable], Callable]
     """`f(shared, split) -> (shared_out, split_out)`, compiled. Leaves of `split` have a leading axis that is divided
     over the shards in order; a process gives, and gets back, the part of its own shards. If it has a method `lower` as

@@ -98,7 +98,7 @@ def work(workload: str, precision: str, core: int, coordinator: str, process: st
     set_up_devices(1)
     with together(Group(coordinator, count, number) if count > 1 else Group()):
         from fedjax8.build import build
-        from fedjax8.simulation.hosts import hosts
+        from fedjax8.hosts import hosts
 
         rounds, all_hosts = ROUNDS_PER_CALL[workload], hosts()
         simulation = build(experiment_config(WORKLOADS[workload], precision)).simulation

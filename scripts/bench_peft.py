@@ -40,12 +40,12 @@ def measure(size: str, rank: int, batch: int, clients: int, chunk: int) -> dict[
     from fedjax8.adapters.lora import lora
     from fedjax8.algorithms.fedavg import fedavg
     from fedjax8.codecs.none import none
-    from fedjax8.cohorts.chunked import chunked
     from fedjax8.data.batches import batch_plan
     from fedjax8.data.federated import FederatedData
+    from fedjax8.engine.simulation import simulate
+    from fedjax8.executors.chunked import chunked
     from fedjax8.local import local_training
     from fedjax8.models.vit import vit
-    from fedjax8.simulation.simulation import simulate
 
     rng, rows = np.random.default_rng(0), batch * clients
     x = rng.integers(0, 256, (rows, SIDE, SIDE, 3), np.uint8)
@@ -60,7 +60,7 @@ def measure(size: str, rank: int, batch: int, clients: int, chunk: int) -> dict[
         cohort_size=clients,
         uplink=none(),
         downlink=none(),
-        execution=chunked(chunk),
+        executor=chunked(chunk),
         batches=plan,
     )
     state = sim.init()

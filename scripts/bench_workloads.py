@@ -152,7 +152,7 @@ class Run(NamedTuple):
 def samples_of_round(experiment: Any, number: int) -> int:
     """Rows that the clients of round `number`, from 0, train on."""
     from fedjax8.data.federated import sample_cohort
-    from fedjax8.simulation.planning import rows_seen
+    from fedjax8.engine.planning import rows_seen
 
     config, clients = experiment.config, experiment.clients
     cohort = sample_cohort(config.seed, number, clients.num_clients, config.cohort_size)
@@ -164,7 +164,7 @@ def prepare(config: Any) -> Run:
     import jax
 
     from fedjax8.build import SEAMS, build, build_component
-    from fedjax8.cohorts import groups, padded
+    from fedjax8.executors import groups, padded
 
     begun = time.perf_counter()
     experiment = build(config)
@@ -172,8 +172,8 @@ def prepare(config: Any) -> Run:
     state = simulation.init()
     jax.block_until_ready(state.server)
     start_seconds = time.perf_counter() - begun
-    execution = build_component("config.executor", config.executor, SEAMS["executor"])
-    places = padded(max(1, -(-config.cohort_size // execution.num_shards)), execution.chunk)
+    executor = build_component("config.executor", config.executor, SEAMS["executor"])
+    places = padded(max(1, -(-config.cohort_size // executor.num_shards)), executor.chunk)
 
     count, compiled = 1, False
 
@@ -197,5 +197,5 @@ def prepare(config: Any) -> Run:
         compiled = True
         return done
 
-    chunk = places // groups(places, execution.chunk)
+    chunk = places // groups(places, executor.chunk)
     return Run(experiment, simulation.variables(state), one_call, chunk, start_seconds)

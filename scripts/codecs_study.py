@@ -103,7 +103,7 @@ def config_of(method: str, split: str) -> Any:
 def run_cell(method: str, split: str) -> dict[str, Any]:
     """Runs one cell: for each seed, what was logged at each evaluation."""
     from fedjax8.build import build_seeds
-    from fedjax8.simulation.side_by_side import side_by_side
+    from fedjax8.engine.side_by_side import side_by_side
 
     begun = time.perf_counter()
     experiments = build_seeds(config_of(method, split), [int(s) for s in _SEEDS.value], _DATA_DIR.value)

@@ -53,7 +53,7 @@ def run_seeds(config: Any, seeds: list[int]) -> list[dict[str, Any]]:
     """For each seed what a message has in it, and what was logged at each evaluation."""
     from fedjax8 import trees
     from fedjax8.build import build_seeds
-    from fedjax8.simulation.side_by_side import side_by_side
+    from fedjax8.engine.side_by_side import side_by_side
 
     experiments = build_seeds(config, seeds, _DATA_DIR.value)
     advance, every = side_by_side([e.simulation for e in experiments]), config.eval_every

@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.runs import Run, read_settings
+from fedjax8.results.runs import Run, read_settings
 
 _VALUES = flags.DEFINE_list(
     "values", ["test_accuracy"], "Keys of metrics.jsonl, each at the last round that logged it."

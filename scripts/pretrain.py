@@ -45,11 +45,11 @@ def pretrain(out: str) -> None:
     from fedjax8 import trees
     from fedjax8.adapters.inputs import inputs
     from fedjax8.build import SEAMS, build_augment, build_component, check_shapes
-    from fedjax8.cohorts.chunked import chunked
     from fedjax8.config import component, load_config, override
+    from fedjax8.engine.evaluation import evaluation
+    from fedjax8.executors.chunked import chunked
     from fedjax8.local import masked_mean
     from fedjax8.models.pretrained import check_saving, save_params
-    from fedjax8.simulation.evaluation import evaluation
     from fedjax8.types import Variables
 
     check_saving(out)

@@ -39,11 +39,11 @@ from fedjax8 import cli
 from fedjax8.compare import print_comparison
 from fedjax8.config import load_config, override, plain, validate
 from fedjax8.errors import UserError
-from fedjax8.simulation.comparison import compare_runs
-from fedjax8.simulation.gain import MARGIN
-from fedjax8.simulation.runs import short_name
-from fedjax8.simulation.signals import STOPS
-from fedjax8.simulation.workdir import json_ready
+from fedjax8.results.comparison import compare_runs
+from fedjax8.results.gain import MARGIN
+from fedjax8.results.runs import short_name
+from fedjax8.running.signals import STOPS
+from fedjax8.running.workdir import json_ready
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the sweep, with a folder for each run.")
 _CONFIG = flags.DEFINE_multi_string("config", [], "Config file; several are values of the grid.")

@@ -14,21 +14,21 @@ from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.parts import Step, Update, from_parts
 from fedjax8.attacks.little_is_enough import largest_z
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.pmap import pmap
 from fedjax8.data.batches import batch_plan, take_batch
 from fedjax8.data.federated import FederatedData
 from fedjax8.errors import UserError
+from fedjax8.executors.loop import loop
+from fedjax8.executors.pmap import pmap
 from fedjax8.lookup import component_names, find
 from fedjax8.types import Attack, Colluders
 
 FLOAT32 = 1e-6
 
 
-def run(toys, attack, b, rounds=1, *, execution=None, cohort_size=None, **settings):
+def run(toys, attack, b, rounds=1, *, executor=None, cohort_size=None, **settings):
     """A client with optimum b moves by 0.1 (b - x) in its one step; x starts at 0."""
     make = lambda local: attacks.attacked(fedavg(local, **settings), attack)
-    sim = toys.build(make, toys.clients([1.0] * len(b), b), steps=1, execution=execution, cohort_size=cohort_size)
+    sim = toys.build(make, toys.clients([1.0] * len(b), b), steps=1, executor=executor, cohort_size=cohort_size)
     state = sim.init()
     for _ in range(rounds):
         state, metrics = sim.run_round(state)
@@ -50,8 +50,8 @@ def test_a_turned_sign_cancels_an_equal_change_whatever_is_sent(toys, payload):
 def test_colluders_turn_the_honest_mean_round(toys):
     """Moves of 0.1, 0.2 and 0.3 have mean 0.2; the attacker's own, 10, is not sent. On two devices as on one."""
     attack = attacks.inner_product(scale=0.5, count=1)
-    for execution in (loop(), pmap(1, 2)):
-        x, _ = run(toys, attack, [100.0, 1.0, 2.0, 3.0], execution=execution)
+    for executor in (loop(), pmap(1, 2)):
+        x, _ = run(toys, attack, [100.0, 1.0, 2.0, 3.0], executor=executor)
         assert x == pytest.approx((0.1 + 0.2 + 0.3 - 0.1) / 4, rel=1e-5)
 
 

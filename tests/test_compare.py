@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedjax8.compare import print_comparison
-from fedjax8.simulation.comparison import compare_runs
-from fedjax8.simulation.report import COLUMNS, rows
+from fedjax8.results.comparison import compare_runs
+from fedjax8.results.report import COLUMNS, rows
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_PLOTLY = (

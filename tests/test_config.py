@@ -357,7 +357,7 @@ def test_components_inside_components_are_checked_all():
 
 def test_choices_are_those_that_the_program_knows():
     from fedjax8.config import CHOICES
-    from fedjax8.simulation.feeding import MODES
+    from fedjax8.engine.feeding import MODES
 
     assert set(CHOICES["config.feed"]) == set(MODES)
 

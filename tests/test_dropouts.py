@@ -15,18 +15,18 @@ from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.monitors import naive
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.pmap import pmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.dropouts import Dropout, Speeds
 from fedjax8.errors import UserError
+from fedjax8.executors.loop import loop
+from fedjax8.executors.pmap import pmap
 from fedjax8.lookup import component_names, find
 from fedjax8.types import Contribution, RoundOutput, Sections
 
 
-def build(toys, dropout, b, rows=None, *, make=fedavg, execution=None):
+def build(toys, dropout, b, rows=None, *, make=fedavg, executor=None):
     wrapped = lambda local: dropouts.with_dropout(make(local), dropout)
-    return toys.build(wrapped, toys.clients([1.0] * len(b), b, rows), steps=1, execution=execution)
+    return toys.build(wrapped, toys.clients([1.0] * len(b), b, rows), steps=1, executor=executor)
 
 
 def only(*lost_ids):
@@ -35,8 +35,8 @@ def only(*lost_ids):
 
 
 def test_the_lost_have_received_and_sent_nothing(toys):
-    for execution in (loop(), pmap(1, 2)):
-        sim = build(toys, only(1, 3), [1.0, 50.0, 2.0, np.nan, 6.0], [1, 7, 3, 1, 1], execution=execution)
+    for executor in (loop(), pmap(1, 2)):
+        sim = build(toys, only(1, 3), [1.0, 50.0, 2.0, np.nan, 6.0], [1, 7, 3, 1, 1], executor=executor)
         state, metrics = sim.run_round(sim.init())
         assert float(sim.variables(state).params["x"]) == pytest.approx(0.1 * (1 + 3 * 2 + 6) / 5, rel=1e-5)
         assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (2, 3, 0)
@@ -85,11 +85,9 @@ def test_a_deadline_counts_bytes_and_steps(toys):
     rows = [1, 4, 5, 100]
     dropout = plain(5.0, 0.5, down=4.0, up=2.0, plan=batch_plan(2, steps=3))
     assert [int(dropout.steps(jnp.int32(n))) for n in (0, 1, 9)] == [0, 3, 3]
-    for execution in (loop(), pmap(1, 2)):
+    for executor in (loop(), pmap(1, 2)):
         wrapped = lambda local: dropouts.with_dropout(fedavg(local), plain(5.0, 0.5, down=4.0, up=2.0))
-        sim = toys.build(
-            wrapped, toys.clients([1.0] * 4, [1.0, 2.0, 50.0, np.nan], rows), epochs=1, execution=execution
-        )
+        sim = toys.build(wrapped, toys.clients([1.0] * 4, [1.0, 2.0, 50.0, np.nan], rows), epochs=1, executor=executor)
         state, metrics = sim.run_round(sim.init())
         assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (2, 2, 0)
         assert (metrics["downlink_bytes"], metrics["uplink_bytes"]) == (16, 8)

@@ -1,6 +1,6 @@
 """Killed fifty times, a run is as if nothing had been. Slow: 106 s of computing, two minutes on idle cores.
 
-The faults that need no process of their own are in tests/simulation/test_faults_of_runs.py.
+The faults that need no process of their own are in tests/running/test_faults_of_runs.py.
 """
 
 import json
@@ -34,7 +34,7 @@ DRIVER = """
 import os, pathlib, random, signal, sys, time
 
 import orbax.checkpoint, sklearn.datasets
-import fedjax8.build, fedjax8.simulation.runner, fedjax8.simulation.side_by_side, fedjax8.tune
+import fedjax8.build, fedjax8.running.runner, fedjax8.engine.side_by_side, fedjax8.tune
 from fedjax8 import cli, train
 
 # Everything is imported and JAX not begun, so that a life of the run is a fork of this process and starts at once.

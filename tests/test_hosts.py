@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fedjax8.distributed import threads
-from fedjax8.simulation.signals import STOPPING
+from fedjax8.running.signals import STOPPING
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
@@ -114,8 +114,8 @@ def in_one_process(workdir, flags, rounds):
     """The lines of the same run in this process, on two of its devices."""
     from fedjax8.build import build
     from fedjax8.config import base_config, override
-    from fedjax8.simulation.runner import run
-    from fedjax8.simulation.schedule import Schedule
+    from fedjax8.running.runner import run
+    from fedjax8.running.schedule import Schedule
     from fedjax8.train import split_overrides
 
     config = base_config()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fedjax8.simulation.console import ProgressReport
+from fedjax8.running.console import ProgressReport
 from fedjax8.streams import Unbroken, console_on, unbroken
 
 ROOT = pathlib.Path(__file__).parents[1]

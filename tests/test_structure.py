@@ -10,11 +10,13 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
-    {"errors", "types", "trees", "fusion", "given", "keys", "lookup", "streams", "version"},
+    {"errors", "types", "trees", "given", "xla_cpu", "keys", "lookup", "streams", "version"},
     {"numerics", "data", "models"},
-    {"codecs", "adapters", "cohorts", "privacy", "attacks", "dropouts", "local"},
+    {"codecs", "adapters", "executors", "privacy", "attacks", "dropouts", "local", "durable", "hosts", "results"},
     {"algorithms"},
-    {"simulation"},
+    {"exchange"},
+    {"engine"},
+    {"running"},
     {"config", "build", "cli", "devices", "distributed", "normalization", "tune"},
     {"train", "compare", "plot"},
 )

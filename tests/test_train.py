@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedjax8.errors import UserError
-from fedjax8.simulation.signals import STOPPING
+from fedjax8.running.signals import STOPPING
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "jax"

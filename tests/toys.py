@@ -8,11 +8,11 @@ import numpy as np
 import optax
 
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.simulation import simulate
+from fedjax8.executors.loop import loop
 from fedjax8.local import local_training
-from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Model, Variables
 
 LEARNING_RATE = 0.1
@@ -54,7 +54,7 @@ def build(
     start=0.0,
     cohort_size=None,
     seed=0,
-    execution=None,
+    executor=None,
     batch_size=1,
     rounds_per_call=None,
     beside=None,
@@ -75,7 +75,7 @@ def build(
         uplink=none() if uplink is None else uplink,
         downlink=none(),
         seed=seed,
-        execution=loop() if execution is None else execution,
+        executor=loop() if executor is None else executor,
         rounds_per_call=rounds_per_call,
         beside=beside,
     )

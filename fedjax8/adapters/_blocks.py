@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax8 import fusion
+from fedjax8 import xla_cpu
 from fedjax8.types import Array, Product
 
 Rounded = Callable[[Array], Array]
@@ -29,7 +29,7 @@ def forward(product: Product, x: Array, kernel: Array, rounded: Rounded) -> Arra
     def add(number, y):
         return y + product.forward(_inputs(x, number, product.blocks), rounded(_rows(kernel, number, product.blocks)))
 
-    return lax.fori_loop(0, product.blocks, add, jnp.full((len(x), kernel.shape[1]), fusion.zero(x, kernel)))
+    return lax.fori_loop(0, product.blocks, add, jnp.full((len(x), kernel.shape[1]), xla_cpu.zero(x, kernel)))
 
 
 def backward(
@@ -64,7 +64,7 @@ def backward(
             dx = lax.dynamic_update_slice(dx, product.input_gradient(dy, on_grid), (0, number * size))
         return of_kernel, of_input, dx
 
-    zero = fusion.zero(*(array for array in (x, kernel, input_terms, dy) if array is not None))
+    zero = xla_cpu.zero(*(array for array in (x, kernel, input_terms, dy) if array is not None))
     nothing = jnp.full((len(x), kernel.shape[1]), zero)
     to_sum, to_fill = None if input_terms is None else nothing, None if dy is None else jnp.full(x.shape, zero)
     return lax.fori_loop(0, blocks, add, (nothing, to_sum, to_fill))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax8 import fusion
+from fedjax8 import xla_cpu
 from fedjax8.adapters import _blocks
 from fedjax8.numerics import scales, straight_through
 from fedjax8.numerics.formats import Format
@@ -43,7 +43,7 @@ def simulated(x: Array, alpha: Clip, fmt: Format) -> Operand:
     def rounded(x: Array, alpha: Array) -> Array:
         return scales.decode(scales.encode(x, alpha, fmt, form="bits"), alpha, fmt)
 
-    return Operand(fusion.in_one_loop(rounded, x, alpha), 1.0)
+    return Operand(xla_cpu.in_one_loop(rounded, x, alpha), 1.0)
 
 
 def native(x: Array, alpha: Clip, fmt: Format) -> Operand:
@@ -147,7 +147,7 @@ def _through(value: Array, clip: Clip, fmt: Format, cotangent: Array) -> tuple[A
     if clip is None:
         return cotangent, None
     on_grid = simulated(value, clip, fmt).values
-    return fusion.in_one_loop(straight_through.pass_through, value, on_grid, clip, cotangent)
+    return xla_cpu.in_one_loop(straight_through.pass_through, value, on_grid, clip, cotangent)
 
 
 def _as_a_whole(product, x, kernel, alpha, fmt, gradient, terms, wanted, operand) -> Backward:
@@ -161,7 +161,7 @@ def _as_a_whole(product, x, kernel, alpha, fmt, gradient, terms, wanted, operand
 def _by_blocks(product, x, kernel, alpha, fmt, dy, terms, wanted) -> Backward:
     """Of float32 arrays x and dy. The gradient of the kernel is computed in whatever reads it, for every element of the
     kernel; the rounding of x must not be."""
-    x = fusion.stored(x)
+    x = xla_cpu.stored(x)
     of_kernel, of_terms, dx = _blocks.backward(
         product,
         x,

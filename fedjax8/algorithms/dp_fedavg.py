@@ -176,7 +176,7 @@ def dp_fedavg(
         return from_parts(client=client, server=server, init=init, extra=extra, model_state=model_state)
 
     def round_(link, state: ServerState, cohort, key):
-        expected = link.execution.total(jnp.sum(cohort.valid, dtype=jnp.float32))
+        expected = link.executor.total(jnp.sum(cohort.valid, dtype=jnp.float32))
         if noise == "server":
             uplink = clipping(link.uplink, state.memory["clip"] if adaptive else clip)
         else:

@@ -189,7 +189,7 @@ def fedcode(
         def no_models(operands):
             return *operands, trees.zeros_like(jax.eval_shape(models, operands)[2])
 
-        any_models = link.execution.total(jnp.sum(sends, dtype=jnp.int32)) > 0
+        any_models = link.executor.total(jnp.sum(sends, dtype=jnp.int32)) > 0
         link, states, (mean, weight, senders, report) = jax.lax.cond(any_models, models, no_models, (link, states))
         now = cohort._replace(valid=valid & ~sends, states=states)
         told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)

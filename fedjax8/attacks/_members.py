@@ -35,6 +35,6 @@ def attacked(algorithm: Algorithm, attack: Attack) -> Algorithm:
     def round_(link, state, cohort, key):
         out = algorithm.round(link.replace(attack=attack), state, cohort, key)
         present = cohort.reached & attack.members(cohort.ids, link.num_clients)
-        return out._replace(report=out.report | {"attackers": link.execution.total(jnp.sum(present, dtype=jnp.int32))})
+        return out._replace(report=out.report | {"attackers": link.executor.total(jnp.sum(present, dtype=jnp.int32))})
 
     return algorithm._replace(round=round_)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax8 import fusion, trees
+from fedjax8 import trees, xla_cpu
 from fedjax8.keys import random_key
 from fedjax8.numerics import hash_bits, uniform
 from fedjax8.types import Array, Codec, Key, PyTree, Ratio
@@ -65,7 +65,7 @@ def leafwise(
         return trees.is_float32(x) and large and not trees.is_clip(name) and pays(x.shape)
 
     def encode_apart(key, x):
-        return fusion.apart(encode_leaf, jax.random.key_data(key).reshape(-1)[0], key, x)
+        return xla_cpu.apart(encode_leaf, jax.random.key_data(key).reshape(-1)[0], key, x)
 
     def encode(key, state, tree):
         indices = {name: i for i, name in enumerate(trees.named_leaves(tree))}

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from fedjax8 import fusion
+from fedjax8 import xla_cpu
 from fedjax8.codecs._leaves import divided, largest_magnitude, leafwise, unit_of, within
 from fedjax8.numerics import pack_bits
 from fedjax8.types import Array, Codec, Sections
@@ -75,7 +75,7 @@ def adaptive(omega: float = 0.001, *, max_bits: int = 16, min_ndim: int = 2, min
         unit = divided(centered, largest)
         # The sign on top of q, computed before it is taken apart: else XLA computes it once for every plane.
         q = jnp.round(jnp.abs(unit) * levels).astype(jnp.int32) | ((unit < 0).astype(jnp.int32) << (max_bits - 1))
-        q = fusion.stored(q.astype(jnp.uint16), everywhere=True)
+        q = xla_cpu.stored(q.astype(jnp.uint16), everywhere=True)
         planes = [(q >> i) & 1 for i in (max_bits - 1, *range(max_bits - 1))]
         worth = jnp.array([1, *(2**i for i in range(max_bits - 1))])  # the signs go with any level
         present = (worth <= levels) & (largest >= jnp.finfo(jnp.float32).tiny)

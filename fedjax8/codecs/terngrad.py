@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from fedjax8 import fusion
+from fedjax8 import xla_cpu
 from fedjax8.codecs._leaves import check_one_of, divided, largest_magnitude, leafwise
 from fedjax8.numerics import pack_bits, uniform, unpack_bits
 from fedjax8.types import Array, Codec
@@ -94,7 +94,7 @@ def terngrad(clip: float | None = 2.5, packing: str = "plain", *, min_ndim: int 
 
 def pack_base3(codes: Array) -> Array:
     """uint8 codes 0, 1, 2, flattened, five to a byte: uint8 `[ceil(n / 5)]`, the last byte filled up with zeros."""
-    codes = fusion.stored(codes, everywhere=True)  # computed once, not for each digit
+    codes = xla_cpu.stored(codes, everywhere=True)  # computed once, not for each digit
     digits = jnp.pad(codes.reshape(-1), (0, -codes.size % _DIGITS)).reshape(-1, _DIGITS)
     return jnp.asarray(sum(digits[:, i] * np.uint8(3**i) for i in range(_DIGITS)))
 

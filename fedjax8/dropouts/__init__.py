@@ -11,8 +11,8 @@ unbiased as that of a smaller cohort is. Under `deadline` the same clients are l
 towards fast clients with few examples: that is the bias of such systems, and is not corrected.
 """
 
-from fedjax8.dropouts._base import Dropout, Speeds
 from fedjax8.dropouts._round import with_dropout
+from fedjax8.dropouts.base import Dropout, Speeds
 from fedjax8.dropouts.deadline import deadline
 from fedjax8.dropouts.none import none
 from fedjax8.dropouts.random import random

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from fedjax8.dropouts._base import Dropout
+from fedjax8.dropouts.base import Dropout
 from fedjax8.errors import UserError
 from fedjax8.types import Algorithm, Array, Channel, Key, PyTree, Way
 
@@ -47,7 +47,7 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
             lost |= out.link.clock.late
             # What the late have sent in time changed their states.
             states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, states)
-        report = out.report | {"dropped": link.execution.total(jnp.sum(lost, dtype=jnp.int32))}
+        report = out.report | {"dropped": link.executor.total(jnp.sum(lost, dtype=jnp.int32))}
         return out._replace(client_states=states, report=report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:

@@ -9,7 +9,7 @@ second factor, drawn anew in every round.
 
 Bytes are those that this client receives and sends in this round: of messages that are alternatives its own, without
 the parts that it leaves out, and of several messages all. Each exchange of the round adds its own and decides who is
-late; see `simulation.clock`.
+late; see `exchange.clock`.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8.data.batches import BatchPlan, num_steps
-from fedjax8.dropouts._base import Dropout, Speeds
+from fedjax8.dropouts.base import Dropout, Speeds
 from fedjax8.keys import random_key
 from fedjax8.types import Array, Key
 

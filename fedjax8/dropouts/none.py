@@ -1,6 +1,6 @@
 """Nobody is lost."""
 
-from fedjax8.dropouts._base import Dropout
+from fedjax8.dropouts.base import Dropout
 
 
 def none() -> Dropout:

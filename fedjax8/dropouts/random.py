@@ -3,8 +3,8 @@
 Everyone may be lost, and such a round changes nothing.
 """
 
-from fedjax8.dropouts._base import Dropout
 from fedjax8.dropouts._round import uniform_of
+from fedjax8.dropouts.base import Dropout
 
 
 def random(share: float = 0.1) -> Dropout:

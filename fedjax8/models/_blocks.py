@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax8 import fusion
+from fedjax8 import xla_cpu
 from fedjax8.types import Array
 
 
@@ -32,7 +32,7 @@ def sum_blocks(form: Callable[[Array, Array], Array], size: int, a: Array, b: Ar
         return total + form(_block(a, i, size), _block(b, i, size))
 
     result = jax.eval_shape(form, a[:size], b[:size])
-    return lax.fori_loop(0, len(a) // size, add, jnp.full(result.shape, fusion.zero(a, b).astype(result.dtype)))
+    return lax.fori_loop(0, len(a) // size, add, jnp.full(result.shape, xla_cpu.zero(a, b).astype(result.dtype)))
 
 
 def _block(x: Array, i: Array, size: int) -> Array:

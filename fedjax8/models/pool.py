@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fedjax8 import fusion
+from fedjax8 import xla_cpu
 from fedjax8.types import Array
 
 Size = int | Sequence[int]
@@ -44,7 +44,7 @@ def max_pool(x: Array, window: Size, strides: Size | None = None, padding: Paddi
     tiles = _tiles(x, window)
     values = [tiles[..., i, :, j, :] for i in range(window[0]) for j in range(window[1])]
     # Fused with what rounds it to a grid and with its gradient, windows would be gathered again for each of them.
-    return fusion.stored(functools.reduce(_first_larger, values))
+    return xla_cpu.stored(functools.reduce(_first_larger, values))
 
 
 def avg_pool(x: Array, window: Size, strides: Size | None = None, padding: Padding = "VALID") -> Array:

@@ -11,8 +11,8 @@ from fedjax8.algorithms.aggregators.krum import scores
 from fedjax8.algorithms.aggregators.trimmed_mean import cuts
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.scaffold import scaffold
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.pmap import pmap
+from fedjax8.executors.loop import loop
+from fedjax8.executors.pmap import pmap
 from fedjax8.lookup import component_names, find
 from fedjax8.numerics.order import BLOCK, over_sorted_columns, sorted_rows
 from fedjax8.types import Aggregator
@@ -191,8 +191,8 @@ def test_settings_out_of_range_are_refused(make):
 # In rounds, on quadratics: a client with optimum b moves by 0.1 (b - x) in one step.
 
 
-def run(toys, aggregate, data, rounds=1, *, make=fedavg, execution=None, **settings):
-    sim = toys.build(functools.partial(make, aggregate=aggregate, **settings), data, steps=1, execution=execution)
+def run(toys, aggregate, data, rounds=1, *, make=fedavg, executor=None, **settings):
+    sim = toys.build(functools.partial(make, aggregate=aggregate, **settings), data, steps=1, executor=executor)
     state = sim.init()
     for _ in range(rounds):
         state, metrics = sim.run_round(state)
@@ -232,7 +232,7 @@ def test_rules_see_changes_whatever_clients_send(toys, payload):
 
 def test_devices_do_not_matter(toys):
     data = toys.clients([1.0] * 5, [1.0, 2.0, 4.0, 8.0, np.inf])
-    alone, together = (run(toys, aggregators.krum(1), data, 3, execution=e) for e in (loop(), pmap(1, 2)))
+    alone, together = (run(toys, aggregators.krum(1), data, 3, executor=e) for e in (loop(), pmap(1, 2)))
     assert alone[0] == pytest.approx(together[0], rel=1e-6)
     assert alone[1]["excluded_clients"] == together[1]["excluded_clients"] == [4]
 

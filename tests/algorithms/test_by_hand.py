@@ -15,13 +15,13 @@ from fedjax8.algorithms.hetlora import hetlora
 from fedjax8.algorithms.parts import Step, Update, from_parts
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.vmap import vmap
 from fedjax8.data.batches import ClientRows, Pool, batch_plan
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.simulation import simulate
+from fedjax8.executors.loop import loop
+from fedjax8.executors.vmap import vmap
 from fedjax8.local import Trained, local_training
 from fedjax8.models.mlp import mlp
-from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Variables
 
 FLOAT32 = 2e-6
@@ -76,11 +76,11 @@ def drawing(clients):
     return make, none()._replace(encode=encode)
 
 
-@pytest.mark.parametrize("execution", [loop, vmap])
-def test_every_client_draws_its_own_numbers_in_every_round_of_a_call(toys, execution):
+@pytest.mark.parametrize("executor", [loop, vmap])
+def test_every_client_draws_its_own_numbers_in_every_round_of_a_call(toys, executor):
     """To train and to encode: 2 x 4 clients x 3 rounds, all different, and the same when rounds come one by one."""
     make, uplink = drawing(4)
-    sim = toys.build(make, toys.clients([1.0] * 4, [1.0] * 4), steps=1, uplink=uplink, execution=execution())
+    sim = toys.build(make, toys.clients([1.0] * 4, [1.0] * 4), steps=1, uplink=uplink, executor=executor())
     _, lines = sim.run_rounds(sim.init(), 3)
     drawn = np.array([line[what] for line in lines for what in ("trained", "sent")])
     assert drawn.shape == (6, 4) and drawn.min() > 0
@@ -131,7 +131,7 @@ def test_no_step_of_hetlora_leaves_the_rank_of_its_client():
     columns = {"x": np.ones((3, 4), np.float32), "y": np.zeros(3, np.int32)}
     data = FederatedData.from_owners(columns, np.arange(3), 3)
     codecs = {"uplink": none(), "downlink": none()}
-    sim = simulate(model, make(local), data, cohort_size=3, execution=loop(), **codecs)
+    sim = simulate(model, make(local), data, cohort_size=3, executor=loop(), **codecs)
     metrics = sim.run_round(sim.init())[1]
     assert (metrics["columns"], metrics["rows"]) == (sum(ranks), sum(ranks))
 

@@ -21,15 +21,15 @@ from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.algorithms.monitors.synchronous import synchronous
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.pmap import pmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
+from fedjax8.executors.loop import loop
+from fedjax8.executors.pmap import pmap
 from fedjax8.local import local_training
 from fedjax8.models.mlp import mlp
-from fedjax8.simulation import runner
-from fedjax8.simulation.simulation import simulate
+from fedjax8.running import runner
 from fedjax8.types import Variables
 
 K, ROWS, STEPS = 4, 6, 8
@@ -49,7 +49,7 @@ def simulation(
     make=fda,
     *,
     optimizer=None,
-    execution=None,
+    executor=None,
     batch_size=3,
     codec=None,
     data=None,
@@ -68,7 +68,7 @@ def simulation(
         cohort_size=cohort_size,
         uplink=codec,
         downlink=codec,
-        execution=loop() if execution is None else execution,
+        executor=loop() if executor is None else executor,
         batches=plan,
     )
 
@@ -310,7 +310,7 @@ def test_one_worker_never_synchronizes_by_the_exact_monitor():
 def test_executors_agree():
     """Two devices, on which two workers are vmapped, against one worker after another."""
     expected, lines = run(simulation(theta=THETA), 2)
-    state, others = run(simulation(theta=THETA, execution=pmap(chunk=2, num_devices=2)), 2)
+    state, others = run(simulation(theta=THETA, executor=pmap(chunk=2, num_devices=2)), 2)
     assert [line["syncs"] for line in others] == [line["syncs"] for line in lines]
     np.testing.assert_allclose(flat(state.server.mean), flat(expected.server.mean), atol=1e-5)
 

@@ -33,7 +33,7 @@ def run(sim, rounds=1, theta=None):
 
 
 def build(toys, data=None, **settings):
-    building = ("optimizer", "execution", "steps", "batch_size")
+    building = ("optimizer", "executor", "steps", "batch_size")
     own = {name: settings.pop(name) for name in building if name in settings}
     data = toys.clients(np.ones(len(B)), B) if data is None else data
     return toys.build(functools.partial(fda, **settings), data, **({"steps": STEPS} | own))

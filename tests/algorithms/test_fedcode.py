@@ -15,14 +15,14 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode, full_down, full_up, last_full_down
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.pmap import pmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.simulation import simulate
+from fedjax8.executors.loop import loop
+from fedjax8.executors.pmap import pmap
 from fedjax8.local import local_training
 from fedjax8.models.mlp import mlp
 from fedjax8.models.resnet20 import resnet20
-from fedjax8.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -39,7 +39,7 @@ def rows() -> FederatedData:
     return FederatedData.from_owners({"x": x, "y": y}, owners, K)
 
 
-def simulation(make=fedcode, *, cohort_size=K, execution=None, spoilt=False, **settings):
+def simulation(make=fedcode, *, cohort_size=K, executor=None, spoilt=False, **settings):
     model, plan = mlp(hidden=(6,), num_classes=3), batch_plan(3, epochs=1)
     local = local_training(model, optax.sgd(0.1), plan)
     columns = {name: column.copy() for name, column in rows().columns.items()} if spoilt else rows().columns
@@ -50,7 +50,7 @@ def simulation(make=fedcode, *, cohort_size=K, execution=None, spoilt=False, **s
         cohort_size=cohort_size,
         uplink=none(),
         downlink=none(),
-        execution=loop() if execution is None else execution,
+        executor=loop() if executor is None else executor,
         batches=plan,
     )
     if spoilt:  # once they were checked, a row of client 2 becomes NaN
@@ -188,7 +188,7 @@ def test_a_codebook_down_snaps_a_clients_own_weights_and_not_the_servers():
     frozen = local._replace(train=lambda start, rows, key: local.train(start, rows, key)._replace(variables=start))
     sim = simulate(
         model, fedcode(frozen, C, up_period=1), rows(), cohort_size=K, uplink=none(), downlink=none(),
-        execution=loop(), batches=plan,
+        executor=loop(), batches=plan,
     )  # fmt: skip
     states, _ = run(sim, 3)
     before, after = (each(clients(states[r]).model["params"]) for r in (2, 3))
@@ -210,7 +210,7 @@ def test_with_whole_messages_and_enough_clusters_it_is_fedavg():
 
 
 def test_several_devices_agree_with_one():
-    states, lines = run(simulation(clusters=C, execution=pmap(chunk=1)), 3)
+    states, lines = run(simulation(clusters=C, executor=pmap(chunk=1)), 3)
     expected, counted = published()
     # one training differs from the other by roundings alone; a weight at a boundary would be a cluster off
     np.testing.assert_allclose(flat(states[2].server.params), flat(expected[2].server.params), rtol=0, atol=1e-5)
@@ -225,7 +225,7 @@ def test_identical_clients_give_back_their_model_or_snap_to_their_one_codebook()
     local = local_training(model, optax.sgd(0.1), plan)
     sim = simulate(
         model, fedcode(local, C), FederatedData.from_owners(alike, owners, K), cohort_size=K, uplink=none(),
-        downlink=none(), execution=loop(), batches=plan,
+        downlink=none(), executor=loop(), batches=plan,
     )  # fmt: skip
     states, _ = run(sim, 3)
     stored = clients(states[1])

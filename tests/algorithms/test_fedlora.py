@@ -15,14 +15,14 @@ from fedjax8.adapters.lora import lora, merge
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.chunked import chunked
-from fedjax8.cohorts.vmap import vmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
+from fedjax8.executors.chunked import chunked
+from fedjax8.executors.vmap import vmap
 from fedjax8.local import local_training
 from fedjax8.models.linen import from_linen
-from fedjax8.simulation.simulation import simulate
 
 K, HIDDEN, R, CLASSES = 4, 5, 2, 3
 CLIENTS = 3
@@ -46,12 +46,12 @@ def data():
     return FederatedData.from_owners(columns, owners, CLIENTS)
 
 
-def run(make, data, rounds=2, learn="both", execution=None):
+def run(make, data, rounds=2, learn="both", executor=None):
     """(simulation, states after each round, all metrics) of training in full batches with a large step."""
     model = lora(from_linen(Net()), R, alpha=4.0, targets="first", learn=learn)
     local = local_training(model, optax.sgd(0.5), batch_plan(6, steps=3))
     sim = simulate(
-        model, make(local), data, cohort_size=CLIENTS, uplink=none(), downlink=none(), execution=execution or chunked(1)
+        model, make(local), data, cohort_size=CLIENTS, uplink=none(), downlink=none(), executor=executor or chunked(1)
     )
     states, lines = [sim.init()], []
     for _ in range(rounds):
@@ -154,7 +154,7 @@ def test_of_what_is_frozen_the_adapted_kernel_moves_alone_and_is_in_no_state(run
 
 
 def test_clients_at_once_give_the_same_as_one_after_another(runs, data):
-    sim, states, _ = run(lambda local: fedlora(local, "residual"), data, rounds=1, execution=vmap())
+    sim, states, _ = run(lambda local: fedlora(local, "residual"), data, rounds=1, executor=vmap())
     want = merged(runs["residual"][0], runs["residual"][1][1])
     for name, leaf in merged(sim, states[1]).items():
         # The same three steps; sums over clients and rows in another order.

@@ -31,15 +31,15 @@ from fedjax8.algorithms.refinements.uq_plus import uq_plus
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.attacks import attacked, gaussian, inner_product, little_is_enough, sign_flip
-from fedjax8.cohorts.loop import loop
-from fedjax8.cohorts.pmap import pmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.dropouts import random, with_dropout
+from fedjax8.engine.simulation import simulate
+from fedjax8.executors.loop import loop
+from fedjax8.executors.pmap import pmap
 from fedjax8.local import local_training
 from fedjax8.lookup import component_names
 from fedjax8.models.linen import from_linen
-from fedjax8.simulation.simulation import simulate
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -80,7 +80,7 @@ def rows() -> FederatedData:
     return FederatedData.from_owners(columns, np.arange(CLIENTS), CLIENTS)
 
 
-def simulation(make, *, adapt=lambda model: model, up=None, down=None, execution=None, steps=1):
+def simulation(make, *, adapt=lambda model: model, up=None, down=None, executor=None, steps=1):
     model, plan = with_bombs(adapt(from_linen(Net()))), batch_plan(1, steps=steps)
     return simulate(
         model,
@@ -89,7 +89,7 @@ def simulation(make, *, adapt=lambda model: model, up=None, down=None, execution
         cohort_size=CLIENTS,
         uplink=up or codecs.none(),
         downlink=down or codecs.none(),
-        execution=execution or loop(),
+        executor=executor or loop(),
         batches=plan,
     )
 
@@ -283,7 +283,7 @@ def test_what_codecs_remember_stays_finite_on_both_sides(name):
 
 def test_on_several_devices_and_in_one_call_all_decide_alike():
     bombs = [(GUILTY, -1e30)]
-    one, two = simulation(fedavg), simulation(fedavg, execution=pmap(1, 2))
+    one, two = simulation(fedavg), simulation(fedavg, executor=pmap(1, 2))
     single = one.init()
     for _ in range(2):
         single, line = one_round(one, single, bombs)

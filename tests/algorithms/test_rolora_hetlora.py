@@ -15,14 +15,14 @@ from fedjax8.algorithms.hetlora import _by_rank, hetlora
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.chunked import chunked
-from fedjax8.cohorts.vmap import vmap
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
+from fedjax8.executors.chunked import chunked
+from fedjax8.executors.vmap import vmap
 from fedjax8.local import local_training
 from fedjax8.models.linen import from_linen
-from fedjax8.simulation.simulation import simulate
 
 K, HIDDEN, R, CLASSES, CLIENTS = 4, 5, 3, 3, 3
 A, B, HEAD = 4 * K * R, 4 * R * HIDDEN, 4 * (HIDDEN + 1) * CLASSES
@@ -46,13 +46,13 @@ def data():
     return FederatedData.from_owners(columns, np.repeat(np.arange(CLIENTS), SIZES), CLIENTS)
 
 
-def run(make, data, rounds=3, learn="both", execution=None, codec=None, rank=R, optimizer=MOMENTUM):
+def run(make, data, rounds=3, learn="both", executor=None, codec=None, rank=R, optimizer=MOMENTUM):
     """(parameters at first and after each round, all metrics) of full batches, three steps a round."""
     model = lora(from_linen(Net()), rank, alpha=4.0, targets="first", learn=learn)
     local, codec = local_training(model, optimizer, batch_plan(6, steps=3)), codec or none()
-    execution = execution or chunked(1)
+    executor = executor or chunked(1)
     sim = simulate(
-        model, make(local), data, cohort_size=CLIENTS, uplink=codec, downlink=codec, execution=execution
+        model, make(local), data, cohort_size=CLIENTS, uplink=codec, downlink=codec, executor=executor
     )  # fmt: skip
     states, lines = [sim.init()], []
     for _ in range(rounds):
@@ -165,7 +165,7 @@ def test_a_round_is_every_client_by_itself_at_its_rank_and_the_mean_by_the_size_
 
 
 def test_clients_at_once_give_the_same_as_one_after_another(different, data):
-    together, _ = run(lambda local: hetlora(local, RANKS), data, rounds=2, execution=vmap())
+    together, _ = run(lambda local: hetlora(local, RANKS), data, rounds=2, executor=vmap())
     for name, leaf in together[-1].items():
         # Sums over clients and rows in another order, twice.
         np.testing.assert_allclose(leaf, different[0][-1][name], atol=1e-5, rtol=0)

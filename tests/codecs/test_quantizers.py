@@ -87,7 +87,7 @@ def test_what_quantizing_did_is_measured():
 
 
 def test_a_leaf_is_encoded_before_it_is_decoded_in_one_program():
-    """What `fusion.apart` is for: a conditional that XLA keeps. Fused, each bit read would be a code computed anew."""
+    """What `xla_cpu.apart` is for: a conditional that XLA keeps. Fused, each bit read would be a code computed anew."""
 
     def round_trip(key, x):
         codec = adaptive()

@@ -16,15 +16,15 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.attacks import attacked, sign_flip
 from fedjax8.codecs.none import none
 from fedjax8.codecs.randomk import randomk
-from fedjax8.cohorts.auto import auto
-from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import batch_plan
 from fedjax8.dropouts import with_dropout
+from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
+from fedjax8.executors.auto import auto
+from fedjax8.executors.loop import loop
 from fedjax8.local import local_training
 from fedjax8.lookup import component_names
 from fedjax8.privacy.accounting import Facts, cohort, epsilon
-from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Attack, Dropout, Model, Variables
 
 FLOAT32 = 2e-6
@@ -60,7 +60,7 @@ def after_a_round(toys, a, make, uplink=None, rounds=1):
         cohort_size=len(a),
         uplink=uplink or none(),
         downlink=none(),
-        execution=loop(),
+        executor=loop(),
     )
     state, metrics = sim.run_round(sim.init())
     for _ in range(rounds - 1):
@@ -252,7 +252,7 @@ def test_bits_take_their_share_of_the_noise():
 def test_devices_do_not_matter(toys):
     make = private(clip=0.05, noise_multiplier=0.3, quantile=0.5, bit_noise=1.0)
     data = toys.clients([1.0] * 5, [0.1, 0.4, 0.7, -2.0, 3.0])
-    one, many = (toys.build(make, data, steps=1, cohort_size=3, execution=e) for e in (loop(), auto()))
+    one, many = (toys.build(make, data, steps=1, cohort_size=3, executor=e) for e in (loop(), auto()))
     np.testing.assert_allclose(toys.trajectory(one, 4), toys.trajectory(many, 4), atol=FLOAT32)
 
 

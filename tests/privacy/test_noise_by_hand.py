@@ -10,13 +10,13 @@ import pytest
 
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
 from fedjax8.data.batches import ClientRows, Pool, batch_plan
+from fedjax8.engine.simulation import simulate
+from fedjax8.executors.loop import loop
 from fedjax8.local import local_training
 from fedjax8.privacy import gaussian
 from fedjax8.privacy.accounting import Facts
 from fedjax8.privacy.dp_sgd import dp_sgd
-from fedjax8.simulation.simulation import simulate
 from fedjax8.types import Model, Variables
 
 D = 50_000
@@ -43,7 +43,7 @@ def test_with_a_quantile_updates_have_the_larger_noise_that_pays_for_the_bits(to
         cohort_size=4,
         uplink=none(),
         downlink=none(),
-        execution=loop(),
+        executor=loop(),
     )
     state, _ = sim.run_round(sim.init())
     w = np.asarray(sim.variables(state).params["w"])

@@ -10,13 +10,13 @@ import pytest
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.build import build
 from fedjax8.codecs.none import none
-from fedjax8.cohorts.loop import loop
 from fedjax8.config import base_config, component, override, plain
 from fedjax8.data import drawn
 from fedjax8.data.batches import batch_plan
+from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
+from fedjax8.executors.loop import loop
 from fedjax8.local import local_training
-from fedjax8.simulation.simulation import simulate
 from fedjax8.train import describe, introduction
 from fedjax8.types import Variables
 
@@ -145,7 +145,7 @@ def test_a_simulation_that_states_an_epsilon_does_not_look_at_rows(toys):
     """Made in Python, without `build`: a model that starts at the largest b of the rows it is given."""
     model = toys.quadratic()._replace(init=lambda key, batch: Variables({"x": abs(batch["b"]).max()}, {}))
     algorithm = fedavg(local_training(model, optax.sgd(0.1), batch_plan(1, steps=1)))
-    settings = {"cohort_size": 2, "uplink": none(), "downlink": none(), "execution": loop()}
+    settings = {"cohort_size": 2, "uplink": none(), "downlink": none(), "executor": loop()}
 
     def start(privacy, **sample):
         rows = toys.clients([1.0, 1.0], [0.5, 1e6])

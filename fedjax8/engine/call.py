@@ -1,0 +1,124 @@
+"""Some rounds as one program, so that the host is not needed between them.
+
+    for i in 0 .. rounds - 1:   state, states of the cohort <- Algorithm.round(link, state, cohort i, key of the round)
+
+How many rounds a call has is an argument of the program. The same program therefore runs one round or many, and gives
+the same bits either way.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax8 import trees
+from fedjax8.data.batches import Pool
+from fedjax8.engine.feeding import Rows
+from fedjax8.exchange.link import Link
+from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, PyTree, Ratio
+
+
+class Carried(NamedTuple):
+    """What goes from round to round."""
+
+    server: PyTree
+    down_states: dict[str, PyTree]
+
+
+class Settings(NamedTuple):
+    """What a call is told, the same on every device."""
+
+    order: PyTree
+    """As in `Pool`."""
+    root: Key
+    """Of the run: all that is random in a round comes from it, the round and the client."""
+    first: Array | np.integer
+    """int32: rounds done before."""
+    rounds: Array | np.integer
+    """int32: rounds to do."""
+    frozen: PyTree
+    """Frozen parameters as initialized, placed on the devices."""
+
+
+class Share(NamedTuple):
+    """One shard's part of a call, under a leading axis of length 1."""
+
+    ids: Array | np.ndarray
+    """int32 `[R, c]`."""
+    slots: Array | np.ndarray
+    """int32 `[R, c]`: where in `states` a client's state is."""
+    rows: Rows
+    """Leaves `[R, c]`, and the shard's own columns where they are streamed."""
+    states: PyTree
+    """Leaves `[T, ...]`: states of the clients of the call."""
+
+
+class Outcome(NamedTuple):
+    """What a round leaves for the log, or what all of them do, under a leading axis `[R]`."""
+
+    report: dict[str, Any]
+    """What the algorithm says."""
+    measured: dict[str, Ratio]
+    """What codecs measured."""
+    sent: dict[Channel, Array]
+    """Messages of each kind."""
+    left_out: Array
+    """Which clients were: see `left_out.py`."""
+    rejected: Array
+    """bool: the server's new state could not be used, and everything is as it was before the round."""
+
+
+def call_program(
+    algorithm: Algorithm, uplink: Codec, downlink: Codec, executor: Executor, num_clients: int, outcome: Outcome
+) -> Callable:
+    """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
+
+    `outcome` holds the shapes of what one round leaves.
+    """
+
+    def program(shared, share):
+        columns, start, settings = shared
+        share = jax.tree.map(lambda x: x[0], share)
+        columns = columns or share.rows.columns
+        zeros = trees.zeros_like(outcome)
+
+        def one_round(index, loop):
+            carried, states, outcomes = loop
+            number = settings.first + index
+            ids, slots = share.ids[index], share.slots[index]
+            rows = share.rows.starts[index], share.rows.sizes[index]
+            own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
+            cohort = Cohort(ids, *rows, ids < num_clients, own)
+            pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen))
+            link = Link(
+                pool,
+                carried.down_states,
+                zeros.sent,
+                zeros.measured,
+                zeros.left_out,
+                number,
+                uplink=uplink,
+                downlink=downlink,
+                executor=executor,
+                num_clients=num_clients,
+            )
+            key = jax.random.fold_in(jax.random.fold_in(settings.root, 1), number)
+            out = algorithm.round(link, carried.server, cohort, key)
+            after = Carried(out.state, out.link.down_states)
+            after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carried)
+            # Every device decides by the same numbers.
+            usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
+            places = jnp.where(usable, slots, most_slots)
+            states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
+            left = Outcome(out.report, out.link.measured, out.link.sent, out.link.left_out, ~usable)
+            outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
+            return trees.select(usable, after, carried), states, outcomes
+
+        most, most_slots = len(share.ids), np.iinfo(np.int32).max
+        outcomes = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), outcome)
+        carried, states, outcomes = jax.lax.fori_loop(0, settings.rounds, one_round, (start, share.states, outcomes))
+        return (carried, outcomes), jax.tree.map(lambda x: x[None], states)
+
+    return program

@@ -1,0 +1,227 @@
+"""Who takes part in the next rounds, on which device, in which order: decided on the host, before the rounds are run.
+
+A *call* is some rounds that run as one dispatch. Its plan is a function of (seed, round) and the clients' sizes alone,
+so that plans can be made ahead of time, by any process, and a resumed run makes the same ones.
+
+    sample    the cohort of each round, from (seed, round)
+    group     clients of like work, `chunk` at a time, the longest first
+    assign    the next longest group to the device with the least work that has room
+
+The last rule is the longest-processing-time rule (Graham 1969), with one difference: every device has the same number
+of places, so that all rounds have one shape. A client that remembers something stays on one device for a whole call.
+Where that cannot be, or its rows would not fit, the call ends before the round and the next call begins there. Where
+such a client stays is decided for `stay` rounds at a time, from a multiple of that on, whatever calls these rounds are
+run by: how long a call is depends on the clock and on a setting, and the order of sums must not.
+"""
+
+import functools
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax8.data.batches import BatchPlan, num_steps, steps_per_epoch
+from fedjax8.data.federated import sample_cohort
+from fedjax8.executors import groups, padded
+
+
+class Deal(NamedTuple):
+    """The clients of one round, laid out over `S` shards with `c` places each."""
+
+    positions: np.ndarray
+    """int `[S, c]`: positions in the cohort, -1 for padding."""
+    padding: float
+    """Share of the round's work that is padding: masked rows, clients waiting for their group, empty places."""
+
+
+class Plan(NamedTuple):
+    """The clients of `rounds` rounds from `first` on. `K` stands for padding."""
+
+    first: int
+    rounds: int
+    ids: np.ndarray
+    """int32 `[S, R, c]`, R the most rounds that a call can have; rounds beyond `rounds` are padding."""
+    slots: np.ndarray
+    """int32 `[S, R, c]`: the client's place in `table`."""
+    table: np.ndarray
+    """int32 `[S, T]`: clients of each shard, each once. T is `R * c`, or the number of clients if that is less."""
+    padding: tuple[float, ...]
+    """Of each round."""
+
+
+def used(table: np.ndarray, padding: int) -> np.ndarray:
+    """The first columns of a plan's table, a power of two of them, beyond which there is `padding` only."""
+    widest = int((table != padding).sum(axis=1).max())
+    return table[:, : 1 << max(0, widest - 1).bit_length()]
+
+
+def rows_seen(plan: BatchPlan, sizes: np.ndarray) -> np.ndarray:
+    """How many rows, not counting padding, a client of each size trains on in one round, repetitions included."""
+    steps, per_epoch = num_steps(plan, sizes), np.maximum(steps_per_epoch(plan, sizes), 1)
+    return steps // per_epoch * sizes + np.minimum(steps % per_epoch * plan.batch_size, sizes)
+
+
+def deal(
+    work: np.ndarray, num_shards: int, chunk: int, *, useful: np.ndarray | None = None, homes: np.ndarray | None = None
+) -> Deal | None:
+    """The clients of one round on `num_shards` shards, in groups of at most `chunk`.
+
+    Args:
+      work: `[C]`: what each client costs, such as rows or steps times batch size.
+      num_shards, chunk: as of the executor.
+      useful: `[C]`: the part of `work` that is not padding; default all of it.
+      homes: `[C]`: the shard where a client must be, -1 where it may be anywhere.
+
+    Returns:
+      The deal, or None if the homes leave no room.
+    """
+    work = np.asarray(work)
+    places = padded(max(1, -(-len(work) // num_shards)), chunk)
+    per_shard = groups(places, chunk)
+    size = places // per_shard
+    order = np.argsort(-work, kind="stable")
+    shards: list[list[np.ndarray]] = [[] for _ in range(num_shards)]
+    loads = [(0, shard) for shard in range(num_shards)]  # (work, shard), a heap
+
+    if homes is None or np.all(homes < 0):
+        batches = [(order[at : at + size], -1) for at in range(0, len(order), size)]
+    else:
+        known = homes[order]
+        batches = [
+            (order[known == s][at : at + size], s)
+            for s in range(num_shards)
+            for at in range(0, (known == s).sum(), size)
+        ]
+        free = order[known < 0]
+        batches += [(free[at : at + size], -1) for at in range(0, len(free), size)]
+        batches.sort(key=lambda batch: -work[batch[0][0]])
+        if len(batches) > num_shards * per_shard:
+            return None
+    for members, home in [b for b in batches if b[1] >= 0] + [b for b in batches if b[1] < 0]:
+        waiting = []
+        while True:
+            if not loads:
+                return None
+            load, shard = heapq.heappop(loads)
+            if home in (-1, shard) and len(shards[shard]) < per_shard:
+                break
+            waiting.append((load, shard))
+        shards[shard].append(members)
+        for entry in [*waiting, (load + int(work[members[0]]), shard)]:
+            heapq.heappush(loads, entry)
+
+    positions, whole = np.full((num_shards, per_shard, size), -1), 0
+    for shard, members_of in enumerate(shards):
+        members_of.sort(key=lambda members: -int(work[members[0]]))
+        for index, members in enumerate(members_of):
+            positions[shard, index, : len(members)] = members
+            whole += size * int(work[members[0]])
+    kept = int(np.sum(work if useful is None else useful))
+    return Deal(positions.reshape(num_shards, places), 1.0 - kept / whole if whole else 0.0)
+
+
+def planner(
+    *,
+    seed: int,
+    num_clients: int,
+    cohort_size: int,
+    windows: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    batches: BatchPlan | None,
+    num_shards: int,
+    chunk: int,
+    most_rounds: int,
+    stay: int,
+    most_rows: int | None,
+) -> Callable[[int, int], Plan]:
+    """`plan(first, rounds) -> Plan` of at least one and at most `rounds` rounds.
+
+    Args:
+      windows: client ids to (starts, sizes).
+      batches: how clients cut their rows into steps; without it work is counted in rows.
+      most_rounds: R, the most rounds of a call.
+      stay: for how many rounds at a time it is decided on which shard clients are, where these must be on one for a
+        whole call; no call goes beyond them. 0 where clients may be anywhere.
+      most_rows: a call ends before the rows of its clients are more than this on any shard; None for no limit.
+    """
+
+    def work_of(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if batches is None:
+            return sizes, sizes
+        return num_steps(batches, sizes) * batches.batch_size, rows_seen(batches, sizes)
+
+    def dealt(number: int, home: dict[int, int]) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """(ids `[S, c]`, rows of each shard, padding) of a round; None if clients cannot be where they were."""
+        cohort = sample_cohort(seed, number, num_clients, cohort_size)
+        sizes = windows(cohort)[1]
+        work, useful = work_of(sizes)
+        homes = np.array([home.get(client, -1) for client in cohort.tolist()]) if home else None
+        found = deal(work, num_shards, chunk, useful=useful, homes=homes)
+        if found is None:
+            return None
+        real = found.positions >= 0
+        rows = np.where(real, sizes[found.positions], 0).sum(axis=1)
+        return np.where(real, cohort[found.positions], num_clients), rows, found.padding
+
+    def dealt_anew(number: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """A round whose clients may be anywhere."""
+        found = dealt(number, {})
+        assert found is not None
+        return found
+
+    @functools.lru_cache(maxsize=2)
+    def block(index: int) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
+        """Rounds `index * stay` to the next block's, each with the number of the first round it shares homes with."""
+        rounds, home, since = [], {}, index * stay
+        for number in range(index * stay, (index + 1) * stay):
+            found = dealt(number, home)
+            if found is None:
+                home, since = {}, number
+                found = dealt_anew(number)
+            home |= {int(client): shard for shard in range(num_shards) for client in found[0][shard]}
+            rounds.append((since, *found))
+        return rounds
+
+    def rounds_from(first: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """The rounds that a call from `first` on may have."""
+        if not stay:
+            yield from (dealt_anew(number) for number in range(first, first + most_rounds))
+            return
+        whole = block(first // stay)
+        for since, ids, rows, padding in whole[first % stay :][:most_rounds]:
+            if since > first:
+                return
+            yield ids, rows, padding
+
+    def plan(first: int, rounds: int) -> Plan:
+        deals, padding, rows = [], [], np.zeros(num_shards, np.int64)
+        for ids, more, wasted in itertools.islice(rounds_from(first), rounds):
+            rows = rows + more
+            if deals and most_rows is not None and rows.max() > most_rows:
+                break
+            deals.append(ids)
+            padding.append(wasted)
+        return _laid_out(first, deals, padding, num_clients, most_rounds, stay > 0)
+
+    return plan
+
+
+def _laid_out(
+    first: int, deals: Sequence[np.ndarray], padding: Sequence[float], num_clients: int, most_rounds: int, stay: bool
+) -> Plan:
+    """The plan of these rounds, `deals` one `[S, c]` each."""
+    num_shards, places = deals[0].shape
+    ids = np.full((num_shards, most_rounds, places), num_clients, np.int32)
+    ids[:, : len(deals)] = np.stack(deals, axis=1)
+    width = min(most_rounds * places, num_clients) if stay else most_rounds * places
+    table = np.full((num_shards, width), num_clients, np.int32)
+    slots = np.full(ids.shape, width, np.int32)
+    for shard in range(num_shards):
+        if stay:
+            clients, inverse = np.unique(ids[shard], return_inverse=True)
+        else:  # every round brings its clients anew
+            clients, inverse = ids[shard].reshape(-1), np.arange(width)
+        table[shard, : len(clients)] = clients[:width]
+        slots[shard] = np.where(ids[shard] == num_clients, width, inverse.reshape(ids[shard].shape))
+    return Plan(first, len(deals), ids, slots, table, tuple(padding))

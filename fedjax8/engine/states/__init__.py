@@ -1,0 +1,1 @@
+"""What clients remember between rounds, on the device or on disk."""

@@ -1,0 +1,287 @@
+"""Pictures of runs: accuracy, or any logged metric, against bytes, rounds or seconds; and gain against accuracy.
+
+Drawn on matplotlib's object interface: no window, no display and no global state, so it works in a notebook,
+a batch job and a thread. matplotlib is an optional dependency: `pip install 'fedjax8[plot]'`.
+"""
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax8.errors import UserError
+from fedjax8.results.comparison import Comparison, gain_curves, not_reached
+from fedjax8.results.curves import Curve, curve
+from fedjax8.results.gain import in_points
+from fedjax8.results.runs import Setting, read_settings
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+"""Okabe and Ito's palette, told apart by color-blind readers, without its yellow: too pale for lines."""
+DASHES = ("-", "--", "-.", ":")
+"""Line styles of the first seven settings, the next seven and so on."""
+LOG_FROM = 8.0
+"""Ratio of the largest to the smallest total of bytes from which the byte axis is logarithmic by default."""
+LEGEND_INSIDE = 7
+"""Most lines of a legend inside the axes."""
+NAME_LENGTH = 24
+"""Longest name of a setting beside an axis, in characters."""
+UNRESOLVED = 4
+"""An accuracy that a run reaches within so many evaluations is reached at a round known to a quarter at best, and the
+gain there says more about when runs were evaluated: it is left out of curves, but for no more than a tenth of a run."""
+LEGEND_WIDTH = 150
+"""Characters in a line of a legend below two panels."""
+GUIDE: dict[str, Any] = {"color": "#888888", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
+"""How a target is drawn."""
+AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
+
+Entry = tuple[str, Any]
+"""Label and line of one entry of a legend."""
+
+
+def require_matplotlib() -> None:
+    """Raises `UserError` with the command that installs matplotlib if it is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError("pictures need matplotlib: pip install 'fedjax8[plot]'") from error
+
+
+def plot_runs(
+    dirs: str | os.PathLike | Iterable[str | os.PathLike],
+    x: str = "bytes",
+    ax: Any = None,
+    *,
+    y: str = "test_accuracy",
+    smooth: int = 1,
+    logx: bool | None = None,
+) -> Any:
+    """Matplotlib axes with a curve per setting: its mean over seeds, and a band of one standard deviation.
+
+    `dirs` are run folders, `x` is `bytes`, `rounds` or `seconds`, `y` a key of `metrics.jsonl`; `smooth`
+    averages each value with those before it, `smooth` in all. `logx=None` takes a logarithmic axis for bytes
+    where settings differ much in them. Without `ax` a figure is made:
+    `plot_runs("runs/a").figure.savefig("a.png")`.
+
+    Raises `UserError` for unreadable runs, an unknown `x`, a `y` that no run logged, or if matplotlib is
+    missing.
+    """
+    paths = [dirs] if isinstance(dirs, str | os.PathLike) else list(dirs)
+    settings, _ = read_settings(paths)
+    return draw(settings, x, ax, y=y, smooth=smooth, logx=logx)
+
+
+def draw(
+    settings: Sequence[Setting],
+    x: str = "bytes",
+    ax: Any = None,
+    *,
+    y: str = "test_accuracy",
+    smooth: int = 1,
+    logx: bool | None = None,
+    target: float | None = None,
+) -> Any:
+    """As `plot_runs`, from settings already read, with a line at `target` if given."""
+    require_matplotlib()
+    given, ax = ax is not None, _new_axes(1)[0] if ax is None else ax
+    _legend(ax, _draw_metric(ax, settings, x, y, smooth, logx, target), widen=not given)
+    return ax
+
+
+def draw_gain(found: Comparison, ax: Any = None) -> Any:
+    """Matplotlib axes with the gain in bytes of every setting but the first against the accuracy `a` it is taken at.
+
+    Steps, since the gain changes at evaluations only; a band of one standard deviation over pairs of seeds. Each
+    curve ends at the highest accuracy that all its runs and those of the first setting reach. Settings that are not
+    within the comparison's margin of the first have none; the title names them.
+
+    Raises `UserError` if there is nothing to compare or matplotlib is missing.
+    """
+    require_matplotlib()
+    given, ax = ax is not None, _new_axes(1)[0] if ax is None else ax
+    _legend(ax, _draw_gain(ax, found), widen=not given)
+    return ax
+
+
+def draw_comparison(found: Comparison) -> Any:
+    """A figure of two panels, accuracy against bytes and gain against accuracy, or of the first one if that is all.
+
+    Returns the axes of the first panel.
+    """
+    require_matplotlib()
+    settings = [result.setting for result in found.results]
+    if not gain_curves(found, 0):
+        return draw(settings, smooth=found.smooth, target=found.target)
+    left, right = _new_axes(2)
+    entries = _draw_metric(left, settings, "bytes", "test_accuracy", found.smooth, None, found.target)
+    _draw_gain(right, found)
+    _legend_below(left.figure, entries)
+    return left
+
+
+def check_png_name(path: str) -> None:
+    """Raises `UserError` unless the name ends in `.png`."""
+    if not path.lower().endswith(".png"):
+        raise UserError(f"cannot write {path!r}: only PNG pictures are made; give a name that ends in .png")
+
+
+def save_png(ax: Any, path: str | os.PathLike, dpi: int = 200) -> None:
+    """Writes the figure of `ax` as a PNG, whole or not at all."""
+    image = io.BytesIO()
+    ax.figure.savefig(image, format="png", dpi=dpi, facecolor="white")
+    write_whole(path, image.getvalue())
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file by way of a neighbor that is then renamed, so that no reader sees a part of it.
+
+    Raises `UserError` if that cannot be done.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+
+
+def _new_axes(panels: int) -> Sequence[Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 4.0) if panels == 1 else (5.2 * panels, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _draw_metric(
+    ax: Any, settings: Sequence[Setting], x: str, y: str, smooth: int, logx: bool | None, target: float | None
+) -> list[Entry]:
+    if smooth < 1:
+        raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
+    curves = [(i, s, curve(s, x, y, smooth)) for i, s in enumerate(settings)]
+    drawn = [(i, s, c) for i, s, c in curves if c is not None]
+    if not drawn:
+        logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
+        raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")
+    log = _wants_log([c.x[-1] for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
+    entries = [(s.label, _draw_curve(ax, c, i, log)) for i, s, c in drawn]
+    if target is not None:
+        entries.append((f"target {target:.4g}", ax.axhline(target, **GUIDE)))
+    if log:
+        _log_axis(ax.xaxis)
+    if x == "bytes":
+        from matplotlib.ticker import EngFormatter
+
+        ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    _style(ax, AXES[x], y.replace("_", " "))
+    return entries
+
+
+def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
+    reference = found.results[0]
+    evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
+    skip = min(UNRESOLVED, min(evaluated) // 10)
+    drawn = [(i, found.results[i].setting.label, c) for i, c in gain_curves(found, skip).items()]
+    beyond = not_reached(found)
+    if not drawn and beyond:
+        raise UserError(
+            f"no gain to draw: {'; '.join(beyond)} not within {in_points(found.margin)} of the best accuracy of "
+            f"{reference.setting.label!r}; give another --margin, or other runs"
+        )
+    if not drawn:
+        raise UserError(f"no gain to draw: nothing to compare {reference.setting.label!r} with; give more runs")
+    if beyond:
+        names = "; ".join(name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…" for name in beyond)
+        ax.set_title(f"not reached: {names}", fontsize=8.5, parse_math=False, wrap=True)
+    entries = [(reference.setting.label, ax.axhline(1.0, color=COLORS[0], linewidth=1.6, zorder=2))]
+    entries += [(label, _draw_curve(ax, c, i, log=False, steps=True)) for i, label, c in drawn]
+    if found.target is not None:
+        entries.append((f"target {found.target:.4g}", ax.axvline(found.target, **GUIDE)))
+    if _wants_log([1.0, *(g for _, _, c in drawn for g in c.mean)]):
+        _log_axis(ax.yaxis)
+    ax.yaxis.set_major_formatter("{x:g}x")
+    name = reference.setting.label
+    _style(ax, "test accuracy a", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}")
+    return entries
+
+
+def _wants_log(values: Sequence[float]) -> bool:
+    positive = [float(v) for v in values if v > 0]
+    return bool(positive) and max(positive) / min(positive) >= LOG_FROM
+
+
+def _draw_curve(ax: Any, found: Curve, index: int, log: bool, steps: bool = False) -> Any:
+    """One line with its band; on a logarithmic axis without the points at zero."""
+    shown = found.x > 0 if log else slice(None)
+    x, mean, spread = found.x[shown], found.mean[shown], found.spread[shown]
+    color = COLORS[index % len(COLORS)]
+    style = DASHES[index // len(COLORS) % len(DASHES)]
+    # A curve of a few points is hard to see as a line alone; many markers would hide it.
+    marker = "o" if len(x) <= 12 else None
+    draws = ("steps-pre", "pre") if steps else ("default", None)
+    width = 1.2 if steps else 1.6
+    (line,) = ax.plot(
+        x, mean, style, color=color, linewidth=width, marker=marker, markersize=3.5, zorder=3, drawstyle=draws[0]
+    )
+    band = {"color": color, "alpha": 0.18, "linewidth": 0, "zorder": 2}
+    ax.fill_between(x, mean - spread, mean + spread, step=draws[1], **band)
+    return line
+
+
+def _log_axis(axis: Any) -> None:
+    """A logarithmic axis with about five labels."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if axis.axis_name == "x":
+        axis.axes.set_xscale("log")
+    else:
+        axis.axes.set_yscale("log")
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    choices = ((1.2, (1, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (3.0, (1, 3)), (math.inf, (1,)))
+    steps = next(steps for limit, steps in choices if decades < limit)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _style(ax: Any, x: str, y: str) -> None:
+    ax.set_xlabel(x, fontsize=10)
+    ax.set_ylabel(y, fontsize=10, parse_math=False)
+    ax.tick_params(labelsize=9, color="#888888", length=3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#888888")
+    ax.grid(True, color="#e4e4e4", linewidth=0.7)
+    ax.set_axisbelow(True)
+
+
+def _legend(ax: Any, entries: Sequence[Entry], widen: bool) -> None:
+    """A legend where the curves leave room, or beside the axes if it is long; the figure may be widened for it."""
+    if len(entries) <= LEGEND_INSIDE:
+        _fill_legend(ax, entries, loc="best")
+        return
+    if widen:
+        ax.figure.set_figwidth(ax.figure.get_figwidth() + 0.5 + 0.075 * max(len(label) for label, _ in entries))
+    _fill_legend(ax, entries, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
+
+
+def _legend_below(figure: Any, entries: Sequence[Entry]) -> None:
+    """One legend for all panels, in as many columns as the longest label leaves room for."""
+    longest = max(len(label) for label, _ in entries)
+    columns = max(1, min(len(entries), LEGEND_WIDTH // (longest + 8)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * (math.ceil(len(entries) / columns) - 1))
+    _fill_legend(figure, entries, loc="outside lower center", ncols=columns)
+
+
+def _fill_legend(place: Any, entries: Sequence[Entry], **options: Any) -> None:
+    # Labels are put in afterwards: matplotlib drops those that begin with "_" and reads "$" as mathematics.
+    legend = place.legend([handle for _, handle in entries], ["x"] * len(entries), fontsize=8.5, **options)
+    legend.get_frame().set(edgecolor="none", alpha=0.8)
+    for text, (label, _) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)

@@ -1,0 +1,180 @@
+"""Communication gain: how many bytes, and rounds, a reference needs to reach an accuracy over those of a setting.
+
+With `T(a)` the first evaluated round whose smoothed test accuracy reaches `a`, and `bytes(T)` all bytes sent up
+and down by then,
+
+    gain in bytes(a) = bytes_reference(T_reference(a)) / bytes(T(a)),   gain in rounds(a) = T_reference(a) / T(a).
+
+**Seeds in common.** A run is compared with the run of the reference that has its seed, so that both start from the
+same model and data; the gain is the mean over these pairs, its spread their sample standard deviation. Unless an
+accuracy is given, each pair has its own: the lower of its two best, the highest that both reach. A setting that
+trains badly lowers `a` for itself alone. Runs whose seed the other setting lacks are left out.
+
+**Within a margin.** Every run reaches a low accuracy early, and one that sends little reaches it for few bytes: a
+setting that stays at 0.42 would "gain" hundreds of times on a reference that ends at 0.98. So a gain counts only where
+the best accuracy of the setting, mean over the runs compared, is at least that of the reference less a margin, one
+point (`MARGIN`) unless another is given; otherwise there is none, whatever accuracy is asked for.
+
+**No seed in common.** Then every run of one setting could be paired with every run of the other, and no pairing is
+better than another. `a`, unless given, is the lowest best accuracy of all runs of both settings, which all of them
+reach; the gain is a ratio of means over seeds, and has no spread.
+
+That the gain is stated at equal accuracy is how papers on 8-bit federated learning word it; the choice of `a` is
+ours. NumPy and the standard library only.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax8.results.curves import Curve, Statistic, Trajectory, statistic, trajectory
+from fedjax8.results.runs import Setting
+
+ROUNDING = 1e-7
+"""A float32 accuracy of 0.9 is logged as 0.899999976: it counts as 0.9."""
+
+
+MARGIN = 0.01
+"""How much less accurate than the reference a setting may be, at its best, to have a gain: one point."""
+
+
+class Pairing(NamedTuple):
+    """The evaluated runs of a setting and those of its reference.
+
+    If `paired`, the two have equal length and equal seeds in the same places.
+    """
+
+    setting: tuple[Trajectory, ...]
+    reference: tuple[Trajectory, ...]
+    paired: bool
+
+
+class Gain(NamedTuple):
+    """What a setting and its reference spend to reach accuracy `a`. A statistic over zero runs is None."""
+
+    compared: int
+    """Runs of the setting that were compared."""
+    reached: int
+    """How many of them reach `a`; `rounds` and `num_bytes` are over those."""
+    accuracy: Statistic | None
+    """`a` over the pairs."""
+    rounds: Statistic | None
+    num_bytes: Statistic | None
+    reference_rounds: Statistic | None
+    reference_bytes: Statistic | None
+    in_rounds: Statistic | None
+    """None unless every run compared, of both settings, reaches `a`, and the setting is within the margin."""
+    in_bytes: Statistic | None
+    paired: bool
+    within: bool = True
+    """Whether the best accuracy, mean over the runs compared, is within the margin of the reference's."""
+
+
+def pair(setting: Setting, reference: Setting, smooth: int = 1) -> Pairing:
+    """Their evaluated runs by the seeds in common, or all of them if there is none."""
+    ours, theirs = _by_seed(setting, smooth), _by_seed(reference, smooth)
+    common = [seed for seed in ours if seed in theirs]
+    if not common:
+        return Pairing(tuple(ours.values()), tuple(theirs.values()), False)
+    return Pairing(tuple(ours[seed] for seed in common), tuple(theirs[seed] for seed in common), True)
+
+
+def reach(run: Trajectory, accuracy: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """First evaluated round that reaches each `accuracy`, and the bytes by then: float64 of its shape, NaN if none."""
+    first = np.searchsorted(np.maximum.accumulate(run.accuracy), np.asarray(accuracy) - ROUNDING)
+    return np.append(run.rounds, np.nan)[first], np.append(run.num_bytes, np.nan)[first]
+
+
+def within(pairing: Pairing, margin: float = MARGIN) -> bool:
+    """Whether the setting's mean best accuracy is at least the reference's less the margin; False without runs."""
+    setting, reference, _ = pairing
+    return bool(setting and reference) and bool(_best(setting).mean() >= _best(reference).mean() - margin - ROUNDING)
+
+
+def in_points(margin: float) -> str:
+    """A difference of accuracies in words.
+
+    >>> in_points(0.01), in_points(0.025)
+    ('1 point', '2.5 points')
+    """
+    text = f"{100 * margin:.3g}"
+    return f"{text} point{'s' * (text != '1')}"
+
+
+def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) -> Gain:
+    """The gain at accuracy `target`, or at the highest accuracy that the runs compared have in common; none unless the
+    setting is `within` the margin of its reference."""
+    setting, reference, paired = pairing
+    if not setting or not reference:
+        return Gain(len(setting), 0, None, None, None, None, None, None, None, paired)
+    ours, theirs = _best(setting), _best(reference)
+    if target is not None:
+        ours, theirs = np.full_like(ours, target), np.full_like(theirs, target)
+    elif paired:
+        ours = theirs = np.minimum(ours, theirs)
+    else:
+        lowest = min(ours.min(), theirs.min())
+        ours, theirs = np.full_like(ours, lowest), np.full_like(theirs, lowest)
+    spent = np.array([reach(run, a) for run, a in zip(setting, ours, strict=True)])
+    reference_spent = np.array([reach(run, a) for run, a in zip(reference, theirs, strict=True)])
+    ratios = _ratios(spent, reference_spent, paired)
+    close = within(pairing, margin)
+    in_rounds, in_bytes = (statistic(r) if close and np.isfinite(r).all() else None for r in ratios.T)
+    return Gain(
+        compared=len(setting),
+        reached=int(np.isfinite(spent[:, 0]).sum()),
+        accuracy=statistic(ours if paired else ours[:1]),
+        rounds=statistic(spent[:, 0]),
+        num_bytes=statistic(spent[:, 1]),
+        reference_rounds=statistic(reference_spent[:, 0]),
+        reference_bytes=statistic(reference_spent[:, 1]),
+        in_rounds=in_rounds,
+        in_bytes=in_bytes,
+        paired=paired,
+        within=close,
+    )
+
+
+def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
+    """Gain in bytes against `a`, up to the highest accuracy that all runs compared reach; None if there is none.
+
+    Exact: the gain can change only just above an accuracy that is the best so far of some run, and these are the
+    points. Between two points it is that of the right one; below the first it is constant. Accuracies that some
+    run reaches within its first `skip` evaluations are left out.
+    """
+    setting, reference, paired = pairing
+    if not setting or not reference:
+        return None
+    runs = setting + reference
+    records = np.unique(np.concatenate([np.maximum.accumulate(run.accuracy) for run in runs]))
+    x = records[records <= _best(runs).min()]
+    x = x[x > max(run.accuracy[:skip].max() for run in runs)] if skip else x
+    ours, theirs = (np.array([reach(run, x)[1] for run in side]) for side in (setting, reference))
+    ratios = _ratios(ours, theirs, paired)
+    kept = np.isfinite(ratios).all(axis=0)
+    if not kept.any():
+        return None
+    x, ratios = x[kept], ratios[:, kept]
+    spread = ratios.std(axis=0, ddof=1) if len(ratios) > 1 else np.full(len(x), np.nan)
+    return Curve(x, ratios.mean(axis=0), spread)
+
+
+def _by_seed(setting: Setting, smooth: int) -> dict[str, Trajectory]:
+    """The runs that have an evaluation; a run that does not know its seed has a key that no other run has."""
+    keys = [str(run.path) if run.seed is None else json.dumps(run.seed) for run in setting.runs]
+    found = zip(keys, (trajectory(run, smooth) for run in setting.runs), strict=True)
+    return {key: run for key, run in found if len(run.rounds)}
+
+
+def _best(runs: Sequence[Trajectory]) -> np.ndarray:
+    return np.array([run.accuracy.max() for run in runs])
+
+
+def _ratios(ours: np.ndarray, theirs: np.ndarray, paired: bool) -> np.ndarray:
+    """Theirs over ours: a row per pair, or the one row of means; NaN where either is missing or zero."""
+    if not paired:
+        ours, theirs = ours.mean(axis=0, keepdims=True), theirs.mean(axis=0, keepdims=True)
+    defined = (ours > 0) & (theirs > 0)
+    return np.where(defined, theirs / np.where(defined, ours, 1.0), np.nan)

@@ -1,0 +1,263 @@
+"""Checkpoints by Orbax: the whole state of a run, so that a resumed run equals an unbroken one bit for bit.
+
+A checkpoint is written beside the others under another name, put on disk with its metadata and folders, and only then
+renamed: it is there as a whole or not at all, wherever a process is killed or the power is cut. The older ones go after
+that. What was written is checked when it is read, by a checksum. A checkpoint that cannot be read is put aside for the
+one before it.
+
+A checkpoint also holds what `config.json` does: what it may be gone on with.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax8.durable import PART, make_folder, remove, sync_folder, sync_tree
+from fedjax8.engine.simulation import SimulationState
+from fedjax8.errors import UserError
+from fedjax8.exchange.ledger import Ledger
+from fedjax8.hosts import ALONE, Hosts
+from fedjax8.running.workdir import json_ready, refuse_other, says_of_others
+from fedjax8.types import PyTree
+
+FOLDER = "checkpoints"
+UNREADABLE = "unreadable-checkpoint"
+KEEP = 2
+_WRITING = f"writing{PART}"
+_ORBAX_PART = ".orbax-checkpoint-tmp"  # in the names of what earlier versions left half written
+
+
+class NotSaved(UserError):
+    """A checkpoint could not be written. Those before it are as they were, and so is the state: a run may go on."""
+
+
+class Checkpoints:
+    """Numbered checkpoints of one run; use `open_checkpoints`. Process 0 has the files, all have the same state."""
+
+    def __init__(self, manager: Any, folder: Path, hosts: Hosts, record: Mapping[str, Any]):
+        self._manager, self._folder, self._hosts = manager, folder, hosts
+        self._record = json.loads(json.dumps(json_ready(record)))
+        self._newest = 0
+        self.notes: list[str] = []
+        """What a person should know of what `restore` found."""
+        self.changed: list[str] = []
+        """Devices and versions that are not those of the checkpoint that `restore` found."""
+
+    def save(self, state: SimulationState, seconds: float) -> None:
+        """Writes the state after `state.round` rounds;
+
+        returns when it is on disk. Saving a round again does nothing. Raises `NotSaved`, on all processes.
+        """
+        if state.round <= self._newest:
+            return
+        problem = ""
+        try:
+            state.clients.mark(state.round)
+        except UserError as error:
+            problem = f"--workdir: cannot save round {state.round}: {error}. {self._last_good()}"
+        # All wait for the marks of all: whatever was cut short, there is one for the checkpoint.
+        if self._hosts.gather(np.array([bool(problem)], np.uint8)).any():
+            raise NotSaved(problem or f"cannot save round {state.round}: another process could not mark its clients")
+        told = self._hosts.ask(lambda: self._write(state, seconds))
+        if told["problem"]:
+            raise NotSaved(told["problem"])
+        self._newest = state.round
+        state.clients.release(told["oldest"])
+
+    def _write(self, state: SimulationState, seconds: float) -> dict[str, Any]:
+        """What went wrong, if anything, and the oldest round that is kept."""
+        import orbax.checkpoint as ocp
+
+        arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
+        host = {"ledger": state.ledger.to_json(), "seconds": seconds, "record": self._record}
+        host["checksum"] = checksum(arrays, host)
+        content = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
+        part = self._folder / _WRITING
+        try:
+            part.mkdir(exist_ok=True)
+            with _quiet():
+                self._manager.save(state.round, args=content, force=True)
+                self._manager.wait_until_finished()
+            sync_tree(part)
+            os.replace(part / str(state.round), self._folder / str(state.round))
+            sync_folder(self._folder)
+        except Exception as error:  # a full disk is a ValueError, an OSError, or what the storage library makes of it
+            return {
+                "problem": f"--workdir: cannot save round {state.round} in {self._folder}: {_reason(error)}; make room "
+                f"there, or see to its permissions. {self._last_good()}"
+            }
+        finally:
+            for path in part.iterdir() if part.is_dir() else ():
+                remove(path)
+            self._manager.reload()
+        return {"problem": "", "oldest": self._keep_newest()}
+
+    def _keep_newest(self) -> int:
+        """Removes all but the newest `KEEP` checkpoints; the oldest that stays. One that cannot be removed may stay."""
+        rounds = self._rounds()
+        for old in rounds[:-KEEP]:
+            place = self._folder / str(old)
+            with contextlib.suppress(OSError):
+                os.replace(place, part := place.with_name(f"{old}{PART}"))  # or a kill would leave half of it
+                remove(part)
+        return rounds[-KEEP:][0]
+
+    def _rounds(self) -> list[int]:
+        """Rounds of the checkpoints there, ascending; what else lies in the folder is left alone."""
+        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+    def _last_good(self) -> str:
+        return f"The checkpoint of round {self._newest} is as it was" if self._newest else "There is no earlier one"
+
+    def restore(self, like: SimulationState) -> tuple[SimulationState, float] | None:
+        """(newest state that can be read, seconds spent until then) in NumPy arrays shaped as `like`, or None if there
+        are no checkpoints.
+
+        One that is damaged is moved out of the way, to the run's folder, and named in `notes`, and so are devices and
+        versions that are not its own. UserError where none of those there can be read, or the newest that can be is of
+        another config or other data.
+        """
+        arrays = jax.device_get((like.server, like.down_states, like.clients.arrays()))
+
+        def read() -> dict[str, Any]:
+            nonlocal arrays
+            found, arrays, notes = self._newest_readable(arrays)
+            if not found:
+                return {"found": None, "notes": notes, "changed": []}
+            changed = says_of_others(found["host"].get("record", {}), self._record)
+            return {"found": found, "notes": notes, "changed": changed, "oldest": self._keep_newest()}
+
+        told = self._hosts.ask(read)
+        self.notes += told["notes"]
+        self.changed = told["changed"]
+        if self.changed:
+            self.notes.append(
+                f"devices or versions are not those of the checkpoint ({'; '.join(self.changed)}): the rounds are the "
+                "same, but float32 sums may differ in their last bits from those of an unbroken run"
+            )
+        if told["found"] is None:
+            like.clients.rewind(0)
+            return None
+        step, host = told["found"]["step"], told["found"]["host"]
+        like.clients.rewind(step)
+        like.clients.release(told["oldest"])
+        self._newest = step
+        server, down_states, clients = self._hosts.spread(arrays)
+        store = like.clients.with_arrays(clients)
+        return SimulationState(step, server, down_states, store, Ledger.from_json(host["ledger"])), host["seconds"]
+
+    def _newest_readable(self, template: PyTree) -> tuple[dict[str, Any] | None, PyTree, list[str]]:
+        """({step, host}, arrays, what to say of those that are newer)."""
+        bad: dict[int, str] = {}
+        for step in reversed(self._rounds()):
+            try:
+                with _quiet():
+                    found = self._read(step, template)
+            except UserError:  # it is whole, but not of this run
+                raise
+            except Exception as error:  # damage shows as almost anything
+                bad[step] = _reason(error)
+                continue
+            notes = [f"{self._set_aside(step)} cannot be read ({why}); going back" for step, why in bad.items()]
+            return {"step": step, "host": found.host}, found.arrays, notes
+        if bad:
+            each = "; ".join(f"round {step}: {why}" for step, why in bad.items())
+            raise UserError(
+                f"--workdir: no checkpoint in {self._folder} can be read ({each}); put back a copy of one, or choose "
+                "another directory to start over"
+            )
+        return None, template, []
+
+    def _read(self, step: int, template: PyTree) -> Any:
+        import orbax.checkpoint as ocp
+
+        read = functools.partial(self._manager.restore, step, directory=self._folder)
+        host = read(args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
+        refuse_other(dict(host.get("record", {})), self._record, self._folder / str(step))
+        found = read(args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()))
+        expected = found.host.pop("checksum", None)
+        if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
+            raise ValueError("its checksum is wrong")
+        return found
+
+    def _set_aside(self, step: int) -> Path:
+        """Where a damaged checkpoint is from now on."""
+        place = self._folder.parent / f"{UNREADABLE}-{step}"
+        remove(place)
+        os.replace(self._folder / str(step), place)
+        sync_folder(self._folder)
+        return place
+
+
+def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
+    """crc32 over what JSON makes of `host` and the bytes of all leaves, in tree order."""
+    found = zlib.crc32(json.dumps(host, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(arrays):
+        content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        found = zlib.crc32(content.data if content.size else b"", found)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the storage library from writing what it raises to the log as well, some pages of it."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def open_checkpoints(
+    workdir: Path, hosts: Hosts = ALONE, record: Mapping[str, Any] | None = None
+) -> Iterator[Checkpoints]:
+    """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there.
+
+    What processes that were killed left half written is removed, so hold the directory's lock (`workdir.locked`).
+    `record` is what `config.json` holds.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = (workdir / FOLDER).absolute()
+    if not hosts.first:
+        yield Checkpoints(None, folder, hosts, record or {})
+        return
+    part = folder / _WRITING
+    try:
+        make_folder(folder)
+        for path in folder.iterdir():
+            if path.name.endswith(PART) or _ORBAX_PART in path.name:
+                remove(path)
+        part.mkdir()
+    except OSError as error:
+        raise UserError(f"--workdir: cannot make {folder}: {error.strerror}; choose another directory") from error
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        ),
+    )
+    try:
+        with ocp.CheckpointManager(part, options=options) as manager:
+            yield Checkpoints(manager, folder, hosts, record or {})
+    finally:
+        remove(part)

@@ -1,0 +1,181 @@
+"""What a person sees: a heading, a table row per evaluation, a progress bar on a terminal, and the result.
+
+Where there is no terminal a run that goes long without an evaluation says now and then how far it is.
+"""
+
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fedjax8.exchange.ledger import Ledger
+from fedjax8.streams import console_on
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+COLUMNS = (
+    ("round", 6),
+    ("test acc", 9),
+    ("test loss", 10),
+    ("train loss", 11),
+    ("up", 10),
+    ("down", 10),
+    ("s/round", 8),
+)
+
+
+def readable_bytes(count: int) -> str:
+    """Bytes with a decimal unit and three digits: 1234567 gives `1.23 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.{max(0, 3 - len(str(int(value + 0.5))))}f} {UNITS[unit]}"
+
+
+LARGEST_PLAIN = 1000.0
+"""Numbers from here on are shown with an exponent: a loss that explodes has 36 digits otherwise."""
+
+
+def readable_number(value: float | None, digits: int = 4) -> str:
+    """A number with so many decimals; with an exponent from `LARGEST_PLAIN` on; `-` for None.
+
+    >>> readable_number(0.25), readable_number(412345.678), readable_number(1.5e36, 3), readable_number(None)
+    ('0.2500', '4.12e+05', '1.50e+36', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if not abs(value) >= LARGEST_PLAIN else f"{value:.2e}"
+
+
+def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
+    return readable_number(line.get(name), digits)
+
+
+SILENT_SECONDS = 60.0
+"""How long a run without a terminal may go without a line."""
+RATE_SECONDS = 1800.0
+"""Over how much of the past the rate is taken; rounds may last minutes."""
+
+
+def readable_rate(rounds_per_second: float | None) -> str:
+    """Rounds a second, or seconds a round where that is the larger number; nothing before it is known."""
+    if not rounds_per_second:
+        return ""
+    per_second = rounds_per_second >= 1
+    value = rounds_per_second if per_second else 1 / rounds_per_second
+    return f"{value:.{1 if value < 100 else 0}f} {'rounds/s' if per_second else 's/round'}"
+
+
+class RateColumn(ProgressColumn):
+    """How fast rounds go."""
+
+    def render(self, task: Task) -> Text:
+        """The rate in words."""
+        return Text(readable_rate(task.speed), style="progress.data.speed")
+
+
+class ProgressReport:
+    """Writes the progress of one run, or of several told apart by `labels`, to a console.
+
+    `rounds` and `done` count those of all runs. A context manager, so that the bar is taken away when they end.
+    """
+
+    def __init__(
+        self,
+        rounds: int,
+        done: int = 0,
+        console: Console | None = None,
+        silent: bool = False,
+        labels: Sequence[str] = ("",),
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if console is None:
+            console = console_on(quiet=silent, force_terminal=False if silent else None)
+        self.console = console
+        self._bar = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            RateColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+            get_time=clock,
+            speed_estimate_period=RATE_SECONDS,
+        )
+        self._clock, self._spoken = clock, clock()
+        self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
+        self._done = done
+        self._heading_due = True
+        self._label_width = max(map(len, labels)) + 2 if any(labels) else 0
+
+    def __enter__(self) -> "ProgressReport":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._spoken = self._clock()
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def round_done(self, line: Mapping[str, Any], label: str = "") -> None:
+        """Moves the bar; prints a row if the round was evaluated."""
+        evaluated = "test_loss" in line
+        note: dict[str, Any] = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
+        self._done += 1
+        self._bar.update(self._task, completed=self._done, **note)
+        if not evaluated:
+            if not self.console.is_terminal and self._clock() - self._spoken >= SILENT_SECONDS:
+                self.say(self._how_far(line))
+            return
+        if self._heading_due:
+            self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in COLUMNS))
+            self._heading_due = False
+        cells = (
+            str(line["round"]),
+            _number(line, "test_accuracy"),
+            _number(line, "test_loss"),
+            _number(line, "train_loss"),
+            readable_bytes(line["uplink_bytes"]),
+            readable_bytes(line["downlink_bytes"]),
+            f"{line['round_seconds']:.{3 if line['round_seconds'] < LARGEST_PLAIN else 0}f}",
+        )
+        row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+        self.say(label.ljust(self._label_width) + row)
+
+    def _how_far(self, line: Mapping[str, Any]) -> str:
+        """A sign of life, as `round 37, 3.7%, train loss 0.2345, 1.6 s/round, 0:16:03 left`."""
+        (task,) = self._bar.tasks
+        left = task.time_remaining
+        parts = [f"round {line['round']}", f"{task.percentage:.1f}%", f"train loss {_number(line, 'train_loss')}"]
+        parts += [readable_rate(task.speed)] if task.speed else []
+        parts += [f"{datetime.timedelta(seconds=int(left))} left"] if left is not None else []
+        return ", ".join(parts)
+
+    def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
+        """The result: accuracy, bytes and saving; what every client needs once of a model of which some is frozen."""
+        sent = ledger.uplink_bytes + ledger.downlink_bytes
+        float32 = summary.get("float32_test_accuracy")
+        beside = "" if float32 is None else f" (float32 view {float32:.4f})"
+        backbone = summary.get("backbone_bytes")
+        apart = f"\nbackbone      {backbone:,} a client, once and not counted above" if backbone else ""
+        prefix = f"{label}: " if label else ""
+        self.say(
+            f"\n{prefix}test accuracy {_number(summary, 'test_accuracy')}{beside} after {summary['rounds']} rounds, "
+            f"{summary['seconds']:.1f} s\n"
+            f"bytes up      {ledger.uplink_bytes:,}\n"
+            f"bytes down    {ledger.downlink_bytes:,}\n"
+            f"saving        {ledger.saving:.2f}x against float32 "
+            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)}){apart}"
+        )

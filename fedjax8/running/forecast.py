@@ -1,0 +1,324 @@
+"""What a run will be like, before it is run: parameters, bytes, local steps, memory, time.
+
+    bytes    encoded size of each kind of message x how often a client sends it in a round: the least and the most that
+             it may be, since kinds may be alternatives (FedCode, HetLoRA) or go several times (FDA), and clients lost
+    steps    of the clients that will take part, since cohorts follow from (seed, round)
+    memory   of one device: what its program is given, and what XLA says the program needs besides
+    time     of a call of rounds and of an evaluation, measured; or multiply-adds over the rate of large products
+
+Nothing is written. A measured forecast compiles the run and runs a few rounds of it. A quick one does neither: its time
+is that of the models' products alone.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax8 import trees
+from fedjax8.data.batches import BatchPlan, num_steps
+from fedjax8.data.federated import FederatedData, sample_cohort
+from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.start import sample_batch
+from fedjax8.exchange.ledger import Ledger
+from fedjax8.executors import at_once
+from fedjax8.keys import random_key
+from fedjax8.running.schedule import CALL_SECONDS, Schedule
+from fedjax8.types import Channel, Executor, Model, Partial, PyTree, Variables, Way
+
+COHORTS_LOOKED_AT = 1 << 20
+"""Clients, over all cohorts, whose steps are added up; of a longer run the rest is taken to be like them."""
+PRODUCT = 512
+"""Rows and columns of the products that the rate of multiplication is measured by."""
+
+
+class Layer(NamedTuple):
+    """One array of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    kind: str
+    """`trained`, `clip` (trained, but of the encoding: no float32 run has it), `frozen`, or `state` (statistics)."""
+
+
+class Steps(NamedTuple):
+    """Local steps."""
+
+    least: int
+    median: float
+    most: int
+    """Of one client in one round, over all clients."""
+    run: int
+    """All steps of the run."""
+    exact: bool
+    """Whether all cohorts were looked at."""
+
+
+class Memory(NamedTuple):
+    """Bytes on one device."""
+
+    model: int
+    """State of server and downlink codec."""
+    frozen: int
+    rows: int
+    """Training rows, all or those of a call, with the clients' places in them, and test rows."""
+    client_states: int
+    """Of all clients, where they are held on a device (the first one), and of those of a call."""
+    working: int | None
+    """What the compiled round needs besides, its results included: gradients, activations, optimizer states, messages
+    of the clients that the device works on at once. None where it was not compiled."""
+
+    @property
+    def total(self) -> int:
+        """All of that."""
+        return sum(part or 0 for part in self)
+
+
+class Seconds(NamedTuple):
+    """Time."""
+
+    round: float
+    evaluation: float | None
+    """None where nothing was measured."""
+    start: float | None
+    """To initialize and compile; None likewise."""
+    run: float
+    """All rounds and evaluations, and the start."""
+
+
+class Range(NamedTuple):
+    """The least and the most."""
+
+    least: int
+    most: int
+
+
+class Traffic(NamedTuple):
+    """What a client of a round sends and receives in it."""
+
+    times: Mapping[Channel, Range]
+    """How often each kind of message goes."""
+    up: Range
+    """Bytes."""
+    down: Range
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is the same for every client and round."""
+        return all(times.least == times.most for times in self.times.values())
+
+
+class Forecast(NamedTuple):
+    """A run foretold."""
+
+    layers: tuple[Layer, ...]
+    rounds: int
+    cohort_size: int
+    traffic: Traffic
+    round_messages: Ledger | None
+    """What is sent in the first round. None where nothing was run and rounds may differ."""
+    run_messages: Ledger | None
+    """What is sent in the run. None where rounds may differ."""
+    steps: Steps
+    memory: Memory
+    seconds: Seconds
+    measured: bool
+    chunk: int
+    """Clients that a device works on at once."""
+
+
+def forecast(
+    simulation: Simulation,
+    schedule: Schedule,
+    test: Mapping[str, np.ndarray],
+    *,
+    model: Model,
+    clients: FederatedData,
+    plan: BatchPlan,
+    executor: Executor,
+    cohort_size: int,
+    seed: int,
+    measured: bool = True,
+) -> Forecast:
+    """The forecast of a run of `simulation` from its beginning, by what that was made of.
+
+    With `measured` false nothing is compiled but the model's initialization.
+    """
+    begun = time.perf_counter()
+    state = simulation.init()
+    variables = simulation.variables(state)
+    steps = steps_of(clients, plan, schedule.rounds, cohort_size, seed)
+    traffic = traffic_of(simulation.parts.ways(steps.most))
+    sent: Mapping[Channel, int] = {channel: cohort_size * n.most for channel, n in traffic.times.items()}
+    working = None
+    if measured:
+        working, sent, seconds = _measure(simulation, schedule, test, state, begun)
+    else:
+        per_step = multiply_adds(_gradient(model), variables, sample_batch(clients, plan.batch_size))
+        of_round = steps.run / schedule.rounds * per_step / products_per_second(executor)
+        seconds = Seconds(of_round, None, None, of_round * schedule.rounds)
+    return Forecast(
+        layers=tuple(layers_of(variables)),
+        rounds=schedule.rounds,
+        cohort_size=cohort_size,
+        traffic=traffic,
+        round_messages=Ledger(sent) if measured or traffic.fixed else None,
+        run_messages=Ledger({c: n * schedule.rounds for c, n in sent.items()}) if traffic.fixed else None,
+        steps=steps,
+        memory=_memory(simulation, test, state, executor, working),
+        seconds=seconds,
+        measured=measured,
+        chunk=at_once(-(-cohort_size // executor.num_shards), executor.chunk),
+    )
+
+
+def traffic_of(ways: Sequence[Way]) -> Traffic:
+    """The least and the most over all ways."""
+    over = lambda values: Range(min(values), max(values))
+    of_way = lambda way, direction: sum(c.message_bytes * n for c, n in way.items() if c.direction == direction)
+    channels = dict.fromkeys(channel for way in ways for channel in way)
+    times = {channel: over([way.get(channel, 0) for way in ways]) for channel in channels}
+    up, down = (over([of_way(way, direction) for way in ways]) for direction in ("up", "down"))
+    return Traffic(times, up, down)
+
+
+def layers_of(variables: Variables) -> list[Layer]:
+    """The arrays of a model, in the order of their names within each of `params`, `frozen` and `state`."""
+    kinds = {"trained": variables.params, "frozen": variables.frozen, "state": variables.state}
+    return [
+        Layer(name, tuple(x.shape), math.prod(x.shape), "clip" if kind == "trained" and trees.is_clip(name) else kind)
+        for kind, tree in kinds.items()
+        for name, x in trees.named_leaves(tree).items()
+    ]
+
+
+def steps_of(clients: FederatedData, plan: BatchPlan, rounds: int, cohort_size: int, seed: int) -> Steps:
+    """Steps by the batch plan of the clients that will be drawn."""
+    of_client = np.asarray(num_steps(plan, clients.sizes))
+    looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // cohort_size))
+    cohorts = (sample_cohort(seed, number, clients.num_clients, cohort_size) for number in range(looked_at))
+    found = sum(int(of_client[cohort].sum()) for cohort in cohorts)
+    least, most = int(of_client.min()), int(of_client.max())
+    return Steps(least, float(np.median(of_client)), most, round(found / looked_at * rounds), looked_at == rounds)
+
+
+def _measure(
+    simulation: Simulation,
+    schedule: Schedule,
+    test: Mapping[str, np.ndarray],
+    state: SimulationState,
+    begun: float,
+) -> tuple[int | None, Mapping[Channel, int], Seconds]:
+    """(bytes of the working set, messages of the first round, seconds)."""
+    call = simulation.parts.begin(state, 1)
+    program = simulation.parts.common.compiled()
+    working = None
+    if hasattr(program, "lower"):
+        given = (simulation.parts.columns(), call.carried, call.settings), call.share
+        needs = program.lower(*given).compile().memory_analysis()
+        if needs is not None:
+            working = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    state, _ = simulation.run_rounds(state, 1)
+    sent = state.ledger.sent
+    simulation.evaluate(state, test)
+    start = time.perf_counter() - begun
+
+    evaluation, _ = _timed(simulation.evaluate, state, test)
+    of_round, count = math.inf, 1
+    for _ in range(2):  # one round, then as many as a call of the run would have
+        seconds, (state, lines) = _timed(simulation.run_rounds, state, count)
+        of_round = min(of_round, seconds / len(lines))
+        count = max(1, int(CALL_SECONDS / of_round))
+    rounds, every = schedule.rounds, schedule.eval_every
+    evaluations = rounds // every + (rounds % every > 0)
+    whole = start + rounds * of_round + evaluations * evaluation
+    return working, sent, Seconds(of_round, evaluation, start, whole)
+
+
+def _timed(f: Callable, *arguments: Any) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    made = f(*arguments)
+    jax.block_until_ready([x for x in jax.tree.leaves(made) if isinstance(x, jax.Array)])
+    return time.perf_counter() - begun, made
+
+
+def _memory(
+    simulation: Simulation,
+    test: Mapping[str, np.ndarray],
+    state: SimulationState,
+    executor: Executor,
+    working: int | None,
+) -> Memory:
+    call = simulation.parts.begin(state, 1)
+    own = len(executor.shards)
+    rows = trees.num_bytes((simulation.parts.columns(), call.settings.order)) + trees.num_bytes(call.share.rows) // own
+    held = [x for x in jax.tree.leaves(state.clients.arrays()) if isinstance(x, jax.Array)]
+    return Memory(
+        model=trees.num_bytes(call.carried),
+        frozen=trees.num_bytes(call.settings.frozen),
+        rows=rows + trees.num_bytes(dict(test)),
+        client_states=trees.num_bytes(held) + trees.num_bytes(call.share.states) // own,
+        working=working,
+    )
+
+
+def _gradient(model: Model) -> Callable:
+    """`(variables, batch) -> gradient of the batch's mean loss`."""
+
+    def loss(params: PyTree, variables: Variables, batch: PyTree) -> jax.Array:
+        outputs, _ = model.apply(variables._replace(params=params), batch, key=random_key(0), train=True)
+        return jnp.mean(model.loss(outputs, batch))
+
+    return lambda variables, batch: jax.grad(loss)(variables.params, variables, batch)
+
+
+def multiply_adds(f: Callable, *arguments: PyTree) -> int:
+    """Multiply-adds of the matrix products and convolutions of `f`, traced; loops of unknown length count once.
+
+    >>> multiply_adds(lambda a, b: jnp.tanh(a @ b), jnp.ones((2, 3)), jnp.ones((3, 5)))
+    30
+    >>> multiply_adds(lambda a: jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=4)[0], jnp.ones((3, 3)))
+    108
+    """
+    return _multiply_adds(jax.make_jaxpr(f)(*arguments).jaxpr)
+
+
+def _multiply_adds(program: Any) -> int:
+    total = 0
+    for equation in program.eqns:
+        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "shape")]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
+            total += math.prod(shapes[-1]) * math.prod(shapes[1]) // features
+        values = [v for value in equation.params.values() for v in (value if isinstance(value, tuple) else (value,))]
+        inner = [getattr(value, "jaxpr", value) for value in values]
+        counts = [_multiply_adds(one) for one in inner if hasattr(one, "eqns")]
+        if counts:  # of the branches of a condition, the longest
+            once = max(counts) if equation.primitive.name == "cond" else sum(counts)
+            total += once * equation.params.get("length", 1)
+    return total
+
+
+def products_per_second(executor: Executor) -> float:
+    """Multiply-adds per second of float32 products, on all devices of this process at once."""
+    own = len(executor.shards)
+    per_client = jnp.zeros((own, PRODUCT, PRODUCT))
+
+    def chain(times: jax.Array, a: jax.Array) -> tuple[Partial, PyTree]:
+        return Partial(jax.lax.fori_loop(0, times, lambda _, x: jnp.dot(x, a), a)), ()
+
+    run = executor.compile(lambda times, parts: executor.map_reduce(chain, times, parts))
+    times, seconds = 1, 0.0
+    _timed(run, np.int32(1), per_client)
+    while seconds < CALL_SECONDS / 8:
+        times *= 4
+        seconds, _ = _timed(run, np.int32(times), per_client)
+    return own * times * PRODUCT**3 / seconds

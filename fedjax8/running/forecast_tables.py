@@ -1,0 +1,164 @@
+"""A forecast as a person reads it: tables on a terminal, aligned columns in a file or pipe."""
+
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedjax8.exchange.ledger import Ledger
+from fedjax8.running.console import readable_bytes
+from fedjax8.running.forecast import Forecast, Range
+from fedjax8.streams import console_on
+from fedjax8.types import Channel
+
+UNLIMITED = 2**15
+"""Characters in a line wide enough for any table."""
+SHARES = {
+    "trained": "trained",
+    "clip": "clips, which only 8-bit training has",
+    "frozen": "frozen",
+    "state": "of statistics",
+}
+
+
+def show(found: Forecast, heading: str, console: Console | None = None) -> None:
+    """Prints what would run (`heading`) and the forecast of it."""
+    console = console_on() if console is None else console
+    if not console.is_terminal:
+        console = Console(file=console.file, width=UNLIMITED, color_system=None, highlight=False)
+    console.print(Text(heading))
+    _print(console, ("array", "shape", "numbers", ""), _layers(found))
+    console.print(Text(_share_of_layers(found)))
+    _print(console, ("message", "bytes each", "in float32", "a round", "bytes a round", "the run"), _messages(found))
+    for sentence in (*_traffic(found), _steps(found), *_memory(found), _time(found)):
+        console.print(Text(sentence))
+
+
+def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    plain = not console.is_terminal
+    table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=not plain, show_header=True)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i > 0 and name else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if plain:
+        console.print()
+    console.print(table)
+    if plain:
+        console.print()
+
+
+def _layers(found: Forecast) -> list[tuple[str, ...]]:
+    return [
+        (layer.name, " x ".join(map(str, layer.shape)) or "scalar", f"{layer.size:,}", layer.kind)
+        for layer in found.layers
+    ]
+
+
+def _share_of_layers(found: Forecast) -> str:
+    counts = {kind: sum(layer.size for layer in found.layers if layer.kind == kind) for kind in SHARES}
+    return "model    " + ", ".join(f"{n:,} {SHARES[kind]}" for kind, n in counts.items() if n or kind == "trained")
+
+
+def _messages(found: Forecast) -> list[tuple[str, ...]]:
+    return [_message(found, channel, times) for channel, times in found.traffic.times.items()]
+
+
+def _message(found: Forecast, channel: Channel, times: Range) -> tuple[str, ...]:
+    part = f" {channel.part}" if channel.part else ""
+    size, of_round = channel.message_bytes, Range(*(found.cohort_size * n for n in times))
+    return (
+        f"{channel.direction} {channel.name}{part}",
+        f"{size:,}",
+        f"{channel.float32_bytes:,}",
+        _spread(of_round),
+        _spread(Range(*(size * n for n in of_round))),
+        _spread(Range(*(size * n * found.rounds for n in of_round)), readable_bytes),
+    )
+
+
+def _spread(found: Range, write: Callable[[int], str] = "{:,}".format) -> str:
+    """The number, or from which to which."""
+    return write(found.least) if found.least == found.most else f"{write(found.least)} to {write(found.most)}"
+
+
+def _traffic(found: Forecast) -> list[str]:
+    def both(ledger: Ledger) -> str:
+        return f"up {ledger.uplink_bytes:,}, down {ledger.downlink_bytes:,}"
+
+    once, run, traffic = found.round_messages, found.run_messages, found.traffic
+    lines = []
+    if once and run:
+        lines.append(f"bytes    a round {both(once)}; {found.rounds:,} rounds {both(run)}")
+    else:
+        clients = found.cohort_size * found.rounds
+        whole = {d: Range(*(n * clients for n in getattr(traffic, d))) for d in ("up", "down")}
+        first = f"; the first round {both(once)}" if once else ""
+        lines.append(
+            f"bytes    of a client in a round up {_spread(traffic.up)}, down {_spread(traffic.down)}{first}; "
+            f"{found.rounds:,} rounds up {_spread(whole['up'])}, down {_spread(whole['down'])}"
+        )
+    if once:
+        measured = run or once
+        sent = measured.uplink_bytes + measured.downlink_bytes
+        where = "" if run else ", in the first round"
+        lines.append(
+            f"saving   {measured.saving:.2f}x against float32 ({readable_bytes(sent)} instead of "
+            f"{readable_bytes(measured.float32_bytes)}{where})"
+        )
+    return lines
+
+
+def _steps(found: Forecast) -> str:
+    steps = found.steps
+    about = "" if steps.exact else "about "
+    spread = "" if steps.least == steps.most else f" to {steps.most:,}, median {steps.median:,g}"
+    return (
+        f"steps    of a client {steps.least:,}{spread}; a round {about}"
+        f"{steps.run / found.rounds:,.1f}; the run {about}{steps.run:,}"
+    )
+
+
+def _memory(found: Forecast) -> list[str]:
+    memory = found.memory
+    clients = f"{found.chunk} client{'s' * (found.chunk > 1)} at once"
+    working = "unknown" if memory.working is None else readable_bytes(memory.working)
+    parts = {
+        "model": memory.model,
+        "frozen": memory.frozen,
+        "rows": memory.rows,
+        "clients' states": memory.client_states,
+    }
+    listed = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
+    least = "at least " if memory.working is None else ""
+    return [f"memory   of a device {least}{readable_bytes(memory.total)}: {listed}, work on {clients} {working}"]
+
+
+def _time(found: Forecast) -> str:
+    seconds = found.seconds
+    if not found.measured:
+        return (
+            f"time     estimated: the model's products alone take {readable_seconds(seconds.round)} a round and "
+            f"{readable_seconds(seconds.run)} a run at this machine's rate; rounds take longer"
+        )
+    return (
+        f"time     measured: {readable_seconds(seconds.round)} a round, {readable_seconds(seconds.evaluation or 0)} an "
+        f"evaluation, {readable_seconds(seconds.start or 0)} to start; the run about {readable_seconds(seconds.run)}"
+    )
+
+
+def readable_seconds(seconds: float) -> str:
+    """Seconds with two digits, or hours and minutes: 0.0123 gives `0.012 s`, 4000 gives `1 h 7 min`.
+
+    >>> [readable_seconds(s) for s in (0.0123, 4.56, 75.2, 4000, 200_000)]
+    ['0.012 s', '4.6 s', '1 min 15 s', '1 h 7 min', '2 d 8 h']
+    """
+    if seconds < 59.5:
+        return f"{float(f'{seconds:.2g}'):g} s"
+    whole = round(seconds)
+    for size, unit, rest, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {round(whole % size / rest)} {smaller}"
+    raise ValueError(seconds)

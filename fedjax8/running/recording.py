@@ -1,0 +1,202 @@
+"""What a run leaves on disk, and what it finds there to go on from."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax8 import trees
+from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.hosts import Hosts
+from fedjax8.results.runs import ABOUT
+from fedjax8.running import workdir as files
+from fedjax8.running.checkpoints import Checkpoints, NotSaved, open_checkpoints
+from fedjax8.running.divergence import explanation, loss_of_a_guess, nothing_usable
+from fedjax8.running.schedule import who_of
+from fedjax8.running.writers import Writer, Writing
+
+LINE_ORDER = (
+    "round",
+    "test_accuracy",
+    "test_loss",
+    "train_loss",
+    "uplink_bytes",
+    "downlink_bytes",
+    "clients",
+    "round_seconds",
+)
+"""The fields of a metrics line that everyone reads, in order; the rest follow by name."""
+
+
+FORGIVEN = 2
+"""Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
+
+
+class Run(NamedTuple):
+    """One of the runs that `run_all` drives."""
+
+    simulation: Simulation
+    workdir: Path | None = None
+    record: Mapping[str, Any] | None = None
+    """Its `config.json`, which must not change."""
+    label: str = ""
+    """What tells it from the others in what is printed."""
+    about: Callable[[], Mapping[str, Any]] | None = None
+    """Gives its `about.json`."""
+    writers: Mapping[str, Writer] = {}
+    """Where its metrics go besides `metrics.jsonl`, by name."""
+
+
+class Recording:
+    """What one run leaves on disk, and what it finds there. Without a `workdir` nothing is written. Process 0 has the
+    files; the others have the states of their clients, where these are on disk."""
+
+    def __init__(self, run: "Run", hosts: Hosts):
+        self._simulation, self._workdir, self._record = run.simulation, run.workdir, run.record or {"config": {}}
+        self._about, self._hosts = run.about, hosts
+        self._writing = Writing(run.writers if run.workdir and hosts.first else {})
+        self._checkpoints: Checkpoints | None = None
+        self._started = time.monotonic()
+        self._failures = 0
+        self._named: set[int] = set()
+        self._without_line = 0
+        self._told_rejected = False
+        self._unusable = 0
+        self.last: Mapping[str, Any] = {}
+        self.ending = ""
+        """How a run that diverged ended, and what to try; known when it is over."""
+        self.notes: list[str] = []
+        """Lines for a person, to be taken and printed."""
+
+    def open(self, stack: contextlib.ExitStack) -> SimulationState:
+        """The state to go on from. Nothing is written before the run could be set up."""
+        self._simulation.discover()
+        self._started = time.monotonic()
+        workdir = self._workdir
+        if not workdir:
+            return self._same_start(self._simulation.init())
+        self._hosts.ask(lambda: self._claim(workdir, stack))
+        state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
+        self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts, self._record))
+        found = self._checkpoints.restore(state)
+        self.notes += self._checkpoints.notes
+        if found:
+            state = self._simulation.place(found[0])
+            self._started -= found[1]
+        else:
+            state = self._same_start(state)
+        told = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        self.last, self._without_line = told["last"], told["missing"]
+        self.notes += told["notes"]
+        stack.callback(self._writing.close)
+        self._writing.open(workdir, self._record, state.round)
+        return state
+
+    def _claim(self, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+        stack.enter_context(files.locked(workdir))
+        files.claim(workdir, self._record)
+        if self._about:
+            files.write_json(workdir / ABOUT, self._about())
+        return {}
+
+    def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
+        """Leaves the lines up to the checkpoint; says what of them is lost."""
+        lines, missing, damaged = files.read_metrics(workdir, last_round)
+        notes = []
+        if missing:
+            notes.append(
+                f"{files.METRICS} has no line for {len(missing)} of the {last_round} rounds before the checkpoint "
+                f"({files.ranges(missing)}); what they logged is lost, the model is not"
+            )
+        if damaged:
+            notes.append(f"{files.METRICS} is damaged; what it was lies in {files.set_metrics_aside(workdir)}")
+        files.rewrite_metrics(workdir, lines)
+        if self._checkpoints and self._checkpoints.changed:
+            files.note_resumed(workdir, last_round, self._checkpoints.changed)
+        last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
+        return {"last": last, "missing": len(missing), "notes": notes}
+
+    def _same_start(self, state: SimulationState) -> SimulationState:
+        """A new state, the same on hosts whose processors round differently."""
+        server, down_states = self._hosts.spread((state.server, state.down_states))
+        return self._simulation.place(state._replace(server=server, down_states=down_states))
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Takes in one round's line."""
+        self.last = _ordered(metrics)
+        self._unusable = self._unusable + 1 if nothing_usable(metrics) else 0
+        new = set(metrics.get("excluded_clients", ())) - self._named
+        if new:
+            self._named |= new
+            why = "what was sent was not finite, too large to be summed, or not admitted"
+            self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
+        if metrics.get("rejected") and not self._told_rejected:
+            self._told_rejected = True
+            self.notes.append(
+                f"round {metrics['round']}: rejected, the server's step gave numbers that are not finite or too large; "
+                "everything stays as it was before the round; said once"
+            )
+        if self._workdir and self._hosts.first:
+            files.append_metrics(self._workdir, self.last)
+        self._writing.write(self.last)
+
+    def save(self, state: SimulationState, forgiving: bool = True) -> None:
+        """A checkpoint. Where it cannot be written, `FORGIVEN` times in a row are only noted."""
+        if not self._checkpoints or not state.round:
+            return
+        if self._workdir and self._hosts.first:
+            files.sync_metrics(self._workdir)
+        try:
+            self._checkpoints.save(state, time.monotonic() - self._started)
+            self._failures = 0
+        except NotSaved as error:
+            self._failures += 1
+            if not forgiving or self._failures > FORGIVEN:
+                raise
+            self.notes.append(f"{error}; going on")
+
+    def finish(
+        self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, evaluate: Callable
+    ) -> dict[str, Any]:
+        """Saves what is not saved; returns the summary."""
+        self.save(state, forgiving=False)
+        if "test_loss" not in self.last and state.round:
+            self.last = {**self.last, **evaluate(state, test)}
+        backbone = trees.num_bytes(self._simulation.variables(state).frozen)
+        guess, config = loss_of_a_guess(test), self._record["config"]
+        self.ending = explanation(self.last, guess, max(self._unusable, nothing_usable(self.last)), config)
+        summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
+        if self._without_line:
+            summary["rounds_without_line"] = self._without_line
+        summary["diverged"] = bool(self.ending)
+        if self._workdir and self._hosts.first:
+            files.write_json(self._workdir / files.SUMMARY, summary)
+        self._writing.close(summary)
+        return summary
+
+
+def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    first = {name: metrics[name] for name in LINE_ORDER if name in metrics}
+    return first | {name: metrics[name] for name in sorted(metrics) if name not in first}
+
+
+def _summary(
+    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int
+) -> dict[str, Any]:
+    """What `summary.json` holds. `backbone_bytes`, where something is frozen: the size of that, which every client gets
+    once, before its first round. It is in no other number: bytes and `saving` are of what travels round by round."""
+    return {
+        "rounds": state.round,
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        **{name: value for name, value in sorted(last.items()) if name.endswith(("_test_accuracy", "_test_loss"))},
+        **state.ledger.totals(),
+        "saving": state.ledger.saving,
+        **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),
+        **{name: last[name] for name in ("delta", "epsilon") if name in last},
+        "seconds": seconds,
+        "finished": finished,
+    }

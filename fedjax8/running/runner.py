@@ -1,0 +1,164 @@
+"""The loop of a run: rounds, evaluations, metrics, checkpoints, and a clean stop on a signal.
+
+On several hosts every process runs this loop, and all do the same: see `hosts.py`.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.hosts import hosts
+from fedjax8.running.console import ProgressReport
+from fedjax8.running.memory import memory_explained
+from fedjax8.running.recording import Recording, Run
+from fedjax8.running.schedule import Pace, Schedule
+from fedjax8.running.signals import stop_on_signals
+from fedjax8.running.writers import Writer
+
+PROFILED_CALLS = 3
+"""Enough to see what repeats, little enough to open."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    state: SimulationState
+    summary: dict[str, Any]
+    signal_number: int | None
+    """The signal that stopped it, or None."""
+
+
+def run(
+    simulation: Simulation,
+    test: Mapping[str, np.ndarray],
+    schedule: Schedule,
+    *,
+    workdir: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+    about: Callable[[], Mapping[str, Any]] | None = None,
+    writers: Mapping[str, Writer] | None = None,
+    introduce: Callable[[SimulationState], str] | None = None,
+    profile: Path | None = None,
+) -> Outcome:
+    """Runs one simulation; see `run_all`."""
+
+    def advance(states, counts, thens):
+        state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
+        return [state], [lines]
+
+    only = Run(simulation, workdir, record, about=about, writers=writers or {})
+    return run_all([only], advance, test, schedule, introduce, profile)[0]
+
+
+def run_all(
+    runs: Sequence[Run],
+    advance: Callable,
+    test: Mapping[str, np.ndarray],
+    schedule: Schedule,
+    introduce: Callable[[SimulationState], str] | None = None,
+    profile: Path | None = None,
+) -> list[Outcome]:
+    """Runs to the end of the schedule, or to the end of the call of some rounds in which a signal came.
+
+    A run with a `workdir` is written there and a later call goes on where it stopped. Nothing is written before the run
+    could be set up.
+
+    Args:
+      runs: one, or several that `advance` takes on together; those behind catch up first.
+      advance: `(states, counts, thens) -> (states, metrics)`: so many more rounds of each run, then so many.
+      test: columns `[N, ...]` to evaluate on.
+      schedule: when to stop, evaluate and save.
+      introduce: gives the lines printed first.
+      profile: where a profile of the calls after the first is written, if anywhere.
+    """
+    all_hosts, pace = hosts(), Pace(schedule)
+    recordings = [Recording(run, all_hosts) for run in runs]
+    evaluate = runs[0].simulation.evaluate
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memory_explained(runs[0].simulation.parts.chunk))
+        stopped = stack.enter_context(stop_on_signals())
+        states = [recording.open(stack) for recording in recordings]
+        labels = [run.label for run in runs]
+        done = sum(state.round for state in states)
+        report = stack.enter_context(
+            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first)
+        )
+        if introduce:
+            report.say(introduce(states[0]))
+        for state, label in zip(states, labels, strict=True):
+            if state.round:
+                report.say(f"{label and label + ': '}going on after round {state.round} of {schedule.rounds}")
+        say_notes(recordings, labels, report)
+        profiler = stack.enter_context(profiling(profile))
+
+        _, stop = all_hosts.agree(0.0, stopped())
+        while (behind := min(state.round for state in states)) < schedule.rounds and stop is None:
+            ahead = [state.round for state in states if state.round > behind]
+            count = min([pace.count(behind), *(there - behind for there in ahead)])
+            counts = [count if state.round == behind else 0 for state in states]
+            then = pace.count(behind + count)
+            begun = time.monotonic()
+            states, told = advance(states, counts, [then if of_run else 0 for of_run in counts])
+            seconds, stop = all_hosts.agree(time.monotonic() - begun, stopped())
+            rounds = max(len(lines) for lines in told)
+            pace.learn(rounds, seconds)
+            profiler()
+            for state, lines, recording, label in zip(states, told, recordings, labels, strict=True):
+                if lines and (state.round % schedule.eval_every == 0 or state.round == schedule.rounds):
+                    lines[-1] |= evaluate(state, test)
+                for line in lines:
+                    recording.write(line | {"round_seconds": seconds / rounds})
+                    schedule.check(line)
+                    report.round_done(recording.last, label)
+                if lines and state.round % schedule.checkpoint_every == 0:
+                    recording.save(state)
+            say_notes(recordings, labels, report)
+
+        outcomes = []
+        for state, recording, run_ in zip(states, recordings, runs, strict=True):
+            finished = state.round >= schedule.rounds
+            summary = recording.finish(state, test, finished, evaluate)
+            report.finished(summary, state.ledger, run_.label)
+            if recording.ending:
+                report.say(f"{run_.label and run_.label + ': '}{recording.ending}")
+            if not finished and run_.workdir:
+                report.say(
+                    f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there"
+                )
+            outcomes.append(Outcome(state, summary, stop))
+        return outcomes
+
+
+def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:
+    """Prints what recordings have to say, each thing once."""
+    for recording, label in zip(recordings, labels, strict=True):
+        for note in recording.notes:
+            report.say(f"{label and label + ': '}{note}")
+        recording.notes.clear()
+
+
+@contextlib.contextmanager
+def profiling(directory: Path | None) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after every call of rounds: it writes a JAX profile of those after the first, which
+    compiles, for `PROFILED_CALLS` calls. Nothing happens without a directory."""
+    calls = 0
+
+    def after_call() -> None:
+        nonlocal calls
+        calls += 1
+        if directory and calls == 1:
+            jax.profiler.start_trace(str(directory))
+        elif directory and calls == 1 + PROFILED_CALLS:
+            jax.profiler.stop_trace()
+
+    try:
+        yield after_call
+    finally:
+        if directory and 1 <= calls <= PROFILED_CALLS:
+            jax.profiler.stop_trace()

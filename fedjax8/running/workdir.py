@@ -1,0 +1,241 @@
+"""The files of a run: `config.json`, `metrics.jsonl`, `summary.json`, a lock. Every file is whole or absent.
+
+Metrics are written before the checkpoint of the same round, and are on disk before it, so that on resuming everything
+up to the checkpoint is there and what came after it is cut off and done again, also after a power cut. Where lines were
+damaged or lost in another way, the run goes on and says which.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax8.data.digest import without_floats
+from fedjax8.durable import make_folder, remove, replace_file, sync_folder
+from fedjax8.errors import UserError
+from fedjax8.given import parse, read_object
+from fedjax8.results.runs import flatten
+
+CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
+CLIENT_STATES = "client_states"
+UNREADABLE_METRICS = "unreadable-metrics.jsonl"
+RESUMED = "resumed"
+"""The key of `config.json` that lists with which other devices and versions a run went on, and after which round."""
+
+
+class Lines(NamedTuple):
+    """What `metrics.jsonl` holds of the rounds up to a checkpoint."""
+
+    lines: list[dict[str, Any]]
+    """In order of rounds, each round at most once."""
+    missing: list[int]
+    """Rounds without a line."""
+    damaged: bool
+    """Whether something else than lines lies before the last of them."""
+
+
+def client_states_folder(directory: Path, process: int) -> Path:
+    """Where a process keeps the states of all clients, if they are kept on disk."""
+    return directory / (f"{CLIENT_STATES}-{process}" if process else CLIENT_STATES)
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with what JSON cannot say (NaN, infinities) as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: json_ready(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(v) for v in value]
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted fields in which two plain configs differ, as `field: old -> new`."""
+    a, b = flatten(dict(old)), flatten(dict(new))
+    missing = "(unset)"
+    return [
+        f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}"
+        for k in sorted(a | b)
+        if a.get(k, missing) != b.get(k, missing)
+    ]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON so that the file is either the old one or the whole new one."""
+    _replace(path, json.dumps(json_ready(value), indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    with _writing(path):
+        replace_file(path, text.encode())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--workdir: cannot write {path}: {error.strerror}; make room there, or see to its permissions, and the "
+            "same command goes on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes the directory and holds it for this process; UserError if that cannot be, or another run holds it."""
+    try:
+        make_folder(directory)
+        handle = (directory / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir: cannot write in {directory}: {error.strerror}; choose another") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            who = handle.read().strip() or "a process"
+            raise UserError(
+                f"--workdir: another run is working in {directory}: {who}; wait for it or choose another directory"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"--workdir: {directory} cannot be locked: {error.strerror}; choose one on another file system"
+            ) from error
+        with _writing(directory / LOCK):
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            handle.flush()
+        yield
+
+
+def claim(directory: Path, record: Mapping[str, Any]) -> None:
+    """Writes `config.json`, or checks that the one there has the same `config` and `data`; else UserError.
+
+    Which devices and versions earlier parts of the run had (`RESUMED`) stays in it.
+    """
+    path, earlier = directory / CONFIG, {}
+    if path.exists():
+        try:
+            old = read_object(path) or {}
+            refuse_other({**old, "config": dict(old["config"])}, json.loads(json.dumps(json_ready(record))), directory)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"--workdir: {path} is not a fedjax8 config ({error}); put it back, or choose another directory. If "
+                "the rest is a run's it may be removed: checkpoints know their config"
+            ) from error
+        earlier = {RESUMED: old[RESUMED]} if RESUMED in old else {}
+    write_json(path, {**record, **earlier})
+
+
+def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], place: Path) -> None:
+    """UserError if two records (what `config.json` holds) are of other configs or other data. A part that one of them
+    lacks is not compared. `place` is where the old one lies."""
+    if "config" in old and "config" in new and (changed := differences(old["config"], new["config"])):
+        raise UserError(
+            f"--workdir: {place} holds a run of another config ({'; '.join(changed)}); choose another directory"
+        )
+    if "data" in old and "data" in new:
+        a, b = (without_floats(x["data"]) if _other_origins(old, new) else x["data"] for x in (old, new))
+        if changed := differences(a, b):
+            raise UserError(
+                f"--workdir: {place} holds a run on other data ({'; '.join(changed)}); put back the data it began "
+                "with, or choose another directory"
+            )
+
+
+def says_of_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two records that `refuse_other` lets pass were made on other devices, machines or versions, such as
+    `devices: 2 cpu:cpu -> 4 cpu:cpu`, and which columns of floats those computed differently."""
+    both = "data" in old and "data" in new
+    return [*_other_origins(old, new), *(differences(old["data"], new["data"]) if both else [])]
+
+
+def _other_origins(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    def origin(record: Mapping[str, Any]) -> dict[str, Any]:
+        devices = " and ".join(f"{count} {kind}" for kind, count in Counter(record.get("devices", ())).items())
+        return {"devices": devices, **{part: record[part] for part in ("machine", "versions") if part in both}}
+
+    both = old.keys() & new.keys()
+    return differences(origin(old), origin(new)) if "versions" in both else []
+
+
+def note_resumed(directory: Path, round_number: int, changed: list[str]) -> None:
+    """Adds to `config.json` with which other devices and versions the run goes on after a round."""
+    path = directory / CONFIG
+    record = json.loads(path.read_bytes())
+    write_json(path, {**record, RESUMED: [*record.get(RESUMED, []), {"after_round": round_number, "changed": changed}]})
+
+
+def read_metrics(directory: Path, last_round: int) -> Lines:
+    """Lines of rounds 1 to `last_round`, as far as they can be read; of two of one round, the later."""
+    try:
+        texts = (directory / METRICS).read_bytes().split(b"\n")
+    except (FileNotFoundError, IsADirectoryError):
+        texts = []
+    except OSError as error:
+        raise UserError(f"--workdir: cannot read {directory / METRICS}: {error.strerror}") from error
+    found: dict[int, dict[str, Any]] = {}
+    damaged = unread = False
+    for text in filter(bytes.strip, texts):
+        line = _line(text)
+        if line is None or not 1 <= line["round"] <= last_round:
+            unread |= line is None
+            continue
+        damaged |= unread or line["round"] in found
+        found[line["round"]] = line
+    missing = [number for number in range(1, last_round + 1) if number not in found]
+    damaged |= bool(missing) and unread
+    return Lines([found[number] for number in sorted(found)], missing, damaged or (directory / METRICS).is_dir())
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A line of metrics; None for half of one, or what a power cut or a bad disk made of it."""
+    line = parse(text.decode("utf-8", "replace"))
+    return line if isinstance(line, dict) and type(line.get("round")) is int else None
+
+
+def set_metrics_aside(directory: Path) -> Path:
+    """Moves `metrics.jsonl`, or what is in its place, out of the way; where it is from now on."""
+    place = directory / UNREADABLE_METRICS
+    with _writing(place):
+        remove(place)
+        os.replace(directory / METRICS, place)
+        sync_folder(directory)
+    return place
+
+
+def ranges(numbers: list[int]) -> str:
+    """`1-3, 7`: ascending whole numbers, those that follow each other as one range."""
+    spans: list[list[int]] = []
+    for value in numbers:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    shown = [f"{first}-{last}" if last > first else str(first) for first, last in spans[:10]]
+    return ", ".join(shown) + (", ..." if len(spans) > 10 else "")
+
+
+def rewrite_metrics(directory: Path, lines: list[dict[str, Any]]) -> None:
+    """Replaces `metrics.jsonl` by these lines."""
+    _replace(directory / METRICS, "".join(json.dumps(json_ready(line)) + "\n" for line in lines))
+
+
+def append_metrics(directory: Path, line: Mapping[str, Any]) -> None:
+    """Adds one line, handed to the operating system before this returns."""
+    with _writing(directory / METRICS), (directory / METRICS).open("a") as file:
+        file.write(json.dumps(json_ready(line)) + "\n")
+
+
+def sync_metrics(directory: Path) -> None:
+    """Returns when all lines are on disk; call it before the checkpoint of the last one."""
+    with _writing(directory / METRICS), (directory / METRICS).open("a") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,126 @@
+import pytest
+
+from fedjax8.results.comparison import compare_runs
+from fedjax8.results.curves import Statistic
+from fedjax8.results.report import COLUMNS, _bytes, _plain, explanation, rows
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def found(tmp_path, write_run):
+    full, eight = {"name": "<none> & more"}, {"name": "fp8"}
+    folders = [
+        write_run(tmp_path / "a0", [0.2, 0.5, 0.8], (500_000, 500_000), seed=0, uplink=full),
+        write_run(tmp_path / "a1", [0.2, 0.8, 0.9], (500_000, 500_000), seed=1, uplink=full),
+        write_run(tmp_path / "b0", [0.1, 0.5, 0.85], (125_000, 125_000), seed=0, uplink=eight),
+        write_run(tmp_path / "b1", [0.1, 0.7, 0.8], (125_000, 125_000), seed=1, uplink=eight),
+    ]
+    return compare_runs(folders, margin=0.05)  # their best accuracies are 0.85 and 0.825
+
+
+def test_a_row_shows_the_figures_worked_out_by_hand(found):
+    first, second = (dict(zip(COLUMNS, row, strict=True)) for row in rows(found))
+    assert first == {
+        "setting": "uplink=<none> & more",
+        "seeds": "2",
+        "accuracy a": "0.8500 ± 0.0707",  # the reference is compared with itself: its best, in round 3 of both
+        "rounds to a": "3",
+        "reference rounds": "3",
+        "gain in rounds": "1.00x",
+        "bytes to a": "3.00 MB",
+        "reference bytes": "3.00 MB",
+        "gain in bytes": "1.00x",
+        "best accuracy": "0.8500 ± 0.0707",
+        "final accuracy": "0.8500 ± 0.0707",
+        "rounds": "3",
+        "bytes up": "1.50 MB",
+        "bytes down": "1.50 MB",
+        "saving": "4.00x",
+        "seconds": "9.0",
+    }
+    # 0.8 with both seeds, in round 3 of 0.25 MB; the reference in rounds 3 and 2 of 1 MB: 3 / 0.75 = 4, 2 / 0.75 = 2.67
+    assert list(second.items())[2:9] == [
+        ("accuracy a", "0.8000"),
+        ("rounds to a", "3"),
+        ("reference rounds", "2.5 ± 0.7"),
+        ("gain in rounds", "0.83 ± 0.24x"),
+        ("bytes to a", "750 kB"),
+        ("reference bytes", "2.50 ± 0.71 MB"),
+        ("gain in bytes", "3.33 ± 0.94x"),
+    ]
+
+
+def test_a_row_says_what_was_not_reached_and_by_how_many(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.2, 0.9], (10, 10), seed=0)
+    b = write_run(tmp_path / "b", [0.2, 0.3], (10, 10), seed=1)
+    (row,) = rows(compare_runs([a, b], target=0.5))
+    assert row[2:9] == ["0.5000", "2 (1 of 2)", "2", "-", "40 B", "40 B", "-"]
+    (row,) = rows(compare_runs([a, b], target=1.0))
+    assert row[2:9] == ["1.0000", "not reached", "-", "-", "not reached", "-", "-"]
+
+
+def test_a_setting_that_has_not_been_evaluated_has_dashes(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.2, 0.9], bits=8)
+    b = write_run(tmp_path / "b", [None, None], bits=4)
+    assert rows(compare_runs([a, b]))[1][2:11] == ["-"] * 9
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "spread", "text"),
+    [
+        (0, NAN, "0 B"),
+        (999, NAN, "999 B"),
+        (1000, NAN, "1.00 kB"),
+        (9994, NAN, "9.99 kB"),
+        (9996, NAN, "10.0 kB"),
+        (99_960, NAN, "100 kB"),
+        (999_600, NAN, "1.00 MB"),
+        (12_345_678, 0.0, "12.3 MB"),
+        (2.5e9, 3e8, "2.50 ± 0.30 GB"),
+        (2.5e9, 3e6, "2.50 GB"),
+        (7e18, NAN, "7000 PB"),
+    ],
+)
+def test_bytes_are_shown_with_three_digits_in_decimal_units(num_bytes, spread, text):
+    assert _bytes(Statistic(num_bytes, spread, 2)) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "digits", "text"),
+    [(12.0, NAN, 0, "12"), (12.4, 0.6, 0, "12.4 ± 0.6"), (0.5, 1e-5, 4, "0.5000"), (12.0, 0.01, 0, "12")],
+)
+def test_a_spread_is_shown_where_it_is_seen_in_the_digits_shown(mean, spread, digits, text):
+    assert _plain(Statistic(mean, spread, 2), digits) == text
+
+
+def test_the_explanation_says_which_accuracy_is_compared_at(found, tmp_path, write_run):
+    sentences = explanation(found)
+    assert (
+        "the lower of the two best test accuracies of a run and the run of the reference with the same seed"
+        in (sentences[0])
+    )
+    assert sentences[1].startswith("Reference: uplink=<none> & more.")
+    assert sentences[2:] == ["±: sample standard deviation over seeds."]
+    given = compare_runs([write_run(tmp_path / "c", [0.5])], target=0.5, smooth=2)
+    assert explanation(given)[0] == "Accuracy a: 0.5, as given."
+    assert explanation(given)[2:] == ["Accuracies are means of 2 evaluations."]
+
+
+def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_run):
+    folders = [write_run(tmp_path / f"{bits}", [0.5, 0.6], bits=bits, seed=bits) for bits in (8, 4)]
+    text = explanation(compare_runs(folders))[2]
+    assert text.startswith("No seed in common with the reference: bits=4. There a is the lowest best accuracy of all")
+    text = explanation(compare_runs(folders, target=0.5))[2]
+    assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
+
+
+def test_a_gain_beyond_the_margin_is_not_reached_and_the_explanation_says_why(tmp_path, write_run):
+    good = write_run(tmp_path / "good", [0.4, 0.978], (10_000, 0), bits=32)
+    poor = write_run(tmp_path / "poor", [0.3, 0.418], (10, 0), bits=1)
+    found = compare_runs([good, poor])
+    assert rows(found)[0][2:9] == ["0.9780", "2", "2", "1.00x", "20.0 kB", "20.0 kB", "1.00x"]
+    assert rows(found)[1][2:9] == ["0.4180", "2", "2", "not reached", "20 B", "20.0 kB", "not reached"]
+    (sentence,) = [text for text in explanation(found) if text.startswith("Gain not reached: bits=1.")]
+    assert "mean over the seeds compared, comes within 1 point of the reference's" in sentence
+    assert rows(compare_runs([good, poor], margin=0.56))[1][8] == "1000.00x"

@@ -10,9 +10,11 @@ import optax
 from ml_collections import ConfigDict
 
 from fedjax8.adapters.inputs import inputs
+from fedjax8.algorithms.monitors.base import Monitor
+from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.attacks import attacked
 from fedjax8.config import LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
-from fedjax8.data.batches import BatchPlan, batch_plan
+from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.dropouts import Dropout, with_dropout
 from fedjax8.engine.fit import fit_of
@@ -24,18 +26,7 @@ from fedjax8.lookup import find, suggest
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.numerics import formats
 from fedjax8.privacy.accounting import Facts, accounted
-from fedjax8.types import (
-    Aggregator,
-    Algorithm,
-    Attack,
-    Codec,
-    Executor,
-    Model,
-    Monitor,
-    PyTree,
-    Refinement,
-    StepGradient,
-)
+from fedjax8.types import Aggregator, Algorithm, Attack, BatchPlan, Codec, Executor, Model, PyTree, StepGradient
 
 
 class Experiment(NamedTuple):

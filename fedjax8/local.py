@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjax8 import trees
-from fedjax8.data.batches import BatchPlan, ClientRows, num_steps, steps_per_epoch, take_batch
+from fedjax8.data.batches import num_steps, steps_per_epoch, take_batch
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.keys import random_key
-from fedjax8.types import Array, Batch, Key, Model, Multiply, PyTree, StepGradient, Variables
+from fedjax8.types import Array, Batch, BatchPlan, ClientRows, Key, Model, Multiply, PyTree, StepGradient, Variables
 
 Adjust = Callable[[PyTree, PyTree], PyTree]
 """`(gradients, params) -> gradients`: what FedProx, SCAFFOLD and others change about a step."""

@@ -29,16 +29,16 @@ import jax.numpy as jnp
 from fedjax8.algorithms import lockstep
 from fedjax8.algorithms.fda_steps import DECISION, MONITOR, FdaState, Loop, fda_steps
 from fedjax8.algorithms.monitors import _direction as directions
+from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.algorithms.monitors.linear import linear
 from fedjax8.algorithms.monitors.never import never
 from fedjax8.algorithms.monitors.synchronous import synchronous
 from fedjax8.algorithms.parts import check_choice
 from fedjax8.algorithms.thresholds import guideline, tradeoff
-from fedjax8.data.batches import ClientRows
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array, Channel, Cohort, Monitor, PyTree, RoundOutput, Variables, Way
+from fedjax8.types import Algorithm, Array, Channel, ClientRows, Cohort, PyTree, RoundOutput, Variables, Way
 
 WEIGHTINGS = ("uniform", "examples", "drift")
 OPTIMIZER_STATES = ("keep", "reset", "average")

@@ -28,18 +28,18 @@ from fedjax8.algorithms import lockstep
 from fedjax8.algorithms.fda_steps import DECISION, MONITOR
 from fedjax8.algorithms.fedavg import client_weight
 from fedjax8.algorithms.lockstep import Worker
+from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.codecs.none import none
-from fedjax8.data.batches import ClientRows
 from fedjax8.given import checked
 from fedjax8.local import LocalTraining, Training
 from fedjax8.types import (
     Algorithm,
     Array,
     Channel,
+    ClientRows,
     Cohort,
     Contribution,
-    Monitor,
     PyTree,
     RoundOutput,
     Variables,

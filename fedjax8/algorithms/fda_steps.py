@@ -11,10 +11,10 @@ from fedjax8.algorithms import lockstep
 from fedjax8.algorithms.fedavg import client_weight
 from fedjax8.algorithms.lockstep import Units, Worker
 from fedjax8.algorithms.monitors import _direction as directions
+from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.codecs.none import none
-from fedjax8.data.batches import ClientRows
 from fedjax8.local import LocalTraining
-from fedjax8.types import MODEL, Array, Cohort, Contribution, Key, Monitor, Partial, PyTree, Reduced, Variables
+from fedjax8.types import MODEL, Array, ClientRows, Cohort, Contribution, Key, Partial, PyTree, Reduced, Variables
 
 MONITOR, DECISION = "monitor", "decision"
 """Names of what travels beside the model."""

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from fedjax8 import trees
 from fedjax8.algorithms.aggregators.median import median
 from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus
 from fedjax8.given import checked
 from fedjax8.local import LocalTraining
-from fedjax8.types import Aggregator, Algorithm, Array, PyTree, Refinement
+from fedjax8.types import Aggregator, Algorithm, Array, PyTree
 
 WEIGHTINGS = ("examples", "uniform")
 PAYLOADS = ("params", "update")

@@ -32,7 +32,6 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
-from fedjax8.data.batches import ClientRows
 from fedjax8.given import checked
 from fedjax8.local import LocalTraining
 from fedjax8.types import (
@@ -40,6 +39,7 @@ from fedjax8.types import (
     Algorithm,
     Array,
     Channel,
+    ClientRows,
     Cohort,
     Contribution,
     Partial,

@@ -8,9 +8,10 @@ Clients may do unequal amounts of work; with mu = 0 this is FedAvg bit for bit.
 import jax
 
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.given import checked
 from fedjax8.local import LocalTraining
-from fedjax8.types import Aggregator, Algorithm, Refinement
+from fedjax8.types import Aggregator, Algorithm
 
 
 @checked

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fedjax8 import trees
-from fedjax8.data.batches import ClientRows, num_steps
+from fedjax8.data.batches import num_steps
 from fedjax8.local import LocalTraining, Training
-from fedjax8.types import MODEL, Array, Cohort, Key, Partial, PyTree, Variables
+from fedjax8.types import MODEL, Array, ClientRows, Cohort, Key, Partial, PyTree, Variables
 
 
 class Worker(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax8 import trees
-from fedjax8.data.batches import ClientRows
 from fedjax8.types import (
     Aggregator,
     Algorithm,
     Array,
+    ClientRows,
     Cohort,
     Contribution,
     Key,

@@ -19,14 +19,13 @@ distribution by OVERFLOW at most.
 
 import itertools
 import math
-from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.types import Array, Batch, Key, PyTree
+from fedjax8.types import Array, Batch, BatchPlan, ClientRows, Key
 
 ROUNDS = 24
 """Rounds of the shuffle: a bias below what float32 probabilities could express."""
@@ -38,40 +37,6 @@ OVERFLOW = 1e-12
 
 
 Numbers = TypeVar("Numbers", Array, np.ndarray)
-
-
-class Pool(NamedTuple):
-    """What all clients on a device share: all rows of a data set and whose they are, and what of the model is frozen.
-
-    `columns` leaves `[N, ...]`; `order` int32 `[M]`: row numbers, those of one client side by side, or None where the
-    rows themselves lie side by side; `frozen` as in `Variables`.
-    """
-
-    columns: dict[str, Array]
-    order: Array | None
-    frozen: Mapping[str, PyTree] = {}
-
-
-class ClientRows(NamedTuple):
-    """One client's view of the pool: rows `order[start : start + size]`. `start` and `size` are int32 scalars.
-
-    `change` is `()`, or a `jax.tree_util.Partial` that is applied to every batch.
-    """
-
-    pool: Pool
-    start: Array
-    size: Array
-    change: PyTree = ()
-
-
-class BatchPlan(NamedTuple):
-    """How clients cut their rows into local steps: whole epochs, or the same number of steps whatever the size."""
-
-    batch_size: int
-    epochs: int | None
-    steps: int | None
-    sampling: str = "shuffled"
-    """One of SAMPLING. With `poisson`, `batch_size` is the expected size, and an epoch as many steps as otherwise."""
 
 
 def batch_plan(batch_size: int, *, epochs: int | None = None, steps: int | None = None) -> BatchPlan:

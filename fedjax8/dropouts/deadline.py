@@ -17,10 +17,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fedjax8.data.batches import BatchPlan, num_steps
+from fedjax8.data.batches import num_steps
 from fedjax8.dropouts.base import Dropout, Speeds
 from fedjax8.keys import random_key
-from fedjax8.types import Array, Key
+from fedjax8.types import Array, BatchPlan, Key
 
 
 def deadline(

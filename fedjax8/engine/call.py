@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.data.batches import Pool
 from fedjax8.engine.feeding import Rows
 from fedjax8.exchange.link import Link
-from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, PyTree, Ratio
+from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, PyTree, Ratio
 
 
 class Carried(NamedTuple):

@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax8.data.batches import BatchPlan, num_steps, steps_per_epoch
+from fedjax8.data.batches import num_steps, steps_per_epoch
 from fedjax8.data.federated import sample_cohort
 from fedjax8.executors import groups, padded
+from fedjax8.types import BatchPlan
 
 
 class Deal(NamedTuple):

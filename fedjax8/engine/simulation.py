@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import keys, trees
-from fedjax8.data.batches import BatchPlan, Pool
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.engine.call import Carried, Outcome, Settings, Share, call_program
 from fedjax8.engine.evaluation import Evaluated
@@ -41,7 +40,7 @@ from fedjax8.executors.loop import loop
 from fedjax8.given import checked
 from fedjax8.hosts import hosts
 from fedjax8.numerics import formats
-from fedjax8.types import Algorithm, Codec, Cohort, Executor, Model, PyTree, Ratio, Variables, Way
+from fedjax8.types import Algorithm, BatchPlan, Codec, Cohort, Executor, Model, Pool, PyTree, Ratio, Variables, Way
 
 ROUNDS_PER_CALL = 64
 """Enough for the host's part of a call to vanish, few enough for plans and logs of a call to be small."""

@@ -23,7 +23,6 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
-from fedjax8.data.batches import ClientRows, Pool
 from fedjax8.dropouts import Speeds
 from fedjax8.exchange import attacking
 from fedjax8.exchange.attacking import as_contribution, change_of
@@ -35,6 +34,7 @@ from fedjax8.types import (
     Array,
     Attack,
     Channel,
+    ClientRows,
     Codec,
     Cohort,
     Collected,
@@ -42,6 +42,7 @@ from fedjax8.types import (
     Executor,
     Key,
     Partial,
+    Pool,
     PyTree,
     Ratio,
     Reduced,

@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax8.data.batches import BatchPlan, num_steps, steps_per_epoch
+from fedjax8.data.batches import num_steps, steps_per_epoch
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
-from fedjax8.types import Algorithm, StepGradient
+from fedjax8.types import Algorithm, BatchPlan, StepGradient
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 """Whole Renyi orders only: others are slow, and matter where epsilon is too large to mean anything."""

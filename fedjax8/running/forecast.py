@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.data.batches import BatchPlan, num_steps
+from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.engine.start import sample_batch
@@ -28,7 +28,7 @@ from fedjax8.exchange.ledger import Ledger
 from fedjax8.executors import at_once
 from fedjax8.keys import random_key
 from fedjax8.running.schedule import CALL_SECONDS, Schedule
-from fedjax8.types import Channel, Executor, Model, Partial, PyTree, Variables, Way
+from fedjax8.types import BatchPlan, Channel, Executor, Model, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
 """Clients, over all cohorts, whose steps are added up; of a longer run the rest is taken to be like them."""

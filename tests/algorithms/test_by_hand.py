@@ -15,14 +15,14 @@ from fedjax8.algorithms.hetlora import hetlora
 from fedjax8.algorithms.parts import Step, Update, from_parts
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.codecs.none import none
-from fedjax8.data.batches import ClientRows, Pool, batch_plan
+from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine.simulation import simulate
 from fedjax8.executors.loop import loop
 from fedjax8.executors.vmap import vmap
 from fedjax8.local import Trained, local_training
 from fedjax8.models.mlp import mlp
-from fedjax8.types import Variables
+from fedjax8.types import ClientRows, Pool, Variables
 
 FLOAT32 = 2e-6
 ROWS = ([0.0, 1.0, 5.0], [2.0, -1.0], [3.0, 4.0, -2.0])

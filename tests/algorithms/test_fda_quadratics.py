@@ -10,7 +10,7 @@ import pytest
 
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.monitors import exact, gm, periodic
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 B = np.array([1.0, -2.0, 4.0])
 STEPS = 8

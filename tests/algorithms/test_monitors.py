@@ -8,7 +8,8 @@ import pytest
 from fedjax8 import trees
 from fedjax8.algorithms import monitors
 from fedjax8.algorithms.monitors._direction import direction_of, first_direction
-from fedjax8.types import Monitor, Reduced
+from fedjax8.algorithms.monitors.base import Monitor
+from fedjax8.types import Reduced
 
 FLOAT32 = 1e-5  # relative, of sums of some hundred squares
 

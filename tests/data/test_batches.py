@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax8.data.batches import ClientRows, Pool, batch_plan, num_steps, shuffled, take_batch
+from fedjax8.data.batches import batch_plan, num_steps, shuffled, take_batch
+from fedjax8.types import ClientRows, Pool
 
 SIZES = np.array([7, 1, 4, 12, 0])
 BATCH = 4

@@ -15,10 +15,10 @@ import optax
 from scipy import stats
 
 from fedjax8 import privacy
-from fedjax8.data.batches import ClientRows, Pool, batch_plan
+from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
 from fedjax8.privacy.accounting import epsilon, rate
-from fedjax8.types import Variables
+from fedjax8.types import ClientRows, Pool, Variables
 
 RUNS, DELTA, STEPS, RATE = 20_000, 1e-3, 2, 0.5
 NOISE = 2.0

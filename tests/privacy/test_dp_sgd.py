@@ -12,13 +12,13 @@ from fedjax8 import privacy
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.monitors.exact import exact
 from fedjax8.algorithms.scaffold import scaffold
-from fedjax8.data.batches import ClientRows, Pool, batch_plan
+from fedjax8.data.batches import batch_plan
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.privacy import gaussian
 from fedjax8.privacy.noisy_sgd import noisy_sgd
 from fedjax8.privacy.per_example import clipped_sum
-from fedjax8.types import Model, Variables
+from fedjax8.types import ClientRows, Model, Pool, Variables
 
 N, D = 12, 5
 RNG = np.random.default_rng(0)

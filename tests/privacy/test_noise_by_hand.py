@@ -10,14 +10,14 @@ import pytest
 
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.codecs.none import none
-from fedjax8.data.batches import ClientRows, Pool, batch_plan
+from fedjax8.data.batches import batch_plan
 from fedjax8.engine.simulation import simulate
 from fedjax8.executors.loop import loop
 from fedjax8.local import local_training
 from fedjax8.privacy import gaussian
 from fedjax8.privacy.accounting import Facts
 from fedjax8.privacy.dp_sgd import dp_sgd
-from fedjax8.types import Model, Variables
+from fedjax8.types import ClientRows, Model, Pool, Variables
 
 D = 50_000
 

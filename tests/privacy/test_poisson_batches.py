@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedjax8.data.batches import (
-    OVERFLOW,
-    ClientRows,
-    Pool,
-    batch_plan,
-    binomial_reached,
-    poisson_count,
-    poisson_lanes,
-    take_batch,
-)
+from fedjax8.data.batches import OVERFLOW, batch_plan, binomial_reached, poisson_count, poisson_lanes, take_batch
+from fedjax8.types import ClientRows, Pool
 
 PLAN = batch_plan(4, steps=1)._replace(sampling="poisson")
 

@@ -8,7 +8,7 @@ mean ||u_k - mean u||^2 in its place (`Monitor.exact`).
 """
 
 from fedjax8.algorithms.monitors._direction import norm2
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 
 def exact() -> Monitor:

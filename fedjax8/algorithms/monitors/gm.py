@@ -10,7 +10,7 @@ averaging", arXiv 1807.03210); not in the paper's v1. Of H only the side of Thet
 import jax.numpy as jnp
 
 from fedjax8.algorithms.monitors._direction import norm2
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 
 def gm() -> Monitor:

@@ -8,7 +8,7 @@ which sees next to nothing of the drift. Message: two float32, 8 bytes.
 """
 
 from fedjax8.algorithms.monitors._direction import inner, norm2
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 
 def linear() -> Monitor:

@@ -6,7 +6,7 @@ Message: one float32, 4 bytes.
 """
 
 from fedjax8.algorithms.monitors._direction import norm2
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 
 def naive() -> Monitor:

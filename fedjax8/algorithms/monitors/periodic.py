@@ -6,7 +6,7 @@ H(t) = +inf if t is a multiple of the period, else -inf;      nothing is sent to
 import jax.numpy as jnp
 
 from fedjax8.algorithms.monitors._direction import constant
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 
 def periodic(period: int) -> Monitor:

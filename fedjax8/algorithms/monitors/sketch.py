@@ -16,9 +16,9 @@ With that table, by the chi-square distribution, eps 0.0894 has delta 0.031, 0.1
 import math
 
 from fedjax8.algorithms.monitors._direction import norm2
+from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.numerics.sketch import second_moment
 from fedjax8.numerics.sketch import sketch as table_of
-from fedjax8.types import Monitor
 
 
 def sketch(rows: int = 5, columns: int = 250, *, eps: float | None = None, seed: int = 0) -> Monitor:

@@ -3,7 +3,7 @@
 import math
 
 from fedjax8.algorithms.monitors._direction import constant
-from fedjax8.types import Monitor
+from fedjax8.algorithms.monitors.base import Monitor
 
 
 def synchronous() -> Monitor:

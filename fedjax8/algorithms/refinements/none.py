@@ -1,6 +1,6 @@
 """No refinement: the average is the new model. With FP8 clients and messages: FP8FedAvg-UQ."""
 
-from fedjax8.types import Refinement
+from fedjax8.algorithms.refinements.base import Refinement
 
 
 def none() -> Refinement:

@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
+from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.errors import UserError
 from fedjax8.numerics import formats, scales
-from fedjax8.types import Array, Key, PyTree, Ratio, Refinement
+from fedjax8.types import Array, Key, PyTree, Ratio
 
 OBJECTIVES = ("expected", "det", "rand")
 

@@ -1,0 +1,76 @@
+"""What travels: codecs, the parts of a message, and the channels that messages are counted by."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import struct
+
+from fedjax8.types.models import Array, Key, PyTree, Ratio, nothing
+
+
+class Codec(NamedTuple):
+    """Tree to message and back. A message is a pytree in wire dtypes; its size is read off its leaves.
+
+    Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone (parts may be left out:
+    `Sections`); leaves that are not float32 pass through unchanged; `decode` yields float32 and the tree that was
+    encoded, up to the stated error. What both sides know (shapes, names) may be static fields of a message's classes.
+    Finite trees decode to finite ones: what would exceed the largest float32 is clipped to it. Subnormal numbers, below
+    2**-126, may be taken for zero, as processors do.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    """Tree (or its `ShapeDtypeStruct`s) to the state before the first message; `()` for most codecs."""
+    encode: Callable[[Key, PyTree, PyTree], tuple[PyTree, PyTree]]
+    """`(key, state, tree) -> (message, state)`."""
+    decode: Callable[[PyTree, PyTree], PyTree]
+    """`(state, message) -> tree`, with the state that `encode` was given: the receiver keeps a copy where it needs one
+    (`delta`), which most codecs do not."""
+    unbiased: bool
+    """Whether the mean of what is decoded, over keys, is x, for every tree whose clips, if it has any, clip nothing."""
+    error_bound: Callable[[PyTree], PyTree] | None = None
+    """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
+    measure: Callable[[PyTree, PyTree], dict[str, Ratio]] = nothing
+    """`(tree, what it was decoded to) -> {name: Ratio}`: what encoding did to it, summed over messages and logged."""
+    contracts: bool = False
+    """Whether E||decoded - x||^2 <= q ||x||^2 + c over keys, for every update x, with q < 1 and c that depend on shapes
+    and settings alone. What remembers its errors (`error_feedback`, `delta`) stays bounded around such a codec."""
+    aligned: bool = False
+    """Whether that holds of the multiple of each decoded leaf that is nearest to x, so that sending the factor along
+    makes a contraction of it. Codecs that are unbiased or contract need not say so."""
+
+
+@struct.dataclass
+class Sections:
+    """Parts of a message, some of which are left out, so that its size depends on data though its shapes do not.
+
+    What is sent is `present` and the parts whose bit is 1; in the arrays the others hold zeros.
+    """
+
+    present: Array
+    """uint8 `[ceil(n / 8)]`: bit i % 8 of byte i // 8 says whether part i is sent. See `numerics.pack_bits`."""
+    parts: tuple[PyTree, ...]
+    """The n parts."""
+
+
+def check_codec(given: Any) -> None:
+    """Raises ValueError unless `given` is a `Codec`."""
+    if not isinstance(given, Codec):
+        raise ValueError(f"a codec is needed, such as fp8(); got {given!r}")
+
+
+MODEL = "model"
+"""Name of the messages that every round has."""
+
+
+class Channel(NamedTuple):
+    """One kind of message, or a part of one: key of a count. Static, so that it can stand in a pytree's structure."""
+
+    direction: str
+    """`up` (client to server) or `down` (server to client)."""
+    name: str
+    message_bytes: int
+    """Bytes of one encoded message."""
+    float32_bytes: int
+    """Bytes of the same tree unencoded, without the clips that only the encoding needs; 0 for a part."""
+    part: str = ""
+    """Which of a message's `Sections`, counted by itself; empty for what is always sent."""

@@ -1,0 +1,198 @@
+"""What a round is made of: the cohort, the executor, what clients send, what the server gets, the algorithm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax8.types.messages import Channel
+from fedjax8.types.models import Array, Batch, Key, PyTree, Variables, nothing, unchanged
+
+
+class Cohort(NamedTuple):
+    """The clients of one round, or one device's share of them. Leading axis `C`.
+
+    A client with `valid` false is padding: it must change nothing and is counted nowhere.
+    """
+
+    ids: Array
+    """int32 `[C]`: index among all registered clients."""
+    start: Array
+    """int32 `[C]`: first position of the client's rows in `Pool.order`."""
+    size: Array
+    """int32 `[C]`: number of the client's examples."""
+    valid: Array
+    """bool `[C]`."""
+    states: PyTree
+    """Persistent client state, leaves `[C, ...]`."""
+    dropped: PyTree = ()
+    """bool `[C]`: clients that were lost after they received the model, and send nothing any more; `()` for none."""
+
+    @property
+    def reached(self) -> Array:
+        """bool `[C]`, or bool of one client: those that send."""
+        return self.valid if isinstance(self.dropped, tuple) else self.valid & ~self.dropped
+
+
+class Partial(NamedTuple):
+    """What one client adds to the totals of a cohort."""
+
+    sum: PyTree
+    """Added over clients."""
+    max: PyTree = ()
+    """float32 leaves of which the largest over clients is kept, element by element; -inf says nothing."""
+
+
+class Executor(NamedTuple):
+    """How a function is mapped over clients and reduced. Knows nothing about learning.
+
+    `map_reduce`, `total` and `gather` may be called only inside a function given to `compile`, any number of times and
+    in loops.
+    """
+
+    num_shards: int
+    """Devices that share a cohort, those of other processes included."""
+    shards: Sequence[int]
+    """Which of them are this process's own."""
+    chunk: int
+    """Clients that a device works on at once, at most; see `executors.groups`."""
+    compile: Callable[[Callable], Callable]
+    """`f(shared, split) -> (shared_out, split_out)`, compiled. Leaves of `split` have a leading axis that is divided
+    over the shards in order; a process gives, and gets back, the part of its own shards. If it has a method `lower` as
+    what `jax.jit` gives has, the memory that it needs can be foretold."""
+    map_reduce: Callable[[Callable, PyTree, PyTree], tuple[Partial, PyTree]]
+    """`(f, shared, per_client) -> (reduction over all clients of the Partial f(...)[0], stacked f(...)[1])`."""
+    total: Callable[[PyTree], PyTree]
+    """Sum over the shards of a value that each shard holds."""
+    place: Callable[[PyTree], PyTree]
+    """Puts shared arrays where `compile`d functions read them without a copy."""
+    gather: Callable[[PyTree], PyTree] = unchanged
+    """Leaves `[c, ...]` of each shard to those of all, `[S * c, ...]`, the same on every shard; inside `compile` only,
+    as `map_reduce` and `total`."""
+    collect: Callable[[PyTree], PyTree] = unchanged
+    """A process's part of what is split to the whole of it, leaves `[all shards, ...]`; every process must call it."""
+
+
+class Contribution(NamedTuple):
+    """What one client's function returns to `Link.map_clients`."""
+
+    tree: PyTree
+    """What is sent up, encoded by the uplink codec."""
+    weight: Array
+    """float32 scalar: weight in the mean; 0 contributes nothing."""
+    state: PyTree
+    """The client's new persistent state."""
+    report: dict[str, Array]
+    """Sums to be added over clients."""
+
+
+class Reduced(NamedTuple):
+    """What the server has after a reduction."""
+
+    mean: PyTree
+    """Weighted mean of the decoded contributions, float32."""
+    weight: Array
+    """Sum of weights; 0 if there was nothing to average, and then `mean` is all zeros."""
+    clients: Array
+    """int32: clients whose contribution was used."""
+    report: dict[str, Array]
+    """Sums over the clients used, and `excluded`: int32 number of clients left out for what they sent (`trees.LARGEST`)
+    or because the aggregator did not admit what they sent."""
+    lowest: PyTree
+    """Smallest of each watched value over the clients of positive weight; +inf if there is none."""
+    highest: PyTree
+    """Largest likewise; -inf if there is none."""
+
+
+class Collected(NamedTuple):
+    """Contributions of a whole cohort, one by one. Memory grows with the cohort: `[C, ...]` of each leaf, per shard."""
+
+    tree: PyTree
+    """Decoded contributions, float32 `[C, ...]`; zeros where a client is padding, was excluded or weighs nothing."""
+    weights: Array
+    """float32 `[C]`; 0 for those."""
+    clients: Array
+    """int32: clients whose contribution can be used."""
+    report: dict[str, Array]
+    """As in `Reduced`."""
+
+
+class Aggregator(NamedTuple):
+    """How a server makes one change of the model out of those that clients sent; see `algorithms.aggregators`.
+
+    A *change* is a decoded contribution less what the client had received, float32, all that is sent together.
+    """
+
+    combine: Callable[[PyTree, Array], tuple[PyTree, dict[str, Array]]] | None = None
+    """`(changes [C, ...], float32 weights [C]) -> (change, report)`. A client of weight 0, whose change is zeros, must
+    not count. None: the weighted mean, summed as contributions come."""
+    admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]] | None = None
+    """`change -> (change, bool, sums)`: what is done to each before. Where it says false the client is left out and
+    counted as excluded; the sums are added over the other clients and logged."""
+
+
+class Colluders(NamedTuple):
+    """What attackers of a round know together: what the honest clients would send."""
+
+    mean: PyTree
+    """Unweighted mean of their changes, before encoding."""
+    deviation: PyTree
+    """Standard deviation of every value."""
+    honest: Array
+    """float32: how many they are."""
+    attackers: Array
+    """float32: how many attack."""
+
+
+class Attack(NamedTuple):
+    """What clients do that work against the server; see `attacks`. A change is as in `Aggregator`."""
+
+    members: Callable[[Array, int], Array]
+    """`(int32 client ids, number of registered clients) -> bool`: who they are, the same ones in every round."""
+    batch: Callable[[Batch], Batch] | None = None
+    """What they make of each batch that they train on."""
+    send: Callable[[Key, PyTree, Colluders | None], PyTree] | None = None
+    """`(key, own change, what they know) -> the change that is sent in its place`."""
+    collude: bool = False
+    """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
+
+
+class RoundOutput(NamedTuple):
+    """What an algorithm's round returns."""
+
+    state: PyTree
+    client_states: PyTree
+    link: Any
+    report: dict[str, Array]
+
+
+Way = Mapping[Channel, int]
+"""What a client may send and receive in a round: how often each kind of message."""
+
+
+def each_once(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
+    """The ways of most algorithms: every kind of message once, without the parts that may be left out, or with them."""
+    return {c: 1 for c in channels if not c.part}, dict.fromkeys(channels, 1)
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm. Build the usual shape (send, train, reduce, step) with `algorithms.from_parts`."""
+
+    init: Callable[[Variables], PyTree]
+    """Initial variables to the server's state (float32)."""
+    init_client: Callable[[Variables], PyTree]
+    """Initial variables to one client's persistent state; `()` when clients remember nothing."""
+    round: Callable[..., RoundOutput]
+    """`(link, state, cohort, key) -> RoundOutput`."""
+    variables: Callable[[PyTree], Variables]
+    """Server state to the variables that are evaluated; without frozen parameters."""
+    account: Callable[[Mapping[Channel, int]], dict[str, int]] = nothing
+    """Messages of each kind since the start to byte counts for the log, such as those by an author's formula."""
+    everyone: bool = False
+    """Whether every client must take part in every round."""
+    privacy: Callable[[int], dict[str, float]] = nothing
+    """Rounds done to what they have spent, for the log: `epsilon` at `delta`. Called after every round."""
+    frozen: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: frozen
+    """`(server state, frozen parameters as initialized) -> those in use now`, for servers that move what clients do not
+    train (`fedlora`). Called before every round."""
+    ways: Callable[[Sequence[Channel], int, int], Sequence[Way]] = each_once
+    """`(kinds of message, most local steps of a client in a round, clients of a round) -> ways`, those with the fewest
+    and the most bytes of either direction among them; for forecasts."""

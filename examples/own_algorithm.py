@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from fedjax8 import algorithms, codecs, data, local_training, simulate, trees
-from fedjax8.algorithms.parts import Step, Update, from_parts
+from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.types import Model, Variables
 
 plt.rcParams.update(
@@ -70,11 +70,11 @@ best = points.mean(axis=0)
 #
 # Most algorithms have the shape *send, train, reduce, step*. For these, `from_parts` wants two functions:
 #
-# - `client(start, extra, memory, rows, key, round_number) -> Update`: what one client does with the model it received.
+# - `client(start, extra, memory, rows, key, round_number) -> ClientOutput`: what one client does with the model it received.
 #   Write it for one client; it is vmapped, padded and spread over devices for you.
-# - `server(state, mean, key) -> Step`: what the server does with the weighted mean of what arrived.
+# - `server(state, mean, key) -> ServerOutput`: what the server does with the weighted mean of what arrived.
 #
-# Whatever stands in an `Update`'s `contribution` is encoded by the uplink codec, counted, decoded and averaged. FedNova
+# Whatever stands in an `ClientOutput`'s `contribution` is encoded by the uplink codec, counted, decoded and averaged. FedNova
 # needs one more number from each client, its steps, so it is one more leaf, and four more bytes in the ledger:
 #
 #     client i sends   d_i = (y_i - x) / a_i   and   a_i          a_i: steps taken
@@ -91,12 +91,12 @@ def fednova(local, server_learning_rate: float = 1.0):
         change = trees.subtract(out.variables.params, start.params)
         sent = {"update": trees.scale(1 / jnp.maximum(steps, 1.0), change), "steps": steps}
         weight = jnp.float32(rows.size)  # an empty client weighs nothing
-        return Update(sent, weight, out.variables, memory, out.report)
+        return ClientOutput(sent, weight, out.variables, memory, out.report)
 
     def server(state, mean, key):
         step = trees.scale(server_learning_rate * mean.tree["steps"], mean.tree["update"])
         params = trees.add(state.variables.params, step)
-        return Step(params, report={"mean_steps": mean.tree["steps"]})
+        return ServerOutput(params, report={"mean_steps": mean.tree["steps"]})
 
     return from_parts(client=client, server=server)
 

@@ -8,7 +8,6 @@ finished clients keep still while the longest one goes on.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,50 +18,7 @@ from fedjax8.data.batches import num_steps, steps_per_epoch, take_batch
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.keys import random_key
-from fedjax8.types import Array, Batch, BatchPlan, ClientRows, Key, Model, Multiply, PyTree, StepGradient, Variables
-
-Adjust = Callable[[PyTree, PyTree], PyTree]
-"""`(gradients, params) -> gradients`: what FedProx, SCAFFOLD and others change about a step."""
-
-
-class Trained(NamedTuple):
-    """What local training yields."""
-
-    variables: Variables
-    num_steps: Array
-    """int32: steps taken."""
-    report: dict[str, Array]
-    """Sums over the examples seen: `train_loss`, one entry per metric, and `train_examples`."""
-
-
-class Training(NamedTuple):
-    """A client in the midst of its training."""
-
-    variables: Variables
-    optimizer: PyTree
-    """State of the client's optimizer."""
-    report: dict[str, Array]
-    """As of `Trained`, so far."""
-
-
-class LocalTraining(NamedTuple):
-    """How a client trains, with its settings closed over.
-
-    Variables come and go without frozen parameters: those are read from `rows.pool`, once for all clients.
-    """
-
-    train: Callable[..., Trained]
-    """`(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained`; `step_scale` multiplies every update."""
-    full_gradient: Callable[[Variables, ClientRows, Key], PyTree]
-    """Gradient of the mean loss over all of a client's examples, zeros for an empty client."""
-    model: Model
-    start: Callable[[Variables, ClientRows], Training]
-    """Before the first step."""
-    advance: Callable[..., Training]
-    """`(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training`: steps number `first` to
-    `first + count - 1` of those that `train` takes with this key. Steps beyond them begin further epochs."""
-    optimizer: optax.GradientTransformation
-    plan: BatchPlan
+from fedjax8.types import Array, Batch, BatchPlan, Key, Model, Multiply, StepGradient, Variables
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

@@ -12,7 +12,7 @@ from fedjax8 import attacks
 from fedjax8.algorithms.aggregators.median import median
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.parts import Step, Update, from_parts
+from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.attacks.little_is_enough import largest_z
 from fedjax8.data.batches import batch_plan, take_batch
 from fedjax8.data.federated import FederatedData
@@ -82,9 +82,9 @@ def test_labels_are_flipped_in_the_attackers_batches_alone(toys):
         def client(start, extra, memory, rows, key, round_number):
             y = take_batch(batch_plan(3, epochs=1), rows, None, jnp.int32(0))["y"]
             report = {f"y{i}": jnp.sum(y == i) for i in range(-1, 4)}
-            return Update({"update": start.params}, jnp.float32(1), start, (), report)
+            return ClientOutput({"update": start.params}, jnp.float32(1), start, (), report)
 
-        algorithm = from_parts(client=client, server=lambda state, mean, key: Step(state.variables.params))
+        algorithm = from_parts(client=client, server=lambda state, mean, key: ServerOutput(state.variables.params))
         return attacks.attacked(algorithm, attacks.label_flip(num_classes=4, count=1))
 
     data = toys.clients([1.0] * 2, [1.0] * 2, [3, 3])

@@ -9,7 +9,7 @@ from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fedopt import fedopt
 from fedjax8.algorithms.fedprox import fedprox
 from fedjax8.algorithms.hetlora import hetlora
-from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, from_parts
+from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 

@@ -38,13 +38,12 @@ import optax
 
 from fedjax8 import trees
 from fedjax8.algorithms.fedavg import step_scale
-from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
+from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, check_choice, from_parts
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
 from fedjax8.privacy import gaussian, norms
 from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon, library
-from fedjax8.types import Algorithm, Array, Codec, PyTree, Variables
+from fedjax8.types import Algorithm, Array, Codec, Link, LocalTraining, PyTree, Variables
 
 NOISE = ("server", "clients")
 MODEL_STATE = ("fixed", "local")
@@ -130,7 +129,7 @@ def dp_fedavg(
     def parts(expected: Array | float) -> Algorithm:
         """The round for this number m of clients."""
 
-        def client(start, received, memory, rows, key, round_number) -> Update:
+        def client(start, received, memory, rows, key, round_number) -> ClientOutput:
             train_key, noise_key = jax.random.split(key)
             bound = jax.lax.bitcast_convert_type(received["clip"], jnp.float32) if adaptive else clip
             out = local.train(start, rows, train_key, step_scale=step_scale(client_decay, round_number))
@@ -147,9 +146,9 @@ def dp_fedavg(
             state = trees.select(trees.all_finite(out.variables.state), out.variables.state, start.state)
             report = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), out.report)
             report |= {"clipped_updates": jnp.int32(long), "unusable_updates": jnp.int32(jnp.isinf(norm.value))}
-            return Update(sent, jnp.float32(1), Variables(out.variables.params, state), memory, report)
+            return ClientOutput(sent, jnp.float32(1), Variables(out.variables.params, state), memory, report)
 
-        def server(state: ServerState, mean: Mean, key) -> Step:
+        def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
             noise_key, bit_key = jax.random.split(key)
             params, memory = state.variables.params, state.memory
             bound = memory["clip"] if adaptive else clip
@@ -171,12 +170,12 @@ def dp_fedavg(
                     inside = gaussian.add_noise(bit_key, inside, bit_noise)
                 wanted = bound * jnp.exp(-clip_learning_rate * (inside / expected + 0.5 - quantile))
                 new["clip"] = jnp.clip(wanted, *norms.BOUNDS)
-            return Step(local.model.project(optax.apply_updates(params, steps)), new, report)
+            return ServerOutput(local.model.project(optax.apply_updates(params, steps)), new, report)
 
-        return from_parts(client=client, server=server, init=init, extra=extra, model_state=model_state)
+        return from_parts(local, client=client, server=server, init=init, extra=extra, model_state=model_state)
 
-    def round_(link, state: ServerState, cohort, key):
-        expected = link.executor.total(jnp.sum(cohort.valid, dtype=jnp.float32))
+    def round_(link: Link, state: ServerState, cohort, key):
+        expected = link.count(cohort.valid).astype(jnp.float32)
         if noise == "server":
             uplink = clipping(link.uplink, state.memory["clip"] if adaptive else clip)
         else:

@@ -37,8 +37,19 @@ from fedjax8.algorithms.parts import check_choice
 from fedjax8.algorithms.thresholds import guideline, tradeoff
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Array, Channel, ClientRows, Cohort, PyTree, RoundOutput, Variables, Way
+from fedjax8.types import (
+    Algorithm,
+    Array,
+    Channel,
+    ClientRows,
+    Cohort,
+    Link,
+    LocalTraining,
+    PyTree,
+    RoundOutput,
+    Variables,
+    Way,
+)
 
 WEIGHTINGS = ("uniform", "examples", "drift")
 OPTIMIZER_STATES = ("keep", "reset", "average")
@@ -149,7 +160,7 @@ def fda(
             direction = {name: directions.first_direction(part) for name, part in parts.items()}
         return FdaState(variables, variables, direction, jnp.float32(threshold), jnp.int32(0), jnp.int32(0))
 
-    def begin(link, state: FdaState, cohort: Cohort, key) -> tuple[FdaState, PyTree, object]:
+    def begin(link: Link, state: FdaState, cohort: Cohort, key) -> tuple[FdaState, PyTree, object]:
         """The initial model goes to every worker, before the first round."""
 
         def first(operands):
@@ -165,7 +176,7 @@ def fda(
         )
         return state, states, link
 
-    def round_(link, state: FdaState, cohort: Cohort, key) -> RoundOutput:
+    def round_(link: Link, state: FdaState, cohort: Cohort, key) -> RoundOutput:
         if workers not in (None, link.num_clients):
             raise UserError(f"fda: workers is {workers}, but there are {link.num_clients} clients")
         start_key, loop_key, mean_key = jax.random.split(key, 3)
@@ -233,7 +244,7 @@ def fda(
         worker, count = lockstep.start_worker(local, variables), len(units(variables.params).names)
         return worker._replace(steps=jnp.zeros(count, jnp.int32)) if count > 1 else worker
 
-    return Algorithm(init, start, round_, lambda state: state.mean, account, everyone=True, ways=ways)
+    return Algorithm(local, init, start, round_, lambda state: state.mean, account, everyone=True, ways=ways)
 
 
 EXAMPLES = ({}, {"theta": 0.0}, {"theta": 0.1, "per_layer": True, "measure_variance": True})

@@ -17,7 +17,7 @@ Traffic per client and round: the model down, an update up, and for every unit a
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.codecs.none import none
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining, Training
 from fedjax8.types import (
     Algorithm,
     Array,
@@ -40,8 +39,11 @@ from fedjax8.types import (
     ClientRows,
     Cohort,
     Contribution,
+    Link,
+    LocalTraining,
     PyTree,
     RoundOutput,
+    Training,
     Variables,
     Way,
     each_once,
@@ -65,7 +67,7 @@ class Unit(NamedTuple):
 
     workers: PyTree
     """States of the cohort, `[c, ...]`, with a `Worker` for each client."""
-    link: Any
+    link: Link
     report: dict[str, Array]
     units: Array
     """int32: units done."""
@@ -109,7 +111,7 @@ def fda_opt(
     def weight_of(worker: Worker, rows: ClientRows, steps: Array) -> Array:
         return jnp.where(worker.steps == steps, client_weight("uniform", rows.size), 0.0)
 
-    def round_(link, state: FdaOptState, cohort: Cohort, key) -> RoundOutput:
+    def round_(link: Link, state: FdaOptState, cohort: Cohort, key) -> RoundOutput:
         down_key, client_key, up_key = jax.random.split(key, 3)
         tree = {"params": state.variables.params, "extra": {}, "state": state.variables.state}
         received, link = link.broadcast(down_key, tree, cohort)
@@ -178,7 +180,7 @@ def fda_opt(
         fewest, most = each_once(channels, steps, clients)
         return fewest, {c: max_units if c.name in (MONITOR, DECISION) else n for c, n in most.items()}
 
-    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, ways=ways)
+    return Algorithm(local, init, lambda variables: (), round_, lambda state: state.variables, ways=ways)
 
 
 EXAMPLES = ({"max_units": 1}, {"max_units": 3, "server_optimizer": optax.sgd(1.0, momentum=0.9)})

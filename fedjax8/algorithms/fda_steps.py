@@ -1,7 +1,7 @@
 """The steps of `fda`, each a function from what goes on in a round to the same."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,20 @@ from fedjax8.algorithms.lockstep import Units, Worker
 from fedjax8.algorithms.monitors import _direction as directions
 from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.codecs.none import none
-from fedjax8.local import LocalTraining
-from fedjax8.types import MODEL, Array, ClientRows, Cohort, Contribution, Key, Partial, PyTree, Reduced, Variables
+from fedjax8.types import (
+    MODEL,
+    Array,
+    ClientRows,
+    Cohort,
+    Contribution,
+    Key,
+    Link,
+    LocalTraining,
+    Partial,
+    PyTree,
+    Reduced,
+    Variables,
+)
 
 MONITOR, DECISION = "monitor", "decision"
 """Names of what travels beside the model."""
@@ -43,7 +55,7 @@ class Loop(NamedTuple):
     server: FdaState
     workers: PyTree
     """States of the cohort, `[c, ...]`."""
-    link: Any
+    link: Link
     report: dict[str, Array]
     """Sums over the steps."""
     clients: Array
@@ -103,7 +115,7 @@ def fda_steps(
             new, report = lockstep.one_step(local, worker, rows, key)
             return Partial((report, jnp.int32(1))), new
 
-        totals, left_out, states, link = loop.link.look(work, (), cohort._replace(states=loop.workers), key)
+        totals, left_out, states, link = loop.link.on_clients(work, (), cohort._replace(states=loop.workers), key)
         report, clients = totals.sum
         report = trees.add(loop.report, report | {"excluded": left_out})
         server = loop.server._replace(steps=loop.server.steps + 1)

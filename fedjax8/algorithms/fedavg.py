@@ -13,13 +13,21 @@ from collections.abc import Callable
 
 from fedjax8 import trees
 from fedjax8.algorithms.aggregators.median import median
-from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts, mean_update, outgoing
+from fedjax8.algorithms.parts import (
+    Aggregate,
+    ClientOutput,
+    ServerOutput,
+    ServerState,
+    check_choice,
+    from_parts,
+    mean_update,
+    outgoing,
+)
 from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
-from fedjax8.types import Aggregator, Algorithm, Array, PyTree
+from fedjax8.types import Aggregator, Algorithm, Array, LocalTraining, PyTree
 
 WEIGHTINGS = ("examples", "uniform")
 PAYLOADS = ("params", "update")
@@ -35,15 +43,17 @@ def step_scale(decay: float, round_number: Array) -> Array | float:
     return 1.0 if decay == 1.0 else decay**round_number
 
 
-def training_client(local: LocalTraining, payload: str, weighting: str, client_decay: float) -> Callable[..., Update]:
+def training_client(
+    local: LocalTraining, payload: str, weighting: str, client_decay: float
+) -> Callable[..., ClientOutput]:
     """The client of FedAvg and of all that differ from it on the server alone: train, send the model or its update."""
     check_choice("payload", payload, PAYLOADS)
     check_choice("weighting", weighting, WEIGHTINGS)
 
-    def client(start, extra, memory, rows, key, round_number) -> Update:
+    def client(start, extra, memory, rows, key, round_number) -> ClientOutput:
         out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
         sent = outgoing(payload, out.variables.params, start.params)
-        return Update(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
+        return ClientOutput(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
 
     return client
 
@@ -76,19 +86,19 @@ def fedavg(
         raise ValueError("refine reads the clients' clips and needs payload='params'")
     refine = none() if refine is None else refine
 
-    def average(params: PyTree, mean: Mean) -> PyTree:
+    def average(params: PyTree, mean: Aggregate) -> PyTree:
         if payload == "params" and server_learning_rate == 1.0:
             return mean.tree["params"]  # the mean itself, not x + (mean - x), which rounds
         step = trees.scale(server_learning_rate, mean_update(params, mean))
         return local.model.project(trees.add(params, step))
 
-    def server(state: ServerState, mean: Mean, key) -> Step:
+    def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
         params, report = refine.step(key, average(state.variables.params, mean), mean.lowest, mean.highest)
-        return Step(params, report=report)
+        return ServerOutput(params, report=report)
 
     client = training_client(local, payload, weighting, client_decay)
     watch = lambda sent: refine.watch(sent.get("params"))
-    return from_parts(client=client, server=server, watch=watch, model_state=model_state, aggregate=aggregate)
+    return from_parts(local, client=client, server=server, watch=watch, model_state=model_state, aggregate=aggregate)
 
 
 EXAMPLES = (

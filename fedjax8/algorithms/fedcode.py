@@ -33,7 +33,6 @@ from fedjax8.algorithms.parts import check_choice
 from fedjax8.codecs.codebook import clustering, codebook
 from fedjax8.codecs.none import none
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
 from fedjax8.types import (
     MODEL,
     Algorithm,
@@ -42,6 +41,8 @@ from fedjax8.types import (
     ClientRows,
     Cohort,
     Contribution,
+    Link,
+    LocalTraining,
     Partial,
     PyTree,
     RoundOutput,
@@ -160,13 +161,13 @@ def fedcode(
         known = [jnp.where(there[:, None], x, jnp.max(jnp.where(there[:, None], x, -jnp.inf))) for x in books]
         return cluster.snap(tree, tuple(jnp.sort(x.reshape(-1)) for x in known))
 
-    def round_(link, state: Variables, cohort: Cohort, key) -> RoundOutput:
+    def round_(link: Link, state: Variables, cohort: Cohort, key) -> RoundOutput:
         r, valid = link.round_number + 1, cohort.valid
         offset = cohort.ids if stagger else 0
         down_key, train_key, up_key = jax.random.split(key, 3)
         tree = {"params": state.params, "state": state.state}
 
-        stored = cohort.states["algorithm"]
+        stored = cohort.memory
         needs = stored.received < last_full_down(r, start_round, down_period, offset)
         received, link = link.broadcast(down_key, tree, cohort._replace(valid=valid & needs), MODEL, whole)
         books = {"codebooks": cluster.codebooks(tree)}
@@ -176,7 +177,7 @@ def fedcode(
         report = lockstep.on_all(cohort.ids, lockstep.no_report(local, state, some_rows))
         before = Trained(stored._replace(full=needs), report)
         cohort = cohort._replace(states=cohort.states | {"algorithm": before})
-        _, _, states, link = link.look(train, (received, books["codebooks"], r), cohort, train_key)
+        _, _, states, link = link.on_clients(train, (received, books["codebooks"], r), cohort, train_key)
 
         sends = valid & full_up(r, start_round, up_period, offset)
 
@@ -189,7 +190,7 @@ def fedcode(
         def no_models(operands):
             return *operands, trees.zeros_like(jax.eval_shape(models, operands)[2])
 
-        any_models = link.executor.total(jnp.sum(sends, dtype=jnp.int32)) > 0
+        any_models = link.count(sends) > 0
         link, states, (mean, weight, senders, report) = jax.lax.cond(any_models, models, no_models, (link, states))
         now = cohort._replace(valid=valid & ~sends, states=states)
         told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
@@ -209,7 +210,7 @@ def fedcode(
         downs, ups = ([c for c in channels if c.direction == direction] for direction in ("down", "up"))
         return [{down: 1, up: 1} for down in downs for up in ups]
 
-    return Algorithm(lambda variables: variables, init_client, round_, lambda state: state, ways=ways)
+    return Algorithm(local, lambda variables: variables, init_client, round_, lambda state: state, ways=ways)
 
 
 EXAMPLES = ({}, {"clusters": 8, "down_period": 1, "up_period": 1}, {"clusters": 16, "stagger": True})

@@ -29,7 +29,6 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
 from fedjax8.types import (
     Algorithm,
     Array,
@@ -37,6 +36,8 @@ from fedjax8.types import (
     Cohort,
     Contribution,
     Key,
+    Link,
+    LocalTraining,
     PyTree,
     RoundOutput,
     Variables,
@@ -106,7 +107,7 @@ def fedlora(
         out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
         return Contribution(out.variables.params, client_weight(weighting, rows.size), own, out.report)
 
-    def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+    def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         down_key, draw_key, client_key, pair_key = jax.random.split(key, 4)
         params = state.variables.params
         if merge == "stack":
@@ -145,7 +146,7 @@ def fedlora(
         of_all = {c: clients - (merge == "residual") if c.name == PAIRS else n for c, n in most.items()}
         return {c: n for c, n in fewest.items() if c.name != PAIRS}, of_all
 
-    return Algorithm(init, lambda variables: (), round_, variables, everyone=True, frozen=frozen, ways=ways)
+    return Algorithm(local, init, lambda variables: (), round_, variables, everyone=True, frozen=frozen, ways=ways)
 
 
 def _send_pairs(link, pairs: dict[str, Factors], needed: Array, cohort: Cohort, key: Key):

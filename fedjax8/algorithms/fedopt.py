@@ -12,11 +12,10 @@ import optax
 
 from fedjax8 import trees
 from fedjax8.algorithms.fedavg import training_client
-from fedjax8.algorithms.parts import Mean, ServerState, Step, from_parts, mean_update
+from fedjax8.algorithms.parts import Aggregate, ServerOutput, ServerState, from_parts, mean_update
 from fedjax8.algorithms.server_optimizers import fedadam
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
-from fedjax8.types import Aggregator, Algorithm
+from fedjax8.types import Aggregator, Algorithm, LocalTraining
 
 
 @checked
@@ -33,17 +32,17 @@ def fedopt(
     """Federated optimization with `server_optimizer` (default `fedadam()`); the other arguments as in `fedavg`."""
     optimizer = fedadam() if server_optimizer is None else server_optimizer
 
-    def server(state: ServerState, mean: Mean, key) -> Step:
+    def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
         params = state.variables.params
         gradient = trees.scale(-1.0, mean_update(params, mean))
         steps, memory = optimizer.update(gradient, state.memory, params)
-        return Step(local.model.project(optax.apply_updates(params, steps)), memory)
+        return ServerOutput(local.model.project(optax.apply_updates(params, steps)), memory)
 
     def init(variables):
         return optimizer.init(variables.params)
 
     client = training_client(local, payload, weighting, client_decay)
-    return from_parts(client=client, server=server, init=init, model_state=model_state, aggregate=aggregate)
+    return from_parts(local, client=client, server=server, init=init, model_state=model_state, aggregate=aggregate)
 
 
 EXAMPLES = ({}, {"server_optimizer": optax.sgd(1.0, momentum=0.9)}, {"payload": "params"})

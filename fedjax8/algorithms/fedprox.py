@@ -10,8 +10,7 @@ import jax
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
-from fedjax8.types import Aggregator, Algorithm
+from fedjax8.types import Aggregator, Algorithm, LocalTraining
 
 
 @checked

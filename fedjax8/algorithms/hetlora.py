@@ -31,7 +31,6 @@ from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
 from fedjax8.types import (
     MODEL,
     Algorithm,
@@ -41,6 +40,8 @@ from fedjax8.types import (
     Cohort,
     Contribution,
     Key,
+    Link,
+    LocalTraining,
     PyTree,
     RoundOutput,
     Sections,
@@ -106,7 +107,7 @@ def hetlora(
         tree = {"params": rest, "blocks": _blocks(new, distinct), "place": place.astype(jnp.uint8)}
         return Contribution(tree, client_weight(weighting, rows.size), place, out.report)
 
-    def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+    def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         rest_key, rank_key, client_key = jax.random.split(key, 3)
         params, place = state.variables.params, jnp.asarray(indices, jnp.int32)[cohort.ids % len(ranks)]
         rest, pairs = _divided(params)
@@ -131,7 +132,7 @@ def hetlora(
             merged = {path: _mean_by_norm(pair, p > 0) for path, pair in _joined(told.tree["blocks"]).items()}
             new = _with_pairs(trees.map_named(lambda name, leaf: mean.get(name, leaf), params), merged)
         stepped = ServerState(Variables(local.model.project(new), state.variables.state), ())
-        client_states = client_states | {"algorithm": cohort.states["algorithm"]}
+        client_states = client_states | {"algorithm": cohort.memory}
         report = told.report | {"clients": told.clients}
         return RoundOutput(trees.select(total > 0, stepped, state), client_states, link, report)
 
@@ -144,7 +145,7 @@ def hetlora(
             found += [{c: 1 for c in may if not c.part or c.part in own}, dict.fromkeys(may, 1)]
         return found
 
-    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, ways=ways)
+    return Algorithm(local, init, lambda variables: (), round_, lambda state: state.variables, ways=ways)
 
 
 def _block(channel: Channel) -> int:

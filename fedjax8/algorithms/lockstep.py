@@ -5,7 +5,7 @@ that all had in common.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fedjax8 import trees
 from fedjax8.data.batches import num_steps
-from fedjax8.local import LocalTraining, Training
-from fedjax8.types import MODEL, Array, ClientRows, Cohort, Key, Partial, PyTree, Variables
+from fedjax8.types import (
+    MODEL,
+    Array,
+    ClientRows,
+    Cohort,
+    Key,
+    Link,
+    LocalTraining,
+    Partial,
+    PyTree,
+    Training,
+    Variables,
+)
 
 
 class Worker(NamedTuple):
@@ -54,12 +65,12 @@ def no_report(local: LocalTraining, variables: Variables, rows: ClientRows) -> d
     return local.start(variables, rows).report
 
 
-def steps_for_all(local: LocalTraining, link: Any, cohort: Cohort, key: Key) -> Array | int:
+def steps_for_all(local: LocalTraining, link: Link, cohort: Cohort, key: Key) -> Array | int:
     """How many steps the batch plan gives the client of the cohort that it gives the most."""
     if local.plan.steps:
         return local.plan.steps
     of_client = lambda _, state, rows, __: (Partial((), num_steps(local.plan, rows.size).astype(jnp.float32)), state)
-    return jnp.maximum(link.look(of_client, (), cohort, key)[0].max, 0).astype(jnp.int32)
+    return jnp.maximum(link.on_clients(of_client, (), cohort, key)[0].max, 0).astype(jnp.int32)
 
 
 def squared_norm(tree: PyTree) -> Array:
@@ -107,7 +118,7 @@ def on_all(states: PyTree, tree: PyTree) -> PyTree:
 
 
 def mean_over_workers(
-    link: Any,
+    link: Link,
     cohort: Cohort,
     key: Key,
     shared: PyTree,
@@ -124,14 +135,14 @@ def mean_over_workers(
         weighted = jax.tree.map(lambda x: jnp.where(own > 0, own * x, 0.0), value(shared, worker))
         return Partial((weighted, own)), worker
 
-    total, weights = link.look(add, shared, cohort, key)[0].sum
-    like = jax.eval_shape(value, shared, jax.tree.map(lambda x: x[0], cohort.states["algorithm"]))
+    total, weights = link.on_clients(add, shared, cohort, key)[0].sum
+    like = jax.eval_shape(value, shared, jax.tree.map(lambda x: x[0], cohort.memory))
     divisor = jnp.where(weights > 0, weights, 1.0)
     return jax.tree.map(lambda x, of: trees.as_dtype(x / divisor, of.dtype), total, like), weights
 
 
 def variances(
-    link: Any,
+    link: Link,
     cohort: Cohort,
     key: Key,
     shared: PyTree,

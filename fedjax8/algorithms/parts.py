@@ -21,6 +21,7 @@ from fedjax8.types import (
     Cohort,
     Contribution,
     Key,
+    Link,
     PyTree,
     Ratio,
     RoundOutput,
@@ -39,10 +40,10 @@ class ServerState(NamedTuple):
     """What else the server remembers: an optimizer's moments, control variates."""
 
 
-class Update(NamedTuple):
+class ClientOutput(NamedTuple):
     """What an algorithm's client function returns."""
 
-    contribution: dict[str, PyTree]
+    sent: dict[str, PyTree]
     """Trees to send up, by name.
 
     Under `params` clips are read as scales (see `codecs.fp8`), elsewhere as plain numbers.
@@ -56,7 +57,7 @@ class Update(NamedTuple):
     report: dict[str, Array]
 
 
-class Mean(NamedTuple):
+class Aggregate(NamedTuple):
     """What an algorithm's server function is given."""
 
     tree: dict[str, PyTree]
@@ -71,7 +72,7 @@ class Mean(NamedTuple):
     """Largest likewise."""
 
 
-class Step(NamedTuple):
+class ServerOutput(NamedTuple):
     """What an algorithm's server function returns."""
 
     params: PyTree
@@ -87,7 +88,7 @@ def nothing(*_: Any) -> tuple:
     return ()
 
 
-def mean_update(params: PyTree, mean: Mean) -> PyTree:
+def mean_update(params: PyTree, mean: Aggregate) -> PyTree:
     """The average change of the model, new minus old, whichever of `update` and `params` the clients sent."""
     if "update" in mean.tree:
         return mean.tree["update"]
@@ -107,8 +108,8 @@ def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
 
 def from_parts(
     *,
-    client: Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], Update],
-    server: Callable[[ServerState, Mean, Key], Step],
+    client: Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], ClientOutput],
+    server: Callable[[ServerState, Aggregate, Key], ServerOutput],
     init: Callable[[Variables], PyTree] = nothing,
     init_client: Callable[[Variables], PyTree] = nothing,
     extra: Callable[[ServerState], dict[str, PyTree]] = lambda state: {},
@@ -119,13 +120,13 @@ def from_parts(
     """An `Algorithm` of the usual shape.
 
     Args:
-      client: `(start, extra, memory, rows, key, round_number) -> Update`: one client's work. `start` is the received
+      client: `(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work. `start` is the received
         model.
-      server: `(state, mean, key) -> Step`: the server's step.
+      server: `(state, mean, key) -> ServerOutput`: the server's step.
       init: initial variables to the server's memory.
       init_client: initial variables to one client's memory.
       extra: what travels down beside the model, by name.
-      watch: a decoded contribution to the values in it whose extremes over clients the server wants (`Mean.lowest`).
+      watch: a decoded contribution to the values in it whose extremes over clients the server wants (`Aggregate.lowest`).
       model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
         parameters), `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the
         initial one, nothing travels).
@@ -141,7 +142,7 @@ def from_parts(
         own = {"model_state": variables.state} if model_state == "local" else {}
         return own | {"memory": init_client(variables)}
 
-    def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+    def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         down_key, client_key, server_key = jax.random.split(key, 3)
         params, model, _ = state.variables
         tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
@@ -151,7 +152,7 @@ def from_parts(
             received, model, round_number = shared
             start = Variables(received["params"], own.get("model_state", received.get("state", model)))
             out = client(start, received["extra"], own["memory"], rows, key, round_number)
-            sent = out.contribution
+            sent = out.sent
             new = {"memory": out.memory}
             if model_state == "average":
                 sent = sent | {"state": out.variables.state}
@@ -164,7 +165,7 @@ def from_parts(
         reduced, client_states, link = link.map_clients(
             run, shared, cohort, client_key, watch=watch, aggregate=aggregate, origin=origin
         )
-        mean = Mean(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
+        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
         with jax.named_scope("server"):
             step = server(state, mean, server_key)
         stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
@@ -172,4 +173,4 @@ def from_parts(
         report = reduced.report | step.report | {"clients": reduced.clients}
         return RoundOutput(new_state, client_states, link, report)
 
-    return Algorithm(start_state, start_client, round_, lambda state: state.variables)
+    return Algorithm(local, start_state, start_client, round_, lambda state: state.variables)

@@ -24,8 +24,19 @@ from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
-from fedjax8.types import Algorithm, Channel, Cohort, Contribution, Key, RoundOutput, Variables, Way, each_once
+from fedjax8.types import (
+    Algorithm,
+    Channel,
+    Cohort,
+    Contribution,
+    Key,
+    Link,
+    LocalTraining,
+    RoundOutput,
+    Variables,
+    Way,
+    each_once,
+)
 
 FACTORS = ("a", "b")
 
@@ -88,7 +99,7 @@ def rolora(
 
         return run
 
-    def round_(link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+    def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         turns = [round_of(learnt, held) for learnt, held in (order, order[::-1])]
         operands = link, state, cohort, key
         if link.recorder:  # a round is traced for its messages: those of both kinds are noted
@@ -104,7 +115,7 @@ def rolora(
         of = lambda learnt: [c for c in channels if (c.name == learnt) == (c.direction == "up")]
         return [way for learnt in order for way in each_once(of(learnt), steps, clients)]
 
-    return Algorithm(init, lambda variables: (), round_, lambda state: state.variables, everyone=True, ways=ways)
+    return Algorithm(local, init, lambda variables: (), round_, lambda state: state.variables, everyone=True, ways=ways)
 
 
 def _learns_b(link, order):

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.algorithms.fedavg import client_weight, step_scale
-from fedjax8.algorithms.parts import Mean, ServerState, Step, Update, check_choice, from_parts
+from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, check_choice, from_parts
 from fedjax8.given import checked
-from fedjax8.local import LocalTraining
-from fedjax8.types import Aggregator, Algorithm
+from fedjax8.types import Aggregator, Algorithm, LocalTraining
 
 OPTIONS = ("I", "II")
 
@@ -53,7 +52,7 @@ def scaffold(
     def zeros(variables):
         return jax.tree.map(jnp.zeros_like, variables.params)
 
-    def client(start, extra, memory, rows, key, round_number) -> Update:
+    def client(start, extra, memory, rows, key, round_number) -> ClientOutput:
         train_key, gradient_key = jax.random.split(key)
         common, factor = extra["control"], step_scale(client_decay, round_number)
 
@@ -69,14 +68,17 @@ def scaffold(
             control = jax.tree.map(lambda own, c, u: own - c - moved * u, memory, common, update)
             control = trees.select(out.num_steps > 0, control, memory)
         sent = {"update": update, "control": trees.subtract(control, memory)}
-        return Update(sent, client_weight("uniform", rows.size), out.variables, control, out.report)
+        return ClientOutput(sent, client_weight("uniform", rows.size), out.variables, control, out.report)
 
-    def server(state: ServerState, mean: Mean, key) -> Step:
+    def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
         params = trees.add(state.variables.params, trees.scale(server_learning_rate, mean.tree["update"]))
         share = mean.weight / mean.num_clients  # weights are 1, or 0 for a client without examples
-        return Step(local.model.project(params), trees.add(state.memory, trees.scale(share, mean.tree["control"])))
+        return ServerOutput(
+            local.model.project(params), trees.add(state.memory, trees.scale(share, mean.tree["control"]))
+        )
 
     return from_parts(
+        local,
         client=client,
         server=server,
         init=zeros,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from fedjax8.data.batches import shuffled
 from fedjax8.keys import random_key
-from fedjax8.types import Algorithm, Array, Attack
+from fedjax8.types import Algorithm, Array, Attack, Link
 
 
 def members(share: float, count: int | None, seed: int) -> Callable[[Array, int], Array]:
@@ -32,9 +32,9 @@ def attacked(algorithm: Algorithm, attack: Attack) -> Algorithm:
     if attack.batch is None and attack.send is None:
         return algorithm
 
-    def round_(link, state, cohort, key):
+    def round_(link: Link, state, cohort, key):
         out = algorithm.round(link.replace(attack=attack), state, cohort, key)
         present = cohort.reached & attack.members(cohort.ids, link.num_clients)
-        return out._replace(report=out.report | {"attackers": link.executor.total(jnp.sum(present, dtype=jnp.int32))})
+        return out._replace(report=out.report | {"attackers": link.count(present)})
 
     return algorithm._replace(round=round_)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedjax8.dropouts.base import Dropout
 from fedjax8.errors import UserError
-from fedjax8.types import Algorithm, Array, Channel, Key, PyTree, Way
+from fedjax8.types import Algorithm, Array, Channel, Key, Link, PyTree, Way
 
 _DRAWS = (1 << 31) - 2
 """Folded into the round's key; far from the small numbers that splitting a key uses."""
@@ -33,7 +33,7 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
             "config.dropout: this algorithm needs every client in every round; use --config.dropout.name=none"
         )
 
-    def round_(link, state, cohort, key):
+    def round_(link: Link, state, cohort, key):
         own_key, left = jax.random.fold_in(key, _DRAWS), cohort
         lost = jnp.zeros_like(cohort.valid)
         if lost_of is not None:
@@ -47,7 +47,7 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
             lost |= out.link.clock.late
             # What the late have sent in time changed their states.
             states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, states)
-        report = out.report | {"dropped": link.executor.total(jnp.sum(lost, dtype=jnp.int32))}
+        report = out.report | {"dropped": link.count(lost)}
         return out._replace(client_states=states, report=report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:

@@ -1,24 +1,22 @@
 """A federated run as functions of its state: `init`, `run_rounds`, `evaluate`.
 
 Everything that decides a round is derived from (seed, round number), never carried in a generator: the cohort by
-`sample_cohort`, every key by `fold_in`. So a state and its round number are all that a checkpoint needs, and the
-result does not depend on devices, chunks, padding or the number of rounds per call, beyond the order of float32
-summation.
+`participation`, every key by `fold_in`. So a state and its round number are all that a checkpoint needs, and the result
+does not depend on devices, chunks, padding or the number of rounds per call, beyond the order of float32 summation.
 
-    plan (planning) and rows (feeding) of the next call, made by a thread while the present one runs
-    -> one dispatch of several rounds (call)
-    -> states of the clients back into their store (client_states), bytes into the ledger
+    run_rounds
+      plan (planning) and rows (feeding) of the next call, prefetched by a thread while the present one runs
+      -> one dispatch of several rounds (call): Algorithm.round(link, state, cohort, key), round by round
+      -> client states back into their store (states), bytes into the ledger, one line of metrics a round (lines)
 """
 
+import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import keys, trees
@@ -27,20 +25,21 @@ from fedjax8.engine.call import Carried, Outcome, Settings, Share, call_program
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import Fit, fit_of
+from fedjax8.engine.lines import round_line
 from fedjax8.engine.planning import Plan, planner, used
+from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.start import start_batch
 from fedjax8.engine.states.client_states import ClientStates, client_states
+from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.exchange.left_out import named, no_cells
-from fedjax8.exchange.link import DOWN, UP, Discovery, Link, Recorder
+from fedjax8.exchange.left_out import named
+from fedjax8.exchange.link import DOWN, UP, Discovery
 from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
-from fedjax8.executors.loop import loop
 from fedjax8.given import checked
 from fedjax8.hosts import hosts
-from fedjax8.numerics import formats
-from fedjax8.types import Algorithm, BatchPlan, Codec, Cohort, Executor, Model, Pool, PyTree, Ratio, Variables, Way
+from fedjax8.types import Algorithm, BatchPlan, Codec, Executor, Model, PyTree, Variables, Way
 
 ROUNDS_PER_CALL = 64
 """Enough for the host's part of a call to vanish, few enough for plans and logs of a call to be small."""
@@ -63,53 +62,6 @@ class SimulationState(NamedTuple):
     ledger: Ledger
 
 
-class Simulation(NamedTuple):
-    """A run; see `simulate`."""
-
-    init: Callable[..., SimulationState]
-    """`init(folder=None)`; client states too large for the device go to files in `folder`."""
-    place: Callable[[SimulationState], SimulationState]
-    """Puts a state (one read from a checkpoint, as NumPy arrays) where rounds expect it."""
-    run_rounds: Callable[..., tuple[SimulationState, list[dict[str, Any]]]]
-    """`(state, count, then=0, donate=False) -> (next state, one dict of metrics per round)`: at least one round and at
-    most `count`, in one dispatch. `then` is the `count` of the next call, which is prepared meanwhile. With `donate`
-    the given state's client states may be overwritten. Metrics: `round`, `train_loss`, cumulative bytes, `clients`,
-    `padding`, ..."""
-    run_round: Callable[[SimulationState], tuple[SimulationState, dict[str, Any]]]
-    """One round: (next state, its metrics)."""
-    evaluate: Callable[[SimulationState, Mapping[str, np.ndarray]], dict[str, float]]
-    """Metrics of the global model on columns `[N, ...]`; compiled again when another mapping than the last is given."""
-    variables: Callable[[SimulationState], Variables]
-    """The global model, with what of it is frozen. No state holds that: it is what `init` of the model gives for the
-    seed, made anew when a run is resumed."""
-    discover: Callable[[], list[Discovery]]
-    """Every kind of message of a round with its size, found by tracing the round, which is not run."""
-    parts: "Parts"
-    """What `side_by_side` runs several simulations by."""
-
-
-class Traced(NamedTuple):
-    """What tracing one round tells."""
-
-    found: list[Discovery]
-    outcome: Outcome
-    """Shapes of what a round leaves."""
-
-
-class Common(NamedTuple):
-    """What no seed changes: compiled once for all simulations `beside` each other."""
-
-    rows: Mapping[str, np.ndarray]
-    init_model: Callable
-    program: Callable[[], Callable]
-    """The program of a call, not compiled."""
-    compiled: Callable[[], Callable]
-    columns: Callable[[], PyTree]
-    """All rows, placed on the devices."""
-    evaluate: Callable[[Mapping[str, np.ndarray], Variables], dict[str, float]]
-    fit: Fit
-
-
 class Begun(NamedTuple):
     """A call, ready to be dispatched."""
 
@@ -119,33 +71,310 @@ class Begun(NamedTuple):
     share: Share
 
 
-class Parts(NamedTuple):
-    """A call in two halves, between which its program runs."""
-
-    common: Common
-    begin: Callable[[SimulationState, int], Begun]
-    finish: Callable[..., tuple[SimulationState, list[dict[str, Any]]]]
-    """`(state before, plan, carried, outcomes, client states, donate=False) -> (state, metrics)`."""
-    prepare: Callable[[int, int], None]
-    """Begins to prepare the call of some rounds from one on."""
-    columns: Callable[[], PyTree]
-    """Columns that a call is given: all rows, or none where they are streamed."""
-    chunk: int
-    """Clients at once on a device."""
-    ways: Callable[[int], Sequence[Way]]
-    """Most local steps of a client in a round to the ways of `Algorithm.ways`."""
-
-
 class Prepared(NamedTuple):
-    """A call, ready to be dispatched but for the states."""
+    """What a call needs besides the states."""
 
     plan: Plan
     rows: Rows
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """What no seed changes: compiled and placed once for all simulations `beside` each other."""
+
+    algorithm: Algorithm
+    uplink: Codec
+    downlink: Codec
+    executor: Executor
+    num_clients: int
+    columns: Mapping[str, np.ndarray]
+    """All rows, on the host."""
+    fit: Fit
+    outcome: Callable[[], Outcome]
+    """Shapes of what a round leaves."""
+
+    @functools.cached_property
+    def placed(self) -> PyTree:
+        """All rows, on the devices."""
+        return self.executor.place({name: np.asarray(column) for name, column in self.columns.items()})
+
+    @functools.cached_property
+    def init_model(self) -> Callable[..., Variables]:
+        """`Model.init`, compiled."""
+        return jax.jit(self.algorithm.local.model.init)
+
+    def call(self) -> Callable:
+        """The program of a call, not compiled."""
+        return call_program(self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients, self.outcome())
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        """The program of a call."""
+        return self.executor.compile(self.call())
+
+    @functools.cached_property
+    def evaluated(self) -> Evaluated:
+        """Evaluation of the global model."""
+        return Evaluated(self.algorithm.local.model, self.executor, self.fit)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simulation:
+    """A federated run; made by `simulate`, which checks and documents the fields.
+
+    Compiles, and touches a device, when it is first asked for something that needs it.
+    """
+
+    algorithm: Algorithm
+    data: FederatedData
+    cohort_size: int
+    uplink: Codec
+    downlink: Codec
+    seed: int
+    executor: Executor
+    rounds_per_call: int | None = None
+    feed_mode: str = "auto"
+    mixed_formats: bool = False
+    beside: "Simulation | None" = None
+    sample: Mapping[str, np.ndarray] | None = None
+
+    # What it is made of
+
+    @property
+    def model(self) -> Model:
+        """What is trained."""
+        return self.algorithm.local.model
+
+    @property
+    def plan(self) -> BatchPlan:
+        """How clients cut their rows into batches."""
+        return self.algorithm.local.plan
+
+    @property
+    def num_clients(self) -> int:
+        """Registered clients."""
+        return self.data.num_clients
+
+    @property
+    def chunk(self) -> int:
+        """Clients that a device works on at once."""
+        return at_once(-(-self.cohort_size // self.executor.num_shards), self.executor.chunk)
+
+    # What one does with it
+
+    def init(self, folder: Path | None = None) -> SimulationState:
+        """The state before the first round. Client states too large for the device go to files in `folder`."""
+        _, server, _ = self._initial
+        store = client_states(self._first_client, self.num_clients, folder=folder)
+        return self.place(SimulationState(0, server, self._codec_states(DOWN), store, Ledger()))
+
+    def place(self, state: SimulationState) -> SimulationState:
+        """A state (one read from a checkpoint, as NumPy arrays) put where rounds expect it."""
+        server, down = self.executor.place((state.server, state.down_states))
+        return state._replace(server=server, down_states=down)
+
+    def run_rounds(
+        self, state: SimulationState, count: int, then: int = 0, donate: bool = False
+    ) -> tuple[SimulationState, list[dict[str, Any]]]:
+        """(next state, one dict of metrics a round): at least one round and at most `count`, in one dispatch.
+
+        `then` is the `count` of the next call, which is prepared meanwhile. With `donate` the given state's client
+        states may be overwritten. Metrics: `round`, `train_loss`, cumulative bytes, `clients`, `padding`, ...
+        """
+        plan, carried, settings, share = self.begin(state, count)
+        (carried, outcomes), new = self.programs.compiled((self.columns, carried, settings), share)
+        if then:
+            self.prefetch(plan.first + plan.rounds, then)
+        return self.finish(state, plan, carried, outcomes, new, donate)
+
+    def run_round(self, state: SimulationState) -> tuple[SimulationState, dict[str, Any]]:
+        """One round: (next state, its metrics)."""
+        state, lines = self.run_rounds(state, 1)
+        return state, lines[0]
+
+    def evaluate(self, state: SimulationState, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of the global model on columns `[N, ...]`; compiled again when another mapping than the last is
+        given."""
+        return self.programs.evaluated.evaluate(columns, self.variables(state))
+
+    def variables(self, state: SimulationState) -> Variables:
+        """The global model, with what of it is frozen. No state holds that: it is what `init` of the model gives for
+        the seed, made anew when a run is resumed."""
+        frozen = self.algorithm.frozen(state.server, self._initial[0])
+        return self.algorithm.variables(state.server)._replace(frozen=frozen)
+
+    def discover(self) -> list[Discovery]:
+        """Every kind of message of a round with its size, found by tracing the round, which is not run."""
+        return self._traced.found
+
+    def ways(self, steps: int) -> Sequence[Way]:
+        """Those of `Algorithm.ways`, for the most local steps of a client in a round."""
+        return self.algorithm.ways([found.channel for found in self.discover()], steps, self.cohort_size)
+
+    # A call in two halves, between which its program runs
+
+    def begin(self, state: SimulationState, count: int) -> Begun:
+        """The call of up to `count` rounds after `state`."""
+        plan, rows = self._prefetched.take(state.round, count)
+        own = list(self.executor.shards)
+        clients = plan.table[own]
+        states = jax.tree.map(
+            lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
+        )
+        settings = Settings(self._feed.order, self._root, np.int32(plan.first), np.int32(plan.rounds), self._initial[0])
+        carried = Carried(state.server, state.down_states)
+        return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states))
+
+    def finish(
+        self, state: SimulationState, plan: Plan, carried: Carried, outcomes: Outcome, new: PyTree, donate: bool = False
+    ) -> tuple[SimulationState, list[dict[str, Any]]]:
+        """`run_rounds` after its program: `state` is that before the call, `new` the client states it left."""
+        everyone = used(plan.table, self.num_clients)
+        new = self.executor.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
+        new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)
+        store = state.clients.write(everyone.reshape(-1), new, donate)
+        outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
+        for i in range(plan.rounds):
+            of_round = jax.tree.map(lambda x, i=i: x[i], outcomes)
+            ledger = ledger.add(of_round.sent)
+            lines.append(self._line(plan, i, of_round, ledger))
+        return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
+
+    def prefetch(self, first: int, count: int) -> None:
+        """Begins to prepare the call of `count` rounds from round `first` on, in a thread."""
+        self._prefetched.start(first, count)
+
+    @property
+    def columns(self) -> PyTree:
+        """Columns that a call is given: all rows, or none where they are streamed."""
+        return self._feed.columns
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """What is compiled."""
+        if self.beside:
+            return self.beside.programs
+        return Programs(
+            self.algorithm,
+            self.uplink,
+            self.downlink,
+            self.executor,
+            self.num_clients,
+            self.data.columns,
+            fit_of(self.model, self.data.columns),
+            lambda: self._traced.outcome,
+        )
+
+    def check_rows(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
+        """Checks the clients' rows in memory against the model; what those on disk are checked by as they are read."""
+        return self._check_read
+
+    # Made once
+
+    @functools.cached_property
+    def _check_read(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
+        return self.programs.fit.on_entry(self.data.columns, "the clients' rows")
+
+    @functools.cached_property
+    def _root(self) -> jax.Array:
+        return keys.random_key(self.seed)
+
+    @functools.cached_property
+    def _initial(self) -> tuple[PyTree, PyTree, PyTree]:
+        """Frozen parameters, placed on the devices, and the states of server and client."""
+        batch = start_batch(self.data, self.sample, private=bool(self.algorithm.privacy(1)))
+        params, state, frozen = self.programs.init_model(jax.random.fold_in(self._root, 0), batch)
+        placed = self.executor.place(hosts().spread(frozen)) if frozen else {}
+        variables = Variables(params, state)
+        return placed, self.algorithm.init(variables), self.algorithm.init_client(variables)
+
+    @functools.cached_property
+    def _traced(self) -> Traced:
+        """A round, traced and not run."""
+        frozen, server, client = self._initial
+        return trace_round(
+            self.algorithm,
+            self.uplink,
+            self.downlink,
+            self.num_clients,
+            columns=self.data.columns,
+            server=server,
+            client=client,
+            frozen=frozen,
+            mixed_formats=self.mixed_formats,
+        )
+
+    def _codec_states(self, direction: str) -> dict[str, PyTree]:
+        """State of each channel's codec before its first message."""
+        return {d.channel.name: d.codec.init(d.tree) for d in self._traced.found if d.channel.direction == direction}
+
+    @functools.cached_property
+    def _first_client(self) -> PyTree:
+        """What a client remembers before its first round."""
+        return {"algorithm": self._initial[2], "uplink": self._codec_states(UP)}
+
+    @functools.cached_property
+    def _remembers(self) -> bool:
+        """Whether clients have a state."""
+        return bool(jax.tree.leaves(self._first_client))
+
+    @functools.cached_property
+    def _fitting_rounds(self) -> int:
+        """Rounds whose client states fit a device."""
+        of_round = trees.num_bytes(self._first_client) * -(-self.cohort_size // self.executor.num_shards)
+        fitting = CALL_STATE_BYTES // of_round if of_round else ROUNDS_PER_CALL
+        return max(1, min(ROUNDS_PER_CALL, fitting))
+
+    @functools.cached_property
+    def _most_rounds(self) -> int:
+        """Rounds of a call, at most."""
+        wanted = self.rounds_per_call or ROUNDS_PER_CALL
+        return min(wanted, self._fitting_rounds) if self._remembers else wanted
+
+    @functools.cached_property
+    def _feed(self) -> Feed:
+        """How rows reach the devices."""
+        first_cohort = sample_cohort(self.seed, 0, self.num_clients, self.cohort_size)
+        usual = self.data.windows(first_cohort)[1].sum() // self.executor.num_shards
+        placed = lambda: self.programs.placed
+        return feed(self.data, self.executor, placed, self.feed_mode, int(usual), self._most_rounds, self.check_rows())
+
+    @functools.cached_property
+    def _planner(self) -> Callable[[int, int], Plan]:
+        return planner(
+            seed=self.seed,
+            num_clients=self.num_clients,
+            cohort_size=self.cohort_size,
+            windows=self.data.windows,
+            batches=self.plan,
+            num_shards=self.executor.num_shards,
+            chunk=self.executor.chunk,
+            most_rounds=self._most_rounds,
+            stay=self._fitting_rounds if self._remembers else 0,
+            most_rows=self._feed.most_rows,
+        )
+
+    def _prepare(self, first: int, count: int) -> Prepared:
+        plan = self._planner(first, count)
+        return Prepared(plan, self._feed.prepare(plan))
+
+    @functools.cached_property
+    def _prefetched(self) -> Prefetch:
+        return Prefetch(self._prepare)
+
+    def _line(self, plan: Plan, index: int, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
+        """The metrics of round `index` of a call."""
+        number = plan.first + index + 1
+        facts: dict[str, Any] = {"padding": plan.padding[index]}
+        facts |= self.algorithm.account(ledger.sent) | self.algorithm.privacy(number)
+        excluded = named(np.asarray(outcome.left_out), self.num_clients)
+        facts |= {"excluded_clients": excluded} if excluded else {}
+        facts |= {"rejected": 1} if outcome.rejected else {}
+        return round_line(number, ledger, outcome.report | outcome.measured | facts)
+
+
 @checked
 def simulate(
-    model: Model,
     algorithm: Algorithm,
     data: FederatedData,
     *,
@@ -154,7 +383,6 @@ def simulate(
     downlink: Codec,
     seed: int = 0,
     executor: Executor | None = None,
-    batches: BatchPlan | None = None,
     rounds_per_call: int | None = None,
     feed_mode: str = "auto",
     mixed_formats: bool = False,
@@ -163,15 +391,15 @@ def simulate(
 ) -> Simulation:
     """A federated run of `algorithm` on `data`.
 
+    Model and batch plan are those of the `local_training` that the algorithm was built over.
+
     Args:
-      model: what is trained; gives initial variables and evaluation.
-      algorithm: built over a `local_training` of the same model.
+      algorithm: what a round is, and what is trained.
       data: columns and who owns which row.
       cohort_size: clients a round, drawn without replacement.
       uplink, downlink: codecs of what clients send and what they receive.
       seed: of initialization, cohorts and all training randomness.
       executor: how clients are mapped over devices; default `executors.auto`.
-      batches: the plan that clients cut their rows by, to share out work and measure padding; else rows are counted.
       rounds_per_call: most rounds of one dispatch; default as many as are useful and fit. Changes no result.
       feed_mode: how rows reach the device, see `feeding.feed`.
       mixed_formats: allows adapter, codecs and refinement several 8-bit formats, which `init` refuses otherwise.
@@ -198,204 +426,21 @@ def simulate(
         )
     if not data.num_positions or not np.any(data.sizes):
         raise UserError(f"none of the {num_clients} clients has any data")
-    if beside and any(beside.parts.common.rows.get(name) is not column for name, column in data.columns.items()):
+    if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
-    fit = beside.parts.common.fit if beside else fit_of(model, data.columns)
-    check_read = fit.on_entry(data.columns, "the clients' rows")
-    executor = auto() if executor is None else executor
-    root = keys.random_key(seed)
-
-    @functools.cache
-    def initial() -> tuple[PyTree, PyTree, PyTree]:
-        """Frozen parameters, placed on the devices, and the states of server and client."""
-        batch = start_batch(data, sample, private=bool(algorithm.privacy(1)))
-        params, state, frozen = common.init_model(jax.random.fold_in(root, 0), batch)
-        placed = executor.place(hosts().spread(frozen)) if frozen else {}
-        variables = Variables(params, state)
-        return placed, algorithm.init(variables), algorithm.init_client(variables)
-
-    @functools.cache
-    def traced() -> Traced:
-        """A round, traced and not run."""
-        recorder, (frozen, server, client) = Recorder(), initial()
-        one: Any = {name: np.zeros((1, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
-        states = jax.tree.map(lambda x: jnp.asarray(x)[None], {"algorithm": client, "uplink": {}})
-        numbers: Any = np.zeros(1, np.int32)
-        cohort = Cohort(numbers, numbers, numbers, numbers == 0, states)
-
-        def one_round(server, cohort, pool, key):
-            settings: Any = {"uplink": uplink, "downlink": downlink, "executor": loop(), "num_clients": num_clients}
-            link = Link(pool, {}, {}, {}, no_cells(), jnp.int32(0), recorder=recorder, **settings)
-            return algorithm.round(link, server, cohort, key).report
-
-        with formats.one_format(mixed_formats):
-            report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), root)
-        counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
-        measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
-        rejected: Any = jax.ShapeDtypeStruct((), bool)
-        return Traced(recorder.found, Outcome(report, measured, counts, jax.eval_shape(no_cells), rejected))
-
-    def codec_states(direction: str) -> dict[str, PyTree]:
-        return {d.channel.name: d.codec.init(d.tree) for d in traced().found if d.channel.direction == direction}
-
-    @functools.cache
-    def first_client() -> PyTree:
-        return {"algorithm": initial()[2], "uplink": codec_states(UP)}
-
-    @functools.cache
-    def fitting_rounds() -> int:
-        """Rounds whose clients' states fit in a call; 0 where clients remember nothing."""
-        of_round = trees.num_bytes(first_client()) * -(-cohort_size // executor.num_shards)
-        return max(1, min(ROUNDS_PER_CALL, CALL_STATE_BYTES // of_round)) if of_round else 0
-
-    @functools.cache
-    def most_rounds() -> int:
-        wanted = rounds_per_call or ROUNDS_PER_CALL
-        return min(wanted, fitting_rounds() or wanted)
-
-    @functools.cache
-    def rows_feed() -> Feed:
-        usual = data.windows(sample_cohort(seed, 0, num_clients, cohort_size))[1].sum() // executor.num_shards
-        return feed(data, executor, common.columns, feed_mode, int(usual), most_rounds(), check_read)
-
-    @functools.cache
-    def plan_of() -> Callable[[int, int], Plan]:
-        return planner(
-            seed=seed,
-            num_clients=num_clients,
-            cohort_size=cohort_size,
-            windows=data.windows,
-            batches=batches,
-            num_shards=executor.num_shards,
-            chunk=executor.chunk,
-            most_rounds=most_rounds(),
-            stay=fitting_rounds(),
-            most_rows=rows_feed().most_rows,
-        )
-
-    program = lambda: call_program(algorithm, uplink, downlink, executor, num_clients, traced().outcome)
-    common = (
-        beside.parts.common
-        if beside
-        else Common(
-            data.columns,
-            jax.jit(model.init),
-            program,
-            functools.cache(lambda: executor.compile(program())),
-            functools.cache(lambda: executor.place({n: np.asarray(column) for n, column in data.columns.items()})),
-            Evaluated(model, executor, fit).evaluate,
-            fit,
-        )
+    made = Simulation(
+        algorithm,
+        data,
+        cohort_size,
+        uplink,
+        downlink,
+        seed,
+        auto() if executor is None else executor,
+        rounds_per_call,
+        feed_mode,
+        mixed_formats,
+        beside,
+        sample,
     )
-
-    def init(folder: Path | None = None) -> SimulationState:
-        server, down = initial()[1], codec_states(DOWN)
-        store = client_states(first_client(), num_clients, folder=folder)
-        return place(SimulationState(0, server, down, store, Ledger()))
-
-    def place(state: SimulationState) -> SimulationState:
-        server, down = executor.place((state.server, state.down_states))
-        return state._replace(server=server, down_states=down)
-
-    def prepare(first: int, count: int) -> Prepared:
-        plan = plan_of()(first, count)
-        return Prepared(plan, rows_feed().prepare(plan))
-
-    ahead = Ahead(prepare)
-
-    def begin(state: SimulationState, count: int) -> Begun:
-        plan, rows = ahead.take(state.round, count)
-        own = list(executor.shards)
-        clients = plan.table[own]
-        states = jax.tree.map(
-            lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
-        )
-        settings = Settings(rows_feed().order, root, np.int32(plan.first), np.int32(plan.rounds), initial()[0])
-        carried = Carried(state.server, state.down_states)
-        return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states))
-
-    def finish(
-        state: SimulationState, plan: Plan, carried: Carried, outcomes: Outcome, new: PyTree, donate: bool = False
-    ) -> tuple[SimulationState, list[dict[str, Any]]]:
-        everyone = used(plan.table, num_clients)
-        new = executor.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
-        new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)
-        store = state.clients.write(everyone.reshape(-1), new, donate)
-        outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
-        for i in range(plan.rounds):
-            report, measured, sent, left_out, rejected = jax.tree.map(lambda x, i=i: x[i], outcomes)
-            ledger = ledger.add(sent)
-            number = plan.first + i + 1
-            others: dict[str, Any] = (
-                {"padding": plan.padding[i]} | algorithm.account(ledger.sent) | algorithm.privacy(number)
-            )
-            who = named(left_out, num_clients)
-            others |= ({"excluded_clients": who} if who else {}) | ({"rejected": 1} if rejected else {})
-            lines.append(round_metrics(number, ledger, report | measured | others))
-        return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
-
-    def run_rounds(
-        state: SimulationState, count: int, then: int = 0, donate: bool = False
-    ) -> tuple[SimulationState, list[dict[str, Any]]]:
-        plan, carried, settings, share = begin(state, count)
-        (carried, outcomes), new = common.compiled()((rows_feed().columns, carried, settings), share)
-        if then:
-            ahead.start(plan.first + plan.rounds, then)
-        return finish(state, plan, carried, outcomes, new, donate)
-
-    def run_round(state: SimulationState) -> tuple[SimulationState, dict[str, Any]]:
-        state, lines = run_rounds(state, 1)
-        return state, lines[0]
-
-    def evaluate(state: SimulationState, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return common.evaluate(columns, variables(state))
-
-    def variables(state: SimulationState) -> Variables:
-        return algorithm.variables(state.server)._replace(frozen=algorithm.frozen(state.server, initial()[0]))
-
-    together = at_once(-(-cohort_size // executor.num_shards), executor.chunk)
-    ways = lambda steps: algorithm.ways([d.channel for d in traced().found], steps, cohort_size)
-    parts = Parts(common, begin, finish, ahead.start, lambda: rows_feed().columns, together, ways)
-    return Simulation(init, place, run_rounds, run_round, evaluate, variables, lambda: traced().found, parts)
-
-
-class Ahead:
-    """Prepares the next call in a thread. What was prepared for another call than the one that comes is dropped."""
-
-    def __init__(self, prepare: Callable[[int, int], Prepared]):
-        self._prepare = prepare
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="fedjax8-ahead")
-        self._next: tuple[tuple[int, int], Future] | None = None
-
-    def start(self, first: int, count: int) -> None:
-        """Begins to prepare `count` rounds from round `first` on."""
-        self._next = (first, count), self._threads.submit(self._prepare, first, count)
-
-    def take(self, first: int, count: int) -> Prepared:
-        """What was begun for these rounds, or made now."""
-        (wanted, made), self._next = self._next or (None, None), None
-        if made and wanted == (first, count):
-            return made.result()
-        if made:
-            made.cancel()
-        return self._prepare(first, count)
-
-
-def round_metrics(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[str, Any]:
-    """One round's line: means of the clients' `train_*` sums, cumulative bytes, what else algorithm and codecs tell.
-
-    A `Ratio` becomes a number; one with nothing to divide by is left out.
-    """
-    examples = float(report.get("train_examples", 0)) or math.nan  # nobody trained: no mean, and not a loss of 0
-    metrics: dict[str, Any] = {"round": number}
-    for name, value in sorted(report.items()):
-        if isinstance(value, Ratio):
-            metrics |= {name: float(value.part) / float(value.whole)} if value.whole else {}
-        elif name.startswith("train_") and name != "train_examples":
-            metrics[name] = float(value) / examples
-        elif name != "train_examples":
-            metrics[name] = np.asarray(value).tolist()
-    metrics["uplink_bytes"] = ledger.uplink_bytes
-    metrics["downlink_bytes"] = ledger.downlink_bytes
-    metrics |= ledger.by_name()
-    return metrics
+    made.check_rows()
+    return made

@@ -18,16 +18,27 @@ from fedjax8.types.rounds import (
     Colluders,
     Contribution,
     Executor,
+    Link,
     Partial,
     Reduced,
     RoundOutput,
     Way,
     each_once,
 )
-from fedjax8.types.training import BatchPlan, ClientRows, Pool, StepGradient
+from fedjax8.types.training import (
+    Adjust,
+    BatchPlan,
+    ClientRows,
+    LocalTraining,
+    Pool,
+    StepGradient,
+    Trained,
+    Training,
+)
 
 __all__ = [
     "MODEL",
+    "Adjust",
     "Aggregator",
     "Algorithm",
     "Array",
@@ -43,6 +54,8 @@ __all__ = [
     "Contribution",
     "Executor",
     "Key",
+    "Link",
+    "LocalTraining",
     "Model",
     "Multiply",
     "Partial",
@@ -54,6 +67,8 @@ __all__ = [
     "RoundOutput",
     "Sections",
     "StepGradient",
+    "Trained",
+    "Training",
     "Variables",
     "Way",
     "check_codec",

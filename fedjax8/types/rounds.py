@@ -1,10 +1,11 @@
 """What a round is made of: the cohort, the executor, what clients send, what the server gets, the algorithm."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
-from fedjax8.types.messages import Channel
+from fedjax8.types.messages import MODEL, Channel, Codec
 from fedjax8.types.models import Array, Batch, Key, PyTree, Variables, nothing, unchanged
+from fedjax8.types.training import ClientRows, LocalTraining, Pool
 
 
 class Cohort(NamedTuple):
@@ -25,6 +26,15 @@ class Cohort(NamedTuple):
     """Persistent client state, leaves `[C, ...]`."""
     dropped: PyTree = ()
     """bool `[C]`: clients that were lost after they received the model, and send nothing any more; `()` for none."""
+
+    @property
+    def memory(self) -> PyTree:
+        """What the algorithm's clients remember, leaves `[C, ...]`."""
+        return self.states["algorithm"]
+
+    def remember(self, memory: PyTree) -> "Cohort":
+        """The cohort with other memories, leaves `[C, ...]`."""
+        return self._replace(states=self.states | {"algorithm": memory})
 
     @property
     def reached(self) -> Array:
@@ -155,12 +165,87 @@ class Attack(NamedTuple):
     """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
 
 
+ClientFunction = Callable[[PyTree, PyTree, ClientRows, Key], Contribution]
+"""`(received, memory, rows, key) -> Contribution`: what one client does in an exchange."""
+
+
+class Link(Protocol):
+    """What a round sees of the world: messages down and up, functions on clients, counts. A pytree that goes in and
+    comes out of every call, so that it can be carried through a loop; see `exchange.link`."""
+
+    @property
+    def pool(self) -> Pool:
+        """Rows of all clients and what of the model is frozen."""
+
+    @property
+    def num_clients(self) -> int:
+        """Registered clients."""
+
+    @property
+    def round_number(self) -> Array:
+        """int32: rounds done before this one."""
+
+    @property
+    def uplink(self) -> Codec:
+        """What encodes messages up, unless a call names another codec."""
+
+    @property
+    def downlink(self) -> Codec:
+        """What encodes messages down, likewise."""
+
+    def broadcast(
+        self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
+    ) -> tuple[PyTree, Self]:
+        """One message to every client of the cohort: (the tree as they decode it, link)."""
+
+    def map_clients(
+        self,
+        client: ClientFunction,
+        received: PyTree,
+        cohort: Cohort,
+        key: Key,
+        name: str = MODEL,
+        codec: Codec | None = None,
+        watch: Callable[[PyTree], PyTree] = nothing,
+        aggregate: Aggregator | None = None,
+        origin: Mapping[str, PyTree] | None = None,
+    ) -> tuple[Reduced, PyTree, Self]:
+        """Every client trains and sends; the server gets the weighted mean: (Reduced, new client states, link)."""
+
+    def collect(
+        self,
+        client: ClientFunction,
+        received: PyTree,
+        cohort: Cohort,
+        key: Key,
+        name: str = MODEL,
+        codec: Codec | None = None,
+    ) -> tuple[Collected, PyTree, Self]:
+        """As `map_clients`, with the contributions one by one: (Collected, new client states, link)."""
+
+    def on_clients(
+        self,
+        f: Callable[[PyTree, PyTree, ClientRows, Key], tuple[Partial, PyTree]],
+        shared: PyTree,
+        cohort: Cohort,
+        key: Key,
+    ) -> tuple[Partial, Array, PyTree]:
+        """`f(shared, memory, rows, key) -> (Partial, new memory)` on every client, without a message: (totals, int32
+        clients left out, new client states)."""
+
+    def count(self, mask: Array) -> Array:
+        """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""
+
+    def replace(self, **changes: Any) -> Self:
+        """The link with other settings: `uplink`, `downlink`, `attack`."""
+
+
 class RoundOutput(NamedTuple):
     """What an algorithm's round returns."""
 
     state: PyTree
     client_states: PyTree
-    link: Any
+    link: Link
     report: dict[str, Array]
 
 
@@ -176,11 +261,13 @@ def each_once(channels: Sequence[Channel], steps: int, clients: int) -> Sequence
 class Algorithm(NamedTuple):
     """A federated algorithm. Build the usual shape (send, train, reduce, step) with `algorithms.from_parts`."""
 
+    local: LocalTraining
+    """How its clients train; has the model and the batch plan."""
     init: Callable[[Variables], PyTree]
     """Initial variables to the server's state (float32)."""
     init_client: Callable[[Variables], PyTree]
     """Initial variables to one client's persistent state; `()` when clients remember nothing."""
-    round: Callable[..., RoundOutput]
+    round: Callable[[Link, PyTree, Cohort, Key], RoundOutput]
     """`(link, state, cohort, key) -> RoundOutput`."""
     variables: Callable[[PyTree], Variables]
     """Server state to the variables that are evaluated; without frozen parameters."""

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from fedjax8.types.models import Array, PyTree, nothing
+import optax
+
+from fedjax8.types.models import Array, Key, Model, PyTree, Variables, nothing
 
 
 class Pool(NamedTuple):
@@ -54,3 +56,47 @@ class StepGradient(NamedTuple):
     """Whether all gradients must be those of the batch plan's steps, because they are accounted for."""
     privacy: Callable[[int], dict[str, float]] = nothing
     """As `Algorithm.privacy`, of an example of a client."""
+
+
+Adjust = Callable[[PyTree, PyTree], PyTree]
+"""`(gradients, params) -> gradients`: what FedProx, SCAFFOLD and others change about a step."""
+
+
+class Trained(NamedTuple):
+    """What local training yields."""
+
+    variables: Variables
+    num_steps: Array
+    """int32: steps taken."""
+    report: dict[str, Array]
+    """Sums over the examples seen: `train_loss`, one entry per metric, and `train_examples`."""
+
+
+class Training(NamedTuple):
+    """A client in the midst of its training."""
+
+    variables: Variables
+    optimizer: PyTree
+    """State of the client's optimizer."""
+    report: dict[str, Array]
+    """As of `Trained`, so far."""
+
+
+class LocalTraining(NamedTuple):
+    """How a client trains, with its settings closed over.
+
+    Variables come and go without frozen parameters: those are read from `rows.pool`, once for all clients.
+    """
+
+    train: Callable[..., Trained]
+    """`(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained`; `step_scale` multiplies every update."""
+    full_gradient: Callable[[Variables, ClientRows, Key], PyTree]
+    """Gradient of the mean loss over all of a client's examples, zeros for an empty client."""
+    model: Model
+    start: Callable[[Variables, ClientRows], Training]
+    """Before the first step."""
+    advance: Callable[..., Training]
+    """`(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training`: steps number `first` to
+    `first + count - 1` of those that `train` takes with this key. Steps beyond them begin further epochs."""
+    optimizer: optax.GradientTransformation
+    plan: BatchPlan

@@ -12,7 +12,7 @@ from fedjax8.adapters.lora import lora
 from fedjax8.algorithms.aggregators import norm_bound
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.hetlora import hetlora
-from fedjax8.algorithms.parts import Step, Update, from_parts
+from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
@@ -20,9 +20,9 @@ from fedjax8.data.federated import FederatedData
 from fedjax8.engine.simulation import simulate
 from fedjax8.executors.loop import loop
 from fedjax8.executors.vmap import vmap
-from fedjax8.local import Trained, local_training
+from fedjax8.local import local_training
 from fedjax8.models.mlp import mlp
-from fedjax8.types import ClientRows, Pool, Variables
+from fedjax8.types import ClientRows, Pool, Trained, Variables
 
 FLOAT32 = 2e-6
 ROWS = ([0.0, 1.0, 5.0], [2.0, -1.0], [3.0, 4.0, -2.0])
@@ -63,10 +63,12 @@ def drawing(clients):
     def make(local):
         def client(start, extra, memory, rows, key, round_number):
             place = jnp.zeros(clients).at[rows.start].set(1.0)
-            return Update({"place": place}, jnp.float32(1), start, (), {"trained": place * jax.random.uniform(key)})
+            return ClientOutput(
+                {"place": place}, jnp.float32(1), start, (), {"trained": place * jax.random.uniform(key)}
+            )
 
         def server(state, mean, key):
-            return Step(state.variables.params, (), {"sent": mean.tree["place"] * mean.weight})
+            return ServerOutput(state.variables.params, (), {"sent": mean.tree["place"] * mean.weight})
 
         return from_parts(client=client, server=server)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.parts import Step, Update, from_parts
+from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.codecs.none import none
 from fedjax8.data.federated import Dataset, FederatedData
 from fedjax8.engine.simulation import SimulationState
@@ -29,10 +29,10 @@ def test_the_extremes_of_what_is_watched_are_of_clients_that_weigh(toys):
         def client(start, extra, memory, rows, key, round_number):
             value = jnp.float32([3.0, 99.0, -99.0, 5.0])[rows.start]
             weight = jnp.float32([1.0, 0.0, 0.0, 2.0])[rows.start]
-            return Update({"params": {"x": value}}, weight, start, (), {})
+            return ClientOutput({"params": {"x": value}}, weight, start, (), {})
 
         def server(state, mean, key):
-            return Step(mean.tree["params"], (), {"lowest": mean.lowest["x"], "highest": mean.highest["x"]})
+            return ServerOutput(mean.tree["params"], (), {"lowest": mean.lowest["x"], "highest": mean.highest["x"]})
 
         return from_parts(client=client, server=server, watch=lambda sent: sent["params"])
 

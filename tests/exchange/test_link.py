@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.parts import Step, Update, from_parts
+from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
@@ -118,9 +118,9 @@ def test_the_broadcast_is_one_draw_for_all_clients(toys):
     def make(local):
         def client(start, extra, memory, rows, key, round_number):
             x = start.params["x"]
-            return Update({"params": start.params}, jnp.float32(1), start, (), {"sum": x, "squares": x * x})
+            return ClientOutput({"params": start.params}, jnp.float32(1), start, (), {"sum": x, "squares": x * x})
 
-        return from_parts(client=client, server=lambda state, mean, key: Step(mean.tree["params"]))
+        return from_parts(client=client, server=lambda state, mean, key: ServerOutput(mean.tree["params"]))
 
     data = toys.clients([1.0] * 8, [1.0] * 8)
 
@@ -193,9 +193,9 @@ def test_a_weight_that_is_none_excludes_its_client(toys, weight):
     def make(local):
         def client(start, extra, memory, rows, key, round_number):
             odd = rows.size == 3
-            return Update({"params": {"x": jnp.float32(1)}}, jnp.where(odd, weight, 1.0), start, (), {})
+            return ClientOutput({"params": {"x": jnp.float32(1)}}, jnp.where(odd, weight, 1.0), start, (), {})
 
-        return from_parts(client=client, server=lambda state, mean, key: Step(mean.tree["params"]))
+        return from_parts(client=client, server=lambda state, mean, key: ServerOutput(mean.tree["params"]))
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make)
     state, metrics = sim.run_round(sim.init())
@@ -208,9 +208,9 @@ def test_an_infinity_is_seen_before_an_8_bit_format_saturates_it(toys):
         def client(start, extra, memory, rows, key, round_number):
             bad = jnp.where(rows.size == 3, jnp.inf, 1.0)
             tree = {"params": {"kernel": jnp.full((2, 2), bad), "kernel_clip": jnp.float32(2)}}
-            return Update(tree, jnp.float32(1), start, (), {})
+            return ClientOutput(tree, jnp.float32(1), start, (), {})
 
-        return from_parts(client=client, server=lambda state, mean, key: Step(state.variables.params))
+        return from_parts(client=client, server=lambda state, mean, key: ServerOutput(state.variables.params))
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make, uplink=fp8())
     assert sim.run_round(sim.init())[1]["excluded"] == 1
@@ -226,11 +226,11 @@ def test_a_state_can_be_run_twice(toys):
 def test_integers_in_a_contribution_stay_integers(toys):
     def make(local):
         def client(start, extra, memory, rows, key, round_number):
-            return Update({"count": rows.size}, jnp.float32(1), start, (), {})
+            return ClientOutput({"count": rows.size}, jnp.float32(1), start, (), {})
 
         def server(state, mean, key):
             assert mean.tree["count"].dtype == jnp.int32
-            return Step({"x": mean.tree["count"].astype(jnp.float32)})
+            return ServerOutput({"x": mean.tree["count"].astype(jnp.float32)})
 
         return from_parts(client=client, server=server)
 

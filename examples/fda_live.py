@@ -61,7 +61,7 @@ local = local_training(model, optax.sgd(0.05), data.batch_plan(16, steps=20))
 def make_run(monitor):
     """FDA with one of the monitors, on all ten clients."""
     algorithm = algorithms.fda(local, theta=1.0, monitor=monitor, record_steps=True, measure_variance=True)
-    return simulate(model, algorithm, clients, cohort_size=10, uplink=codecs.none(), downlink=codecs.none())
+    return simulate(algorithm, clients, cohort_size=10, uplink=codecs.none(), downlink=codecs.none())
 
 
 def watch(run, theta: float, rounds: int = 15):

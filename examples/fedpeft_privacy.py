@@ -77,7 +77,7 @@ base = models.vit(patch_size=2, image_size=8, num_classes=5, width=32, depth=2, 
 server = local_training(adapters.inputs(base, mean, std), optax.adam(2e-3), data.batch_plan(32, epochs=4))
 one = data.federate(public, data.iid(), num_clients=1)
 plain = {"uplink": codecs.none(), "downlink": codecs.none()}
-run = simulate(server.model, algorithms.fedavg(server), one, cohort_size=1, **plain)
+run = simulate(algorithms.fedavg(server), one, cohort_size=1, **plain)
 state = run.init()
 while state.round < 12:
     state, _ = run.run_rounds(state, 12)
@@ -119,7 +119,7 @@ def adapt(way):
     model = adapters.inputs(way, mean, std)
     local = local_training(model, optax.sgd(0.5), plan, rule)
     algorithm = privacy.accounted(algorithms.fedavg(local), rule)
-    run = simulate(model, algorithm, clients, cohort_size=4, **plain)
+    run = simulate(algorithm, clients, cohort_size=4, **plain)
     state, lines = run.init(), []
     for _ in range(ROUNDS):
         state, metrics = run.run_round(state)

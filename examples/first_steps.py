@@ -91,7 +91,7 @@ def make_run(eight_bit: bool):
     model = adapters.inputs(adapters.qat(model) if eight_bit else model, digits.mean, digits.std)
     local = local_training(model, optax.sgd(0.1), data.batch_plan(10, epochs=2))
     codec = codecs.fp8() if eight_bit else codecs.none()
-    return simulate(model, algorithms.fedavg(local), clients, cohort_size=10, uplink=codec, downlink=codec)
+    return simulate(algorithms.fedavg(local), clients, cohort_size=10, uplink=codec, downlink=codec)
 
 
 def curve(run):

@@ -64,7 +64,6 @@ def accuracies(uplink):
     for seed, clients in zip(SEEDS, splits, strict=True):
         runs.append(
             simulate(
-                model,
                 algorithm,
                 clients,
                 cohort_size=10,

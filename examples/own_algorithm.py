@@ -70,12 +70,12 @@ best = points.mean(axis=0)
 #
 # Most algorithms have the shape *send, train, reduce, step*. For these, `from_parts` wants two functions:
 #
-# - `client(start, extra, memory, rows, key, round_number) -> ClientOutput`: what one client does with the model it received.
-#   Write it for one client; it is vmapped, padded and spread over devices for you.
+# - `client(start, extra, memory, rows, key, round_number) -> ClientOutput`: what one client does with the model it
+#   received. Write it for one client; it is vmapped, padded and spread over devices for you.
 # - `server(state, mean, key) -> ServerOutput`: what the server does with the weighted mean of what arrived.
 #
-# Whatever stands in an `ClientOutput`'s `contribution` is encoded by the uplink codec, counted, decoded and averaged. FedNova
-# needs one more number from each client, its steps, so it is one more leaf, and four more bytes in the ledger:
+# What a `ClientOutput` has as `sent` is encoded by the uplink codec, counted, decoded and averaged. FedNova needs one
+# more number from each client, its steps, so it is one more leaf, and four more bytes in the ledger:
 #
 #     client i sends   d_i = (y_i - x) / a_i   and   a_i          a_i: steps taken
 #     server           x <- x + (sum_i p_i a_i) sum_i p_i d_i     p_i: share of the examples
@@ -98,7 +98,7 @@ def fednova(local, server_learning_rate: float = 1.0):
         params = trees.add(state.variables.params, step)
         return ServerOutput(params, report={"mean_steps": mean.tree["steps"]})
 
-    return from_parts(client=client, server=server)
+    return from_parts(local, client=client, server=server)
 
 
 EXAMPLES = ({},)
@@ -118,7 +118,7 @@ model = point_model()
 local = local_training(model, optax.sgd(0.003), data.batch_plan(10, epochs=2))
 paths = {}
 for name, algorithm in (("FedAvg", algorithms.fedavg(local)), ("FedNova", fednova(local))):
-    run = simulate(model, algorithm, clients, cohort_size=6, uplink=codecs.none(), downlink=codecs.none())
+    run = simulate(algorithm, clients, cohort_size=6, uplink=codecs.none(), downlink=codecs.none())
     state, path = run.init(), [np.zeros(2)]
     for _ in range(30):
         state, metrics = run.run_round(state)
@@ -159,7 +159,7 @@ plt.show()
 equal = local_training(model, optax.sgd(0.02), data.batch_plan(10, steps=5))
 ends = []
 for algorithm in (algorithms.fedavg(equal), fednova(equal)):
-    run = simulate(model, algorithm, clients, cohort_size=6, uplink=codecs.none(), downlink=codecs.none())
+    run = simulate(algorithm, clients, cohort_size=6, uplink=codecs.none(), downlink=codecs.none())
     ends.append(np.asarray(run.variables(run.run_rounds(run.init(), 10)[0]).params["w"]))
 print("with equal steps they differ by", np.abs(ends[0] - ends[1]).max())
 assert np.allclose(*ends, atol=1e-5)

@@ -194,7 +194,7 @@ uplinks = {
     "powers of two (3 bits)": powers_of_two(3),
 }
 for name, uplink in uplinks.items():
-    run = simulate(model, algorithm, clients, cohort_size=10, uplink=uplink, downlink=codecs.fp8(clip="max"))
+    run = simulate(algorithm, clients, cohort_size=10, uplink=uplink, downlink=codecs.fp8(clip="max"))
     state, sent, accuracy = run.init(), [], []
     while state.round < 40:
         state, _ = run.run_rounds(state, 4)

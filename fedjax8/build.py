@@ -34,10 +34,6 @@ class Experiment(NamedTuple):
 
     config: ConfigDict
     dataset: Dataset
-    clients: FederatedData
-    model: Model
-    plan: BatchPlan
-    executor: Executor
     simulation: Simulation
     private: bool = False
     """Whether an epsilon is stated, so that nothing but what it accounts for may depend on a training row."""
@@ -363,21 +359,20 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         uplink, downlink, executor = make("uplink"), make("downlink"), make("executor")
         if run_format is not None:
             attempt(run_format.check_used)
+        fit: Any = FAILED if fitting is FAILED else algorithm  # said above
         run = attempt(
             simulate,
-            fitting,
-            algorithm,
+            fit,
             clients,
             cohort_size=cohort_size,
             uplink=uplink,
             downlink=downlink,
             seed=given.seed,
             executor=executor,
-            batches=plan,
             rounds_per_call=given.rounds_per_call or None,
             feed_mode=given.feed,
             mixed_formats=given.format == MIXED,
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
         )
-    return Experiment(config, dataset, clients, model, plan, executor, run, private)
+    return Experiment(config, dataset, run, private)

@@ -18,7 +18,19 @@ from fedjax8.data.batches import num_steps, steps_per_epoch, take_batch
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.keys import random_key
-from fedjax8.types import Array, Batch, BatchPlan, Key, Model, Multiply, StepGradient, Variables
+from fedjax8.types import (
+    Array,
+    Batch,
+    BatchPlan,
+    Key,
+    LocalTraining,
+    Model,
+    Multiply,
+    StepGradient,
+    Trained,
+    Training,
+    Variables,
+)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

@@ -160,7 +160,7 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
     return (
         f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights} "
         f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
-        f"{experiment.clients.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
+        f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
         f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
         f"{PRIVATE * experiment.private}"
@@ -262,13 +262,7 @@ def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
     """A function that gives what `about.json` holds."""
     from fedjax8.running.about import about
 
-    return functools.partial(
-        about,
-        experiment.simulation.discover,
-        experiment.clients,
-        experiment.dataset.num_classes,
-        private=experiment.private,
-    )
+    return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
 
 
 def write_client_accuracy(experiment: "Experiment", outcome: "Outcome", folder: Path, most: int) -> None:
@@ -277,8 +271,7 @@ def write_client_accuracy(experiment: "Experiment", outcome: "Outcome", folder: 
     from fedjax8.running.client_accuracy import client_accuracy
     from fedjax8.running.workdir import write_json
 
-    variables = experiment.simulation.variables(outcome.state)
-    found = client_accuracy(experiment.model, variables, experiment.dataset, experiment.clients, most)
+    found = client_accuracy(experiment.simulation, outcome.state, experiment.dataset, most)
     write_json(folder / CLIENTS, found)
 
 
@@ -308,7 +301,7 @@ def train(config: ConfigDict) -> int:
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
         experiment = build(config, data_dir())
-        data = digest(experiment.dataset, experiment.clients)
+        data = digest(experiment.dataset, experiment.simulation.data)
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
         hosts().check_same("data", without_floats(data))
@@ -333,7 +326,7 @@ def train(config: ConfigDict) -> int:
             Run(
                 e.simulation,
                 folder,
-                record(e.config, digest(e.dataset, e.clients)),
+                record(e.config, digest(e.dataset, e.simulation.data)),
                 f"seed {e.config.seed}",
                 describe(e),
                 writers,
@@ -357,17 +350,11 @@ def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
     from fedjax8.running.forecast import forecast
     from fedjax8.running.forecast_tables import show
 
-    config, simulation = experiment.config, experiment.simulation
+    simulation = experiment.simulation
     found = forecast(
         simulation,
         schedule,
         experiment.dataset.test,
-        model=experiment.model,
-        clients=experiment.clients,
-        plan=experiment.plan,
-        executor=experiment.executor,
-        cohort_size=config.cohort_size,
-        seed=config.seed,
         measured=_DRY_RUN.value == "measured",
     )
     show(found, introduction(experiment, simulation.init()))

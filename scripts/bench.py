@@ -60,9 +60,9 @@ def floor_of(run: Run) -> tuple[int, Any]:
     row = {n: jax.ShapeDtypeStruct((1, *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()}
     row_bytes = sum(c.dtype.itemsize * c.size for c in row.values())
     row["mask"] = jax.ShapeDtypeStruct((1,), "float32")
-    products = products_of(experiment.model, run.variables, row)
+    products = products_of(experiment.simulation.model, run.variables, row)
     parameters = trees.float32_bytes(run.variables.params) // 4
-    shapes = products, experiment.plan.batch_size, run.chunk, parameters, row_bytes
+    shapes = products, experiment.simulation.plan.batch_size, run.chunk, parameters, row_bytes
     return sum(p.training_multiply_adds for p in products), shapes
 
 

@@ -54,14 +54,12 @@ def measure(size: str, rank: int, batch: int, clients: int, chunk: int) -> dict[
     model = inputs(lora(vit(size, num_classes=CLASSES), rank, targets=("*/query", "*/value")), 0.5, 0.5)
     plan = batch_plan(batch, steps=1)
     sim = simulate(
-        model,
         fedavg(local_training(model, optax.sgd(0.01), plan)),
         data,
         cohort_size=clients,
         uplink=none(),
         downlink=none(),
         executor=chunked(chunk),
-        batches=plan,
     )
     state = sim.init()
     variables = sim.variables(state)

@@ -154,9 +154,9 @@ def samples_of_round(experiment: Any, number: int) -> int:
     from fedjax8.data.federated import sample_cohort
     from fedjax8.engine.planning import rows_seen
 
-    config, clients = experiment.config, experiment.clients
+    config, clients = experiment.config, experiment.simulation.data
     cohort = sample_cohort(config.seed, number, clients.num_clients, config.cohort_size)
-    return int(rows_seen(experiment.plan, clients.windows(cohort)[1]).sum())
+    return int(rows_seen(experiment.simulation.plan, clients.windows(cohort)[1]).sum())
 
 
 def prepare(config: Any) -> Run:

@@ -85,7 +85,7 @@ def experiment_of(cell: dict[str, Any], more: Sequence[tuple[str, str]] = ()) ->
 
 def steps_of_an_epoch(experiment: Any) -> int:
     """Steps in which the largest worker sees as many rows as it has."""
-    return -(-int(experiment.clients.sizes.max()) // experiment.config.client.batch_size)
+    return -(-int(experiment.simulation.data.sizes.max()) // experiment.config.client.batch_size)
 
 
 def run_cell(cell: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def test_labels_are_flipped_in_the_attackers_batches_alone(toys):
             report = {f"y{i}": jnp.sum(y == i) for i in range(-1, 4)}
             return ClientOutput({"update": start.params}, jnp.float32(1), start, (), report)
 
-        algorithm = from_parts(client=client, server=lambda state, mean, key: ServerOutput(state.variables.params))
+        keep = lambda state, mean, key: ServerOutput(state.variables.params)
+        algorithm = from_parts(local, client=client, server=keep)
         return attacks.attacked(algorithm, attacks.label_flip(num_classes=4, count=1))
 
     data = toys.clients([1.0] * 2, [1.0] * 2, [3, 3])

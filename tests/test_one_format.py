@@ -108,7 +108,7 @@ def in_python(model, uplink, downlink, refine=None, **settings):
     clients = data.federate(rows, data.iid(), num_clients=2)
     local = local_training(model, optax.sgd(0.1), data.batch_plan(5, epochs=1))
     algorithm = algorithms.fedavg(local, refine=refine)
-    return simulate(model, algorithm, clients, cohort_size=2, uplink=uplink, downlink=downlink, **settings)
+    return simulate(algorithm, clients, cohort_size=2, uplink=uplink, downlink=downlink, **settings)
 
 
 def logistic():

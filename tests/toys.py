@@ -68,7 +68,6 @@ def build(
     plan = batch_plan(batch_size, **length)
     local = local_training(model, optimizer or optax.sgd(LEARNING_RATE), plan, gradient)
     return simulate(
-        model,
         make_algorithm(local),
         data,
         cohort_size=cohort_size or data.num_clients,

@@ -160,7 +160,7 @@ def fda(
             direction = {name: directions.first_direction(part) for name, part in parts.items()}
         return FdaState(variables, variables, direction, jnp.float32(threshold), jnp.int32(0), jnp.int32(0))
 
-    def begin(link: Link, state: FdaState, cohort: Cohort, key) -> tuple[FdaState, PyTree, object]:
+    def begin(link: Link, state: FdaState, cohort: Cohort, key) -> tuple[FdaState, PyTree, Link]:
         """The initial model goes to every worker, before the first round."""
 
         def first(operands):

@@ -22,6 +22,7 @@ from fedjax8.types import (
     Contribution,
     Key,
     Link,
+    LocalTraining,
     PyTree,
     Ratio,
     RoundOutput,
@@ -107,6 +108,7 @@ def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
 
 
 def from_parts(
+    local: LocalTraining,
     *,
     client: Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], ClientOutput],
     server: Callable[[ServerState, Aggregate, Key], ServerOutput],
@@ -120,13 +122,15 @@ def from_parts(
     """An `Algorithm` of the usual shape.
 
     Args:
-      client: `(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work. `start` is the received
-        model.
+      local: how its clients train.
+      client: `(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work. `start` is the
+        received model.
       server: `(state, mean, key) -> ServerOutput`: the server's step.
       init: initial variables to the server's memory.
       init_client: initial variables to one client's memory.
       extra: what travels down beside the model, by name.
-      watch: a decoded contribution to the values in it whose extremes over clients the server wants (`Aggregate.lowest`).
+      watch: a decoded contribution to the values in it whose extremes over clients the server wants
+        (`Aggregate.lowest`).
       model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
         parameters), `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the
         initial one, nothing travels).
@@ -170,7 +174,7 @@ def from_parts(
             step = server(state, mean, server_key)
         stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
         new_state = trees.select(reduced.weight > 0, stepped, state)
-        report = reduced.report | step.report | {"clients": reduced.clients}
+        report = {**reduced.report, **step.report, "clients": reduced.clients}
         return RoundOutput(new_state, client_states, link, report)
 
     return Algorithm(local, start_state, start_client, round_, lambda state: state.variables)

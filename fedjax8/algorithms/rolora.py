@@ -26,6 +26,7 @@ from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.given import checked
 from fedjax8.types import (
     Algorithm,
+    Array,
     Channel,
     Cohort,
     Contribution,
@@ -101,13 +102,8 @@ def rolora(
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         turns = [round_of(learnt, held) for learnt, held in (order, order[::-1])]
-        operands = link, state, cohort, key
-        if link.recorder:  # a round is traced for its messages: those of both kinds are noted
-            turns[1](operands)
-            link, state, client_states, report = turns[0](operands)
-        else:
-            even = link.round_number % 2 == 0
-            link, state, client_states, report = jax.lax.cond(even, *turns, operands)
+        even = link.round_number % 2 == 0
+        link, state, client_states, report = jax.lax.cond(even, *turns, (link, state, cohort, key))
         return RoundOutput(state, client_states, link, report | {"learns_b": _learns_b(link, order)})
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
@@ -118,7 +114,7 @@ def rolora(
     return Algorithm(local, init, lambda variables: (), round_, lambda state: state.variables, everyone=True, ways=ways)
 
 
-def _learns_b(link, order):
+def _learns_b(link: Link, order: tuple[str, str]) -> Array:
     """float32: 1 in rounds in which B is learnt, 0 in those of A."""
     return jnp.where(link.round_number % 2 == 0, float(order[0] == "b"), float(order[1] == "b"))
 

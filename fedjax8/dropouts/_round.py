@@ -44,7 +44,7 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         out = algorithm.round(link, state, left, key)
         states = out.client_states
         if speeds_of is not None:
-            lost |= out.link.clock.late
+            lost |= out.link.late
             # What the late have sent in time changed their states.
             states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, states)
         report = out.report | {"dropped": link.count(lost)}

@@ -7,7 +7,7 @@ the same bits either way.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.engine.feeding import Rows
-from fedjax8.exchange.link import Link
+from fedjax8.exchange.link import RoundLink
 from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, PyTree, Ratio
 
 
@@ -91,7 +91,7 @@ def call_program(
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
             cohort = Cohort(ids, *rows, ids < num_clients, own)
             pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen))
-            link = Link(
+            link = RoundLink(
                 pool,
                 carried.down_states,
                 zeros.sent,
@@ -105,13 +105,14 @@ def call_program(
             )
             key = jax.random.fold_in(jax.random.fold_in(settings.root, 1), number)
             out = algorithm.round(link, carried.server, cohort, key)
-            after = Carried(out.state, out.link.down_states)
+            link = cast(RoundLink, out.link)
+            after = Carried(out.state, link.down_states)
             after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carried)
             # Every device decides by the same numbers.
             usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
             places = jnp.where(usable, slots, most_slots)
             states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
-            left = Outcome(out.report, out.link.measured, out.link.sent, out.link.left_out, ~usable)
+            left = Outcome(out.report, link.measured, link.sent, link.left_out, ~usable)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
             return trees.select(usable, after, carried), states, outcomes
 

@@ -92,14 +92,14 @@ class Evaluated:
     """Evaluation, compiled for the columns that it was last called with."""
 
     def __init__(self, model: Model, executor: Executor, fit: Fit):
-        self._model, self._execution, self._fit = model, executor, fit
+        self._model, self._executor, self._fit = model, executor, fit
         self._columns: Mapping[str, np.ndarray] | None = None
 
     def evaluate(self, columns: Mapping[str, np.ndarray], variables: Variables) -> dict[str, float]:
         """Metrics of the variables on columns `[N, ...]`."""
         if self._columns is not columns:
             self._fit.check_other(columns, "the rows to evaluate on")
-            self._columns, self._run = columns, evaluation(self._model, columns, self._execution)
+            self._columns, self._run = columns, evaluation(self._model, columns, self._executor)
         return self._run(variables)
 
 

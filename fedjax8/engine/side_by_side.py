@@ -32,13 +32,13 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
       spread: how runs are mapped over devices; default `executors.auto`.
 
     Example, with `settings` of a run on `chunked()`:
-      first = simulate(model, algorithm, data, seed=0, **settings)
-      runs = [first, *(simulate(model, algorithm, data, seed=s, beside=first, **settings) for s in (1, 2, 3))]
+      first = simulate(algorithm, data, seed=0, **settings)
+      runs = [first, *(simulate(algorithm, data, seed=s, beside=first, **settings) for s in (1, 2, 3))]
       states, metrics = side_by_side(runs)([run.init() for run in runs], [10] * 4)
     """
     spread = auto() if spread is None else spread
-    common = simulations[0].parts.common
-    if any(simulation.parts.common is not common for simulation in simulations):
+    programs = simulations[0].programs
+    if any(simulation.programs is not programs for simulation in simulations):
         raise UserError("runs side by side must be made with simulate(..., beside=the first of them)")
     width = spread.num_shards * padded(-(-len(simulations) // spread.num_shards), spread.chunk)
     placed: list[PyTree] = []
@@ -46,7 +46,7 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
     compiled: list[Callable] = []
 
     def program() -> Callable:
-        call = common.program()
+        call = programs.call()
 
         def one_run(columns, run):
             (carried, settings, share), frozen = run
@@ -57,13 +57,11 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
 
     def begin(states: Sequence[SimulationState], counts: Sequence[int]) -> list[Begun]:
         """Calls of like length; one that has to wait is begun all the same, for its shapes."""
-        begun = [
-            s.parts.begin(state, max(count, 1)) for s, state, count in zip(simulations, states, counts, strict=True)
-        ]
+        begun = [s.begin(state, max(count, 1)) for s, state, count in zip(simulations, states, counts, strict=True)]
         rounds = min(b.plan.rounds for b, count in zip(begun, counts, strict=True) if count)
         longer = [bool(count) and b.plan.rounds > rounds for b, count in zip(begun, counts, strict=True)]
         return [
-            s.parts.begin(state, rounds) if again else b
+            s.begin(state, rounds) if again else b
             for s, state, b, again in zip(simulations, states, begun, longer, strict=True)
         ]
 
@@ -84,17 +82,17 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
         idle = (runs[0][0], runs[0][1]._replace(rounds=np.int32(0)), runs[0][2])
         if not compiled:
             compiled.append(program())
-            placed.append(spread.place(simulations[0].parts.columns()))
+            placed.append(spread.place(simulations[0].columns))
             of_runs = [b.settings.frozen for b in begun]  # stacked once: no call changes them
             frozen.append(_stacked(of_runs + of_runs[:1] * (width - len(runs))))
         _, kept = compiled[0](placed[0], (_stacked(runs + [idle] * (width - len(runs))), frozen[0]))
         for simulation, b, then in zip(simulations, begun, thens or [0] * len(begun), strict=True):
             if then:
-                simulation.parts.prepare(b.plan.first + b.plan.rounds, then)
+                simulation.prefetch(b.plan.first + b.plan.rounds, then)
         after, lines = [], []
         for i, (simulation, state, b, count) in enumerate(zip(simulations, states, begun, counts, strict=True)):
             out = jax.tree.map(lambda x, i=i: x[i], kept)
-            new, told = simulation.parts.finish(state, b.plan, *out, donate) if count else (state, [])
+            new, told = simulation.finish(state, b.plan, out[0], out[1], out[2], donate) if count else (state, [])
             after.append(new)
             lines.append(told)
         return after, lines

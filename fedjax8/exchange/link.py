@@ -15,7 +15,7 @@ messages of both directions, under names such as `uplink_clipped_fraction`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +80,8 @@ class Recorder:
 
 
 @struct.dataclass
-class Link:
-    """See the module. `simulate` builds it; algorithms only call its methods."""
+class RoundLink:
+    """The `types.Link` of a round; see the module. The program of a call makes it, algorithms call its methods."""
 
     pool: Pool
     down_states: dict[str, PyTree]
@@ -99,13 +99,22 @@ class Link:
     clock: Clock | None = None
     """Of this round, where clients can be late."""
 
-    def timed(self, speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "Link":
+    def timed(self, speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "RoundLink":
         """The link of a round in which clients take time and are late after `deadline` seconds; see `clock`."""
         return dataclasses.replace(self, clock=Clock.begin(speeds, steps, deadline))
 
+    @property
+    def late(self) -> Array:
+        """bool `[C]`: which clients were late so far; of a `timed` link alone."""
+        return self.clock.late if self.clock else jnp.zeros(0, bool)
+
+    def replace(self, **changes: Any) -> "RoundLink":
+        """The link with other settings: `uplink`, `downlink`, `attack`."""
+        return dataclasses.replace(self, **changes)
+
     def broadcast(
         self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
-    ) -> tuple[PyTree, "Link"]:
+    ) -> tuple[PyTree, "RoundLink"]:
         """One message to every client of the cohort: (the tree as they decode it, link).
 
         It is encoded once, with one random draw, and counted once per client that receives it. `codec` stands in for
@@ -117,7 +126,7 @@ class Link:
         with jax.named_scope("download"):
             message, after = codec.encode(key, state, tree)
             decoded = codec.decode(state, message)
-            receivers = self.executor.total(jnp.sum(cohort.valid, dtype=jnp.int32))
+            receivers = self.count(cohort.valid)
             pieces = trees.pieces(message)
             counts = {part: receivers * present for part, (_, present) in pieces.items()}
             link = self._count(DOWN, name, codec, tree, _sizes(pieces), counts, codec.measure(tree, decoded))
@@ -139,7 +148,7 @@ class Link:
         aggregate: Aggregator | None = None,
         origin: Mapping[str, PyTree] | None = None,
         steps: Array | int | None = None,
-    ) -> tuple[Reduced, PyTree, "Link"]:
+    ) -> tuple[Reduced, PyTree, "RoundLink"]:
         """Runs `client(received, state, rows, key)` for every client and reduces what they send.
 
         A contribution is encoded on the client, decoded to float32 on the server and added as it comes. A client is
@@ -199,7 +208,7 @@ class Link:
         name: str = MODEL,
         codec: Codec | None = None,
         steps: Array | int | None = None,
-    ) -> tuple[Collected, PyTree, "Link"]:
+    ) -> tuple[Collected, PyTree, "RoundLink"]:
         """As `map_clients`, for servers that need the contributions one by one: every shard then holds those of the
         whole cohort. Returns (Collected, new client states, link)."""
 
@@ -212,13 +221,13 @@ class Link:
         contributions, weights = self.executor.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
 
-    def look(
+    def on_clients(
         self,
         f: Callable[[PyTree, PyTree, ClientRows, Key], tuple[Partial, PyTree]],
         shared: PyTree,
         cohort: Cohort,
         key: Key,
-    ) -> tuple[Partial, Array, PyTree, "Link"]:
+    ) -> tuple[Partial, Array, PyTree, "RoundLink"]:
         """Runs `f(shared, state, rows, key) -> (Partial, new state)` for every client, without a message.
 
         It is for what clients do on their own, and for what only a simulator can know, such as the mean of models that
@@ -242,6 +251,10 @@ class Link:
         sums, count, who = totals
         return Partial(sums, extremes), count, states, dataclasses.replace(self, left_out=self.left_out + who)
 
+    def count(self, mask: Array) -> Array:
+        """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""
+        return self.executor.total(jnp.sum(mask, dtype=jnp.int32))
+
     def _exchange(
         self,
         client: Callable,
@@ -254,7 +267,7 @@ class Link:
         admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,
-    ) -> tuple["Arrived", PyTree, PyTree, "Link"]:
+    ) -> tuple["Arrived", PyTree, PyTree, "RoundLink"]:
         """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and
         what is kept of each, after `admit`. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
         codec, kinds, sending = self.uplink if codec is None else codec, [], None
@@ -328,7 +341,7 @@ class Link:
         sizes: dict[str, int],
         counts: dict[str, Array],
         measured: dict[str, Ratio],
-    ) -> "Link":
+    ) -> "RoundLink":
         """The link with so many more messages of this kind, whose parts have these `sizes`.
 
         A recorder notes the kind and leaves the link as it is, so that a round can be traced with the link in a loop

@@ -6,7 +6,7 @@ Nothing of it is needed to go on with a run. Clients are shown evenly spaced by 
 file stays small and ten million clients stay unread.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from fedjax8 import trees
 from fedjax8.data.checks import check_classes
 from fedjax8.data.federated import FederatedData
 from fedjax8.data.heterogeneity import label_skew
+from fedjax8.engine.simulation import Simulation
 from fedjax8.exchange.link import Discovery
 from fedjax8.keys import random_key
 
@@ -27,11 +28,10 @@ SKEW_POSITIONS = 1 << 22
 """Most rows over all clients for which the skew of labels is measured: about a second."""
 
 
-def about(
-    discover: Callable[[], Sequence[Discovery]], clients: FederatedData, num_classes: int, private: bool = False
-) -> dict[str, Any]:
-    """The contents of `about.json`, ready for JSON. `discover` is that of the simulation."""
-    return {"split": split_facts(clients, num_classes, private), "messages": message_facts(discover())}
+def about(simulation: Simulation, num_classes: int, private: bool = False) -> dict[str, Any]:
+    """The contents of `about.json`, ready for JSON; with `private`, nothing that is counted on rows."""
+    split = split_facts(simulation.data, num_classes, private)
+    return {"split": split, "messages": message_facts(simulation.discover())}
 
 
 def evenly(count: int, most: int) -> np.ndarray:

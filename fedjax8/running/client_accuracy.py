@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from fedjax8.data.federated import Dataset, FederatedData, match_test_owners
+from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.errors import UserError
 from fedjax8.running.about import evenly
 from fedjax8.types import Model, Variables
@@ -19,20 +20,19 @@ CLIENT_ROWS = 200
 BATCH_SIZE = 250
 
 
-def client_accuracy(
-    model: Model, variables: Variables, dataset: Dataset, clients: FederatedData, most: int
-) -> dict[str, Any]:
-    """Accuracy of `variables` for up to `most` clients, evenly spaced: `{"rows", "clients", "counts", "accuracy"}`.
+def client_accuracy(simulation: Simulation, state: SimulationState, dataset: Dataset, most: int) -> dict[str, Any]:
+    """Accuracy of the global model for up to `most` clients, evenly spaced: `{"rows", "clients", "counts",
+    "accuracy"}`.
 
     `rows` says `test` or `train`, `counts` on how many rows the accuracy of a client rests; clients without rows are
     left out. Runs on one device. Raises `UserError` if the model has no metric called accuracy.
     """
-    part, held = own_rows(dataset, clients)
+    part, held = own_rows(dataset, simulation.data)
     shown = [int(c) for c in evenly(held.num_clients, most)]
     places = [held.rows(c) for c in shown]
     places = [rows[evenly(len(rows), CLIENT_ROWS)] if len(rows) else rows for rows in places]
     counts = np.array([len(rows) for rows in places])
-    right = _right(model, variables, held.columns, np.concatenate(places))
+    right = _right(simulation.model, simulation.variables(state), held.columns, np.concatenate(places))
     owner = np.repeat(np.arange(len(shown)), counts)
     sums = np.bincount(owner, weights=right, minlength=len(shown))
     kept = np.flatnonzero(counts)

@@ -21,14 +21,13 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.data.batches import num_steps
-from fedjax8.data.federated import FederatedData, sample_cohort
+from fedjax8.data.federated import sample_cohort
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.engine.start import sample_batch
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.executors import at_once
 from fedjax8.keys import random_key
 from fedjax8.running.schedule import CALL_SECONDS, Schedule
-from fedjax8.types import BatchPlan, Channel, Executor, Model, Partial, PyTree, Variables, Way
+from fedjax8.types import Channel, Executor, Model, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
 """Clients, over all cohorts, whose steps are added up; of a longer run the rest is taken to be like them."""
@@ -137,30 +136,26 @@ def forecast(
     schedule: Schedule,
     test: Mapping[str, np.ndarray],
     *,
-    model: Model,
-    clients: FederatedData,
-    plan: BatchPlan,
-    executor: Executor,
-    cohort_size: int,
-    seed: int,
     measured: bool = True,
 ) -> Forecast:
-    """The forecast of a run of `simulation` from its beginning, by what that was made of.
+    """The forecast of a run of `simulation` from its beginning.
 
     With `measured` false nothing is compiled but the model's initialization.
     """
     begun = time.perf_counter()
+    cohort_size = simulation.cohort_size
     state = simulation.init()
     variables = simulation.variables(state)
-    steps = steps_of(clients, plan, schedule.rounds, cohort_size, seed)
-    traffic = traffic_of(simulation.parts.ways(steps.most))
+    steps = steps_of(simulation, schedule.rounds)
+    traffic = traffic_of(simulation.ways(steps.most))
     sent: Mapping[Channel, int] = {channel: cohort_size * n.most for channel, n in traffic.times.items()}
     working = None
     if measured:
         working, sent, seconds = _measure(simulation, schedule, test, state, begun)
     else:
-        per_step = multiply_adds(_gradient(model), variables, sample_batch(clients, plan.batch_size))
-        of_round = steps.run / schedule.rounds * per_step / products_per_second(executor)
+        rows = sample_batch(simulation.data, simulation.plan.batch_size)
+        per_step = multiply_adds(_gradient(simulation.model), variables, rows)
+        of_round = steps.run / schedule.rounds * per_step / products_per_second(simulation.executor)
         seconds = Seconds(of_round, None, None, of_round * schedule.rounds)
     return Forecast(
         layers=tuple(layers_of(variables)),
@@ -170,10 +165,10 @@ def forecast(
         round_messages=Ledger(sent) if measured or traffic.fixed else None,
         run_messages=Ledger({c: n * schedule.rounds for c, n in sent.items()}) if traffic.fixed else None,
         steps=steps,
-        memory=_memory(simulation, test, state, executor, working),
+        memory=_memory(simulation, test, state, working),
         seconds=seconds,
         measured=measured,
-        chunk=at_once(-(-cohort_size // executor.num_shards), executor.chunk),
+        chunk=simulation.chunk,
     )
 
 
@@ -197,9 +192,10 @@ def layers_of(variables: Variables) -> list[Layer]:
     ]
 
 
-def steps_of(clients: FederatedData, plan: BatchPlan, rounds: int, cohort_size: int, seed: int) -> Steps:
+def steps_of(simulation: Simulation, rounds: int) -> Steps:
     """Steps by the batch plan of the clients that will be drawn."""
-    of_client = np.asarray(num_steps(plan, clients.sizes))
+    clients, cohort_size, seed = simulation.data, simulation.cohort_size, simulation.seed
+    of_client = np.asarray(num_steps(simulation.plan, clients.sizes))
     looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // cohort_size))
     cohorts = (sample_cohort(seed, number, clients.num_clients, cohort_size) for number in range(looked_at))
     found = sum(int(of_client[cohort].sum()) for cohort in cohorts)
@@ -215,11 +211,11 @@ def _measure(
     begun: float,
 ) -> tuple[int | None, Mapping[Channel, int], Seconds]:
     """(bytes of the working set, messages of the first round, seconds)."""
-    call = simulation.parts.begin(state, 1)
-    program = simulation.parts.common.compiled()
+    call = simulation.begin(state, 1)
+    program = simulation.programs.compiled
     working = None
     if hasattr(program, "lower"):
-        given = (simulation.parts.columns(), call.carried, call.settings), call.share
+        given = (simulation.columns, call.carried, call.settings), call.share
         needs = program.lower(*given).compile().memory_analysis()
         if needs is not None:
             working = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
@@ -251,12 +247,11 @@ def _memory(
     simulation: Simulation,
     test: Mapping[str, np.ndarray],
     state: SimulationState,
-    executor: Executor,
     working: int | None,
 ) -> Memory:
-    call = simulation.parts.begin(state, 1)
-    own = len(executor.shards)
-    rows = trees.num_bytes((simulation.parts.columns(), call.settings.order)) + trees.num_bytes(call.share.rows) // own
+    call = simulation.begin(state, 1)
+    own = len(simulation.executor.shards)
+    rows = trees.num_bytes((simulation.columns, call.settings.order)) + trees.num_bytes(call.share.rows) // own
     held = [x for x in jax.tree.leaves(state.clients.arrays()) if isinstance(x, jax.Array)]
     return Memory(
         model=trees.num_bytes(call.carried),

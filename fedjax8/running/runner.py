@@ -81,7 +81,7 @@ def run_all(
     recordings = [Recording(run, all_hosts) for run in runs]
     evaluate = runs[0].simulation.evaluate
     with contextlib.ExitStack() as stack:
-        stack.enter_context(memory_explained(runs[0].simulation.parts.chunk))
+        stack.enter_context(memory_explained(runs[0].simulation.chunk))
         stopped = stack.enter_context(stop_on_signals())
         states = [recording.open(stack) for recording in recordings]
         labels = [run.label for run in runs]

@@ -193,6 +193,10 @@ class Link(Protocol):
     def downlink(self) -> Codec:
         """What encodes messages down, likewise."""
 
+    @property
+    def attack(self) -> Attack:
+        """What some clients do against the server."""
+
     def broadcast(
         self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
     ) -> tuple[PyTree, Self]:
@@ -209,6 +213,7 @@ class Link(Protocol):
         watch: Callable[[PyTree], PyTree] = nothing,
         aggregate: Aggregator | None = None,
         origin: Mapping[str, PyTree] | None = None,
+        steps: Array | int | None = None,
     ) -> tuple[Reduced, PyTree, Self]:
         """Every client trains and sends; the server gets the weighted mean: (Reduced, new client states, link)."""
 
@@ -220,6 +225,7 @@ class Link(Protocol):
         key: Key,
         name: str = MODEL,
         codec: Codec | None = None,
+        steps: Array | int | None = None,
     ) -> tuple[Collected, PyTree, Self]:
         """As `map_clients`, with the contributions one by one: (Collected, new client states, link)."""
 
@@ -229,12 +235,19 @@ class Link(Protocol):
         shared: PyTree,
         cohort: Cohort,
         key: Key,
-    ) -> tuple[Partial, Array, PyTree]:
+    ) -> tuple[Partial, Array, PyTree, Self]:
         """`f(shared, memory, rows, key) -> (Partial, new memory)` on every client, without a message: (totals, int32
-        clients left out, new client states)."""
+        clients left out, new client states, link)."""
 
     def count(self, mask: Array) -> Array:
         """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""
+
+    def timed(self, speeds: PyTree, steps: Callable[[Array], Array], deadline: float) -> Self:
+        """The link of a round whose clients take time (`dropouts.base.Speeds`), late after `deadline` seconds."""
+
+    @property
+    def late(self) -> Array:
+        """bool `[C]`: which clients were late so far; of a `timed` link alone."""
 
     def replace(self, **changes: Any) -> Self:
         """The link with other settings: `uplink`, `downlink`, `attack`."""
@@ -246,7 +259,8 @@ class RoundOutput(NamedTuple):
     state: PyTree
     client_states: PyTree
     link: Link
-    report: dict[str, Array]
+    report: dict[str, Any]
+    """What is worth logging about the round, by name."""
 
 
 Way = Mapping[Channel, int]

@@ -70,7 +70,7 @@ def drawing(clients):
         def server(state, mean, key):
             return ServerOutput(state.variables.params, (), {"sent": mean.tree["place"] * mean.weight})
 
-        return from_parts(client=client, server=server)
+        return from_parts(local, client=client, server=server)
 
     def encode(key, state, tree):
         return jax.tree.map(lambda x: x * jax.random.uniform(key) if x.ndim else x, tree), state
@@ -133,7 +133,7 @@ def test_no_step_of_hetlora_leaves_the_rank_of_its_client():
     columns = {"x": np.ones((3, 4), np.float32), "y": np.zeros(3, np.int32)}
     data = FederatedData.from_owners(columns, np.arange(3), 3)
     codecs = {"uplink": none(), "downlink": none()}
-    sim = simulate(model, make(local), data, cohort_size=3, executor=loop(), **codecs)
+    sim = simulate(make(local), data, cohort_size=3, executor=loop(), **codecs)
     metrics = sim.run_round(sim.init())[1]
     assert (metrics["columns"], metrics["rows"]) == (sum(ranks), sum(ranks))
 

@@ -62,14 +62,12 @@ def simulation(
     local = local_training(model, optax.sgd(0.1) if optimizer is None else optimizer, plan)
     codec = none() if codec is None else codec
     return simulate(
-        model,
         make(local, **settings),
         rows() if data is None else data,
         cohort_size=cohort_size,
         uplink=codec,
         downlink=codec,
         executor=loop() if executor is None else executor,
-        batches=plan,
     )
 
 

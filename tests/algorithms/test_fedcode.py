@@ -44,14 +44,12 @@ def simulation(make=fedcode, *, cohort_size=K, executor=None, spoilt=False, **se
     local = local_training(model, optax.sgd(0.1), plan)
     columns = {name: column.copy() for name, column in rows().columns.items()} if spoilt else rows().columns
     sim = simulate(
-        model,
         make(local, **settings),
         dataclasses.replace(rows(), columns=columns),
         cohort_size=cohort_size,
         uplink=none(),
         downlink=none(),
         executor=loop() if executor is None else executor,
-        batches=plan,
     )
     if spoilt:  # once they were checked, a row of client 2 becomes NaN
         columns["x"][2 * ROWS] = np.nan
@@ -186,10 +184,8 @@ def test_a_codebook_down_snaps_a_clients_own_weights_and_not_the_servers():
     model, plan = mlp(hidden=(6,), num_classes=3), batch_plan(3, epochs=1)
     local = local_training(model, optax.sgd(0.1), plan)
     frozen = local._replace(train=lambda start, rows, key: local.train(start, rows, key)._replace(variables=start))
-    sim = simulate(
-        model, fedcode(frozen, C, up_period=1), rows(), cohort_size=K, uplink=none(), downlink=none(),
-        executor=loop(), batches=plan,
-    )  # fmt: skip
+    sim = simulate(fedcode(frozen, C, up_period=1), rows(), cohort_size=K, uplink=none(), downlink=none(),
+        executor=loop(), )  # fmt: skip
     states, _ = run(sim, 3)
     before, after = (each(clients(states[r]).model["params"]) for r in (2, 3))
     tree = {"params": states[2].server.params, "state": states[2].server.state}
@@ -223,10 +219,8 @@ def test_identical_clients_give_back_their_model_or_snap_to_their_one_codebook()
     alike = {n: np.tile(c[:ROWS], (K, *[1] * (c.ndim - 1))) for n, c in rows().columns.items()}
     model, plan = mlp(hidden=(6,), num_classes=3), batch_plan(ROWS, epochs=1)  # the order of rows does not matter
     local = local_training(model, optax.sgd(0.1), plan)
-    sim = simulate(
-        model, fedcode(local, C), FederatedData.from_owners(alike, owners, K), cohort_size=K, uplink=none(),
-        downlink=none(), executor=loop(), batches=plan,
-    )  # fmt: skip
+    sim = simulate(fedcode(local, C), FederatedData.from_owners(alike, owners, K), cohort_size=K, uplink=none(),
+        downlink=none(), executor=loop(), )  # fmt: skip
     states, _ = run(sim, 3)
     stored = clients(states[1])
     np.testing.assert_allclose(flat(states[1].server.params), each(stored.model["params"])[0], rtol=0, atol=2.0**-21)

@@ -51,7 +51,7 @@ def run(make, data, rounds=2, learn="both", executor=None):
     model = lora(from_linen(Net()), R, alpha=4.0, targets="first", learn=learn)
     local = local_training(model, optax.sgd(0.5), batch_plan(6, steps=3))
     sim = simulate(
-        model, make(local), data, cohort_size=CLIENTS, uplink=none(), downlink=none(), executor=executor or chunked(1)
+        make(local), data, cohort_size=CLIENTS, uplink=none(), downlink=none(), executor=executor or chunked(1)
     )
     states, lines = [sim.init()], []
     for _ in range(rounds):

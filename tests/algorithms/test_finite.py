@@ -83,14 +83,12 @@ def rows() -> FederatedData:
 def simulation(make, *, adapt=lambda model: model, up=None, down=None, executor=None, steps=1):
     model, plan = with_bombs(adapt(from_linen(Net()))), batch_plan(1, steps=steps)
     return simulate(
-        model,
         make(local_training(model, optax.sgd(1.0), plan)),
         rows(),
         cohort_size=CLIENTS,
         uplink=up or codecs.none(),
         downlink=down or codecs.none(),
         executor=executor or loop(),
-        batches=plan,
     )
 
 

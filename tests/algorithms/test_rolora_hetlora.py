@@ -51,8 +51,7 @@ def run(make, data, rounds=3, learn="both", executor=None, codec=None, rank=R, o
     model = lora(from_linen(Net()), rank, alpha=4.0, targets="first", learn=learn)
     local, codec = local_training(model, optimizer, batch_plan(6, steps=3)), codec or none()
     executor = executor or chunked(1)
-    sim = simulate(
-        model, make(local), data, cohort_size=CLIENTS, uplink=codec, downlink=codec, executor=executor
+    sim = simulate(make(local), data, cohort_size=CLIENTS, uplink=codec, downlink=codec, executor=executor
     )  # fmt: skip
     states, lines = [sim.init()], []
     for _ in range(rounds):

@@ -28,7 +28,7 @@ def clients_of(x, y=Y):
 def run_of(model, clients, **changes):
     algorithm = algorithms.fedavg(local_training(model, optax.sgd(0.1), PLAN))
     given = {"cohort_size": 2, "uplink": codecs.none(), "downlink": codecs.none()}
-    return simulate(model, algorithm, clients, **given | changes)
+    return simulate(algorithm, clients, **given | changes)
 
 
 def logistic(num_classes=3):

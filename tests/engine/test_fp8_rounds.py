@@ -36,7 +36,6 @@ def build(rng, *, adapter, codec, learning_rate, clients=4, columns=None, uplink
     model = adapters.inputs(adapter(models.mlp((6,), num_classes=3)), 0.5, 0.3)
     local = local_training(model, optax.sgd(learning_rate), data.batch_plan(4, epochs=2))
     return simulate(
-        model,
         algorithms.fedavg(local, **settings),
         owned,
         cohort_size=clients,

@@ -64,7 +64,7 @@ def simulation(data, adapter, make=fedavg, gradient=None, **settings):
     model = model_of(adapter)
     local = local_training(model, optax.sgd(0.1), batch_plan(2, steps=2), gradient)
     settings = {"cohort_size": 4, "executor": chunked(1)} | settings
-    return simulate(model, make(local), data, uplink=none(), downlink=none(), **settings)
+    return simulate(make(local), data, uplink=none(), downlink=none(), **settings)
 
 
 def same(a, b):
@@ -130,9 +130,9 @@ def test_a_run_that_freezes_nothing_says_nothing_of_a_backbone(data, capsys):
 
 def temporary_bytes(sim):
     """Of the compiled program of a call of one round."""
-    begun = sim.parts.begin(sim.init(), 1)
-    arguments = (sim.parts.columns(), begun.carried, begun.settings), begun.share
-    return jax.jit(sim.parts.common.program()).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    begun = sim.begin(sim.init(), 1)
+    arguments = (sim.columns, begun.carried, begun.settings), begun.share
+    return jax.jit(sim.programs.call()).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
 def test_clients_at_once_share_one_copy(data):

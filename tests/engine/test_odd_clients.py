@@ -24,13 +24,11 @@ def test_a_run_in_8_bits_goes_through_with_finite_numbers(rng):
     data = FederatedData.from_owners(columns, owners, len(SIZES))
     model, plan = adapters.qat(models.mlp((5,), num_classes=10)), batch_plan(4, epochs=2)
     simulation = simulate(
-        model,
         fedavg(local_training(model, optax.sgd(0.1), plan)),
         data,
         cohort_size=len(SIZES),
         uplink=codecs.fp8(),
         downlink=codecs.fp8(),
-        batches=plan,
     )
     state, lines = simulation.run_rounds(simulation.init(), 3)
     for line in lines:

@@ -30,7 +30,6 @@ def make(toys):
         owners = np.where(np.arange(13) < seed, -1, np.random.default_rng(seed).permutation(np.arange(13) % 4))
         data = FederatedData.from_owners(columns, owners, 4)
         return simulate(
-            model,
             algorithm,
             data,
             cohort_size=2,
@@ -38,7 +37,6 @@ def make(toys):
             downlink=none(),
             seed=seed,
             executor=chunked(),
-            batches=plan,
             beside=beside,
         )
 
@@ -74,7 +72,7 @@ def test_other_rows_are_refused(make, toys):
     algorithm = scaffold(local_training(model, optax.sgd(0.1), batch_plan(1, epochs=1)), learning_rate=0.1)
     settings = {"cohort_size": 1, "uplink": none(), "downlink": none(), "executor": chunked()}
     with pytest.raises(UserError, match="same columns"):
-        simulate(model, algorithm, data, beside=make(0), **settings)
+        simulate(algorithm, data, beside=make(0), **settings)
 
 
 def test_runs_that_share_nothing_are_refused(make):

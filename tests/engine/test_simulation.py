@@ -112,7 +112,7 @@ def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, o
     model = with_counter(toys)
     local = local_training(model, optax.sgd(0.1), batch_plan(1, epochs=1))
     algorithm = fedavg(local, weighting="uniform", model_state=policy)
-    sim = simulate(model, algorithm, data, cohort_size=3, uplink=none(), downlink=none(), executor=loop())
+    sim = simulate(algorithm, data, cohort_size=3, uplink=none(), downlink=none(), executor=loop())
     state, lines = run(sim, 2)
     assert float(sim.variables(state).state["seen"]) == pytest.approx(server, rel=1e-6)
     if own is not None:
@@ -124,7 +124,6 @@ def test_model_state_is_averaged_kept_or_fixed_by_choice(toys, policy, server, o
 def test_a_cohort_larger_than_the_population_is_a_user_error(toys, data, cohort_size):
     with pytest.raises(UserError, match="between 1 and the number of clients, 6"):
         simulate(
-            toys.quadratic(),
             fedavg(local_training(toys.quadratic(), optax.sgd(0.1), batch_plan(1, epochs=1))),
             data,
             cohort_size=cohort_size,

@@ -59,7 +59,6 @@ def test_metrics_count_exactly_what_was_serialized(adapter, codec, make, copies,
     local = local_training(model, optax.sgd(0.1), batch_plan(4, epochs=1))
     up, down = [], []
     sim = simulate(
-        model,
         make(local),
         data,
         cohort_size=4,

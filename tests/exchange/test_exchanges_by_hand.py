@@ -34,7 +34,7 @@ def test_the_extremes_of_what_is_watched_are_of_clients_that_weigh(toys):
         def server(state, mean, key):
             return ServerOutput(mean.tree["params"], (), {"lowest": mean.lowest["x"], "highest": mean.highest["x"]})
 
-        return from_parts(client=client, server=server, watch=lambda sent: sent["params"])
+        return from_parts(local, client=client, server=server, watch=lambda sent: sent["params"])
 
     sim = toys.build(make, toys.clients([1.0] * 4, [1.0] * 4), steps=1)
     state, metrics = sim.run_round(sim.init())

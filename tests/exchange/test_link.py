@@ -31,7 +31,6 @@ def build(toys, data, *, uplink=None, downlink=None, executor=None, make=fedavg,
     model = toys.quadratic(start)
     local = local_training(model, optax.sgd(0.1), batch_plan(1, epochs=1))
     return simulate(
-        model,
         make(local),
         data,
         cohort_size=cohort_size or data.num_clients,
@@ -120,7 +119,7 @@ def test_the_broadcast_is_one_draw_for_all_clients(toys):
             x = start.params["x"]
             return ClientOutput({"params": start.params}, jnp.float32(1), start, (), {"sum": x, "squares": x * x})
 
-        return from_parts(client=client, server=lambda state, mean, key: ServerOutput(mean.tree["params"]))
+        return from_parts(local, client=client, server=lambda state, mean, key: ServerOutput(mean.tree["params"]))
 
     data = toys.clients([1.0] * 8, [1.0] * 8)
 
@@ -195,7 +194,7 @@ def test_a_weight_that_is_none_excludes_its_client(toys, weight):
             odd = rows.size == 3
             return ClientOutput({"params": {"x": jnp.float32(1)}}, jnp.where(odd, weight, 1.0), start, (), {})
 
-        return from_parts(client=client, server=lambda state, mean, key: ServerOutput(mean.tree["params"]))
+        return from_parts(local, client=client, server=lambda state, mean, key: ServerOutput(mean.tree["params"]))
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make)
     state, metrics = sim.run_round(sim.init())
@@ -210,7 +209,7 @@ def test_an_infinity_is_seen_before_an_8_bit_format_saturates_it(toys):
             tree = {"params": {"kernel": jnp.full((2, 2), bad), "kernel_clip": jnp.float32(2)}}
             return ClientOutput(tree, jnp.float32(1), start, (), {})
 
-        return from_parts(client=client, server=lambda state, mean, key: ServerOutput(state.variables.params))
+        return from_parts(local, client=client, server=lambda state, mean, key: ServerOutput(state.variables.params))
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 2]), make=make, uplink=fp8())
     assert sim.run_round(sim.init())[1]["excluded"] == 1
@@ -232,7 +231,7 @@ def test_integers_in_a_contribution_stay_integers(toys):
             assert mean.tree["count"].dtype == jnp.int32
             return ServerOutput({"x": mean.tree["count"].astype(jnp.float32)})
 
-        return from_parts(client=client, server=server)
+        return from_parts(local, client=client, server=server)
 
     sim = build(toys, toys.clients([1.0] * 3, [1.0] * 3, [1, 3, 5]), make=make)
     assert float(sim.variables(sim.run_round(sim.init())[0]).params["x"]) == 3.0

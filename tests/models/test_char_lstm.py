@@ -201,8 +201,10 @@ def text_config(model):
 
 def test_a_config_takes_vocabulary_and_clients_from_the_text():
     experiment = build(text_config(component("char_lstm", hidden=8)))
-    assert experiment.clients.num_clients == 6
-    made = jax.eval_shape(experiment.model.init, jax.random.key(0), {"x": jax.ShapeDtypeStruct((1, 5), jnp.int32)})
+    assert experiment.simulation.data.num_clients == 6
+    made = jax.eval_shape(
+        experiment.simulation.model.init, jax.random.key(0), {"x": jax.ShapeDtypeStruct((1, 5), jnp.int32)}
+    )
     assert made.params["Embed_0"]["embedding"].shape == (11, 8)
 
 

@@ -280,11 +280,15 @@ def test_a_config_gets_the_outputs_that_its_data_need():
     config = in_float32(base_config())
     config.model = component("vit", image_size=8, patch_size=4, width=8, depth=1, heads=2)
     experiment = build(config)
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0), {"x": experiment.dataset.train["x"][:1]})
+    shapes = jax.eval_shape(
+        experiment.simulation.model.init, jax.random.key(0), {"x": experiment.dataset.train["x"][:1]}
+    )
     assert shapes.params["head"]["kernel"].shape == (8, 10)
     config.data = component("synthetic_text", vocabulary=12, num_clients=3, sequence_length=5, num_test=4)
     config.model = component("gpt", width=8, depth=1, heads=2, max_length=5)
     config.partition, config.num_clients, config.cohort_size = component("by_key"), 0, 2
     experiment = build(config)
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0), {"x": experiment.dataset.train["x"][:1]})
+    shapes = jax.eval_shape(
+        experiment.simulation.model.init, jax.random.key(0), {"x": experiment.dataset.train["x"][:1]}
+    )
     assert shapes.params["token_embedding"]["embedding"].shape == (12, 8)

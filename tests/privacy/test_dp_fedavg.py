@@ -54,7 +54,6 @@ def after_a_round(toys, a, make, uplink=None, rounds=1):
     """`(w [D], metrics)` after a round, or some, of one client for each entry of `a`, from zeros."""
     local = local_training(vector(), optax.sgd(1.0), batch_plan(1, epochs=1))
     sim = simulate(
-        vector(),
         make(local),
         toys.clients(a, np.ones(len(a))),
         cohort_size=len(a),

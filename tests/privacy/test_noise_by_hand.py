@@ -37,7 +37,6 @@ def test_with_a_quantile_updates_have_the_larger_noise_that_pays_for_the_bits(to
     make = functools.partial(dp_fedavg, clip=2.0, noise_multiplier=1.5, quantile=0.5, bit_noise=0.9)
     local = local_training(still(), optax.sgd(1.0), batch_plan(1, epochs=1))
     sim = simulate(
-        still(),
         make(local),
         toys.clients([0.0] * 4, [1.0] * 4),
         cohort_size=4,

@@ -149,7 +149,7 @@ def test_a_simulation_that_states_an_epsilon_does_not_look_at_rows(toys):
 
     def start(privacy, **sample):
         rows = toys.clients([1.0, 1.0], [0.5, 1e6])
-        sim = simulate(model, algorithm._replace(privacy=privacy), rows, **settings, **sample)
+        sim = simulate(algorithm._replace(privacy=privacy), rows, **settings, **sample)
         return float(sim.variables(sim.init()).params["x"])
 
     assert start(lambda rounds: {}) == 1e6

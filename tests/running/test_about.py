@@ -20,6 +20,11 @@ from fedjax8.types import Channel, Variables
 TREE = {"params": {"Dense_0": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}}}
 
 
+def stub(**fields):
+    """A simulation of which only these fields are known."""
+    return types.SimpleNamespace(variables=lambda state: NOTHING, **fields)
+
+
 def discovery(codec, direction="up", part=""):
     return Discovery(Channel(direction, "model", 0, 60, part), TREE, codec, {})
 
@@ -42,7 +47,7 @@ def test_what_belongs_to_no_leaf_goes_by_its_own_path():
 
 def test_each_kind_of_message_is_there_once_whatever_parts_it_has():
     found = [discovery(none()), discovery(none(), part=":0"), discovery(fp8(), "down")]
-    messages = about(lambda: found, owned([0, 1, 2], [0, 1, 1]), 2)["messages"]
+    messages = about(stub(data=owned([0, 1, 2], [0, 1, 1]), discover=lambda: found), 2)["messages"]
     assert [(m["direction"], m["message_bytes"], m["float32_bytes"]) for m in messages] == [
         ("up", 60, 60),
         ("down", 28, 60),
@@ -86,7 +91,7 @@ NOTHING = Variables({}, {})
 def test_accuracy_by_client_is_the_share_of_its_rows_that_are_right():
     data = dataset()
     clients = FederatedData.from_owners(data.train, np.array([0, 0, 0, 2, 2]), 3)
-    found = client_accuracy(MODEL, NOTHING, data, clients, most=10)
+    found = client_accuracy(stub(model=MODEL, data=clients), None, data, most=10)
     assert found["rows"] == "train"
     assert (found["clients"], found["counts"]) == ([0, 2], [3, 2])  # client 1 has no rows
     assert found["accuracy"] == pytest.approx([2 / 3, 1 / 2])
@@ -96,10 +101,10 @@ def test_accuracy_by_client_is_on_test_rows_where_the_data_names_their_clients()
     owners = np.int32([0, 0, 1, 1, 1])
     data = dataset(owners, np.int32([0, 1, 1]))
     whole = FederatedData.from_owners(data.train, owners, 2)
-    found = client_accuracy(MODEL, NOTHING, data, whole, most=10)
+    found = client_accuracy(stub(model=MODEL, data=whole), None, data, most=10)
     assert (found["rows"], found["accuracy"]) == ("test", [0.0, 0.5])
     mixed = FederatedData.from_owners(data.train, np.int32([0, 1, 0, 1, 0]), 2)
-    assert client_accuracy(MODEL, NOTHING, data, mixed, most=10)["rows"] == "train"
+    assert client_accuracy(stub(model=MODEL, data=mixed), None, data, most=10)["rows"] == "train"
 
 
 def test_a_model_without_accuracy_cannot_be_asked_for_it():
@@ -107,4 +112,4 @@ def test_a_model_without_accuracy_cannot_be_asked_for_it():
     clients = FederatedData.from_owners(data.train, np.zeros(5, np.int32), 1)
     silent = types.SimpleNamespace(apply=MODEL.apply, metrics=lambda outputs, batch: {})
     with pytest.raises(UserError, match="no metric called accuracy"):
-        client_accuracy(silent, NOTHING, data, clients, most=1)
+        client_accuracy(stub(model=silent, data=clients), None, data, most=1)

@@ -40,12 +40,6 @@ def forecast_of(experiment, measured):
         experiment.simulation,
         Schedule(ROUNDS, 2, 1),
         experiment.dataset.test,
-        model=experiment.model,
-        clients=experiment.clients,
-        plan=experiment.plan,
-        executor=experiment.executor,
-        cohort_size=COHORT,
-        seed=0,
         measured=measured,
     )
 
@@ -119,7 +113,7 @@ def test_a_range_is_shown_as_one(fast):
 
 
 def test_steps_are_those_of_the_clients_that_are_drawn(experiment, measured, fast):
-    sizes = experiment.clients.sizes
+    sizes = experiment.simulation.data.sizes
     steps = [EPOCHS * -(-int(size) // BATCH) for size in sizes]
     drawn = [client for number in range(ROUNDS) for client in sample_cohort(0, number, len(sizes), COHORT)]
     assert len(set(steps)) > 1

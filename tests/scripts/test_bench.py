@@ -58,10 +58,10 @@ def test_multiply_adds_and_parameters_equal_a_hand_count(load_script, name, prec
     experiment = build(workloads.experiment_config(small(workload), precision))
     row = {n: jax.ShapeDtypeStruct((1, *c.shape[1:]), c.dtype) for n, c in experiment.dataset.train.items()}
     row["mask"] = jax.ShapeDtypeStruct((1,), jnp.float32)
-    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), row)
+    variables = jax.eval_shape(experiment.simulation.model.init, jax.random.key(0), row)
     assert trees.float32_bytes(variables.params) == 4 * workload.parameters
 
-    products = floor.products_of(experiment.model, variables, row)
+    products = floor.products_of(experiment.simulation.model, variables, row)
     assert sorted(p.multiply_adds for p in products) == sorted(BY_HAND[name])
     # Images need no gradient; an embedding does. Clips of quantizers are not counted.
     saved = 0 if name == "W3" else BY_HAND[name][0]
@@ -94,7 +94,7 @@ def test_padding_and_samples_are_those_of_a_numpy_count(load_script, name, cohor
     overrides = [("model.hidden", "3"), ("model.layers", "1")] if name == "W3" else []
     run = workloads.prepare(workloads.experiment_config(tiny, "float32", overrides, chunk=1))
     measured = run.one_call()
-    clients, config = run.experiment.clients, run.experiment.config
+    clients, config = run.experiment.simulation.data, run.experiment.config
     sizes = clients.sizes[sample_cohort(config.seed, 0, clients.num_clients, cohort)]
     worked = -(-sizes // given.batch) * given.batch
     assert measured.samples == sizes.sum()

@@ -21,20 +21,21 @@ import numpy as np
 
 from fedjax8 import keys, trees
 from fedjax8.data.federated import FederatedData, sample_cohort
-from fedjax8.engine.call import Carried, Outcome, Settings, Share, call_program
-from fedjax8.engine.evaluation import Evaluated
+from fedjax8.engine.call import Carried, Outcome, Settings, Share
 from fedjax8.engine.feeding import Feed, Rows, feed
-from fedjax8.engine.fit import Fit, fit_of
+from fedjax8.engine.fit import fit_of
 from fedjax8.engine.lines import round_line
 from fedjax8.engine.planning import Plan, planner, used
 from fedjax8.engine.prefetch import Prefetch
+from fedjax8.engine.programs import Programs
 from fedjax8.engine.start import start_batch
 from fedjax8.engine.states.client_states import ClientStates, client_states
 from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
+from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.exchange.left_out import named
-from fedjax8.exchange.link import DOWN, UP, Discovery
+from fedjax8.exchange.link import DOWN, UP
 from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
 from fedjax8.given import checked
@@ -76,46 +77,6 @@ class Prepared(NamedTuple):
 
     plan: Plan
     rows: Rows
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Programs:
-    """What no seed changes: compiled and placed once for all simulations `beside` each other."""
-
-    algorithm: Algorithm
-    uplink: Codec
-    downlink: Codec
-    executor: Executor
-    num_clients: int
-    columns: Mapping[str, np.ndarray]
-    """All rows, on the host."""
-    fit: Fit
-    outcome: Callable[[], Outcome]
-    """Shapes of what a round leaves."""
-
-    @functools.cached_property
-    def placed(self) -> PyTree:
-        """All rows, on the devices."""
-        return self.executor.place({name: np.asarray(column) for name, column in self.columns.items()})
-
-    @functools.cached_property
-    def init_model(self) -> Callable[..., Variables]:
-        """`Model.init`, compiled."""
-        return jax.jit(self.algorithm.local.model.init)
-
-    def call(self) -> Callable:
-        """The program of a call, not compiled."""
-        return call_program(self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients, self.outcome())
-
-    @functools.cached_property
-    def compiled(self) -> Callable:
-        """The program of a call."""
-        return self.executor.compile(self.call())
-
-    @functools.cached_property
-    def evaluated(self) -> Evaluated:
-        """Evaluation of the global model."""
-        return Evaluated(self.algorithm.local.model, self.executor, self.fit)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

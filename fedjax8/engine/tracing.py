@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.engine.call import Outcome
+from fedjax8.exchange.discovery import Discovery, Recorder
 from fedjax8.exchange.left_out import no_cells
-from fedjax8.exchange.link import Discovery, Recorder, RoundLink
+from fedjax8.exchange.link import RoundLink
 from fedjax8.executors.loop import loop
 from fedjax8.keys import random_key
 from fedjax8.numerics import formats

@@ -27,6 +27,7 @@ from fedjax8.dropouts import Speeds
 from fedjax8.exchange import attacking
 from fedjax8.exchange.attacking import as_contribution, change_of
 from fedjax8.exchange.clock import Clock
+from fedjax8.exchange.discovery import Discovery, Recorder
 from fedjax8.exchange.left_out import cells
 from fedjax8.types import (
     MODEL,
@@ -49,34 +50,6 @@ from fedjax8.types import (
 )
 
 DOWN, UP = "down", "up"
-
-
-class Discovery(NamedTuple):
-    """What a dry run of the round learned about one kind of message."""
-
-    channel: Channel
-    tree: PyTree
-    """Shapes of the tree that is sent."""
-    codec: Codec
-    """What encodes it."""
-    measured: dict[str, Ratio]
-    """Shapes of what the codec measures, under the names it is logged by."""
-
-
-class Recorder:
-    """Collects `Discovery`s while a round is traced without being run. Compared by identity, as static data must be."""
-
-    def __init__(self) -> None:
-        self.found: list[Discovery] = []
-
-    def note(self, discovery: Discovery) -> None:
-        """Adds one; ValueError if its channel is known with another tree, since codec state belongs to a channel."""
-        for other in self.found:
-            if other.channel[:2] == discovery.channel[:2] and other.tree != discovery.tree:
-                direction, name, *_ = other.channel
-                raise ValueError(f"two different trees are sent {direction} as {name!r}; give them different names")
-        if all(other.channel != discovery.channel for other in self.found):
-            self.found.append(discovery)
 
 
 @struct.dataclass

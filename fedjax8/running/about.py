@@ -17,7 +17,7 @@ from fedjax8.data.checks import check_classes
 from fedjax8.data.federated import FederatedData
 from fedjax8.data.heterogeneity import label_skew
 from fedjax8.engine.simulation import Simulation
-from fedjax8.exchange.link import Discovery
+from fedjax8.exchange.discovery import Discovery
 from fedjax8.keys import random_key
 
 SIZES = 1000

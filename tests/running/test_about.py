@@ -12,7 +12,7 @@ from fedjax8.codecs.none import none
 from fedjax8.codecs.topk import topk
 from fedjax8.data.federated import Dataset, FederatedData
 from fedjax8.errors import UserError
-from fedjax8.exchange.link import Discovery
+from fedjax8.exchange.discovery import Discovery
 from fedjax8.running.about import about, leaf_bytes, split_facts
 from fedjax8.running.client_accuracy import client_accuracy
 from fedjax8.types import Channel, Variables

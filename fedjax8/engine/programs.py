@@ -1,0 +1,53 @@
+"""What of a run no seed changes: its compiled programs, and all rows on the devices."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from fedjax8.engine.call import Outcome, call_program
+from fedjax8.engine.evaluation import Evaluated
+from fedjax8.engine.fit import Fit
+from fedjax8.types import Algorithm, Codec, Executor, PyTree, Variables
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """What no seed changes: compiled and placed once for all simulations `beside` each other."""
+
+    algorithm: Algorithm
+    uplink: Codec
+    downlink: Codec
+    executor: Executor
+    num_clients: int
+    columns: Mapping[str, np.ndarray]
+    """All rows, on the host."""
+    fit: Fit
+    outcome: Callable[[], Outcome]
+    """Shapes of what a round leaves."""
+
+    @functools.cached_property
+    def placed(self) -> PyTree:
+        """All rows, on the devices."""
+        return self.executor.place({name: np.asarray(column) for name, column in self.columns.items()})
+
+    @functools.cached_property
+    def init_model(self) -> Callable[..., Variables]:
+        """`Model.init`, compiled."""
+        return jax.jit(self.algorithm.local.model.init)
+
+    def call(self) -> Callable:
+        """The program of a call, not compiled."""
+        return call_program(self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients, self.outcome())
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        """The program of a call."""
+        return self.executor.compile(self.call())
+
+    @functools.cached_property
+    def evaluated(self) -> Evaluated:
+        """Evaluation of the global model."""
+        return Evaluated(self.algorithm.local.model, self.executor, self.fit)

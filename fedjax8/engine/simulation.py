@@ -226,14 +226,11 @@ class Simulation:
             lambda: self._traced.outcome,
         )
 
-    def check_rows(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
-        """Checks the clients' rows in memory against the model; what those on disk are checked by as they are read."""
-        return self._check_read
-
     # Made once
 
     @functools.cached_property
-    def _check_read(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
+    def check_read(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
+        """What checks rows as they are read from disk; rows in memory are checked when it is first asked for."""
         return self.programs.fit.on_entry(self.data.columns, "the clients' rows")
 
     @functools.cached_property
@@ -298,7 +295,7 @@ class Simulation:
         first_cohort = sample_cohort(self.seed, 0, self.num_clients, self.cohort_size)
         usual = self.data.windows(first_cohort)[1].sum() // self.executor.num_shards
         placed = lambda: self.programs.placed
-        return feed(self.data, self.executor, placed, self.feed_mode, int(usual), self._most_rounds, self.check_rows())
+        return feed(self.data, self.executor, placed, self.feed_mode, int(usual), self._most_rounds, self.check_read)
 
     @functools.cached_property
     def _planner(self) -> Callable[[int, int], Plan]:
@@ -389,19 +386,8 @@ def simulate(
         raise UserError(f"none of the {num_clients} clients has any data")
     if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
-    made = Simulation(
-        algorithm,
-        data,
-        cohort_size,
-        uplink,
-        downlink,
-        seed,
-        auto() if executor is None else executor,
-        rounds_per_call,
-        feed_mode,
-        mixed_formats,
-        beside,
-        sample,
-    )
-    made.check_rows()
+    executor = auto() if executor is None else executor
+    how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample)
+    made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how)
+    _ = made.check_read
     return made

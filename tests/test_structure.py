@@ -10,9 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
-    {"errors", "types", "trees", "given", "xla_cpu", "keys", "lookup", "streams", "version"},
-    {"numerics", "data", "models"},
-    {"codecs", "adapters", "executors", "privacy", "attacks", "dropouts", "local", "durable", "hosts", "results"},
+    {"errors", "types", "version"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "streams", "durable"},
+    {"numerics", "data", "models", "results"},
+    {"codecs", "adapters", "executors", "privacy", "attacks", "dropouts", "local", "hosts"},
     {"algorithms"},
     {"exchange"},
     {"engine"},
@@ -62,6 +63,26 @@ def test_importing_the_package_touches_no_device():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_results_are_read_without_jax():
+    code = (
+        "import fedjax8.results, importlib, pkgutil, sys\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(fedjax8.results.__path__, 'fedjax8.results.')]\n"
+        "assert 'jax' not in sys.modules, 'results import JAX'\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_room_holds_more_than_its_share():
+    """A share of 15 percent of the package's lines."""
+    lines = {f: len(f.read_text().splitlines()) for f in FILES}
+    rooms: dict[str, int] = {}
+    for file, count in lines.items():
+        room = file.relative_to(PACKAGE).parts[0]
+        rooms[room] = rooms.get(room, 0) + count
+    assert {room: n for room, n in rooms.items() if n > 0.15 * sum(lines.values())} == {}
 
 
 def test_files_are_small_enough_to_hold_in_mind():

@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    "adapters", "aggregators", "algorithms", "attacks", "codecs", "cohorts", "config", "data", "dropouts", "models",
-    "monitors", "numerics", "privacy", "refinements", "simulation",
+    "adapters", "aggregators", "algorithms", "attacks", "codecs", "config", "data", "dropouts", "engine",
+    "exchange", "executors", "models",
+    "monitors", "numerics", "privacy", "refinements", "running",
 }  # fmt: skip
 
 

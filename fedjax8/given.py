@@ -66,8 +66,8 @@ def checked(f: Callable[P, T]) -> Callable[P, T]:
                 misfits += [(name, value)] * (not fits(value, hints[name], objects=True))
         if not misfits:
             return f(*args, **kwargs)
-        if all(value is None for _, value in misfits):
-            # Nothing was given, so other settings may be at fault too: `f` names those first.
+        if any(value is None for _, value in misfits):
+            # Nothing was given for it, so other settings may be at fault too: `f` names those first.
             with contextlib.suppress(AttributeError, TypeError):
                 f(*args, **kwargs)
         name, value = misfits[0]

@@ -7,6 +7,7 @@ local_training(models.mlp, ...)      UserError: local_training: model must be a 
                                      it: mlp(...)
 """
 
+import contextlib
 import functools
 import inspect
 import json
@@ -58,19 +59,26 @@ def checked(f: Callable[P, T]) -> Callable[P, T]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise UserError(f"{f.__name__}: {error}; it takes {', '.join(signature.parameters)}") from error
+        misfits = []
         for name, value in given.items():
             kind = signature.parameters[name].kind
             if name in hints and kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
-                expect(f"{f.__name__}: {name}", value, hints[name])
-        return f(*args, **kwargs)
+                misfits += [(name, value)] * (not fits(value, hints[name], objects=True))
+        if not misfits:
+            return f(*args, **kwargs)
+        if any(value is None for _, value in misfits):
+            # Nothing was given for it, so other settings may be at fault too: `f` names those first.
+            with contextlib.suppress(AttributeError, TypeError):
+                f(*args, **kwargs)
+        name, value = misfits[0]
+        raise refused(f"{f.__name__}: {name}", value, hints[name])
 
     return call
 
 
-def expect(where: str, value: Any, hint: Any) -> None:
-    """UserError that says what to try unless `value` is of the annotated type."""
-    if not fits(value, hint, objects=True):
-        raise UserError(f"{where} must be {_shown(hint)}, but is {_described(value)}{_advice(value, hint)}")
+def refused(where: str, value: Any, hint: Any) -> UserError:
+    """The error for a value that is not of the annotated type, with what to try."""
+    return UserError(f"{where} must be {_shown(hint)}, but is {_described(value)}{_advice(value, hint)}")
 
 
 def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:

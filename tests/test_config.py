@@ -110,7 +110,7 @@ def test_a_mistyped_override_says_what_is_allowed(path, text, message):
 def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
     config = configured((path, text))
     if message is None:
-        assert build(config).clients.num_clients == 50
+        assert build(config).simulation.data.num_clients == 50
         return
     with pytest.raises(UserError, match=message) as caught:
         build(config)
@@ -179,12 +179,12 @@ def test_a_component_of_ones_own_is_found_by_module_and_name():
 
 def test_a_config_may_ask_for_more_clients_than_rows():
     config = configured(("num_clients", "100000"), ("partition.name", "windows"), ("partition.largest", "20"))
-    clients = build(config).clients
+    clients = build(config).simulation.data
     assert clients.num_clients == 100_000 and clients.sizes.max() == 20
 
 
 def test_the_split_depends_on_the_seed_alone():
-    first, again, other = (build(configured(("seed", s))).clients.order for s in ("0", "0", "1"))
+    first, again, other = (build(configured(("seed", s))).simulation.data.order for s in ("0", "0", "1"))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
 
@@ -202,7 +202,7 @@ def test_a_component_inside_a_component_is_made_by_naming_it():
         ("algorithm.server_optimizer.tau", "0.01"),
     )
     assert config.algorithm.server_optimizer.to_dict() == {"name": "fedyogi", "tau": 0.01}
-    assert build(config).clients.num_clients == 50
+    assert build(config).simulation.data.num_clients == 50
 
 
 def test_a_component_in_a_list_is_reached_by_its_place():
@@ -222,7 +222,7 @@ def test_a_string_where_a_component_belongs_is_told_so():
 
 
 def test_scaffold_takes_the_clients_step_size_and_refuses_other_optimizers():
-    assert build(configured(("algorithm.name", "scaffold"))).clients.num_clients == 50
+    assert build(configured(("algorithm.name", "scaffold"))).simulation.data.num_clients == 50
     for path, text in (("client.optimizer.name", "adam"), ("client.weight_decay", "0.1")):
         config = configured(("algorithm.name", "scaffold"), (path, text), ("client.optimizer.learning_rate", "0.1"))
         with pytest.raises(UserError, match="needs plain SGD"):
@@ -234,7 +234,7 @@ def test_objects_may_stand_in_a_config_of_a_run_without_files():
 
     config = base_config()
     config.algorithm = component("fedopt", server_optimizer=optax.sgd(1.0))
-    assert build(config).clients.num_clients == 50
+    assert build(config).simulation.data.num_clients == 50
     with pytest.raises(UserError, match=r"component\(name"):
         plain(config)
 

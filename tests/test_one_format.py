@@ -106,7 +106,8 @@ def in_python(model, uplink, downlink, refine=None, **settings):
     """A run that Python code put together."""
     rows = data.synthetic(shape=(4,), num_examples=20, num_test=2)
     clients = data.federate(rows, data.iid(), num_clients=2)
-    local = local_training(model, optax.sgd(0.1), data.batch_plan(5, epochs=1))
+    scaled = adapters.inputs(model, (0.0,), (1.0,))
+    local = local_training(scaled, optax.sgd(0.1), data.batch_plan(5, epochs=1))
     algorithm = algorithms.fedavg(local, refine=refine)
     return simulate(algorithm, clients, cohort_size=2, uplink=uplink, downlink=downlink, **settings)
 

@@ -126,7 +126,7 @@ def _traced(model: Model, like: Mapping[str, tuple[np.dtype, tuple[int, ...]]], 
         used = uses(lambda v, b: plain(v, b)[0], variables, batch)
         if used.unscaled:
             _refuse_unscaled(like["x"][0], what, rows)
-    return Fit(outputs.shape[1:], num_classes, used, dict(like))
+    return Fit(getattr(outputs, "shape", ())[1:], num_classes, used, dict(like))
 
 
 def _check_outputs(outputs: Any, labels: Any, what: str, rows: str) -> int:

@@ -38,7 +38,7 @@ def test_a_config_puts_adapters_with_their_settings_around_a_model_from_a_file(t
     plain_config.adapter = component("none")
     base = build(plain_config)
     batch = {name: column[:4] for name, column in base.dataset.train.items()}
-    made = jax.jit(base.model.init)(jax.random.key(7), batch)
+    made = jax.jit(base.simulation.model.init)(jax.random.key(7), batch)
     file = str(tmp_path / "base.safetensors")
     save_params(file, made.params)
 
@@ -46,7 +46,7 @@ def test_a_config_puts_adapters_with_their_settings_around_a_model_from_a_file(t
     override(config, [("adapter.adapters.1.rank", "2")])
     validate(config)
     assert plain(config)["adapter"]["adapters"][1] == {"name": "lora", "rank": 2}
-    own = jax.jit(build(config).model.init)(KEY, batch)
+    own = jax.jit(build(config).simulation.model.init)(KEY, batch)
     leaves = trees.named_leaves(own.params) | trees.named_leaves(own.frozen)
     for name, leaf in trees.named_leaves(made.params).items():
         np.testing.assert_array_equal(leaves[name], leaf)

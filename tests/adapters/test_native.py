@@ -343,8 +343,8 @@ def test_the_client_step_of_the_default_job_holds_8_bit_arrays():
     handed to XLA; each is made once by bits on CPU and decoded for the product."""
     experiment = build(base_config())
     rows = {name: column[:10] for name, column in experiment.dataset.train.items()} | {"mask": np.ones(10, np.float32)}
-    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), rows)
-    text = jax.jit(jax.grad(loss_of(experiment.model, rows), has_aux=True)).lower(variables.params).as_text()
+    variables = jax.eval_shape(experiment.simulation.model.init, jax.random.key(0), rows)
+    text = jax.jit(jax.grad(loss_of(experiment.simulation.model, rows), has_aux=True)).lower(variables.params).as_text()
     made = lambda shape, kind: re.findall(rf"bitcast_convert .*\(tensor<{shape}xui8>\) -> tensor<{shape}x{kind}>", text)
     read = lambda shape, kind: re.findall(rf"bitcast_convert .*\(tensor<{shape}x{kind}>\) -> tensor<{shape}xui8>", text)
     for shape in ("10x64", "64x128", "10x128", "128x10"):  # inputs and kernels

@@ -258,9 +258,6 @@ DATASET = Dataset({"x": FLOATS, "y": Y}, {"x": FLOATS, "y": Y}, 3, (0.0,), (1.0,
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model": models.mlp}, r"simulate: model must be a Model, but is the function mlp; call it: mlp\(...\)"),
-        ({"model": nn.Dense(3)}, r"a Dense; models.from_linen\(module\) makes a model of it"),
-        ({"model": Linear(nnx.Rngs(0))}, r"a Linear; models.from_nnx\(lambda rngs: ...\)"),
         ({"algorithm": algorithms.fedavg}, "algorithm must be an Algorithm, but is the function fedavg; call it"),
         ({"algorithm": "fedavg"}, "is 'fedavg'; pass the object"),
         ({"data": DATASET}, r"data must be a FederatedData, but is a Dataset; data.federate\(dataset, data.iid\(\)"),
@@ -270,17 +267,16 @@ DATASET = Dataset({"x": FLOATS, "y": Y}, {"x": FLOATS, "y": Y}, 3, (0.0,), (1.0,
         ({"cohort_size": True}, "cohort_size must be an int, but is True"),
         ({"seed": "0"}, "seed must be an int, but is '0'"),
         ({"seed": -1}, "seed is -1"),
-        ({"batches": 32}, r"batches must be a BatchPlan or None, but is 32; try data.batch_plan"),
         ({"rounds_per_call": 0}, "rounds_per_call 0"),
         ({"executor": "vmap"}, "executor must be an Executor or None, but is 'vmap'"),
         ({"feed_mode": None}, "feed_mode must be a str, but is None"),
-        ({"rounds": 3}, "simulate: got an unexpected keyword argument 'rounds'; it takes model, algorithm"),
+        ({"rounds": 3}, "simulate: got an unexpected keyword argument 'rounds'; it takes algorithm, data"),
     ],
 )
 def test_arguments_of_another_type_are_refused_with_what_to_try(changes, says):
     model = logistic()
     algorithm = algorithms.fedavg(local_training(model, optax.sgd(0.1), PLAN))
-    given = {"model": model, "algorithm": algorithm, "data": clients_of(FLOATS), "cohort_size": np.int64(2)}
+    given = {"algorithm": algorithm, "data": clients_of(FLOATS), "cohort_size": np.int64(2)}
     given |= {"uplink": codecs.none(), "downlink": codecs.none()}
     assert simulate(**given) is not None
     with pytest.raises(UserError, match=says) as raised:
@@ -292,6 +288,8 @@ def test_arguments_of_another_type_are_refused_with_what_to_try(changes, says):
     ("call", "says"),
     [
         (lambda: local_training(models.mlp, optax.sgd(0.1), PLAN), r"model must be a Model, .*call it: mlp\(...\)"),
+        (lambda: local_training(nn.Dense(3), optax.sgd(0.1), PLAN), r"a Dense; models.from_linen\(module\) makes a"),
+        (lambda: local_training(Linear(nnx.Rngs(0)), optax.sgd(0.1), PLAN), r"a Linear; models.from_nnx\(lambda rngs"),
         (lambda: local_training(logistic(), optax.sgd, PLAN), r"GradientTransformation, .*call it: sgd\(...\)"),
         (lambda: local_training(logistic(), 0.1, PLAN), r"is 0.1; try optax.sgd\(learning_rate\)"),
         (lambda: local_training(logistic(), optax.sgd(0.1), 32), r"plan must be a BatchPlan, but is 32; try data"),

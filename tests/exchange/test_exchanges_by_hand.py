@@ -11,7 +11,7 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.codecs.none import none
 from fedjax8.data.federated import Dataset, FederatedData
-from fedjax8.engine.simulation import SimulationState
+from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.states.disk_states import DiskStates
 from fedjax8.exchange.ledger import Ledger
@@ -76,17 +76,19 @@ def test_states_on_disk_go_back_to_the_round_of_the_checkpoint_that_is_restored(
 def test_seconds_go_on_from_those_before_a_resume(toys, tmp_path, monkeypatch):
     """A clock that each round takes 5000 s further, and the pause between two runs of a round each by 10^9."""
     sim, ahead, real = toys.build(fedavg, toys.clients([1.0, 1.0], [1.0, 2.0]), steps=1), [0.0], time.monotonic
+    run_rounds = Simulation.run_rounds
 
-    def run_rounds(*arguments, **settings):
+    def slow(*arguments, **settings):
         ahead[0] += 5000.0
-        return sim.run_rounds(*arguments, **settings)
+        return run_rounds(*arguments, **settings)
 
+    monkeypatch.setattr(Simulation, "run_rounds", slow)
     monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
     test = {"a": np.float32([1]), "b": np.float32([1])}
-    slow, schedule = sim._replace(run_rounds=run_rounds), Schedule(rounds=1, eval_every=1, checkpoint_every=1)
-    first = run(slow, test, schedule, workdir=tmp_path).summary["seconds"]
+    schedule = Schedule(rounds=1, eval_every=1, checkpoint_every=1)
+    first = run(sim, test, schedule, workdir=tmp_path).summary["seconds"]
     ahead[0] += 1e9
-    second = run(slow, test, schedule._replace(rounds=2), workdir=tmp_path).summary["seconds"]
+    second = run(sim, test, schedule._replace(rounds=2), workdir=tmp_path).summary["seconds"]
     assert 5000 <= first < 9000  # the rest is what the computer really took
     assert 10_000 <= second < 14_000
 
@@ -102,6 +104,7 @@ def test_the_accuracy_of_a_client_with_many_rows_is_of_rows_over_all_of_them():
         metrics=lambda outputs, batch: {"accuracy": (outputs == batch["y"]).astype(jnp.float32)},
     )
     clients = FederatedData.from_owners(columns, np.repeat([0, 1], [rows, many]), 2)
-    found = client_accuracy(model, Variables({}, {}), data, clients, most=2)
+    whole = types.SimpleNamespace(model=model, data=clients, variables=lambda state: Variables({}, {}))
+    found = client_accuracy(whole, None, data, most=2)
     assert found["counts"] == [CLIENT_ROWS, CLIENT_ROWS]
     assert found["accuracy"] == pytest.approx([1 / 2, 1 / 3], abs=1 / CLIENT_ROWS)

@@ -16,6 +16,7 @@ from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
+from fedjax8.models.logistic import logistic
 from fedjax8.privacy import accounting
 from fedjax8.privacy.accounting import ExampleSteps, Facts, calibrate, cohort, epsilon, rate, rdp
 
@@ -154,7 +155,7 @@ def test_the_log_tells_epsilon_after_every_round(toys):
 
 
 def test_examples_have_names_of_their_own_beside_clients():
-    algorithm = fedavg(local_training(None, optax.sgd(0.1), batch_plan(1, epochs=1)))
+    algorithm = fedavg(local_training(logistic(), optax.sgd(0.1), batch_plan(1, epochs=1)))
     users = algorithm._replace(privacy=lambda rounds: {"epsilon": 1.0 * rounds, "delta": 0.1})
     gradient = privacy.none()._replace(privacy=lambda rounds: {"epsilon": 2.0 * rounds, "delta": 0.2})
     assert privacy.accounted(algorithm, gradient).privacy(2) == {"epsilon": 4.0, "delta": 0.2}
@@ -175,7 +176,7 @@ def test_a_missing_library_is_named(monkeypatch):
 def test_a_missing_library_ends_a_run_before_it_has_begun(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
     run = facts([20, 20, 20], cohort_size=2, plan=batch_plan(5, epochs=1))
-    local = local_training(None, optax.sgd(0.1), run.plan)
+    local = local_training(logistic(), optax.sgd(0.1), run.plan)
     with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):
         privacy.dp_sgd(1.0, 2.0, facts=run)
     with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):

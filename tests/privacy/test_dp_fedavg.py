@@ -18,6 +18,7 @@ from fedjax8.codecs.none import none
 from fedjax8.codecs.randomk import randomk
 from fedjax8.data.batches import batch_plan
 from fedjax8.dropouts import with_dropout
+from fedjax8.dropouts.base import Dropout
 from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
 from fedjax8.executors.auto import auto
@@ -25,7 +26,7 @@ from fedjax8.executors.loop import loop
 from fedjax8.local import local_training
 from fedjax8.lookup import component_names
 from fedjax8.privacy.accounting import Facts, cohort, epsilon
-from fedjax8.types import Attack, Dropout, Model, Variables
+from fedjax8.types import Attack, Model, Variables
 
 FLOAT32 = 2e-6
 D = 50_000
@@ -106,7 +107,7 @@ def after_losses(toys, lost, noise="clients", make_attack=None):
 
     def make(local):
         algorithm = private(2.0, 1.5, noise=noise)(local)
-        gone = Dropout(lambda key, ids, sizes, down, up: jnp.isin(ids, jnp.array(lost, jnp.int32)))
+        gone = Dropout(lambda key, ids: jnp.isin(ids, jnp.array(lost, jnp.int32)))
         algorithm = with_dropout(algorithm, gone)
         return attacked(algorithm, make_attack) if make_attack else algorithm
 

@@ -228,8 +228,9 @@ def test_a_device_without_memory_is_explained_in_a_run(sim, tmp_path, monkeypatc
     def too_large(*arguments, **settings):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
+    monkeypatch.setattr(type(sim), "run_rounds", too_large)
     with pytest.raises(UserError, match="out of memory, with 1 client at once"):
-        go(sim._replace(run_rounds=too_large), tmp_path)
+        go(sim, tmp_path)
 
 
 def test_each_client_that_is_left_out_is_named_once(sim):

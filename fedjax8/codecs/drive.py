@@ -10,7 +10,7 @@ would not average out.
 
 Guarantees, per leaf. `unbiased`: <x^, x> = ||x||**2 for every key, and E[x^] = x if R were uniform over all rotations.
 The Hadamard rotation falls short of that: E[x^] - x is orthogonal to x, small for large leaves without a few dominant
-values, but not zero, so that the codec does not claim to be unbiased; (1, 0.5, 0, 0), say, always decodes to (1.25, 0, 0, 0).
+values, but not zero, so that the codec does not claim to be unbiased; (1, 0.5, 0, 0) always decodes to (1.25, 0, 0, 0).
 `min_error`: the least-squares scale, ||x^||**2 = <x^, x>, a contraction:
 ||x^ - x||**2 = (1 - ||z||_1**2 / (D ||z||**2)) ||x||**2; for error feedback. For large D the error over ||x||**2 tends
 to pi / 2 - 1 = 0.571 and 1 - 2 / pi = 0.363. No useful bound per element is known. An all-zero leaf decodes to zeros.

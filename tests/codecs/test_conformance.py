@@ -45,8 +45,9 @@ def cases(package=PACKAGE):
 CODECS = dict(cases())
 
 # Codecs that add values up, in an order that is XLA's choice: not the same for one client as for many, or compiled
-# whole as operation by operation. They multiply before, which turns a rounding into one of the products' size.
-SUMMING = ("drive", "eden", "rotated", "evofed", "powersgd")
+# whole as operation by operation. They multiply before, which turns a rounding into one of the products' size. And one
+# that adds a product, which is rounded first or not.
+SUMMING = ("drive", "eden", "rotated", "evofed", "powersgd", "adaptive")
 # Sums of at most 64 products of values up to 5, and back: a few float32 roundings of that size.
 OF_SUMS = 2.0**-20 * 5
 # Codecs whose message holds a norm divided by a power of two up to sqrt(64), which may make it subnormal: then values

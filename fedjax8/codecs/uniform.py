@@ -98,8 +98,9 @@ def uniform(
     def decode_leaf(message):
         codes = unpack_bits(message.codes, bits, math.prod(message.shape)).astype(jnp.int32)
         q = codes - s if s else 2 * codes - 1
-        # A share of the norm first: a step of it might be subnormal.
-        share = q.astype(jnp.float32).reshape(message.shape) * np.float32(1.0 / (s or 1))
+        q = q.astype(jnp.float32).reshape(message.shape)
+        # A share of the norm first, as a step of it might be subnormal; the selection keeps XLA to this order.
+        share = jnp.where(q == 0, 0.0, q * np.float32(1.0 / (s or 1)))
         return within(share * per_value(message.norm, bucket, message.shape))
 
     def bound(x):

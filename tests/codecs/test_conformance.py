@@ -45,8 +45,9 @@ def cases(package=PACKAGE):
 CODECS = dict(cases())
 
 # Codecs that add values up, in an order that is XLA's choice: not the same for one client as for many, or compiled
-# whole as operation by operation. They multiply before, which turns a rounding into one of the products' size.
-SUMMING = ("drive", "eden", "rotated", "evofed", "powersgd")
+# whole as operation by operation. They multiply before, which turns a rounding into one of the products' size. And one
+# that adds a product, which is rounded first or not.
+SUMMING = ("drive", "eden", "rotated", "evofed", "powersgd", "adaptive")
 # Sums of at most 64 products of values up to 5, and back: a few float32 roundings of that size.
 OF_SUMS = 2.0**-20 * 5
 # Codecs whose message holds a norm divided by a power of two up to sqrt(64), which may make it subnormal: then values
@@ -268,7 +269,7 @@ def test_an_unbiased_codec_may_err_by_more_than_it_sends():
         assert squared_errors(decoded, stacked).mean() > 1
 
 
-SINGLE = {"one": (1, 1), "two": (2,), "few": (1, 3), "none": (0, 4)}
+SINGLE = {"one": (1, 1), "few": (1, 3), "none": (0, 4)}
 
 
 @pytest.mark.parametrize("shape", SINGLE.values(), ids=SINGLE)
@@ -286,11 +287,10 @@ def test_no_message_is_larger_than_float32(name, shape):
     assert trees.num_bytes(message) - factors <= trees.num_bytes(tree)
 
 
-@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
-def test_keys_of_any_kind_do(name, impl):
-    """As the encoding key, and as the kind that JAX makes where none is named."""
+def test_keys_of_any_kind_do(name):
+    """As the encoding key, and as the kind that JAX makes where none is named; those of `rbg` have four words."""
     codec = CODECS[name]
-    with jax.default_prng_impl(impl):
+    with jax.default_prng_impl("rbg"):
         run = lambda t: codec.decode(codec.init(t), codec.encode(jax.random.key(0), codec.init(t), t)[0])
         assert trees.shapes(jax.eval_shape(run, NORMAL)) == trees.shapes(NORMAL)
 

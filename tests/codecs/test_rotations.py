@@ -97,7 +97,7 @@ def test_what_is_left_of_the_error_after_averaging_many_keys_is_small_for_large_
 
 
 def test_a_pair_of_values_shows_that_drive_with_a_hadamard_rotation_is_biased():
-    """By hand: all four rotated values, 0.75 or 0.25, have the sign of the larger: the smaller is lost, 2 S = 1.25."""
+    """By hand: rotated values, 0.75 or 0.25, have the sign of the larger one, the smaller is lost: 2 S = 1.25."""
     got = decoded(drive(min_ndim=1), jnp.array([1.0, 0.5, 0.0, 0.0]), KEYS)
     np.testing.assert_allclose(got, np.broadcast_to([1.25, 0.0, 0.0, 0.0], (20, 4)), atol=1e-6)
     assert not drive().unbiased
@@ -134,9 +134,8 @@ def test_rotated_rounding_errs_by_a_step_at_most_in_the_rotated_domain():
     codec = rotated(4, min_ndim=1)
     message, _ = codec.encode(KEYS[0], (), x)
     error = np.linalg.norm(np.asarray(codec.decode((), message) - x))
-    assert (
-        0 < error <= math.sqrt(128) * float(message.step) * 2**5
-    )  # sent over 2 * 2**4, the power of two above sqrt(128)
+    step = float(message.step) * 2**5  # sent over 2 * 2**4, where 2**4 is the power of two above sqrt(128)
+    assert 0 < error <= math.sqrt(128) * step
 
 
 def test_rotated_levels_span_the_extremes_so_one_value_is_exact():

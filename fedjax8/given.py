@@ -66,8 +66,8 @@ def checked(f: Callable[P, T]) -> Callable[P, T]:
                 misfits += [(name, value)] * (not fits(value, hints[name], objects=True))
         if not misfits:
             return f(*args, **kwargs)
-        if any(value is None for _, value in misfits):
-            # Nothing was given for it, so other settings may be at fault too: `f` names those first.
+        if all(value is None or not _takes_object(hints[name]) for name, value in misfits):
+            # What `f` itself says of a number, a name or what is missing is more to the point.
             with contextlib.suppress(AttributeError, TypeError):
                 f(*args, **kwargs)
         name, value = misfits[0]
@@ -111,10 +111,7 @@ def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:
         return True
     if Callable in (origin, hint):
         return callable(value)
-    # A package's own tuples of functions and data classes: nothing else behaves like them.
-    if inspect.isclass(hint) and (hasattr(hint, "_fields") or hasattr(hint, "__dataclass_fields__")):
-        return isinstance(value, hint)
-    return True
+    return isinstance(value, hint) if _is_record(hint) else True
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -158,6 +155,17 @@ def parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):  # the latter for brackets in brackets
         return None
+
+
+def _is_record(hint: Any) -> bool:
+    """Whether an annotation is a tuple with names or a data class: nothing else behaves like one."""
+    return inspect.isclass(hint) and (hasattr(hint, "_fields") or hasattr(hint, "__dataclass_fields__"))
+
+
+def _takes_object(hint: Any) -> bool:
+    """Whether an annotation names a record or a function, alone or as an alternative."""
+    kinds = (hint, *typing.get_args(hint)) if isinstance(hint, types.UnionType) else (hint,)
+    return any(_is_record(kind) or Callable in (kind, typing.get_origin(kind)) for kind in kinds)
 
 
 def _shallow(value: Any) -> bool:

@@ -30,13 +30,13 @@ from fedjax8.codecs._leaves import (
     check_one_of,
     divided,
     half_power,
-    key_in,
     largest_magnitude,
     leafwise,
     message_key,
     unit_of,
     within,
 )
+from fedjax8.keys import as_key
 from fedjax8.numerics import pack_bits, padded_size, rotate, unpack_bits, unrotate
 from fedjax8.types import Array, Codec
 
@@ -70,7 +70,7 @@ def drive(scale: str = "unbiased", *, min_ndim: int = 2, min_size: int = 0) -> C
     def encode_leaf(key, x):
         words = message_key(key)
         whole = unit_of(largest_magnitude(x))
-        z = rotate(key_in(words), x * (1 / whole))
+        z = rotate(as_key(words), x * (1 / whole))
         largest = largest_magnitude(z)
         unit = divided(z, largest)  # so that squares neither overflow nor vanish
         sum_abs = jnp.sum(jnp.abs(unit))
@@ -83,7 +83,7 @@ def drive(scale: str = "unbiased", *, min_ndim: int = 2, min_size: int = 0) -> C
         negative = unpack_bits(message.negative, 1, size)
         whole = unit_of(message.scale)
         own = message.scale * (1 / whole) * np.float32(2.0 ** half_power(size))
-        return within(whole * unrotate(key_in(message.key), jnp.where(negative == 1, -own, own), message.shape))
+        return within(whole * unrotate(as_key(message.key), jnp.where(negative == 1, -own, own), message.shape))
 
     return leafwise(
         encode_leaf,

@@ -16,7 +16,6 @@ from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
-from fedjax8.models.logistic import logistic
 from fedjax8.privacy import accounting
 from fedjax8.privacy.accounting import ExampleSteps, Facts, calibrate, cohort, epsilon, rate, rdp
 
@@ -154,8 +153,8 @@ def test_the_log_tells_epsilon_after_every_round(toys):
     assert all(line["delta"] == 1e-3 for line in lines)
 
 
-def test_examples_have_names_of_their_own_beside_clients():
-    algorithm = fedavg(local_training(logistic(), optax.sgd(0.1), batch_plan(1, epochs=1)))
+def test_examples_have_names_of_their_own_beside_clients(toys):
+    algorithm = fedavg(local_training(toys.quadratic(), optax.sgd(0.1), batch_plan(1, epochs=1)))
     users = algorithm._replace(privacy=lambda rounds: {"epsilon": 1.0 * rounds, "delta": 0.1})
     gradient = privacy.none()._replace(privacy=lambda rounds: {"epsilon": 2.0 * rounds, "delta": 0.2})
     assert privacy.accounted(algorithm, gradient).privacy(2) == {"epsilon": 4.0, "delta": 0.2}
@@ -173,10 +172,10 @@ def test_a_missing_library_is_named(monkeypatch):
         epsilon(1.2345, 1e-5, steps=1, sampling=rate(0.5))
 
 
-def test_a_missing_library_ends_a_run_before_it_has_begun(monkeypatch):
+def test_a_missing_library_ends_a_run_before_it_has_begun(toys, monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
     run = facts([20, 20, 20], cohort_size=2, plan=batch_plan(5, epochs=1))
-    local = local_training(logistic(), optax.sgd(0.1), run.plan)
+    local = local_training(toys.quadratic(), optax.sgd(0.1), run.plan)
     with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):
         privacy.dp_sgd(1.0, 2.0, facts=run)
     with pytest.raises(UserError, match=r"fedjax8\[privacy\]"):

@@ -199,7 +199,7 @@ def test_a_pattern_that_matches_nothing_names_the_nearest_path(tiny, tokens):
 def test_settings_that_train_nothing_or_are_no_patterns_are_refused(tiny):
     with pytest.raises(ValueError, match="train names nothing"):
         subset(tiny, ())
-    with pytest.raises(UserError, match=r"subset: train must be Sequence\[str\] or a str"):
+    with pytest.raises(ValueError, match=r"path patterns must be texts.*\[3\]"):
         subset(tiny, [3])
 
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from fedjax8 import codecs
+from fedjax8 import codecs, trees
 from fedjax8.adapters.lora import lora
 from fedjax8.adapters.qat import qat
 from fedjax8.algorithms import aggregators, monitors, server_optimizers
@@ -94,15 +94,15 @@ def simulation(make, *, adapt=lambda model: model, up=None, down=None, executor=
 
 def call(sim, state, count=1, bombs=(), without=()):
     """(state, lines) of the next rounds with these `(client, bomb)`, and with no rows for the clients in `without`."""
-    begun, column = sim.parts.begin(state, count), np.zeros(CLIENTS, np.float32)
+    begun, column = sim.begin(state, count), np.zeros(CLIENTS, np.float32)
     for client, bomb in bombs:
         column[client] = bomb
     where = begun.share.rows
     sizes = np.where(np.isin(begun.share.ids, list(without)), 0, where.sizes)
     share = begun.share._replace(rows=where._replace(sizes=sizes))
-    columns = {**sim.parts.columns(), "bomb": sim.parts.columns()["bomb"] * 0 + column}
-    (carried, outcomes), new = sim.parts.common.compiled()((columns, begun.carried, begun.settings), share)
-    state, lines = sim.parts.finish(state, begun.plan, carried, outcomes, new)
+    columns = {**sim.columns, "bomb": sim.columns["bomb"] * 0 + column}
+    (carried, outcomes), new = sim.programs.compiled((columns, begun.carried, begun.settings), share)
+    state, lines = sim.finish(state, begun.plan, carried, outcomes, new)
     assert_finite(state)
     assert len(lines) == count
     return state, lines
@@ -292,14 +292,19 @@ def test_on_several_devices_and_in_one_call_all_decide_alike():
         same(state.server, single.server, exactly)
 
 
-def test_under_dp_a_huge_client_counts_as_zeros_and_nobody_learns_of_it():
+def test_under_dp_a_huge_client_moves_the_model_by_the_clip_at_most_and_nobody_learns_of_it():
+    """Of 1 / m of the clip, m the clients; what is not finite counts as zeros."""
     sim = simulation(functools.partial(dp_fedavg, clip=1.0, noise_multiplier=0.0))
     start = sim.init()
     honest, _ = one_round(sim, start, without=[GUILTY])
     for bomb in MAGNITUDES:
         state, line = one_round(sim, start, [(GUILTY, bomb)])
-        assert (line["excluded"], line["clients"], line["unusable_updates"]) == (0, CLIENTS, 1)
-        same(state.server, honest.server)
+        assert (line["excluded"], line["clients"]) == (0, CLIENTS)
+        moved = trees.subtract(state.server.variables.params, honest.server.variables.params)
+        assert float(trees.norm(moved)) <= 1.0 / CLIENTS * (1 + 1e-5)
+        if not np.isfinite(bomb):
+            assert line["unusable_updates"] == 1
+            same(state.server, honest.server)
 
 
 def test_losses_whose_sum_has_no_float32_are_logged_as_a_number_and_their_clients_are_used():

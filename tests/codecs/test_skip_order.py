@@ -9,8 +9,8 @@ from fedjax8.codecs.skip import skip
 
 
 def test_the_block_of_the_larger_norm_for_its_size_is_sent_and_not_that_of_the_larger_norm():
-    """Room for 8 of 11 values, of which the first block takes 4; norms 4 and 3.29 of 4 and 3 values are left, 1 and 1.10
-    per value.
+    """Room for 8 of 11 values, of which the first block takes 4; left are norms 4 and 3.29 of 4 and 3 values:
+    1 and 1.10 a value.
     """
     values = {"first": jnp.full(4, 10.0), "wide": jnp.full(4, 2.0), "narrow": jnp.full(3, 1.9)}
     tree = {"update": {name: {"kernel": x} for name, x in values.items()}}

@@ -186,7 +186,7 @@ def test_what_a_codec_lengthens_is_clipped_again(toys):
 def test_every_codec_carries_private_updates(name):
     """Traced, not run: the message is the codec's and a byte for the bit, and comes back as the tree that was sent."""
     module = importlib.import_module(f"fedjax8.codecs.{name}")
-    update = {"update": {"layer": {"kernel": jnp.ones((6, 5)), "bias": jnp.ones(5)}}}
+    update = {"update": {"layer": {"kernel": jnp.ones((16, 5)), "bias": jnp.ones(5)}}}
     for settings in module.EXAMPLES:
         codec = getattr(module, name)(**settings)
         private_codec = clipping(codec, 1.0)

@@ -169,9 +169,8 @@ def test_python_that_needs_no_training_runs_as_shown(page, tmp_path, monkeypatch
 
 
 def test_all_other_python_parses():
-    for name, text in PAGES.items():
-        for block in blocks(text, "python"):
-            compile(block, name, "exec")
+    programs = [compile(block, name, "exec") for name, text in PAGES.items() for block in blocks(text, "python")]
+    assert all(program.co_code for program in programs) and programs
 
 
 def test_files_that_pages_name_and_link_to_are_there():

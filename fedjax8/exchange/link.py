@@ -78,8 +78,10 @@ class RoundLink:
 
     @property
     def late(self) -> Array:
-        """bool `[C]`: which clients were late so far; of a `timed` link alone."""
-        return self.clock.late if self.clock else jnp.zeros(0, bool)
+        """bool `[C]`: which clients were late so far. ValueError unless the link is `timed`."""
+        if self.clock is None:
+            raise ValueError("only a timed link knows who is late; call link.timed first")
+        return self.clock.late
 
     def replace(self, **changes: Any) -> "RoundLink":
         """The link with other settings: `uplink`, `downlink`, `attack`."""

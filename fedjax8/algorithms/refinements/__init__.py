@@ -1,4 +1,4 @@
-"""What a server may do to the averaged model before it is sent again, one file each; see `types.Refinement`."""
+"""What a server may do to the averaged model before it is sent again, one file each; see `base.Refinement`."""
 
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus

@@ -24,8 +24,8 @@ from fedjax8.executors.auto import default_chunk
 from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.normalization import normalization, public_sample
-from fedjax8.numerics import formats
 from fedjax8.privacy.accounting import Facts, accounted
+from fedjax8.run_format import RunFormat, run_format_of
 from fedjax8.types import Aggregator, Algorithm, Attack, BatchPlan, Codec, Executor, Model, PyTree, StepGradient
 
 
@@ -101,38 +101,6 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
     """
     bound = bind(where, config, seam, supplied)
     return FAILED if bound is FAILED else bound.make(**{name: supplied[name] for name in bound.needs})
-
-
-class RunFormat:
-    """The 8-bit format of a run, `config.format`: handed to every part whose factory has a setting `format` that is
-    None by default."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.used = name, False
-
-    def given(self, where: str, config: ConfigDict, takes: Mapping[str, inspect.Parameter]) -> dict[str, str]:
-        """What a part is given; UserError if its own format is another, or missing where each part must have one."""
-        if "format" not in takes or takes["format"].default is not None:
-            return {}
-        self.used, own = True, config.get("format")
-        if own is not None and own not in formats.FORMATS:
-            return {}  # the factory says which there are
-        if self.name == MIXED and own is None:
-            raise UserError(f"config.format is {MIXED}, so each part names its format: set --{where}.format")
-        if own not in (None, self.name) and self.name != MIXED:
-            raise UserError(
-                f"{where}.format is {own}, but config.format, which all parts inherit, is {self.name}; set "
-                f"--config.format={own} for all, or --config.format={MIXED} and a format for each part"
-            )
-        return {"format": self.name} if own is None else {}
-
-    def check_used(self) -> None:
-        """Raises UserError if it is not the default and no part took it."""
-        if self.name != formats.DEFAULT and not self.used:
-            raise UserError(
-                f"config.format={self.name} changes nothing, since no adapter, codec or refinement of this run takes "
-                "it; leave it out, or set --config.adapter.name=qat or --config.uplink.name=fp8"
-            )
 
 
 class Bound(NamedTuple):
@@ -331,7 +299,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})
 
         client = given.client
-        run_format = None if given.format is FAILED else RunFormat(given.format)
+        formats_given = attempt(run_format_of, given.format, given.format_rules)
+        run_format = None if formats_given is FAILED else formats_given
         dataset = beside.dataset if beside else make("data", data_dir=data_dir)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)

@@ -46,6 +46,7 @@ def base_config() -> ConfigDict:
     config.augment = ()
     config.model = component("mlp", hidden=(128,))
     config.format = formats.DEFAULT
+    config.format_rules = ()
     config.adapter = component("qat")
     config.client = ConfigDict(
         {
@@ -91,6 +92,7 @@ FIELDS = {
     "augment": "random image changes while training, such as ('crop', 'flip')",
     "model": "a file in fedjax8/models",
     "format": "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",
+    "format_rules": "another format, or float32, for layers by pattern: Dense_0=float32,*/mlp/*=e5m2; first match wins",
     "adapter": "what changes the model: a file in fedjax8/adapters",
     "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
     "privacy": "how clients protect their examples: a file in fedjax8/privacy",
@@ -142,9 +144,10 @@ def is_component(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The config as JSON-ready dicts, lists and scalars."""
+    """The config as JSON-ready dicts, lists and scalars. Mappings inside components keep their order, which decides
+    where the first match wins."""
     if isinstance(value, Mapping | ConfigDict):
-        return {key: plain(value[key]) for key in sorted(value)}
+        return {key: plain(value[key]) for key in (sorted(value) if isinstance(value, ConfigDict) else value)}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, np.generic):

@@ -13,7 +13,7 @@ from fedjax8.adapters.inputs import inputs
 from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.attacks import attacked
-from fedjax8.config import LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
+from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.dropouts import Dropout, with_dropout
@@ -64,23 +64,34 @@ class Seam(NamedTuple):
     kind: type | None
 
 
+KINDS: dict[str, type | None] = {
+    "data.sources": Dataset,
+    "data.partitions": None,
+    "models": Model,
+    "adapters": Model,
+    "privacy": StepGradient,
+    "algorithms": Algorithm,
+    "algorithms.aggregators": Aggregator,
+    "algorithms.monitors": Monitor,
+    "algorithms.refinements": Refinement,
+    "attacks": Attack,
+    "dropouts": Dropout,
+    "codecs": Codec,
+    "executors": Executor,
+    "optimizers": optax.GradientTransformation,
+}
+"""What the factories in a package make; None: a function of no particular type."""
+INNER = {
+    "aggregate": "algorithms.aggregators",
+    "monitor": "algorithms.monitors",
+    "refine": "algorithms.refinements",
+    "server_optimizer": "optimizers",
+}
+"""Packages of components that stand inside others, by field."""
+PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {
-    "data": Seam(_finder("data.sources"), Dataset),
-    "partition": Seam(_finder("data.partitions"), None),
-    "model": Seam(_finder("models"), Model),
-    "adapter": Seam(_finder("adapters"), Model),
-    "privacy": Seam(_finder("privacy"), StepGradient),
-    "algorithm": Seam(_finder("algorithms"), Algorithm),
-    "aggregate": Seam(_finder("algorithms.aggregators"), Aggregator),
-    "attack": Seam(_finder("attacks"), Attack),
-    "dropout": Seam(_finder("dropouts"), Dropout),
-    "uplink": Seam(_finder("codecs"), Codec),
-    "downlink": Seam(_finder("codecs"), Codec),
-    "executor": Seam(_finder("executors"), Executor),
-    "monitor": Seam(_finder("algorithms.monitors"), Monitor),
-    "refine": Seam(_finder("algorithms.refinements"), Refinement),
-    "optimizer": Seam(find_optimizer, optax.GradientTransformation),
-    "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
+    field: Seam(find_optimizer if package == "optimizers" else _finder(package), KINDS[package])
+    for field, package in PACKAGES.items()
 }
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
 OURS = ("local", "model", "facts", "plan")

@@ -1,6 +1,7 @@
 """Runs one federated experiment.
 
-    python -m fedjax8.train [--config=FILE.py[:argument]] [--config.FIELD=VALUE ...] [--workdir=DIR] [--data_dir=DIR]
+    python -m fedjax8.train [--config=FILE.py[:argument] | --config=RUN/config.json] [--config.FIELD=VALUE ...]
+        [--workdir=DIR] [--data_dir=DIR]
         [--dry_run | --dry_run=fast] [--distributed | --coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, well under a minute. With --workdir the run
@@ -41,9 +42,10 @@ SIGNAL_STATUS = 128
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "Config file, FILE.py or FILE.py:argument; the default digits job if not given. Any field can be set with "
-    "--config.FIELD=VALUE, a component's setting with --config.COMPONENT.SETTING=VALUE, and another component chosen "
-    "with --config.COMPONENT.name=NAME. Fields:\n" + "\n".join(f"{name}: {text}" for name, text in FIELDS.items()),
+    "Config file, FILE.py or FILE.py:argument, or config.json of a run; the default digits job if not given. Any field "
+    "can be set with --config.FIELD=VALUE, a component's setting with --config.COMPONENT.SETTING=VALUE, and another "
+    "component chosen with --config.COMPONENT.name=NAME. Fields:\n"
+    + "\n".join(f"{name}: {field.help}" for name, field in FIELDS.items()),
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",

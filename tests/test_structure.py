@@ -18,7 +18,7 @@ RANKS = (
     {"exchange"},
     {"engine"},
     {"running"},
-    {"config", "build", "run_format", "cli", "devices", "distributed", "normalization", "tune"},
+    {"config", "config_fields", "build", "run_format", "cli", "devices", "distributed", "normalization", "tune"},
     {"train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

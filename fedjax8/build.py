@@ -16,6 +16,7 @@ from fedjax8.attacks import attacked
 from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
+from fedjax8.data.validation import HeldOut, hold_out
 from fedjax8.dropouts import Dropout, with_dropout
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
@@ -37,6 +38,8 @@ class Experiment(NamedTuple):
     simulation: Simulation
     private: bool = False
     """Whether an epsilon is stated, so that nothing but what it accounts for may depend on a training row."""
+    validation: Mapping[str, np.ndarray] | None = None
+    """Columns `[V, ...]` that nobody trains on, if some are held out."""
 
 
 def find_optimizer(name: str) -> Callable:
@@ -219,6 +222,16 @@ def split_over(dataset: Dataset, split: Callable, num_clients: int, seed: int) -
         return federate(dataset, split, num_clients, seed)
 
 
+def held_out(clients: FederatedData, share: float, of: str, seed: int) -> HeldOut:
+    """The clients without the validation part, and that part if there is one."""
+    if share:
+        with mistakes_of("config.validation"):
+            return hold_out(clients, share, of, seed)
+    if of != FIELDS["validation_of"].default:
+        raise UserError(f"config.validation_of={of} changes nothing without a share: set --config.validation=0.1")
+    return HeldOut(clients, None)
+
+
 def check_cohort(cohort_size: int, num_clients: int) -> int:
     """The cohort's size; UserError if there are fewer clients."""
     if cohort_size > num_clients:
@@ -316,6 +329,9 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
         clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
+        parts = attempt(held_out, clients, given.validation, given.validation_of, given.seed)
+        clients, validation = parts.clients, parts.rows
+        cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
         model = make("adapter", model=model)
         augment = attempt(build_augment, given.augment)
@@ -355,4 +371,4 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
         )
-    return Experiment(config, dataset, run, private)
+    return Experiment(config, dataset, run, private, validation)

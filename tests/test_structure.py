@@ -18,7 +18,18 @@ RANKS = (
     {"exchange"},
     {"engine"},
     {"running"},
-    {"config", "config_fields", "build", "run_format", "cli", "devices", "distributed", "normalization", "tune"},
+    {
+        "config",
+        "config_fields",
+        "build",
+        "run_format",
+        "introduction",
+        "cli",
+        "devices",
+        "distributed",
+        "normalization",
+        "tune",
+    },
     {"train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

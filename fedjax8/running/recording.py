@@ -22,6 +22,8 @@ LINE_ORDER = (
     "round",
     "test_accuracy",
     "test_loss",
+    "validation_accuracy",
+    "validation_loss",
     "train_loss",
     "uplink_bytes",
     "downlink_bytes",
@@ -31,6 +33,8 @@ LINE_ORDER = (
 """The fields of a metrics line that everyone reads, in order; the rest follow by name."""
 
 
+EVALUATED = ("_test_accuracy", "_test_loss", "validation_accuracy", "validation_loss")
+"""Endings of what `summary.json` says of evaluations besides `test_accuracy` and `test_loss`."""
 FORGIVEN = 2
 """Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
 
@@ -48,6 +52,8 @@ class Run(NamedTuple):
     """Gives its `about.json`."""
     writers: Mapping[str, Writer] = {}
     """Where its metrics go besides `metrics.jsonl`, by name."""
+    validation: Mapping[str, np.ndarray] | None = None
+    """Columns `[V, ...]` that are evaluated beside the test rows."""
 
 
 class Recording:
@@ -159,12 +165,12 @@ class Recording:
             self.notes.append(f"{error}; going on")
 
     def finish(
-        self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, evaluate: Callable
+        self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, measure: Callable
     ) -> dict[str, Any]:
-        """Saves what is not saved; returns the summary."""
+        """Saves what is not saved; returns the summary. `measure(state)` evaluates; of `test` labels are read."""
         self.save(state, forgiving=False)
         if "test_loss" not in self.last and state.round:
-            self.last = {**self.last, **evaluate(state, test)}
+            self.last = {**self.last, **measure(state)}
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
         guess, config = loss_of_a_guess(test), self._record["config"]
         self.ending = explanation(self.last, guess, max(self._unusable, nothing_usable(self.last)), config)
@@ -192,7 +198,7 @@ def _summary(
         "rounds": state.round,
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
-        **{name: value for name, value in sorted(last.items()) if name.endswith(("_test_accuracy", "_test_loss"))},
+        **{name: value for name, value in sorted(last.items()) if name.endswith(EVALUATED)},
         **state.ledger.totals(),
         "saving": state.ledger.saving,
         **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.validation import validator
 from fedjax8.hosts import hosts
 from fedjax8.running.console import ProgressReport
 from fedjax8.running.memory import memory_explained
@@ -45,6 +46,7 @@ def run(
     writers: Mapping[str, Writer] | None = None,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
+    validation: Mapping[str, np.ndarray] | None = None,
 ) -> Outcome:
     """Runs one simulation; see `run_all`."""
 
@@ -52,7 +54,7 @@ def run(
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    only = Run(simulation, workdir, record, about=about, writers=writers or {})
+    only = Run(simulation, workdir, record, about=about, writers=writers or {}, validation=validation)
     return run_all([only], advance, test, schedule, introduce, profile)[0]
 
 
@@ -79,7 +81,7 @@ def run_all(
     """
     all_hosts, pace = hosts(), Pace(schedule)
     recordings = [Recording(run, all_hosts) for run in runs]
-    evaluate = runs[0].simulation.evaluate
+    measures = [measuring(run, runs[0].simulation, test) for run in runs]
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_explained(runs[0].simulation.chunk))
         stopped = stack.enter_context(stop_on_signals())
@@ -109,9 +111,9 @@ def run_all(
             rounds = max(len(lines) for lines in told)
             pace.learn(rounds, seconds)
             profiler()
-            for state, lines, recording, label in zip(states, told, recordings, labels, strict=True):
+            for state, lines, recording, label, measure in zip(states, told, recordings, labels, measures, strict=True):
                 if lines and (state.round % schedule.eval_every == 0 or state.round == schedule.rounds):
-                    lines[-1] |= evaluate(state, test)
+                    lines[-1] |= measure(state)
                 for line in lines:
                     recording.write(line | {"round_seconds": seconds / rounds})
                     schedule.check(line)
@@ -121,9 +123,9 @@ def run_all(
             say_notes(recordings, labels, report)
 
         outcomes = []
-        for state, recording, run_ in zip(states, recordings, runs, strict=True):
+        for state, recording, run_, measure in zip(states, recordings, runs, measures, strict=True):
             finished = state.round >= schedule.rounds
-            summary = recording.finish(state, test, finished, evaluate)
+            summary = recording.finish(state, test, finished, measure)
             report.finished(summary, state.ledger, run_.label)
             if recording.ending:
                 report.say(f"{run_.label and run_.label + ': '}{recording.ending}")
@@ -133,6 +135,15 @@ def run_all(
                 )
             outcomes.append(Outcome(state, summary, stop))
         return outcomes
+
+
+def measuring(
+    run: Run, first: Simulation, test: Mapping[str, np.ndarray]
+) -> Callable[[SimulationState], dict[str, float]]:
+    """`measure(state) -> metrics` on the test rows, as compiled for the first of the runs, and on this run's validation
+    rows."""
+    validate = validator(run.simulation, run.validation)
+    return lambda state: first.evaluate(state, test) | validate(state)
 
 
 def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:

@@ -56,6 +56,8 @@ LIMITS = {f"config.{name}": field.limits for name, field in FIELDS.items() if fi
     for setting, limits in field.setting_limits.items()
 }
 """Least and largest value of each number."""
+LISTS = tuple(name for name, field in FIELDS.items() if field.package and isinstance(field.default, tuple))
+"""Fields that are tuples of components."""
 CHOICES = {f"config.{name}": field.choices for name, field in FIELDS.items() if field.choices}
 
 
@@ -181,7 +183,7 @@ def parse_value(text: str) -> Any:
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
-    """Applies `(dotted path, text)` pairs in place, names of components first.
+    """Applies `(dotted path, text)` pairs in place, names of components first, and lists of them before these.
 
     Naming another component drops the settings of the old one; the new one starts from its factory's defaults.
 
@@ -190,7 +192,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """
     split = [(path.split("."), text) for path, text in assignments]
     with Mistakes() as mistakes:
-        for path, text in sorted(split, key=lambda pair: pair[0][-1] != "name"):
+        for path, text in sorted(split, key=lambda pair: (".".join(pair[0]) not in LISTS, pair[0][-1] != "name")):
             mistakes.attempt(_assign, config, path, text if path[-1] == "name" else parse_value(text))
 
 
@@ -221,6 +223,8 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         hint = f"; to choose another, set --{dotted}.name={value}" if is_component(old) else ""
         raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")
     value = tuple(value) if isinstance(value, list) else value
+    if ".".join(path) in LISTS:
+        value = _components(dotted, value)
     with Mistakes() as mistakes:
         if old is not None:
             if not (is_component(section) and "auto" in (value, old)):  # whether that is allowed, its factory says
@@ -230,6 +234,17 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         section[last] = value
 
 
+def _components(dotted: str, value: Any) -> tuple[ConfigDict, ...]:
+    """Components of these names, given as texts, several in one text with commas; none for an empty text or tuple."""
+    texts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{dotted} takes names of components, several with commas; got {value!r}")
+    names = [name.strip() for text in texts for name in text.split(",") if text]
+    if not all(names):
+        raise UserError(f"{dotted} has an empty name in {value!r}; give names, several with commas")
+    return tuple(component(name) for name in names)
+
+
 def _as_held(section: ConfigDict, name: str) -> Any:
     """A field's value, or the reference that it is."""
     return dict(section.items(preserve_field_references=True))[name]
@@ -237,7 +252,11 @@ def _as_held(section: ConfigDict, name: str) -> Any:
 
 def _no_field(section: Any, dotted: str, name: str) -> str:
     if not isinstance(section, ConfigDict):
-        return f"no field {dotted}: {dotted.rpartition('.')[0]} is {section!r}"
+        place = dotted.rpartition(".")[0]
+        if place.removeprefix("config.") in LISTS:
+            have = f"has {len(section)} components" if section else "is empty"
+            return f"no field {dotted}: {place} {have}, numbered from 0; set --{place}=NAME,NAME first"
+        return f"no field {dotted}: {place} is {section!r}"
     if is_component(section):
         return f"no field {dotted}: set --{dotted}.name=NAME first, or give it in a config file"
     return f"no field {dotted}: allowed are {', '.join(sorted(section))}{suggest(name, section)}"
@@ -302,6 +321,8 @@ def _usable_field(path: str, section: ConfigDict, name: str, wanted: Any) -> Any
             raise UserError(f"{path} must be a ConfigDict with fields {', '.join(sorted(wanted))}; got {value!r}")
         return value
     value = _as_type_of(path, value, wanted)
+    if path.removeprefix("config.") in LISTS and not all(map(is_component, value)):
+        raise UserError(f"{path} must be a tuple of component(name, ...), got {value!r}")
     check_limits(path, value)
     if path in CHOICES:
         check_choice(path, value, CHOICES[path])

@@ -1,6 +1,6 @@
 """Every field of a config, declared once: default, help, limits, choices, and the package of its components.
 
-`config.base_config`, `config.LIMITS`, `config.CHOICES`, the help of `train` and `build.SEAMS` follow from `FIELDS`.
+`config.base_config`, `config.LIMITS`, `config.CHOICES`, the help of `train` and `components.SEAMS` follow from it.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,8 @@ class Field(NamedTuple):
     choices: tuple[str, ...] | None = None
     """Of a text: those allowed."""
     package: str | None = None
-    """Of a component: where its files lie, below `fedjax8`; `build.KINDS` says what they make."""
+    """Of a component, or of a tuple of them: where its files lie, below `fedjax8`; `components.KINDS` says what they
+    make."""
 
 
 FIELDS: dict[str, Field] = {
@@ -107,6 +108,12 @@ FIELDS: dict[str, Field] = {
     "downlink": Field(component("fp8"), "codec of what clients receive", package="codecs"),
     "executor": Field(
         component("auto"), "how clients are mapped over devices: a file in fedjax8/executors", package="executors"
+    ),
+    "callbacks": Field(
+        (),
+        "what the run decides by its metrics: names of files in fedjax8/callbacks with commas, such as "
+        "early_stopping,best_checkpoint; their settings as callbacks.0.patience",
+        package="callbacks",
     ),
     "rounds_per_call": Field(
         0, "most rounds run as one dispatch; 0 for as many as are useful", limits=(0, LARGEST_COUNT)

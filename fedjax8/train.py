@@ -290,6 +290,7 @@ def train(config: ConfigDict) -> int:
             about=describe(experiment),
             writers=writers,
             validation=experiment.validation,
+            callbacks=experiment.callbacks,
         )
         outcomes = [outcome]
     else:
@@ -304,6 +305,7 @@ def train(config: ConfigDict) -> int:
                 describe(e),
                 writers,
                 e.validation,
+                e.callbacks,
             )
             for e, folder in zip(experiments, workdirs, strict=True)
         ]

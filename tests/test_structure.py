@@ -13,7 +13,7 @@ RANKS = (
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "streams", "durable"},
     {"numerics", "data", "models", "results"},
-    {"codecs", "adapters", "executors", "privacy", "attacks", "dropouts", "local", "hosts"},
+    {"codecs", "adapters", "callbacks", "executors", "privacy", "attacks", "dropouts", "local", "hosts"},
     {"algorithms"},
     {"exchange"},
     {"engine"},
@@ -21,6 +21,7 @@ RANKS = (
     {
         "config",
         "config_fields",
+        "components",
         "build",
         "run_format",
         "introduction",

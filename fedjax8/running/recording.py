@@ -2,18 +2,20 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax8 import trees
+from fedjax8.callbacks.base import Callback
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.hosts import Hosts
 from fedjax8.results.runs import ABOUT
 from fedjax8.running import workdir as files
 from fedjax8.running.checkpoints import Checkpoints, NotSaved, open_checkpoints
+from fedjax8.running.deciding import Deciding
 from fedjax8.running.divergence import explanation, loss_of_a_guess, nothing_usable
 from fedjax8.running.schedule import who_of
 from fedjax8.running.writers import Writer, Writing
@@ -54,6 +56,8 @@ class Run(NamedTuple):
     """Where its metrics go besides `metrics.jsonl`, by name."""
     validation: Mapping[str, np.ndarray] | None = None
     """Columns `[V, ...]` that are evaluated beside the test rows."""
+    callbacks: Sequence[tuple[str, Callback]] = ()
+    """What it decides by its metrics, by name."""
 
 
 class Recording:
@@ -63,6 +67,7 @@ class Recording:
     def __init__(self, run: "Run", hosts: Hosts):
         self._simulation, self._workdir, self._record = run.simulation, run.workdir, run.record or {"config": {}}
         self._about, self._hosts = run.about, hosts
+        self.deciding = Deciding(run.callbacks, run.simulation, run.workdir, hosts)
         self._writing = Writing(run.writers if run.workdir and hosts.first else {})
         self._checkpoints: Checkpoints | None = None
         self._started = time.monotonic()
@@ -83,7 +88,7 @@ class Recording:
         self._started = time.monotonic()
         workdir = self._workdir
         if not workdir:
-            return self._same_start(self._simulation.init())
+            return self._decided({}, self._same_start(self._simulation.init()))
         self._hosts.ask(lambda: self._claim(workdir, stack))
         state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
         self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts, self._record))
@@ -99,6 +104,12 @@ class Recording:
         self.notes += told["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
+        return self._decided(self._checkpoints.callbacks, state)
+
+    def _decided(self, saved: Mapping[str, Any], state: SimulationState) -> SimulationState:
+        """The state with what callbacks had decided."""
+        state = self.deciding.resume(saved, state)
+        self.notes += self.deciding.notes
         return state
 
     def _claim(self, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -156,7 +167,7 @@ class Recording:
         if self._workdir and self._hosts.first:
             files.sync_metrics(self._workdir)
         try:
-            self._checkpoints.save(state, time.monotonic() - self._started)
+            self._checkpoints.save(state, time.monotonic() - self._started, self.deciding.saved())
             self._failures = 0
         except NotSaved as error:
             self._failures += 1
@@ -178,6 +189,8 @@ class Recording:
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
         summary["diverged"] = bool(self.ending)
+        if self.deciding.stopped_by:
+            summary["stopped_by"] = dict(self.deciding.stopped_by)
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         self._writing.close(summary)

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 from fedjax8.version import __version__
 
 if TYPE_CHECKING:
-    from fedjax8 import adapters, algorithms, codecs, data, executors, models, numerics, privacy
+    from fedjax8 import adapters, algorithms, callbacks, codecs, data, executors, models, numerics, privacy
     from fedjax8.engine.simulation import simulate
     from fedjax8.local import local_training
 
-_PACKAGES = ("adapters", "algorithms", "codecs", "executors", "data", "models", "numerics", "privacy")
+_PACKAGES = ("adapters", "algorithms", "callbacks", "codecs", "executors", "data", "models", "numerics", "privacy")
 _FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.engine.simulation"}
 
 __all__ = [
     "__version__",
     "adapters",
     "algorithms",
+    "callbacks",
     "codecs",
     "data",
     "executors",

@@ -1,7 +1,7 @@
 """Config to objects: the only place where a string becomes a thing."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,23 +10,23 @@ import optax
 from ml_collections import ConfigDict
 
 from fedjax8.adapters.inputs import inputs
-from fedjax8.algorithms.monitors.base import Monitor
-from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.attacks import attacked
-from fedjax8.config import LARGEST_COUNT, MIXED, check_call, check_choice, component, is_component, usable
+from fedjax8.callbacks.base import Callback
+from fedjax8.components import SEAMS, bind, build_component
+from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
-from fedjax8.dropouts import Dropout, with_dropout
+from fedjax8.data.validation import HeldOut, hold_out
+from fedjax8.dropouts import with_dropout
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
 from fedjax8.local import local_training
-from fedjax8.lookup import find, suggest
 from fedjax8.normalization import normalization, public_sample
-from fedjax8.numerics import formats
 from fedjax8.privacy.accounting import Facts, accounted
-from fedjax8.types import Aggregator, Algorithm, Attack, BatchPlan, Codec, Executor, Model, PyTree, StepGradient
+from fedjax8.run_format import run_format_of
+from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
 
 
 class Experiment(NamedTuple):
@@ -37,172 +37,10 @@ class Experiment(NamedTuple):
     simulation: Simulation
     private: bool = False
     """Whether an epsilon is stated, so that nothing but what it accounts for may depend on a training row."""
-
-
-def find_optimizer(name: str) -> Callable:
-    """A server optimizer of `algorithms.server_optimizers`, any optimizer of optax, or `package.module:factory`."""
-    from fedjax8.algorithms import server_optimizers
-
-    if ":" in name:
-        return find(name)
-    for module in (server_optimizers, optax):
-        factory = getattr(module, name, None)
-        if callable(factory) and not name.startswith("_"):
-            return factory
-    known = [n for module in (server_optimizers, optax) for n in dir(module) if n[0].islower()]
-    raise UserError(f"no optimizer {name!r} in optax{suggest(name, known)}")
-
-
-def _finder(package: str) -> Callable[[str], Callable]:
-    return lambda name: find(name, f"fedjax8.{package}")
-
-
-class Seam(NamedTuple):
-    """Where a field's components are looked up, and what they make."""
-
-    finder: Callable[[str], Callable]
-    kind: type | None
-
-
-SEAMS = {
-    "data": Seam(_finder("data.sources"), Dataset),
-    "partition": Seam(_finder("data.partitions"), None),
-    "model": Seam(_finder("models"), Model),
-    "adapter": Seam(_finder("adapters"), Model),
-    "privacy": Seam(_finder("privacy"), StepGradient),
-    "algorithm": Seam(_finder("algorithms"), Algorithm),
-    "aggregate": Seam(_finder("algorithms.aggregators"), Aggregator),
-    "attack": Seam(_finder("attacks"), Attack),
-    "dropout": Seam(_finder("dropouts"), Dropout),
-    "uplink": Seam(_finder("codecs"), Codec),
-    "downlink": Seam(_finder("codecs"), Codec),
-    "executor": Seam(_finder("executors"), Executor),
-    "monitor": Seam(_finder("algorithms.monitors"), Monitor),
-    "refine": Seam(_finder("algorithms.refinements"), Refinement),
-    "optimizer": Seam(find_optimizer, optax.GradientTransformation),
-    "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
-}
-"""By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
-OURS = ("local", "model", "facts", "plan")
-"""Arguments of factories that no setting may give."""
-
-
-def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any) -> Any:
-    """The object that a component config describes.
-
-    Args:
-      where: dotted path for messages.
-      seam: where to look it up, and what must come out.
-      supplied: arguments that the program fills in where the factory takes them and the config does not; those in
-        OURS may not be set at all.
-
-    Raises:
-      UserError: unknown name or settings, wrong types, or a value that the factory refuses.
-    """
-    bound = bind(where, config, seam, supplied)
-    return FAILED if bound is FAILED else bound.make(**{name: supplied[name] for name in bound.needs})
-
-
-class RunFormat:
-    """The 8-bit format of a run, `config.format`: handed to every part whose factory has a setting `format` that is
-    None by default."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.used = name, False
-
-    def given(self, where: str, config: ConfigDict, takes: Mapping[str, inspect.Parameter]) -> dict[str, str]:
-        """What a part is given; UserError if its own format is another, or missing where each part must have one."""
-        if "format" not in takes or takes["format"].default is not None:
-            return {}
-        self.used, own = True, config.get("format")
-        if own is not None and own not in formats.FORMATS:
-            return {}  # the factory says which there are
-        if self.name == MIXED and own is None:
-            raise UserError(f"config.format is {MIXED}, so each part names its format: set --{where}.format")
-        if own not in (None, self.name) and self.name != MIXED:
-            raise UserError(
-                f"{where}.format is {own}, but config.format, which all parts inherit, is {self.name}; set "
-                f"--config.format={own} for all, or --config.format={MIXED} and a format for each part"
-            )
-        return {"format": self.name} if own is None else {}
-
-    def check_used(self) -> None:
-        """Raises UserError if it is not the default and no part took it."""
-        if self.name != formats.DEFAULT and not self.used:
-            raise UserError(
-                f"config.format={self.name} changes nothing, since no adapter, codec or refinement of this run takes "
-                "it; leave it out, or set --config.adapter.name=qat or --config.uplink.name=fp8"
-            )
-
-
-class Bound(NamedTuple):
-    """A component that is all there but for what the program supplies."""
-
-    needs: Sequence[str]
-    """Arguments of `make`."""
-    make: Callable[..., Any]
-
-
-def bind(
-    where: str, config: ConfigDict, seam: Seam, supplies: Collection[str], run_format: RunFormat | None = None
-) -> Bound:
-    """A component whose settings, and those of components inside it, are checked before what `supplies` names is there.
-
-    What of that its factory takes, and the config does not give, it needs; parts without a format of their own inherit
-    `run_format`. Raises as `build_component`; FAILED if one of its settings has.
-    """
-    with mistakes_of(f"{where}.name"):
-        factory = seam.finder(config.name)
-    takes = inspect.signature(factory).parameters
-    needs = [name for name in supplies if name in takes and (name not in config or name in OURS)]
-    with Mistakes() as mistakes:
-        settings = {
-            k: mistakes.attempt(_nested, f"{where}.{k}", k, v, seam, run_format)
-            for k, v in config.items()
-            if k != "name"
-        }
-        if run_format is not None:
-            inherited = mistakes.attempt(run_format.given, where, config, takes)
-            settings |= {"format": FAILED} if inherited is FAILED else inherited
-        mistakes.attempt(check_call, where, factory, settings, needs)
-    if any(value is FAILED for value in settings.values()):
-        return FAILED
-
-    def make(**supplied: Any) -> Any:
-        with mistakes_of(where):
-            made = factory(**supplied, **settings)
-        if seam.kind is not None and not isinstance(made, seam.kind):
-            needed = seam.kind.__name__
-            raise UserError(f"{where}: {config.name} gives a {type(made).__name__}, but a {needed} is needed")
-        return made
-
-    return Bound(needs, make)
-
-
-def _nested(where: str, field: str, value: Any, seam: Seam, run_format: RunFormat | None = None) -> Any:
-    """Builds components that stand inside a setting: alone, in a list, or as values of a mapping.
-
-    An adapter becomes a function of the model that it changes, which is built when that is there.
-    """
-    seam = SEAMS.get(field, seam)
-    if is_component(value):
-        bound = bind(where, value, seam, ("model",) if seam.kind is Model else (), run_format)
-        if bound is FAILED:
-            return FAILED
-        return (lambda model: bound.make(model=model)) if bound.needs else bound.make()
-    if field in SEAMS and isinstance(value, str):
-        raise UserError(f"{where} is a component: set --{where}.name={value}")
-    if type(value) in (list, tuple):
-        items: Mapping[Any, Any] = dict(enumerate(value))
-    elif isinstance(value, Mapping | ConfigDict):
-        items = dict(value.items())
-    else:
-        return value
-    with Mistakes() as mistakes:
-        built = {k: mistakes.attempt(_nested, f"{where}.{k}", field, v, seam, run_format) for k, v in items.items()}
-    if any(inner is FAILED for inner in built.values()):
-        return FAILED
-    return tuple(built.values()) if type(value) in (list, tuple) else built
+    validation: Mapping[str, np.ndarray] | None = None
+    """Columns `[V, ...]` that nobody trains on, if some are held out."""
+    callbacks: tuple[tuple[str, Callback], ...] = ()
+    """By name."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -238,6 +76,16 @@ def split_over(dataset: Dataset, split: Callable, num_clients: int, seed: int) -
     """The data split over clients."""
     with mistakes_of("config.partition"):
         return federate(dataset, split, num_clients, seed)
+
+
+def held_out(clients: FederatedData, share: float, of: str, seed: int) -> HeldOut:
+    """The clients without the validation part, and that part if there is one."""
+    if share:
+        with mistakes_of("config.validation"):
+            return hold_out(clients, share, of, seed)
+    if of != FIELDS["validation_of"].default:
+        raise UserError(f"config.validation_of={of} changes nothing without a share: set --config.validation=0.1")
+    return HeldOut(clients, None)
 
 
 def check_cohort(cohort_size: int, num_clients: int) -> int:
@@ -287,6 +135,22 @@ def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
         )
 
 
+def build_callback(index: int, config: ConfigDict, validation: float, private: bool) -> tuple[str, Callback]:
+    """The name of a callback, and the callback; it goes by validation rows where some are held out.
+
+    UserError for one that would decide by private rows of the training, which no epsilon accounts for.
+    """
+    where = f"config.callbacks.{index}"
+    callback = build_component(where, config, SEAMS["callbacks"], part="validation" if validation else "test")
+    by_training = [metric for metric in callback.reads if "test_" not in metric and "validation_" not in metric]
+    if private and by_training:
+        raise UserError(
+            f"{where}: {config.name} would decide by {by_training[0]}, which tells of private rows what no epsilon "
+            "accounts for; let it go by test rows, or by validation rows (--config.validation=0.1)"
+        )
+    return config.name, callback
+
+
 def check_shapes(model: Model, dataset: Dataset) -> Model:
     """The model; raises `UserError` if it cannot run on the data: traced, not run."""
     fit = fit_of(model, dataset.train, "config.model", dataset.name)
@@ -331,11 +195,15 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})
 
         client = given.client
-        run_format = None if given.format is FAILED else RunFormat(given.format)
+        formats_given = attempt(run_format_of, given.format, given.format_rules)
+        run_format = None if formats_given is FAILED else formats_given
         dataset = beside.dataset if beside else make("data", data_dir=data_dir)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
         clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
+        parts = attempt(held_out, clients, given.validation, given.validation_of, given.seed)
+        clients, validation = parts.clients, parts.rows
+        cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
         model = make("adapter", model=model)
         augment = attempt(build_augment, given.augment)
@@ -375,4 +243,6 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
         )
-    return Experiment(config, dataset, run, private)
+        components = () if given.callbacks is FAILED else given.callbacks
+        callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks))

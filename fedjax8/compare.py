@@ -1,6 +1,7 @@
 """Rounds and bytes to reach an accuracy, and the gain against the first setting, as a table and a page of plots.
 
-    python -m fedjax8.compare DIR... [--target=0.9] [--margin=0.01] [--smooth=N] [--html=FILE] [--png=FILE]
+    python -m fedjax8.compare DIR... [--target=0.9] [--margin=0.01] [--smooth=N] [--on=validation]
+        [--html=FILE] [--png=FILE]
 
 Each DIR is the --workdir of a run. Runs that differ in their seed alone are one setting and one row: mean and
 sample standard deviation over seeds. The first setting is the reference: each run is compared with the
@@ -8,7 +9,8 @@ reference's run of the same seed, at the lower of the two best test accuracies, 
 that have no seed in common are compared by their means. A gain is given only where a setting's best accuracy, mean
 over seeds, is at most --margin (by default one point, 0.01) below the reference's: others are "not reached", however
 few bytes they sent; --margin=1 gives all. --smooth averages each test accuracy with those before
-it, N in all (by default 1, and 5 once every run has 50 evaluations).
+it, N in all (by default 1, and 5 once every run has 50 evaluations). With --on=validation runs made with
+--config.validation are chosen and compared by their validation accuracy, and test accuracies are reported alone.
 
 The page is comparison.html unless --html names another file; --html= writes none. It is one file with interactive
 plots, and can be opened without a network; it needs plotly: pip install 'fedjax8[report]'. --png writes a picture:
@@ -25,7 +27,7 @@ from absl import flags
 
 from fedjax8 import cli
 from fedjax8.errors import UserError
-from fedjax8.results.comparison import Comparison, compare_runs
+from fedjax8.results.comparison import PARTS, Comparison, compare_runs
 from fedjax8.results.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
 from fedjax8.results.gain import MARGIN
 from fedjax8.results.page import html_page, plotly_script
@@ -44,6 +46,7 @@ def define_flags() -> None:
         "margin", MARGIN, "how far below the reference's best accuracy a setting's may be to have a gain, 0 to 1"
     )
     flags.DEFINE_integer("smooth", None, "evaluations to average the test accuracy over")
+    flags.DEFINE_enum("on", "test", PARTS, "rows whose accuracy chooses what is reached and what is best")
     flags.DEFINE_string("html", None, f"page to write; {PAGE} by default, none if empty")
     flags.DEFINE_string("png", None, "picture to write: accuracy against bytes, and gain against accuracy")
 
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> int:
         require_matplotlib()
     if args.html:
         plotly_script()
-    found = compare_runs([cli.path_of(path) for path in argv[1:]], args.target, args.smooth, args.margin)
+    found = compare_runs([cli.path_of(path) for path in argv[1:]], args.target, args.smooth, args.margin, args.on)
     print_comparison(found, sys.stdout)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 A config is an `ml_collections.ConfigDict`. Some fields are plain values; a *component* is a `ConfigDict` with a `name`
 (a file in the matching package, or `package.module:factory`) and that factory's keyword settings. `build.py` turns it
-into objects.
+into objects. Which fields there are says `config_fields.py`.
 """
 
 import ast
@@ -12,6 +12,7 @@ import math
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,53 +21,25 @@ import numpy as np
 from ml_collections import ConfigDict, FieldReference
 
 from fedjax8.cli import path_of
+from fedjax8.config_fields import FIELDS as FIELDS
+from fedjax8.config_fields import LARGEST_COUNT as LARGEST_COUNT
+from fedjax8.config_fields import MIXED as MIXED
+from fedjax8.config_fields import component as component
+from fedjax8.config_fields import is_component as is_component
 from fedjax8.errors import FAILED, Mistakes, UserError
-from fedjax8.given import fits
+from fedjax8.given import fits, read_object
 from fedjax8.lookup import suggest
-from fedjax8.numerics import formats
-
-
-def component(name: str, **settings: Any) -> ConfigDict:
-    """A component's config: its name and the settings that differ from its factory's defaults."""
-    return ConfigDict({"name": name, **settings}, convert_dict=False)
 
 
 def base_config() -> ConfigDict:
     """The default job: FP8FedAvg-UQ on scikit-learn's handwritten digits, 50 clients with label skew, 10 a round."""
     config = ConfigDict()
-    config.seed = 0
-    config.rounds = 60
-    config.eval_every = 5
-    config.checkpoint_every = 10
-    config.num_clients = 50
-    config.cohort_size = 10
-    config.data = component("digits")
-    config.partition = component("dirichlet", concentration=0.3)
-    config.input_mean, config.input_std = (), ()
-    config.augment = ()
-    config.model = component("mlp", hidden=(128,))
-    config.format = formats.DEFAULT
-    config.adapter = component("qat")
-    config.client = ConfigDict(
-        {
-            "optimizer": component("sgd", learning_rate=0.1),
-            "batch_size": 10,
-            "epochs": 2,
-            "steps": 0,
-            "weight_decay": 0.0,
-        },
-        convert_dict=False,
-    )
-    config.privacy = component("none")
-    config.algorithm = component("fedavg")
-    config.attack = component("none")
-    config.dropout = component("none")
-    config.uplink = component("fp8")
-    config.downlink = component("fp8")
-    config.executor = component("auto")
-    config.rounds_per_call = 0
-    config.feed = "auto"
-    config.on_nan = "drop"
+    for name, field in FIELDS.items():
+        section, _, own = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict(convert_dict=False)
+        default = component(**field.default) if is_component(field.default) else field.default
+        (config[section] if section else config)[own] = default
     return config
 
 
@@ -77,78 +50,30 @@ def in_float32(config: ConfigDict) -> ConfigDict:
     return config
 
 
-FIELDS = {
-    "seed": "of initialization, split, cohorts and training; same seed, same run",
-    "rounds": "rounds to run",
-    "eval_every": "rounds between evaluations on the test set",
-    "checkpoint_every": "rounds between checkpoints",
-    "num_clients": "registered clients; 0 for as many as the data names",
-    "cohort_size": "clients a round",
-    "data": "source of rows: a file in fedjax8/data/sources",
-    "partition": "rows to clients: a file in fedjax8/data/partitions",
-    "input_mean": "constants in place of the data set's mean, one or one a channel; of x / 255 for images",
-    "input_std": "likewise in place of its deviation",
-    "augment": "random image changes while training, such as ('crop', 'flip')",
-    "model": "a file in fedjax8/models",
-    "format": "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",
-    "adapter": "what changes the model: a file in fedjax8/adapters",
-    "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
-    "privacy": "how clients protect their examples: a file in fedjax8/privacy",
-    "algorithm": "a file in fedjax8/algorithms",
-    "attack": "what some clients do against the server: a file in fedjax8/attacks",
-    "dropout": "which clients are lost on the way: a file in fedjax8/dropouts",
-    "uplink": "codec of what clients send: a file in fedjax8/codecs",
-    "downlink": "codec of what clients receive",
-    "executor": "how clients are mapped over devices: a file in fedjax8/executors",
-    "rounds_per_call": "most rounds run as one dispatch; 0 for as many as are useful",
-    "on_nan": "what becomes of contributions that are not finite: drop (left out and counted) or error (the run ends)",
-    "feed": "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",
-}
-
-LARGEST_SEED = 2**32 - 1
-"""Beyond it two seeds could give the same random key."""
-LARGEST_COUNT = 2**31 - 1
-"""Rounds, steps and clients are counted in int32 on the devices."""
-LARGEST_BATCH = 2**30
-"""So that a batch more than a client's rows can be counted too."""
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
-LIMITS = {
-    "config.seed": (0, LARGEST_SEED),
-    "config.rounds": (1, LARGEST_COUNT),
-    "config.eval_every": (1, LARGEST_COUNT),
-    "config.checkpoint_every": (1, LARGEST_COUNT),
-    "config.num_clients": (0, LARGEST_COUNT),
-    "config.cohort_size": (1, LARGEST_COUNT),
-    "config.rounds_per_call": (0, LARGEST_COUNT),
-    "config.client.batch_size": (1, LARGEST_BATCH),
-    "config.client.epochs": (1, LARGEST_COUNT),
-    "config.client.steps": (0, LARGEST_COUNT),
-    "config.client.weight_decay": (0.0, LARGEST_NUMBER),
-    "config.client.optimizer.learning_rate": (0.0, LARGEST_NUMBER),
+LIMITS = {f"config.{name}": field.limits for name, field in FIELDS.items() if field.limits} | {
+    f"config.{name}.{setting}": limits
+    for name, field in FIELDS.items()
+    for setting, limits in field.setting_limits.items()
 }
 """Least and largest value of each number."""
-MIXED = "mixed"
-"""As `config.format`: each part that takes a format is given its own."""
-CHOICES = {
-    "config.on_nan": ("drop", "error"),
-    "config.feed": ("auto", "resident", "streamed"),
-    "config.format": (*formats.FORMATS, MIXED),
-}
-
-
-def is_component(value: Any) -> bool:
-    """Whether a config value is a component."""
-    return isinstance(value, ConfigDict) and "name" in value
+LISTS = tuple(name for name, field in FIELDS.items() if field.package and isinstance(field.default, tuple))
+"""Fields that are tuples of components."""
+CHOICES = {f"config.{name}": field.choices for name, field in FIELDS.items() if field.choices}
 
 
 def plain(value: Any) -> Any:
-    """The config as JSON-ready dicts, lists and scalars."""
+    """The config as JSON-ready dicts, lists and scalars; `from_plain` gives it back.
+
+    Mappings inside components keep their order, which decides where the first match wins.
+    """
     if isinstance(value, Mapping | ConfigDict):
-        return {key: plain(value[key]) for key in sorted(value)}
+        return {key: plain(value[key]) for key in (sorted(value) if isinstance(value, ConfigDict) else value)}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no number for it
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(
@@ -156,19 +81,78 @@ def plain(value: Any) -> Any:
     )
 
 
-def load_config(file: str | None) -> ConfigDict:
-    """The config that `FILE.py` or `FILE.py:argument` gives by `get_config()` or `get_config(argument)`; base for None.
+def from_plain(given: Mapping[str, Any]) -> ConfigDict:
+    """The config of which `plain` made this: components where there is a `name`, tuples for lists.
 
-    Raises `UserError` if the file is missing, has no `get_config`, refuses the argument, or sets a field wrongly.
+    Fields that are not given are at their defaults.
+    """
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(map(restored, value))
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            settings = {key: restored(setting) for key, setting in value.items() if key != "name"}
+            return component(value["name"], **settings)
+        if isinstance(value, dict):
+            return {key: restored(inner) for key, inner in value.items()}
+        return float(value) if value in ("inf", "-inf", "nan") else value
+
+    config = base_config()
+    for name, value in given.items():
+        new = restored(value)
+        if isinstance(new, dict):  # a section
+            start = config.get(name)
+            own = start if isinstance(start, ConfigDict) and not is_component(start) else {}
+            new = ConfigDict({**own, **new}, convert_dict=False)
+        if name in config:
+            del config[name]  # what type it may have is checked by `validate`
+        config[name] = new
+    return config
+
+
+def _read_record(file: str) -> ConfigDict:
+    """The config in the `config.json` of a run, or in a file that holds what `plain` gave.
+
+    Raises UserError if it is damaged or something else. Warns of fields that it lacks: they are at their defaults.
+    """
+    path = path_of(file)
+    try:
+        document = read_object(path)
+    except OSError as error:
+        raise UserError(f"--config: cannot read {str(path)!r}: {error.strerror}") from error
+    if document is None:
+        raise UserError(f"--config: {path} is damaged: no JSON object can be read from it")
+    found = document.get("config", document)
+    if not isinstance(found, dict) or not found.keys() & base_config().keys():
+        raise UserError(f"--config: {path} holds no config; give the config.json in the --workdir of a run")
+    sections = {"": found} | {name: part for name, part in found.items() if isinstance(part, dict)}
+    places = ((name, *name.rpartition(".")[::2]) for name in FIELDS)
+    if missing := [name for name, section, own in places if section in sections and own not in sections[section]]:
+        warnings.warn(
+            f"--config: {path} says nothing of {', '.join(missing)}, as one of another version; defaults are taken",
+            stacklevel=3,
+        )
+    return from_plain(found)
+
+
+def load_config(file: str | None) -> ConfigDict:
+    """The config that `FILE.py` or `FILE.py:argument` gives by `get_config()` or `get_config(argument)`; that of a run
+    for its `config.json`; base for None.
+
+    Raises `UserError` if the file is missing or damaged, has no `get_config`, refuses the argument, or sets a field
+    wrongly.
     """
     if not file:
         return base_config()
+    if file.endswith(".json"):
+        return _read_record(file)
     given, _, argument = file.partition(":")
     path = str(path_of(given))
     spec = importlib.util.spec_from_file_location("fedjax8_config_file", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise UserError(
-            f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/"
+            f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/, or "
+            "the config.json of a run"
         )
     module = importlib.util.module_from_spec(spec)
     try:
@@ -199,7 +183,7 @@ def parse_value(text: str) -> Any:
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None:
-    """Applies `(dotted path, text)` pairs in place, names of components first.
+    """Applies `(dotted path, text)` pairs in place, names of components first, and lists of them before these.
 
     Naming another component drops the settings of the old one; the new one starts from its factory's defaults.
 
@@ -208,7 +192,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """
     split = [(path.split("."), text) for path, text in assignments]
     with Mistakes() as mistakes:
-        for path, text in sorted(split, key=lambda pair: pair[0][-1] != "name"):
+        for path, text in sorted(split, key=lambda pair: (".".join(pair[0]) not in LISTS, pair[0][-1] != "name")):
             mistakes.attempt(_assign, config, path, text if path[-1] == "name" else parse_value(text))
 
 
@@ -239,6 +223,8 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         hint = f"; to choose another, set --{dotted}.name={value}" if is_component(old) else ""
         raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")
     value = tuple(value) if isinstance(value, list) else value
+    if ".".join(path) in LISTS:
+        value = _components(dotted, value)
     with Mistakes() as mistakes:
         if old is not None:
             if not (is_component(section) and "auto" in (value, old)):  # whether that is allowed, its factory says
@@ -248,6 +234,17 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         section[last] = value
 
 
+def _components(dotted: str, value: Any) -> tuple[ConfigDict, ...]:
+    """Components of these names, given as texts, several in one text with commas; none for an empty text or tuple."""
+    texts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{dotted} takes names of components, several with commas; got {value!r}")
+    names = [name.strip() for text in texts for name in text.split(",") if text]
+    if not all(names):
+        raise UserError(f"{dotted} has an empty name in {value!r}; give names, several with commas")
+    return tuple(component(name) for name in names)
+
+
 def _as_held(section: ConfigDict, name: str) -> Any:
     """A field's value, or the reference that it is."""
     return dict(section.items(preserve_field_references=True))[name]
@@ -255,7 +252,11 @@ def _as_held(section: ConfigDict, name: str) -> Any:
 
 def _no_field(section: Any, dotted: str, name: str) -> str:
     if not isinstance(section, ConfigDict):
-        return f"no field {dotted}: {dotted.rpartition('.')[0]} is {section!r}"
+        place = dotted.rpartition(".")[0]
+        if place.removeprefix("config.") in LISTS:
+            have = f"has {len(section)} components" if section else "is empty"
+            return f"no field {dotted}: {place} {have}, numbered from 0; set --{place}=NAME,NAME first"
+        return f"no field {dotted}: {place} is {section!r}"
     if is_component(section):
         return f"no field {dotted}: set --{dotted}.name=NAME first, or give it in a config file"
     return f"no field {dotted}: allowed are {', '.join(sorted(section))}{suggest(name, section)}"
@@ -320,6 +321,8 @@ def _usable_field(path: str, section: ConfigDict, name: str, wanted: Any) -> Any
             raise UserError(f"{path} must be a ConfigDict with fields {', '.join(sorted(wanted))}; got {value!r}")
         return value
     value = _as_type_of(path, value, wanted)
+    if path.removeprefix("config.") in LISTS and not all(map(is_component, value)):
+        raise UserError(f"{path} must be a tuple of component(name, ...), got {value!r}")
     check_limits(path, value)
     if path in CHOICES:
         check_choice(path, value, CHOICES[path])

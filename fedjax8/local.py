@@ -105,7 +105,7 @@ def local_training(
             if adjust is not None:
                 gradients = adjust(gradients, variables.params)
             updates, optimizer_state = optimizer.update(gradients, optimizer_state, variables.params)
-            params = optax.apply_updates(variables.params, trees.scale(step_scale, updates))
+            params = optax.apply_updates(variables.params, trees.scale(step_scale * rows.pool.step_scale, updates))
             return Training(Variables(model.project(params), state), optimizer_state, trees.add(sums, new))
 
         if isinstance(count, int) and count == 1:

@@ -1,6 +1,7 @@
 """Runs one federated experiment.
 
-    python -m fedjax8.train [--config=FILE.py[:argument]] [--config.FIELD=VALUE ...] [--workdir=DIR] [--data_dir=DIR]
+    python -m fedjax8.train [--config=FILE.py[:argument] | --config=RUN/config.json] [--config.FIELD=VALUE ...]
+        [--workdir=DIR] [--data_dir=DIR]
         [--dry_run | --dry_run=fast] [--distributed | --coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, well under a minute. With --workdir the run
@@ -28,10 +29,10 @@ from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
+from fedjax8.introduction import introduction
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
-    from fedjax8.engine.simulation import SimulationState
     from fedjax8.running.runner import Outcome
     from fedjax8.running.schedule import Schedule
 
@@ -41,9 +42,10 @@ SIGNAL_STATUS = 128
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "Config file, FILE.py or FILE.py:argument; the default digits job if not given. Any field can be set with "
-    "--config.FIELD=VALUE, a component's setting with --config.COMPONENT.SETTING=VALUE, and another component chosen "
-    "with --config.COMPONENT.name=NAME. Fields:\n" + "\n".join(f"{name}: {text}" for name, text in FIELDS.items()),
+    "Config file, FILE.py or FILE.py:argument, or config.json of a run; the default digits job if not given. Any field "
+    "can be set with --config.FIELD=VALUE, a component's setting with --config.COMPONENT.SETTING=VALUE, and another "
+    "component chosen with --config.COMPONENT.name=NAME. Fields:\n"
+    + "\n".join(f"{name}: {field.help}" for name, field in FIELDS.items()),
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -135,36 +137,6 @@ def versions() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
-
-
-PRIVATE = (
-    "\nrows are private: the model starts from drawn ones, inputs are normalized by constants, labels are not counted; "
-    "losses and clips in the log are not protected (docs/privacy.md)"
-)
-"""What a run says of itself whose rows are private."""
-
-
-def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
-    """Two lines that say what runs on what, and a third where rows are private."""
-    import jax
-
-    from fedjax8 import trees
-
-    config = experiment.config
-    variables = experiment.simulation.variables(state)
-    weights = f"{trees.float32_bytes(variables.params) // 4:,} parameters"
-    if variables.frozen:
-        weights += f" trained and {trees.float32_bytes(variables.frozen) // 4:,} frozen"
-    devices, processes = jax.devices(), jax.process_count()
-    of_processes = f" of {processes} processes" if processes > 1 else ""
-    return (
-        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights} "
-        f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
-        f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
-        f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
-        f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
-        f"{PRIVATE * experiment.private}"
-    )
 
 
 def main(argv: list[str]) -> int:
@@ -317,6 +289,8 @@ def train(config: ConfigDict) -> int:
             profile=profile,
             about=describe(experiment),
             writers=writers,
+            validation=experiment.validation,
+            callbacks=experiment.callbacks,
         )
         outcomes = [outcome]
     else:
@@ -330,6 +304,8 @@ def train(config: ConfigDict) -> int:
                 f"seed {e.config.seed}",
                 describe(e),
                 writers,
+                e.validation,
+                e.callbacks,
             )
             for e, folder in zip(experiments, workdirs, strict=True)
         ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax8.build import SEAMS, build, build_component, build_optimizer
-from fedjax8.config import base_config, component, load_config, override, parse_value, plain, validate
+from fedjax8.config import base_config, component, in_float32, load_config, override, parse_value, plain, validate
 from fedjax8.errors import UserError
 
 
@@ -413,3 +413,97 @@ def test_epochs_that_make_too_many_steps_are_refused():
     """Some client has more than 10 rows, so that 2^31 - 1 epochs of batches of 10 are too many."""
     with pytest.raises(UserError, match=r"2147483647 epochs of up to .* steps a round; at most 2147483647"):
         build(configured(("client.epochs", str(2**31 - 1))))
+
+
+# A config in a run's own config.json.
+
+
+def through_json(config, folder):
+    """What `load_config` reads of what a run with that config writes."""
+    from fedjax8.running.workdir import write_json
+
+    write_json(folder / "config.json", {"config": plain(config), "versions": {"python": "3"}})
+    return load_config(str(folder / "config.json"))
+
+
+SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.stem)
+def test_every_shipped_config_survives_json(file, tmp_path):
+    config = load_config(str(file))
+    again = through_json(config, tmp_path)
+    validate(again)
+    assert plain(again) == plain(config)
+    for name in config:
+        assert type(again[name]) is type(config[name]) or {type(again[name]), type(config[name])} == {tuple, list}
+
+
+def test_what_json_cannot_say_comes_back_from_a_runs_config(tmp_path):
+    """Tuples, components in lists, in mappings and in components, the order of rules, infinity, None."""
+    config = base_config()
+    rules = {"*z": component("none"), "*a": component("topk", share=0.5), "*": component("fp8", clip="max")}
+    config.uplink = component("per_path", rules=rules, default=component("delta", codec=component("fp8")))
+    config.adapter = component("chain", adapters=(component("qat", gradients=None), component("lora", rank=4)))
+    config.model = component("mlp", hidden=(8, 4))
+    config.algorithm = component("fedavg", aggregate=component("norm_bound", bound=float("inf")))
+    config.augment = ("crop",)
+    again = through_json(config, tmp_path)
+    assert again == config
+    assert list(again.uplink.rules) == ["*z", "*a", "*"]
+    assert again.uplink.rules["*a"].name == "topk" and again.uplink.default.codec.name == "fp8"
+    assert again.model.hidden == (8, 4) and again.augment == ("crop",)
+    assert again.algorithm.aggregate.bound == float("inf") and again.adapter.adapters[0].gradients is None
+    override(again, [("model.hidden", "(3,)"), ("client.optimizer.learning_rate", "1"), ("rounds", "7")])
+    assert again.model.hidden == (3,) and again.client.optimizer.learning_rate == 1.0 and again.rounds == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read .*: No such file"),
+        ('{"config": {"seed": 1', "is damaged: no JSON object"),
+        ("[1, 2]", "is damaged: no JSON object"),
+        ('{"rounds_done": 3}', r"holds no config; give the config\.json"),
+        ('{"config": 3, "seed": 1}', r"holds no config"),
+    ],
+)
+def test_a_config_json_that_is_none_is_refused(text, message, tmp_path):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=f"--config: .*{message}"):
+        load_config(str(file))
+
+
+def test_a_config_json_of_another_version_says_which_fields_it_lacks_or_has_too_many(tmp_path):
+    import json
+
+    found = plain(base_config())
+    del found["on_nan"], found["client"]["epochs"]
+    found |= {"colour": 3, "uplink": {}, "rounds": "many", "client": found["client"] | {"epoch": 1}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": found}))
+    with pytest.warns(
+        UserWarning, match=r"says nothing of client.epochs, on_nan, as one of another version; defaults are taken"
+    ):
+        config = load_config(str(tmp_path / "config.json"))
+    assert (config.on_nan, config.client.epochs) == ("drop", 2)
+    with pytest.raises(UserError) as error:
+        validate(config)
+    for words in ("no field config.colour", "config.uplink must be a component", "config.rounds must be of type int"):
+        assert sum(words in mistake for mistake in error.value.mistakes) == 1
+    assert "no field config.client.epoch: allowed are" in str(error.value)
+
+
+def test_a_run_from_the_config_json_of_another_gives_the_same_numbers(tmp_path):
+    sizes = ("model.hidden", "(4,)"), ("num_clients", "4"), ("cohort_size", "2"), ("client.epochs", "1")
+    config = in_float32(configured(*sizes, ("executor.name", "loop")))
+
+    def numbers(experiment):
+        run = experiment.simulation
+        state, line = run.run_round(run.init())
+        return line, jax.tree.map(lambda x: np.asarray(x).tolist(), run.variables(state).params)
+
+    first = numbers(build(config))
+    assert numbers(build(through_json(config, tmp_path))) == first
+    assert first[0]["train_loss"] > 0 and first[0]["uplink_bytes"] == 2 * 4 * (64 * 4 + 4 * 10 + 4 + 10)

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 from fedjax8 import codecs, compare, plot, train, trees
-from fedjax8.build import SEAMS, build_component
+from fedjax8.components import SEAMS, build_component
 from fedjax8.config import base_config, check_call, is_component, load_config, override, validate
 from fedjax8.errors import UserError
 from fedjax8.lookup import component_names
@@ -122,6 +122,7 @@ def test_every_component_has_a_heading_in_its_page(page, package):
         ("robustness", "fedjax8.algorithms.aggregators"),
         ("robustness", "fedjax8.attacks"),
         ("robustness", "fedjax8.dropouts"),
+        ("command_line", "fedjax8.callbacks"),
     ],
 )
 def test_every_component_is_named_in_its_page(page, package):

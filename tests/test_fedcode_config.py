@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from fedjax8.build import SEAMS
+from fedjax8.components import SEAMS
 from fedjax8.config import load_config, plain, validate
 from fedjax8.errors import UserError
 

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from fedjax8.build import SEAMS
+from fedjax8.components import SEAMS
 from fedjax8.config import check_call, is_component, load_config, plain, validate
 from fedjax8.errors import UserError
 

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from fedjax8.build import SEAMS, build_component
+from fedjax8.components import SEAMS, build_component
 from fedjax8.config import check_call, is_component, load_config, override, plain, validate
 from fedjax8.errors import UserError
 

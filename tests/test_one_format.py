@@ -9,11 +9,13 @@ import pytest
 
 from fedjax8 import adapters, algorithms, codecs, data, local_training, models, simulate
 from fedjax8.algorithms.refinements import uq_plus
-from fedjax8.build import SEAMS, RunFormat, bind, build
+from fedjax8.build import build
 from fedjax8.codecs.fp8 import Quantized
+from fedjax8.components import SEAMS, bind
 from fedjax8.config import base_config, component, in_float32, override
 from fedjax8.errors import UserError
 from fedjax8.numerics import formats
+from fedjax8.run_format import RunFormat
 
 TREE = {"params": {"kernel": jax.ShapeDtypeStruct((4, 3), jnp.float32)}}
 

@@ -10,6 +10,7 @@ from jax.tree_util import DictKey
 
 from fedjax8 import trees
 from fedjax8.errors import UserError
+from fedjax8.numerics.format_rules import FormatRules, modules_of
 from fedjax8.types import Batch, Model, PyTree, Variables
 
 SHOWN = 8
@@ -58,6 +59,11 @@ def matching(patterns: Sequence[str], names: Collection[str], what: str) -> list
         if not any(matches(name, [pattern]) for name in names):
             raise UserError(f"{what}: pattern {pattern!r} matches none of {listed(names)}{_nearest(pattern, names)}")
     return [name for name in names if matches(name, patterns)]
+
+
+def check_rules(rules: FormatRules, layers: Iterable[str], what: str) -> None:
+    """Raises UserError that names the paths if a pattern of the rules matches no layer."""
+    matching(rules.patterns, list(dict.fromkeys(path for layer in layers for path in modules_of(layer))), what)
 
 
 def outermost(paths: Sequence[str]) -> list[str]:

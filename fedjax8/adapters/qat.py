@@ -17,15 +17,18 @@ Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`
 
 import re
 import warnings
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
+from fedjax8.adapters import _paths
 from fedjax8.adapters._products import quantized_product
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.numerics import formats, scales
+from fedjax8.numerics.format_rules import format_rules
 from fedjax8.numerics.formats import Format
 from fedjax8.types import Model, PyTree, Variables
 
@@ -101,6 +104,7 @@ def qat(
     activations: bool = True,
     gradients: str | None = formats.GRADIENTS,
     compute: str = "auto",
+    rules: Mapping[str, str] | None = None,
 ) -> Model:
     """`model` trained on the grid of an 8-bit float.
 
@@ -118,18 +122,27 @@ def qat(
         matmul. `simulated` multiplies the float32 values of the 8-bit arrays, on any device. `auto` is `native` where
         the device has such units and they take these formats, else `simulated`. `emulated` is the program of `native`
         on any device, slowly.
+      rules: a format or `float32` for layers by shell-style patterns on their paths, or on those of modules that they
+        are in; first match wins, others get `format`. A layer in float32 is as without this adapter: it has no clips,
+        and its gradients are not rounded.
+        None: those of the run (`config.format_rules`), none outside of one.
 
     Adds the view `float32`: the same parameters without quantization. Keeps clips at least `MIN_ALPHA`.
 
     Raises:
-      UserError: for settings that do not go together; when the model is initialized, if it has no layer to quantize or
-        hides its layers in `nn.scan`, `nn.remat` or a recurrent layer.
-    """
-    fmt = formats.get_format(format or formats.DEFAULT)
-    back = None if gradients is None else formats.get_format(gradients)
-    check_compute(compute, fmt, back, weights, activations)
+      UserError: for settings that do not go together; when the model is initialized, if it has no layer to quantize,
+        hides its layers in `nn.scan`, `nn.remat` or a recurrent layer, or has none that a pattern matches.
 
-    def on_8_bit_operands() -> bool:  # asked when the model is traced, since it starts JAX's backend
+    Example (the first and the last layer of three in float32):
+      >>> from fedjax8 import models
+      >>> model = qat(models.mlp(hidden=(64, 64)), rules={"Dense_0": "float32", "Dense_2": "float32"})
+    """
+    by_layer = format_rules(format, rules)
+    back = None if gradients is None else formats.get_format(gradients)
+    for fmt in by_layer.formats:
+        check_compute(compute, fmt, back, weights, activations)
+
+    def on_8_bit_operands(fmt: Format) -> bool:  # asked when the model is traced, since it starts JAX's backend
         if compute == "auto":
             return multipliable(fmt, back, weights, activations) and has_8_bit_units()
         return compute != "simulated"
@@ -168,7 +181,12 @@ def qat(
         if variables.frozen:
             raise UserError("qat trains kernels, but the adapter inside froze some; put qat inside: lora(qat(model))")
         params = variables.params
-        for path, largest in layer_paths(variables, batch).items():
+        layers = layer_paths(variables, batch)
+        _paths.check_rules(by_layer, layers, "qat: rules")
+        layers = {path: largest for path, largest in layers.items() if by_layer.of(path) is not None}
+        if not layers:
+            raise UserError("qat: the rules leave every layer in float32; use adapter none")
+        for path, largest in layers.items():
             node = dict(_node(params, path))
             if weights:
                 node[KERNEL_CLIP] = scales.max_abs(node[KERNEL])
@@ -183,13 +201,17 @@ def qat(
         return {n: without_clips(v) for n, v in params.items() if n not in (KERNEL_CLIP, INPUT_CLIP)}
 
     def apply(variables, batch, *, key=None, train=False, multiply=None):
-        formats.record_use("adapter qat", fmt)
-        params, eight_bit = variables.params, on_8_bit_operands()
+        by_layer.record("adapter qat")
+        params = variables.params
+        eight_bit = {fmt.name: on_8_bit_operands(fmt) for fmt in by_layer.formats}
 
         def on_grid(path, product, x, kernel):
+            fmt = by_layer.of(path)
+            if fmt is None:
+                return product.forward(x, kernel) if multiply is None else multiply(path, product, x, kernel)
             node = _node(params, path)
             clips = node.get(INPUT_CLIP), node.get(KERNEL_CLIP)
-            forward = lambda x, kernel: quantized_product(product, x, kernel, *clips, fmt, back, eight_bit)
+            forward = lambda x, kernel: quantized_product(product, x, kernel, *clips, fmt, back, eight_bit[fmt.name])
             if multiply is None:
                 return forward(x, kernel)
             return multiply(path, product._replace(forward=forward), x, kernel)
@@ -219,4 +241,5 @@ EXAMPLES = (
     {"format": "e4m3fnuz", "gradients": None},
     {"compute": "emulated"},
     {"activations": False},
+    {"rules": {"*": "e5m2"}},
 )

@@ -8,10 +8,11 @@ tensor is that of Kuzmin et al. (arXiv 2208.09225). Which tensors are quantized,
 this project's choice.
 
 Message layout, in tree order: a quantized leaf becomes its codes (native 8-bit floats, 1 byte each) and, unless a clip
-already stands beside it in the tree, the float32 clip; every other leaf stays float32. A learnt clip is sent once, as
-the leaf that it is.
+already stands beside it in the tree, the float32 clip; every other leaf stays float32, also where a rule says so. A
+learnt clip is sent once, as the leaf that it is.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.numerics import formats, scales
+from fedjax8.numerics import scales
+from fedjax8.numerics.format_rules import format_rules, layer_of
+from fedjax8.numerics.formats import Format
 from fedjax8.types import Array, Codec, PyTree, Ratio
 
 ROUNDINGS = ("stochastic", "nearest")
@@ -44,6 +47,7 @@ def fp8(
     *,
     clip: str = "learnt",
     min_ndim: int = 2,
+    rules: Mapping[str, str] | None = None,
 ) -> Codec:
     """Codec that sends weights in 8 bits.
 
@@ -57,15 +61,27 @@ def fp8(
         option: nothing is clipped, no byte is added); `max` always takes the largest magnitude and sends it beside the
         codes.
       min_ndim: in a top-level entry without learnt clips, leaves of at least this many dimensions are quantized.
+      rules: as of `qat`: a pattern on layer paths to the format of the leaves in a layer, or to `float32`, which sends
+        them as they are; first match wins. None: those of the run (`config.format_rules`), none outside of one.
+
+    Raises:
+      UserError: when the run is set up, if a pattern matches no layer that the run has.
 
     Guarantees: fixed size; with stochastic rounding the mean over keys is the clipped value; values on the grid do not
     move.
     Measures `clipped_fraction` and `quantization_error`.
     """
-    fmt = formats.get_format(format or formats.DEFAULT)
+    by_layer = format_rules(format, rules)
     for name, given, allowed in (("rounding", rounding, ROUNDINGS), ("clip", clip, CLIPS)):
         if given not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
+
+    def format_of(name: str) -> Format | None:
+        return by_layer.of(layer_of(name))
+
+    def grid(name: str) -> Format:
+        """Of a leaf that is quantized."""
+        return format_of(name) or by_layer.rest
 
     def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], set[str]]:
         """The tree with the clips that are sent, the clip of every leaf to quantize, and the leaves whose clip is a
@@ -77,8 +93,8 @@ def fp8(
         single = {n for n, x in leaves.items() if x.size < 2}
         large = [n for n, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(n)]
         whole = [n for n in large if n.split("/")[0] not in with_clips and n not in single]
-        alphas = {n: scales.max_abs(leaves[n]) for n in whole}
-        learnt = {n: leaves[c] for n, c in pairs.items()}
+        alphas = {n: scales.max_abs(leaves[n]) for n in whole if format_of(n)}
+        learnt = {n: leaves[c] for n, c in pairs.items() if format_of(n)}
         if clip == "raised":
             learnt = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learnt.items()}
             sent = {pairs[n]: alpha for n, alpha in learnt.items()}
@@ -88,13 +104,13 @@ def fp8(
     def encode(key, state, tree):
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(trees.named_leaves(tree))}
         tree, alphas, learnt = prepare(tree)
-        if alphas:
-            formats.record_use("codec fp8", fmt)
+        if alphas or rules:
+            by_layer.record("codec fp8", [layer_of(name) for name in keys])
 
         def encode_leaf(name, x):
             if name not in alphas:
                 return x
-            codes = scales.encode(x, alphas[name], fmt, keys[name] if rounding == "stochastic" else None)
+            codes = scales.encode(x, alphas[name], grid(name), keys[name] if rounding == "stochastic" else None)
             return Quantized(codes, None if name in learnt else alphas[name])
 
         return trees.map_named(encode_leaf, tree), state
@@ -109,7 +125,7 @@ def fp8(
             if not is_quantized(x):
                 return x
             alpha = leaves[name + trees.CLIP_SUFFIX] if x.clip is None else x.clip
-            return scales.decode(x.codes, alpha, fmt)
+            return scales.decode(x.codes, alpha, grid(name))
 
         return trees.map_named(decode_leaf, message, is_leaf=is_quantized)
 
@@ -120,7 +136,7 @@ def fp8(
         def bound(name, x):
             if name not in alphas:
                 return jnp.abs(raised[name] - x)  # zero but for a raised clip
-            alpha = alphas[name]
+            alpha, fmt = alphas[name], grid(name)
             smallest = scales.scale_for(alpha, fmt) * fmt.smallest_subnormal
             step = jnp.maximum(2.0**-fmt.mantissa_bits * jnp.minimum(jnp.abs(x), alpha), smallest)
             return jnp.maximum(jnp.abs(x) - alpha, 0.0) + step * (1.0 if rounding == "stochastic" else 0.5)

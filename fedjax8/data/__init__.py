@@ -29,6 +29,7 @@ from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
 from fedjax8.data.sources.synthetic_text import synthetic_text
 from fedjax8.data.storage import open_federated, save_clients, save_federated
+from fedjax8.data.validation import hold_out
 
 __all__ = [
     "Dataset",
@@ -42,6 +43,7 @@ __all__ = [
     "dirichlet",
     "fashion_mnist",
     "federate",
+    "hold_out",
     "iid",
     "image_folder",
     "label_first",

@@ -324,8 +324,9 @@ def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
             "per-client test sets need that"
         )
     client_of = np.full(int(max(dataset.owners.max(), dataset.test_owners.max())) + 1, -1, np.int32)
-    client_of[dataset.owners] = owners
-    if not np.array_equal(client_of[dataset.owners], owners):
+    used = owners >= 0  # others, such as validation rows, are nobody's
+    client_of[dataset.owners[used]] = owners[used]
+    if not np.array_equal(client_of[dataset.owners[used]], owners[used]):
         raise UserError(
             f"the split of {dataset.name} spreads natural clients over several clients; per-client test "
             "sets need the by_key partition"

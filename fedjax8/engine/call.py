@@ -39,6 +39,8 @@ class Settings(NamedTuple):
     """int32: rounds to do."""
     frozen: PyTree
     """Frozen parameters as initialized, placed on the devices."""
+    step_scale: np.floating | None = None
+    """float32: as in `Pool`; None for 1, which is then no argument of the program."""
 
 
 class Share(NamedTuple):
@@ -90,7 +92,8 @@ def call_program(
             rows = share.rows.starts[index], share.rows.sizes[index]
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
             cohort = Cohort(ids, *rows, ids < num_clients, own)
-            pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen))
+            scale = 1.0 if settings.step_scale is None else settings.step_scale
+            pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen), step_scale=scale)
             link = RoundLink(
                 pool,
                 carried.down_states,

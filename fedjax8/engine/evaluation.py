@@ -25,13 +25,15 @@ def evaluation(
     *,
     batch_size: int = BATCH_SIZE,
     bytes_at_once: int = BYTES_AT_ONCE,
+    part: str = "test",
 ) -> Callable[[Variables], dict[str, float]]:
     """`evaluate(variables) -> metrics` over all rows of `columns` (leaves `[N, ...]`).
 
-    The model's own `apply` gives `test_loss` and one `test_<name>` per metric; a view called v gives `v_test_loss` and
-    so on; what `model.report` says of the parameters stands beside them. Batches are spread over devices by
-    `executor`; the last ones are masked. A device works on no more rows at once than there are for it, and on no more
-    than `bytes_at_once` allows, whatever the executor's chunk. Raises UserError where there are no rows.
+    The model's own `apply` gives `test_loss` and one `test_<name>` per metric (by the name of another `part` if given);
+    a view called v gives `v_test_loss` and so on; what `model.report` says of the parameters stands beside them.
+    Batches are spread over devices by `executor`; the last ones are masked. A device works on no more rows at once than
+    there are for it, and on no more than `bytes_at_once` allows, whatever the executor's chunk. Raises UserError where
+    there are no rows.
     """
     num_rows = len(next(iter(columns.values()), ()))
     if num_rows == 0:
@@ -49,7 +51,7 @@ def evaluation(
         for prefix, apply in runs.items():
             outputs, _ = apply(variables, batch)
             values = {"loss": model.loss(outputs, batch), **model.metrics(outputs, batch)}
-            sums |= {f"{prefix}test_{name}": jnp.sum(v * mask) for name, v in values.items()}
+            sums |= {f"{prefix}{part}_{name}": jnp.sum(v * mask) for name, v in values.items()}
         return sums
 
     def program(shared: PyTree) -> tuple[Callable, np.ndarray]:

@@ -61,6 +61,8 @@ class SimulationState(NamedTuple):
     """Persistent states of all registered clients. Where they lie on disk rounds change them in place: go on from the
     state that a round returned, and not from one before it."""
     ledger: Ledger
+    step_scale: float | None = None
+    """Factor on every step of the clients; None: there is none, and the compiled program takes none."""
 
 
 class Begun(NamedTuple):
@@ -183,6 +185,8 @@ class Simulation:
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
         settings = Settings(self._feed.order, self._root, np.int32(plan.first), np.int32(plan.rounds), self._initial[0])
+        if state.step_scale is not None:
+            settings = settings._replace(step_scale=np.float32(state.step_scale))
         carried = Carried(state.server, state.down_states)
         return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states))
 
@@ -199,7 +203,7 @@ class Simulation:
             of_round = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(of_round.sent)
             lines.append(self._line(plan, i, of_round, ledger))
-        return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
+        return SimulationState(plan.first + plan.rounds, *carried, store, ledger, state.step_scale), lines
 
     def prefetch(self, first: int, count: int) -> None:
         """Begins to prepare the call of `count` rounds from round `first` on, in a thread."""

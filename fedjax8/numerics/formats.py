@@ -25,7 +25,7 @@ Reference: Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.0543
 import contextlib
 import contextvars
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -137,31 +137,60 @@ def get_format(fmt: str | Format, known: Mapping[str, Format] = FORMATS) -> Form
     raise UserError(f"unknown number format {fmt!r}; known are {', '.join(known)}; did you mean {close[0]!r}?")
 
 
-_uses: contextvars.ContextVar[list[tuple[str, str]] | None] = contextvars.ContextVar("uses", default=None)
+class Use(NamedTuple):
+    """Who rounds by which grid, while a round is traced."""
+
+    user: str
+    grid: str
+    """A format's name, with its rules if it has some."""
+
+
+class _Uses(NamedTuple):
+    of: list[Use]
+    patterns: dict[str, bool]
+    """Of rules, and whether each matched a layer of some user."""
+    layers: dict[str, None]
+    """Paths that they may match, in order."""
+
+
+_uses: contextvars.ContextVar[_Uses | None] = contextvars.ContextVar("uses", default=None)
 
 
 @contextlib.contextmanager
 def one_format(mixed: bool = False) -> Iterator[None]:
-    """Raises UserError at its end if what was traced inside put numbers on the grids of several formats.
+    """Raises UserError at its end if what was traced inside put numbers on the grids of several formats, or by several
+    rules, or if a pattern of the rules matches no layer.
 
-    `mixed` allows it.
+    `mixed` allows the former.
     """
-    uses: list[tuple[str, str]] = []
+    uses = _Uses([], {}, {})
     token = _uses.set(uses)
     try:
         yield
     finally:
         _uses.reset(token)
-    if len({name for _, name in uses}) > 1 and not mixed:
-        given = ", ".join(f"{user} {name}" for user, name in uses)
+    if len({use.grid for use in uses.of}) > 1 and not mixed:
+        given = ", ".join(f"{use.user} {use.grid}" for use in uses.of)
         raise UserError(
             f"8-bit formats are mixed: {given}; values on the grid of one move when they are rounded to another's; "
-            "give all the same format, or ask for a mix by simulate(..., mixed_formats=True)"
+            "give all the same format and rules, or ask for a mix by simulate(..., mixed_formats=True)"
         )
+    for pattern in (pattern for pattern, matched in uses.patterns.items() if not matched):
+        raise UserError(f"rules: pattern {pattern!r} matches none of {', '.join(uses.layers) or 'no layers'}")
 
 
-def record_use(user: str, fmt: Format) -> None:
-    """To be called where something is traced that uses the grid that a run's parts share, so that a mix is noticed."""
+def record_use(user: str, grid: str, patterns: Mapping[str, bool] | None = None, layers: Iterable[str] = ()) -> None:
+    """To be called where something is traced that uses the grid that a run's parts share, so that a mix is noticed.
+
+    Args:
+      grid: the format's name, with its rules if it has some.
+      patterns: those of its rules, and whether each matches one of `layers`.
+    """
     uses = _uses.get()
-    if uses is not None and (user, fmt.name) not in uses:
-        uses.append((user, fmt.name))
+    if uses is None:
+        return
+    if Use(user, grid) not in uses.of:
+        uses.of.append(Use(user, grid))
+    for pattern, matched in (patterns or {}).items():
+        uses.patterns[pattern] = uses.patterns.get(pattern, False) or matched
+    uses.layers.update(dict.fromkeys(layers))

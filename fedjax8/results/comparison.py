@@ -5,6 +5,7 @@ only.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -14,12 +15,16 @@ import numpy as np
 from fedjax8.errors import UserError
 from fedjax8.results.curves import Curve, Statistic, evaluations, statistic
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
-from fedjax8.results.runs import Setting, number, read_settings
+from fedjax8.results.runs import Run, Setting, number, read_settings
 
 SMOOTH_FROM = 50
 """Evaluations that every run must have for its accuracy to be smoothed unless told otherwise."""
 SMOOTH_WINDOW = 5
 """Evaluations averaged over then."""
+
+
+PARTS = ("test", "validation")
+"""Rows whose accuracy may choose."""
 
 
 class Result(NamedTuple):
@@ -48,6 +53,8 @@ class Comparison(NamedTuple):
     warnings: tuple[str, ...]
     margin: float = MARGIN
     """How far below the reference's best accuracy a setting's may be to have a gain."""
+    on: str = "test"
+    """Which accuracy chooses (what is reached, what is best): `test` or `validation`."""
 
 
 def compare_runs(
@@ -55,6 +62,7 @@ def compare_runs(
     target: float | None = None,
     smooth: int | None = None,
     margin: float = MARGIN,
+    on: str = "test",
 ) -> Comparison:
     """What every setting spends to reach an accuracy, its gain there against the first setting, and its totals.
 
@@ -62,7 +70,9 @@ def compare_runs(
     setting that has its seed, at the lower of the two best smoothed test accuracies. `smooth` is how many
     evaluations, up to the current one, the accuracy is averaged over; by default 1, and 5 once every run has 50
     evaluations. A setting whose best accuracy, mean over seeds, is more than `margin` below the reference's has no
-    gain. Raises `UserError` for a bad target, window or margin, unreadable runs, or no evaluation at all.
+    gain. With `on="validation"` all of this goes by the accuracy on validation rows, and `best_accuracy` is the test
+    accuracy where that was best: test rows are looked at for reporting alone. Raises `UserError` for a bad target,
+    window or margin, unreadable runs, or no evaluation at all.
     """
     if target is not None and not 0 < target <= 1:
         raise UserError(f"target {target:g} is no test accuracy; give a number above 0 and up to 1, such as 0.9")
@@ -72,15 +82,19 @@ def compare_runs(
         raise UserError(
             f"margin {margin:g} is no difference of accuracies; give 0 to 1, such as 0.01 for one point, or 1 for any"
         )
+    if on not in PARTS:
+        raise UserError(f"on={on!r}; give one of {', '.join(PARTS)}")
+    metric = f"{on}_accuracy"
     settings, warnings = read_settings(paths)
     runs = [run for setting in settings for run in setting.runs]
-    counts = {run.path: len(evaluations(run)[0]) for run in runs}
+    counts = {run.path: len(evaluations(run, metric)[0]) for run in runs}
     if not any(counts.values()):
-        raise UserError("no run has a test_accuracy yet; wait for a first evaluation")
-    warnings += [f"{path}: no test_accuracy yet, left out of the gain" for path, count in counts.items() if not count]
+        hold = ", or run with --config.validation=0.1" if on == "validation" else ""
+        raise UserError(f"no run has a {metric} yet; wait for a first evaluation{hold}")
+    warnings += [f"{path}: no {metric} yet, left out of the gain" for path, count in counts.items() if not count]
     if smooth is None:
         smooth = SMOOTH_WINDOW if min(counts.values()) >= SMOOTH_FROM else 1
-    evaluated = [run.rounds[evaluations(run)[0]] for run in runs if counts[run.path] > 2]
+    evaluated = [run.rounds[evaluations(run, metric)[0]] for run in runs if counts[run.path] > 2]
     warnings += [note for setting in settings for note in _unequal_lengths(setting)]
     intervals = {int(np.median(np.diff(rounds))) for rounds in evaluated}
     if len(intervals) > 1:
@@ -89,10 +103,10 @@ def compare_runs(
             "rounds and bytes to an accuracy are known to that interval only"
         )
     warnings += [f"{run.path}: the run diverged, see its summary.json" for run in runs if run.summary.get("diverged")]
-    results = tuple(_result(setting, settings[0], target, smooth, margin) for setting in settings)
+    results = tuple(_result(setting, settings[0], target, smooth, margin, on) for setting in settings)
     warnings += _pairing_warnings(results)
     warnings += [] if target is None else _target_warnings(results)
-    return Comparison(results, target, smooth, tuple(warnings), margin)
+    return Comparison(results, target, smooth, tuple(warnings), margin, on)
 
 
 def not_reached(found: Comparison) -> list[str]:
@@ -121,14 +135,15 @@ def _unequal_lengths(setting: Setting) -> list[str]:
     ]
 
 
-def _result(setting: Setting, reference: Setting, target: float | None, smooth: int, margin: float) -> Result:
+def _result(setting: Setting, reference: Setting, target: float | None, smooth: int, margin: float, on: str) -> Result:
     accuracies = [found for run in setting.runs if len(found := evaluations(run, smooth=smooth)[1])]
-    pairing = pair(setting, reference, smooth)
+    pairing = pair(setting, reference, smooth, f"{on}_accuracy")
+    best = [found.max() for found in accuracies] if on == "test" else [_chosen(r, smooth, on) for r in setting.runs]
     return Result(
         setting=setting,
         pairing=pairing,
         gain=gain(pairing, target, margin),
-        best_accuracy=statistic(found.max() for found in accuracies),
+        best_accuracy=statistic(best),
         final_accuracy=statistic(found[-1] for found in accuracies),
         rounds=statistic(run.rounds[-1] for run in setting.runs),
         uplink_bytes=statistic(run.uplink_bytes[-1] for run in setting.runs),
@@ -136,6 +151,15 @@ def _result(setting: Setting, reference: Setting, target: float | None, smooth: 
         saving=statistic(number(run.summary.get("saving")) for run in setting.runs),
         seconds=statistic(number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) for run in setting.runs),
     )
+
+
+def _chosen(run: Run, smooth: int, on: str) -> float:
+    """The test accuracy at the evaluation at which that on other rows was best; NaN if there is none."""
+    found, accuracy = evaluations(run, f"{on}_accuracy", smooth)
+    tested, test = evaluations(run, smooth=smooth)
+    if not len(found):
+        return math.nan
+    return float(dict(zip(tested.tolist(), test, strict=True)).get(int(found[np.argmax(accuracy)]), math.nan))
 
 
 def _pairing_warnings(results: Sequence[Result]) -> list[str]:

@@ -37,7 +37,7 @@ class Trajectory(NamedTuple):
     num_bytes: np.ndarray
     """Up and down by the end of that round, float64 `[E]`."""
     accuracy: np.ndarray
-    """Smoothed test accuracy, float64 `[E]`."""
+    """Smoothed test accuracy (or another that was asked for), float64 `[E]`."""
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -64,9 +64,9 @@ def total_bytes(run: Run) -> np.ndarray:
     return np.array([up + down for up, down in both], np.float64)
 
 
-def trajectory(run: Run, smooth: int = 1) -> Trajectory:
-    """The run's evaluations of the test accuracy."""
-    found, accuracy = evaluations(run, smooth=smooth)
+def trajectory(run: Run, smooth: int = 1, metric: str = "test_accuracy") -> Trajectory:
+    """The run's evaluations of an accuracy."""
+    found, accuracy = evaluations(run, metric, smooth)
     return Trajectory(run.rounds[found], total_bytes(run)[found], accuracy)
 
 

@@ -113,9 +113,9 @@ def draw_comparison(found: Comparison) -> Any:
     require_matplotlib()
     settings = [result.setting for result in found.results]
     if not gain_curves(found, 0):
-        return draw(settings, smooth=found.smooth, target=found.target)
+        return draw(settings, y=f"{found.on}_accuracy", smooth=found.smooth, target=found.target)
     left, right = _new_axes(2)
-    entries = _draw_metric(left, settings, "bytes", "test_accuracy", found.smooth, None, found.target)
+    entries = _draw_metric(left, settings, "bytes", f"{found.on}_accuracy", found.smooth, None, found.target)
     _draw_gain(right, found)
     _legend_below(left.figure, entries)
     return left
@@ -207,7 +207,9 @@ def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
         _log_axis(ax.yaxis)
     ax.yaxis.set_major_formatter("{x:g}x")
     name = reference.setting.label
-    _style(ax, "test accuracy a", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}")
+    _style(
+        ax, f"{found.on} accuracy a", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
+    )
     return entries
 
 

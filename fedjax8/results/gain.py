@@ -72,9 +72,9 @@ class Gain(NamedTuple):
     """Whether the best accuracy, mean over the runs compared, is within the margin of the reference's."""
 
 
-def pair(setting: Setting, reference: Setting, smooth: int = 1) -> Pairing:
-    """Their evaluated runs by the seeds in common, or all of them if there is none."""
-    ours, theirs = _by_seed(setting, smooth), _by_seed(reference, smooth)
+def pair(setting: Setting, reference: Setting, smooth: int = 1, metric: str = "test_accuracy") -> Pairing:
+    """Their runs in which the metric was evaluated, by the seeds in common, or all of them if there is none."""
+    ours, theirs = _by_seed(setting, smooth, metric), _by_seed(reference, smooth, metric)
     common = [seed for seed in ours if seed in theirs]
     if not common:
         return Pairing(tuple(ours.values()), tuple(theirs.values()), False)
@@ -161,10 +161,10 @@ def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
     return Curve(x, ratios.mean(axis=0), spread)
 
 
-def _by_seed(setting: Setting, smooth: int) -> dict[str, Trajectory]:
+def _by_seed(setting: Setting, smooth: int, metric: str) -> dict[str, Trajectory]:
     """The runs that have an evaluation; a run that does not know its seed has a key that no other run has."""
     keys = [str(run.path) if run.seed is None else json.dumps(run.seed) for run in setting.runs]
-    found = zip(keys, (trajectory(run, smooth) for run in setting.runs), strict=True)
+    found = zip(keys, (trajectory(run, smooth, metric) for run in setting.runs), strict=True)
     return {key: run for key, run in found if len(run.rounds)}
 
 

@@ -41,7 +41,7 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     settings = [result.setting for result in found.results]
     metrics = dict.fromkeys(name for s in settings for run in s.runs for name in run.metrics)
     draw = Lines(settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST)))
-    target = found.target
+    target = found.target if found.on == "test" else None  # what is drawn is the test accuracy
     accuracy = (
         _panel(
             "accuracy-bytes", "Accuracy against bytes sent", "up and down, all clients", draw("bytes", target=target)
@@ -188,7 +188,7 @@ def _gain(found: Comparison, draw: Lines) -> Panel:
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
     up = axis("bytes of the reference / bytes", log=log, tickformat="~g")
-    layout = {"xaxis": axis("test accuracy a"), "yaxis": up, "shapes": shapes}
+    layout = {"xaxis": axis(f"{found.on} accuracy a"), "yaxis": up, "shapes": shapes}
     note = f"over {reference.setting.label}, the line at 1" + (f"; {missing}" if beyond else "")
     return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
 

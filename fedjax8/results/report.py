@@ -91,16 +91,21 @@ def explanation(found: Comparison) -> list[str]:
     """Sentences under the table: which accuracy the settings are compared at, and what the columns mean."""
     reference = found.results[0].setting.label
     sentences = [
-        "Accuracy a: the lower of the two best test accuracies of a run and the run of the reference with the same "
-        "seed, so that both reach it (choose one accuracy for all with --target)."
+        f"Accuracy a: the lower of the two best {found.on} accuracies of a run and the run of the reference with the "
+        "same seed, so that both reach it (choose one accuracy for all with --target)."
         if found.target is None
         else f"Accuracy a: {found.target:.4g}, as given."
     ]
     sentences.append(
-        f"Reference: {reference}. Rounds and bytes to a: the first evaluated round whose test accuracy reaches a, and "
-        "the bytes of all clients up and down by then. Gain: what the reference needs over what the setting needs, "
-        "mean over the seeds in common. Saving: bytes of the same exchanges in float32 over the bytes sent."
+        f"Reference: {reference}. Rounds and bytes to a: the first evaluated round whose {found.on} accuracy reaches "
+        "a, and the bytes of all clients up and down by then. Gain: what the reference needs over what the setting "
+        "needs, mean over the seeds in common. Saving: bytes of the same exchanges in float32 over the bytes sent."
     )
+    if found.on != "test":
+        sentences.append(
+            f"Chosen by {found.on} rows: a, what is reached and what is within the margin. Best accuracy: that on test "
+            f"rows where the {found.on} accuracy is best. Final accuracy: that on test rows."
+        )
     unpaired = [r.setting.label for r in found.results if r.gain.accuracy and not r.gain.paired]
     if unpaired:
         lowest = "a is the lowest best accuracy of all runs of both, and " if found.target is None else ""

@@ -51,9 +51,11 @@ class Checkpoints:
         """What a person should know of what `restore` found."""
         self.changed: list[str] = []
         """Devices and versions that are not those of the checkpoint that `restore` found."""
+        self.callbacks: Mapping[str, Any] = {}
+        """Where the callbacks stood at that checkpoint."""
 
-    def save(self, state: SimulationState, seconds: float) -> None:
-        """Writes the state after `state.round` rounds;
+    def save(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> None:
+        """Writes the state after `state.round` rounds, and where its callbacks stand;
 
         returns when it is on disk. Saving a round again does nothing. Raises `NotSaved`, on all processes.
         """
@@ -67,18 +69,19 @@ class Checkpoints:
         # All wait for the marks of all: whatever was cut short, there is one for the checkpoint.
         if self._hosts.gather(np.array([bool(problem)], np.uint8)).any():
             raise NotSaved(problem or f"cannot save round {state.round}: another process could not mark its clients")
-        told = self._hosts.ask(lambda: self._write(state, seconds))
+        told = self._hosts.ask(lambda: self._write(state, seconds, callbacks or {}))
         if told["problem"]:
             raise NotSaved(told["problem"])
         self._newest = state.round
         state.clients.release(told["oldest"])
 
-    def _write(self, state: SimulationState, seconds: float) -> dict[str, Any]:
+    def _write(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any]) -> dict[str, Any]:
         """What went wrong, if anything, and the oldest round that is kept."""
         import orbax.checkpoint as ocp
 
         arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
         host = {"ledger": state.ledger.to_json(), "seconds": seconds, "record": self._record}
+        host |= {"callbacks": dict(callbacks)} if callbacks else {}
         host["checksum"] = checksum(arrays, host)
         content = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
         part = self._folder / _WRITING
@@ -149,6 +152,7 @@ class Checkpoints:
             like.clients.rewind(0)
             return None
         step, host = told["found"]["step"], told["found"]["host"]
+        self.callbacks = host.get("callbacks", {})
         like.clients.rewind(step)
         like.clients.release(told["oldest"])
         self._newest = step

@@ -2,18 +2,20 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax8 import trees
+from fedjax8.callbacks.base import Callback
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.hosts import Hosts
 from fedjax8.results.runs import ABOUT
 from fedjax8.running import workdir as files
 from fedjax8.running.checkpoints import Checkpoints, NotSaved, open_checkpoints
+from fedjax8.running.deciding import Deciding
 from fedjax8.running.divergence import explanation, loss_of_a_guess, nothing_usable
 from fedjax8.running.schedule import who_of
 from fedjax8.running.writers import Writer, Writing
@@ -22,6 +24,8 @@ LINE_ORDER = (
     "round",
     "test_accuracy",
     "test_loss",
+    "validation_accuracy",
+    "validation_loss",
     "train_loss",
     "uplink_bytes",
     "downlink_bytes",
@@ -31,6 +35,8 @@ LINE_ORDER = (
 """The fields of a metrics line that everyone reads, in order; the rest follow by name."""
 
 
+EVALUATED = ("_test_accuracy", "_test_loss", "validation_accuracy", "validation_loss")
+"""Endings of what `summary.json` says of evaluations besides `test_accuracy` and `test_loss`."""
 FORGIVEN = 2
 """Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
 
@@ -48,6 +54,10 @@ class Run(NamedTuple):
     """Gives its `about.json`."""
     writers: Mapping[str, Writer] = {}
     """Where its metrics go besides `metrics.jsonl`, by name."""
+    validation: Mapping[str, np.ndarray] | None = None
+    """Columns `[V, ...]` that are evaluated beside the test rows."""
+    callbacks: Sequence[tuple[str, Callback]] = ()
+    """What it decides by its metrics, by name."""
 
 
 class Recording:
@@ -57,6 +67,7 @@ class Recording:
     def __init__(self, run: "Run", hosts: Hosts):
         self._simulation, self._workdir, self._record = run.simulation, run.workdir, run.record or {"config": {}}
         self._about, self._hosts = run.about, hosts
+        self.deciding = Deciding(run.callbacks, run.simulation, run.workdir, hosts)
         self._writing = Writing(run.writers if run.workdir and hosts.first else {})
         self._checkpoints: Checkpoints | None = None
         self._started = time.monotonic()
@@ -77,7 +88,7 @@ class Recording:
         self._started = time.monotonic()
         workdir = self._workdir
         if not workdir:
-            return self._same_start(self._simulation.init())
+            return self._decided({}, self._same_start(self._simulation.init()))
         self._hosts.ask(lambda: self._claim(workdir, stack))
         state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
         self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts, self._record))
@@ -93,6 +104,12 @@ class Recording:
         self.notes += told["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
+        return self._decided(self._checkpoints.callbacks, state)
+
+    def _decided(self, saved: Mapping[str, Any], state: SimulationState) -> SimulationState:
+        """The state with what callbacks had decided."""
+        state = self.deciding.resume(saved, state)
+        self.notes += self.deciding.notes
         return state
 
     def _claim(self, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -150,7 +167,7 @@ class Recording:
         if self._workdir and self._hosts.first:
             files.sync_metrics(self._workdir)
         try:
-            self._checkpoints.save(state, time.monotonic() - self._started)
+            self._checkpoints.save(state, time.monotonic() - self._started, self.deciding.saved())
             self._failures = 0
         except NotSaved as error:
             self._failures += 1
@@ -159,12 +176,12 @@ class Recording:
             self.notes.append(f"{error}; going on")
 
     def finish(
-        self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, evaluate: Callable
+        self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, measure: Callable
     ) -> dict[str, Any]:
-        """Saves what is not saved; returns the summary."""
+        """Saves what is not saved; returns the summary. `measure(state)` evaluates; of `test` labels are read."""
         self.save(state, forgiving=False)
         if "test_loss" not in self.last and state.round:
-            self.last = {**self.last, **evaluate(state, test)}
+            self.last = {**self.last, **measure(state)}
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
         guess, config = loss_of_a_guess(test), self._record["config"]
         self.ending = explanation(self.last, guess, max(self._unusable, nothing_usable(self.last)), config)
@@ -172,6 +189,8 @@ class Recording:
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
         summary["diverged"] = bool(self.ending)
+        if self.deciding.stopped_by:
+            summary["stopped_by"] = dict(self.deciding.stopped_by)
         if self._workdir and self._hosts.first:
             files.write_json(self._workdir / files.SUMMARY, summary)
         self._writing.close(summary)
@@ -192,7 +211,7 @@ def _summary(
         "rounds": state.round,
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
-        **{name: value for name, value in sorted(last.items()) if name.endswith(("_test_accuracy", "_test_loss"))},
+        **{name: value for name, value in sorted(last.items()) if name.endswith(EVALUATED)},
         **state.ledger.totals(),
         "saving": state.ledger.saving,
         **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax8.callbacks.base import Callback
 from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.validation import validator
 from fedjax8.hosts import hosts
 from fedjax8.running.console import ProgressReport
 from fedjax8.running.memory import memory_explained
@@ -45,6 +47,8 @@ def run(
     writers: Mapping[str, Writer] | None = None,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
+    validation: Mapping[str, np.ndarray] | None = None,
+    callbacks: Sequence[tuple[str, Callback]] = (),
 ) -> Outcome:
     """Runs one simulation; see `run_all`."""
 
@@ -52,7 +56,7 @@ def run(
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    only = Run(simulation, workdir, record, about=about, writers=writers or {})
+    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks)
     return run_all([only], advance, test, schedule, introduce, profile)[0]
 
 
@@ -79,7 +83,7 @@ def run_all(
     """
     all_hosts, pace = hosts(), Pace(schedule)
     recordings = [Recording(run, all_hosts) for run in runs]
-    evaluate = runs[0].simulation.evaluate
+    measures = [measuring(run, runs[0].simulation, test) for run in runs]
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_explained(runs[0].simulation.chunk))
         stopped = stack.enter_context(stop_on_signals())
@@ -91,17 +95,18 @@ def run_all(
         )
         if introduce:
             report.say(introduce(states[0]))
-        for state, label in zip(states, labels, strict=True):
-            if state.round:
+        for state, label, goes in zip(states, labels, those_going(states, recordings, schedule), strict=True):
+            if state.round and goes:
                 report.say(f"{label and label + ': '}going on after round {state.round} of {schedule.rounds}")
         say_notes(recordings, labels, report)
         profiler = stack.enter_context(profiling(profile))
 
         _, stop = all_hosts.agree(0.0, stopped())
-        while (behind := min(state.round for state in states)) < schedule.rounds and stop is None:
-            ahead = [state.round for state in states if state.round > behind]
-            count = min([pace.count(behind), *(there - behind for there in ahead)])
-            counts = [count if state.round == behind else 0 for state in states]
+        while any(going := those_going(states, recordings, schedule)) and stop is None:
+            rounds_done = [state.round for state, goes in zip(states, going, strict=True) if goes]
+            behind = min(rounds_done)
+            count = min([pace.count(behind), *(there - behind for there in rounds_done if there > behind)])
+            counts = [count if goes and s.round == behind else 0 for s, goes in zip(states, going, strict=True)]
             then = pace.count(behind + count)
             begun = time.monotonic()
             states, told = advance(states, counts, [then if of_run else 0 for of_run in counts])
@@ -109,22 +114,30 @@ def run_all(
             rounds = max(len(lines) for lines in told)
             pace.learn(rounds, seconds)
             profiler()
-            for state, lines, recording, label in zip(states, told, recordings, labels, strict=True):
+            together = zip(list(states), told, recordings, labels, measures, strict=True)
+            for i, (state, lines, recording, label, measure) in enumerate(together):
                 if lines and (state.round % schedule.eval_every == 0 or state.round == schedule.rounds):
-                    lines[-1] |= evaluate(state, test)
+                    lines[-1] |= measure(state)
+                lines = [line | {"round_seconds": seconds / rounds} | recording.deciding.facts() for line in lines]
                 for line in lines:
-                    recording.write(line | {"round_seconds": seconds / rounds})
+                    recording.write(line)
                     schedule.check(line)
                     report.round_done(recording.last, label)
+                states[i] = recording.deciding.see(lines, state, schedule)
                 if lines and state.round % schedule.checkpoint_every == 0:
-                    recording.save(state)
+                    recording.save(states[i])
             say_notes(recordings, labels, report)
 
         outcomes = []
-        for state, recording, run_ in zip(states, recordings, runs, strict=True):
-            finished = state.round >= schedule.rounds
-            summary = recording.finish(state, test, finished, evaluate)
+        for state, recording, run_, measure in zip(states, recordings, runs, measures, strict=True):
+            by, finished = recording.deciding.stopped_by, not recording.deciding.goes_on(state, schedule)
+            summary = recording.finish(state, test, finished, measure)
             report.finished(summary, state.ledger, run_.label)
+            if by:
+                report.say(
+                    f"{run_.label and run_.label + ': '}stopped after round {by['round']} of {schedule.rounds} by "
+                    f"{by['callback']}: {by['reason']}"
+                )
             if recording.ending:
                 report.say(f"{run_.label and run_.label + ': '}{recording.ending}")
             if not finished and run_.workdir:
@@ -133,6 +146,20 @@ def run_all(
                 )
             outcomes.append(Outcome(state, summary, stop))
         return outcomes
+
+
+def those_going(states: Sequence[SimulationState], recordings: Sequence[Recording], schedule: Schedule) -> list[bool]:
+    """Whether each run has rounds to come."""
+    return [recording.deciding.goes_on(state, schedule) for state, recording in zip(states, recordings, strict=True)]
+
+
+def measuring(
+    run: Run, first: Simulation, test: Mapping[str, np.ndarray]
+) -> Callable[[SimulationState], dict[str, float]]:
+    """`measure(state) -> metrics` on the test rows, as compiled for the first of the runs, and on this run's validation
+    rows."""
+    validate = validator(run.simulation, run.validation)
+    return lambda state: first.evaluate(state, test) | validate(state)
 
 
 def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:

@@ -12,12 +12,13 @@ class Pool(NamedTuple):
     """What all clients on a device share: all rows of a data set and whose they are, and what of the model is frozen.
 
     `columns` leaves `[N, ...]`; `order` int32 `[M]`: row numbers, those of one client side by side, or None where the
-    rows themselves lie side by side; `frozen` as in `Variables`.
+    rows themselves lie side by side; `frozen` as in `Variables`; `step_scale` multiplies every update of every client.
     """
 
     columns: dict[str, Array]
     order: Array | None
     frozen: Mapping[str, PyTree] = {}
+    step_scale: Array | float = 1.0
 
 
 class ClientRows(NamedTuple):

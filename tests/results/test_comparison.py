@@ -6,6 +6,7 @@ import pytest
 
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import compare_runs, gain_curves, not_reached
+from fedjax8.results.report import explanation
 
 
 @pytest.fixture
@@ -205,3 +206,36 @@ def test_a_run_that_diverged_is_warned_of(tmp_path, write_run):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"diverged": True}))
     assert compare_runs([folder]).warnings == (f"{folder}: the run diverged, see its summary.json",)
+
+
+def run_with_validation(write_folder, folder, tests, validations, per_round, name):
+    lines = [
+        {"round": r, "uplink_bytes": r * per_round, "downlink_bytes": 0, "test_accuracy": t, "validation_accuracy": v}
+        for r, (t, v) in enumerate(zip(tests, validations, strict=True), 1)
+    ]
+    return write_folder(folder, {"seed": 0, "uplink": name}, lines)
+
+
+def test_with_validation_rows_choosing_goes_by_them_and_test_rows_are_reported(tmp_path, write_folder):
+    """By hand: the first setting is best on validation rows in round 2 (0.8), the second in round 3 (0.79)."""
+    a = run_with_validation(write_folder, tmp_path / "a", [0.5, 0.6, 0.9], [0.7, 0.8, 0.6], 100, "a")
+    b = run_with_validation(write_folder, tmp_path / "b", [0.95, 0.4, 0.7], [0.1, 0.5, 0.79], 10, "b")
+    found = compare_runs([a, b], on="validation")
+    first, second = found.results
+    assert (first.best_accuracy.mean, second.best_accuracy.mean) == (0.6, 0.7)  # test, where validation is best
+    assert (first.final_accuracy.mean, second.final_accuracy.mean) == (0.9, 0.7)
+    # Both reach 0.79: the first in round 2 (200 bytes), the second in round 3 (30 bytes).
+    assert second.gain.accuracy.mean == 0.79 and second.gain.in_bytes.mean == pytest.approx(200 / 30)
+    by_test = compare_runs([a, b]).results[1]
+    assert by_test.best_accuracy.mean == 0.95 and by_test.gain.in_bytes.mean == pytest.approx(300 / 10)
+    at = compare_runs([a, b], target=0.5, on="validation").results[1].gain
+    assert (at.rounds.mean, at.reference_rounds.mean) == (2, 1)
+    words = " ".join(explanation(found))
+    assert "two best validation accuracies" in words and "Best accuracy: that on test rows where" in words
+
+
+def test_runs_without_validation_rows_are_told_how_to_have_some(tmp_path, write_run):
+    with pytest.raises(UserError, match=r"no run has a validation_accuracy yet.*--config\.validation=0\.1"):
+        compare_runs([write_run(tmp_path / "a", [0.5])], on="validation")
+    with pytest.raises(UserError, match="give one of test, validation"):
+        compare_runs([tmp_path / "a"], on="train")

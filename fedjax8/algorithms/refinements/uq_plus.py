@@ -21,7 +21,7 @@ between the clients' clips, 50 points and 5 steps are inferred, and not confirme
 steps trade its variance for bias and end in rounding to nearest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from fedjax8 import trees
 from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.errors import UserError
 from fedjax8.numerics import formats, scales
+from fedjax8.numerics.format_rules import format_rules
 from fedjax8.types import Array, Key, PyTree, Ratio
 
 OBJECTIVES = ("expected", "det", "rand")
@@ -74,6 +75,7 @@ def uq_plus(
     step_size: float = 0.25,
     alternations: int = 1,
     format: str | None = None,
+    rules: Mapping[str, str] | None = None,
 ) -> Refinement:
     """The server step of FP8FedAvg-UQ+.
 
@@ -84,11 +86,12 @@ def uq_plus(
       step_size: of those steps, above 0.
       alternations: how often steps and search are repeated.
       format: the grid of the downlink codec; None: that of the run (`config.format`), `e4m3fn` outside of one.
+      rules: likewise its rules, see `qat`; a layer in float32 stays as it is.
 
     Reports `refine_error_before` and `refine_error_after`: L less its constant, over ||v||^2, of all quantized tensors.
     A tensor without a clip beside it stays as it is; a model without clips is a UserError when the run is set up.
     """
-    fmt = formats.get_format(format or formats.DEFAULT)
+    by_layer = format_rules(format, rules)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
     if points < 1 or grad_steps < 0 or alternations < 1 or not step_size > 0:
@@ -98,10 +101,10 @@ def uq_plus(
         )
     if alternations > 1 and not grad_steps:
         raise ValueError(f"alternations={alternations} repeats one search unless grad_steps moves the weights between")
-    loss = objective_function(objective, fmt)
 
-    def refine_tensor(key: Key, v: Array, alpha: Array, lowest: Array, highest: Array):
+    def refine_tensor(fmt: formats.Format, key: Key, v: Array, alpha: Array, lowest: Array, highest: Array):
         """(w, alpha, L before, L after) of one tensor."""
+        loss = objective_function(objective, fmt)
         tried = lowest + (highest - lowest) * np.linspace(0.0, 1.0, points, dtype=np.float32)
         tried = jnp.where(jnp.isfinite(tried), jnp.clip(tried, lowest, highest), alpha)
         before = loss(key, v, alpha, v)
@@ -114,15 +117,20 @@ def uq_plus(
             best = trees.select(least < best[2], (w, alpha, least), best)
         return *best[:2], before, best[2]
 
+    def layer(name: str) -> str:
+        return name.rpartition("/")[0]
+
     def step(key: Key, params: PyTree, lowest: dict[str, Array], highest: dict[str, Array]):
-        formats.record_use("refinement uq_plus", fmt)
+        by_layer.record("refinement uq_plus", [layer(name) for name in trees.named_leaves(params)])
         leaves = trees.named_leaves(params)
         new, sums = dict(leaves), np.zeros(3, np.float32)
         for index, (name, clip) in enumerate(trees.clips_of(leaves).items()):
-            v = leaves[name]
+            v, fmt = leaves[name], by_layer.of(layer(name))
+            if fmt is None:
+                continue
             bounds = lowest[clip], highest[clip]
             new[name], new[clip], before, after = refine_tensor(
-                jax.random.fold_in(key, index), v, leaves[clip], *bounds
+                fmt, jax.random.fold_in(key, index), v, leaves[clip], *bounds
             )
             sums = sums + jnp.stack([before, after, jnp.sum(jnp.square(v))])
         report = {"refine_error_before": Ratio(sums[0], sums[2]), "refine_error_after": Ratio(sums[1], sums[2])}

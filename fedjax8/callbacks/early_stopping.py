@@ -1,0 +1,34 @@
+"""Ends a run whose metric has stalled: so many evaluations, one after another, without one better than the best."""
+
+from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, check_patience, watched
+
+
+def early_stopping(
+    patience: int = 5, metric: str | None = None, *, direction: str = "auto", min_delta: float = 0.0, part: str = "test"
+) -> Callback:
+    """A callback that ends a run after `patience` values of the metric that were no better than the best before.
+
+    Args:
+      patience: values in a row; a NaN is one of them.
+      metric: a key of `metrics.jsonl`; None: the accuracy on validation rows, or on test rows where there are none.
+      direction: `max`, `min` or `auto`, by the metric's name.
+      min_delta: by how much a value must be better than the best to count as better.
+      part: supplied by the program: `validation` or `test`.
+    """
+    check_patience(patience)
+    watch = watched(metric, direction, part, min_delta)
+
+    def step(memory: Memory, moment: Moment) -> Decision:
+        value = watch.read(moment, memory)
+        if value is None:
+            return Decision(memory)
+        memory = watch.noted(value, memory, moment.round)
+        if memory["since"] < patience:
+            return Decision(memory)
+        best = "never finite" if memory["best"] is None else f"{memory['best']:.6g} at round {memory['round']}"
+        return Decision(memory, f"{watch.metric} has not been better for {patience} evaluations; its best is {best}")
+
+    return Callback(step, reads=(watch.metric,))
+
+
+EXAMPLES = ({}, {"patience": 2, "metric": "test_loss", "min_delta": 0.01})

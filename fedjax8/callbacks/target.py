@@ -1,0 +1,26 @@
+"""Ends a run whose metric has reached a value, for the rounds and bytes that it takes to get there."""
+
+from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, watched
+
+
+def target(value: float, metric: str | None = None, *, direction: str = "auto", part: str = "test") -> Callback:
+    """A callback that ends a run when the metric is at `value` or beyond.
+
+    Args:
+      value: to be reached.
+      metric, direction, part: as of `early_stopping`.
+    """
+    watch = watched(metric, direction, part)
+
+    def step(memory: Memory, moment: Moment) -> Decision:
+        found = watch.read(moment, memory)
+        if found is None:
+            return Decision(memory)
+        memory = watch.noted(found, memory, moment.round)
+        reached = watch.sign * (found - value) >= 0  # not where it is NaN
+        return Decision(memory, f"{watch.metric} is {found:.6g}, the target {value:.6g}" if reached else "")
+
+    return Callback(step, reads=(watch.metric,))
+
+
+EXAMPLES = ({"value": 0.9}, {"value": 0.1, "metric": "test_loss"})

@@ -1,0 +1,165 @@
+"""Components of a config to objects: where each is looked up, how its settings are checked, what it must give."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+
+from fedjax8.algorithms.monitors.base import Monitor
+from fedjax8.algorithms.refinements.base import Refinement
+from fedjax8.callbacks.base import Callback
+from fedjax8.config import FIELDS, check_call, is_component
+from fedjax8.data.federated import Dataset
+from fedjax8.dropouts import Dropout
+from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
+from fedjax8.lookup import find, suggest
+from fedjax8.run_format import RunFormat
+from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
+
+
+def find_optimizer(name: str) -> Callable:
+    """A server optimizer of `algorithms.server_optimizers`, any optimizer of optax, or `package.module:factory`."""
+    from fedjax8.algorithms import server_optimizers
+
+    if ":" in name:
+        return find(name)
+    for module in (server_optimizers, optax):
+        factory = getattr(module, name, None)
+        if callable(factory) and not name.startswith("_"):
+            return factory
+    known = [n for module in (server_optimizers, optax) for n in dir(module) if n[0].islower()]
+    raise UserError(f"no optimizer {name!r} in optax{suggest(name, known)}")
+
+
+def _finder(package: str) -> Callable[[str], Callable]:
+    return lambda name: find(name, f"fedjax8.{package}")
+
+
+class Seam(NamedTuple):
+    """Where a field's components are looked up, and what they make."""
+
+    finder: Callable[[str], Callable]
+    kind: type | None
+
+
+KINDS: dict[str, type | None] = {
+    "data.sources": Dataset,
+    "data.partitions": None,
+    "models": Model,
+    "adapters": Model,
+    "privacy": StepGradient,
+    "algorithms": Algorithm,
+    "algorithms.aggregators": Aggregator,
+    "algorithms.monitors": Monitor,
+    "algorithms.refinements": Refinement,
+    "attacks": Attack,
+    "dropouts": Dropout,
+    "callbacks": Callback,
+    "codecs": Codec,
+    "executors": Executor,
+    "optimizers": optax.GradientTransformation,
+}
+"""What the factories in a package make; None: a function of no particular type."""
+INNER = {
+    "aggregate": "algorithms.aggregators",
+    "monitor": "algorithms.monitors",
+    "refine": "algorithms.refinements",
+    "server_optimizer": "optimizers",
+}
+"""Packages of components that stand inside others, by field."""
+PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
+SEAMS = {
+    field: Seam(find_optimizer if package == "optimizers" else _finder(package), KINDS[package])
+    for field, package in PACKAGES.items()
+}
+"""By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
+OURS = ("local", "model", "facts", "plan", "part")
+"""Arguments of factories that no setting may give."""
+
+
+def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any) -> Any:
+    """The object that a component config describes.
+
+    Args:
+      where: dotted path for messages.
+      seam: where to look it up, and what must come out.
+      supplied: arguments that the program fills in where the factory takes them and the config does not; those in
+        OURS may not be set at all.
+
+    Raises:
+      UserError: unknown name or settings, wrong types, or a value that the factory refuses.
+    """
+    bound = bind(where, config, seam, supplied)
+    return FAILED if bound is FAILED else bound.make(**{name: supplied[name] for name in bound.needs})
+
+
+class Bound(NamedTuple):
+    """A component that is all there but for what the program supplies."""
+
+    needs: Sequence[str]
+    """Arguments of `make`."""
+    make: Callable[..., Any]
+
+
+def bind(
+    where: str, config: ConfigDict, seam: Seam, supplies: Collection[str], run_format: RunFormat | None = None
+) -> Bound:
+    """A component whose settings, and those of components inside it, are checked before what `supplies` names is there.
+
+    What of that its factory takes, and the config does not give, it needs; parts without a format of their own inherit
+    `run_format`. Raises as `build_component`; FAILED if one of its settings has.
+    """
+    with mistakes_of(f"{where}.name"):
+        factory = seam.finder(config.name)
+    takes = inspect.signature(factory).parameters
+    needs = [name for name in supplies if name in takes and (name not in config or name in OURS)]
+    with Mistakes() as mistakes:
+        settings = {
+            k: mistakes.attempt(_nested, f"{where}.{k}", k, v, seam, run_format)
+            for k, v in config.items()
+            if k != "name"
+        }
+        if run_format is not None:
+            inherited = mistakes.attempt(run_format.given, where, config, takes)
+            settings |= {"format": FAILED} if inherited is FAILED else inherited
+        mistakes.attempt(check_call, where, factory, settings, needs)
+    if any(value is FAILED for value in settings.values()):
+        return FAILED
+
+    def make(**supplied: Any) -> Any:
+        with mistakes_of(where):
+            made = factory(**supplied, **settings)
+        if seam.kind is not None and not isinstance(made, seam.kind):
+            needed = seam.kind.__name__
+            raise UserError(f"{where}: {config.name} gives a {type(made).__name__}, but a {needed} is needed")
+        return made
+
+    return Bound(needs, make)
+
+
+def _nested(where: str, field: str, value: Any, seam: Seam, run_format: RunFormat | None = None) -> Any:
+    """Builds components that stand inside a setting: alone, in a list, or as values of a mapping.
+
+    An adapter becomes a function of the model that it changes, which is built when that is there.
+    """
+    seam = SEAMS.get(field, seam)
+    if is_component(value):
+        bound = bind(where, value, seam, ("model",) if seam.kind is Model else (), run_format)
+        if bound is FAILED:
+            return FAILED
+        return (lambda model: bound.make(model=model)) if bound.needs else bound.make()
+    if field in SEAMS and isinstance(value, str):
+        raise UserError(f"{where} is a component: set --{where}.name={value}")
+    if type(value) in (list, tuple):
+        items: Mapping[Any, Any] = dict(enumerate(value))
+    elif isinstance(value, Mapping | ConfigDict):
+        items = dict(value.items())
+    else:
+        return value
+    with Mistakes() as mistakes:
+        built = {k: mistakes.attempt(_nested, f"{where}.{k}", field, v, seam, run_format) for k, v in items.items()}
+    if any(inner is FAILED for inner in built.values()):
+        return FAILED
+    return tuple(built.values()) if type(value) in (list, tuple) else built

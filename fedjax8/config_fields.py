@@ -1,0 +1,132 @@
+"""Every field of a config, declared once: default, help, limits, choices, and the package of its components.
+
+`config.base_config`, `config.LIMITS`, `config.CHOICES`, the help of `train` and `components.SEAMS` follow from it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fedjax8.numerics import formats
+
+LARGEST_SEED = 2**32 - 1
+"""Beyond it two seeds could give the same random key."""
+LARGEST_COUNT = 2**31 - 1
+"""Rounds, steps and clients are counted in int32 on the devices."""
+LARGEST_BATCH = 2**30
+"""So that a batch more than a client's rows can be counted too."""
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+MIXED = "mixed"
+"""As `config.format`: each part that takes a format is given its own."""
+
+
+def component(name: str, **settings: Any) -> ConfigDict:
+    """A component's config: its name and the settings that differ from its factory's defaults."""
+    return ConfigDict({"name": name, **settings}, convert_dict=False)
+
+
+def is_component(value: Any) -> bool:
+    """Whether a config value is a component."""
+    return isinstance(value, ConfigDict) and "name" in value
+
+
+class Field(NamedTuple):
+    """One field of a config."""
+
+    default: Any
+    """A plain value, a tuple, or a `component`."""
+    help: str
+    limits: tuple[float, float] | None = None
+    """Least and largest value of a number."""
+    setting_limits: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """Likewise of settings of a component."""
+    choices: tuple[str, ...] | None = None
+    """Of a text: those allowed."""
+    package: str | None = None
+    """Of a component, or of a tuple of them: where its files lie, below `fedjax8`; `components.KINDS` says what they
+    make."""
+
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, "of initialization, split, cohorts and training; same seed, same run", limits=(0, LARGEST_SEED)),
+    "rounds": Field(60, "rounds to run", limits=(1, LARGEST_COUNT)),
+    "eval_every": Field(5, "rounds between evaluations on the test set", limits=(1, LARGEST_COUNT)),
+    "checkpoint_every": Field(10, "rounds between checkpoints", limits=(1, LARGEST_COUNT)),
+    "num_clients": Field(50, "registered clients; 0 for as many as the data names", limits=(0, LARGEST_COUNT)),
+    "cohort_size": Field(10, "clients a round", limits=(1, LARGEST_COUNT)),
+    "data": Field(component("digits"), "source of rows: a file in fedjax8/data/sources", package="data.sources"),
+    "partition": Field(
+        component("dirichlet", concentration=0.3),
+        "rows to clients: a file in fedjax8/data/partitions",
+        package="data.partitions",
+    ),
+    "validation": Field(
+        0.0, "share of the training rows held out of training, for stopping and choosing; 0 for none", limits=(0.0, 0.9)
+    ),
+    "validation_of": Field(
+        "rows", "of what: rows (of each client), or clients (with all their rows)", choices=("rows", "clients")
+    ),
+    "input_mean": Field((), "constants in place of the data set's mean, one or one a channel; of x / 255 for images"),
+    "input_std": Field((), "likewise in place of its deviation"),
+    "augment": Field((), "random image changes while training, such as ('crop', 'flip')"),
+    "model": Field(component("mlp", hidden=(128,)), "a file in fedjax8/models", package="models"),
+    "format": Field(
+        formats.DEFAULT,
+        "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",
+        choices=(*formats.FORMATS, MIXED),
+    ),
+    "format_rules": Field(
+        (), "another format, or float32, for layers by pattern: Dense_0=float32,*/mlp/*=e5m2; first match wins"
+    ),
+    "adapter": Field(component("qat"), "what changes the model: a file in fedjax8/adapters", package="adapters"),
+    "client.optimizer": Field(
+        component("sgd", learning_rate=0.1),
+        "of local training: any of optax",
+        setting_limits={"learning_rate": (0.0, LARGEST_NUMBER)},
+        package="optimizers",
+    ),
+    "client.batch_size": Field(10, "examples a local step", limits=(1, LARGEST_BATCH)),
+    "client.epochs": Field(2, "passes over its rows that a client makes a round", limits=(1, LARGEST_COUNT)),
+    "client.steps": Field(0, "local steps a round, the same for every client; 0: by epochs", limits=(0, LARGEST_COUNT)),
+    "client.weight_decay": Field(
+        0.0, "of kernels, in front of the optimizer; biases, norms and clips have none", limits=(0.0, LARGEST_NUMBER)
+    ),
+    "privacy": Field(
+        component("none"), "how clients protect their examples: a file in fedjax8/privacy", package="privacy"
+    ),
+    "algorithm": Field(component("fedavg"), "a file in fedjax8/algorithms", package="algorithms"),
+    "attack": Field(
+        component("none"), "what some clients do against the server: a file in fedjax8/attacks", package="attacks"
+    ),
+    "dropout": Field(
+        component("none"), "which clients are lost on the way: a file in fedjax8/dropouts", package="dropouts"
+    ),
+    "uplink": Field(component("fp8"), "codec of what clients send: a file in fedjax8/codecs", package="codecs"),
+    "downlink": Field(component("fp8"), "codec of what clients receive", package="codecs"),
+    "executor": Field(
+        component("auto"), "how clients are mapped over devices: a file in fedjax8/executors", package="executors"
+    ),
+    "callbacks": Field(
+        (),
+        "what the run decides by its metrics: names of files in fedjax8/callbacks with commas, such as "
+        "early_stopping,best_checkpoint; their settings as callbacks.0.patience",
+        package="callbacks",
+    ),
+    "rounds_per_call": Field(
+        0, "most rounds run as one dispatch; 0 for as many as are useful", limits=(0, LARGEST_COUNT)
+    ),
+    "feed": Field(
+        "auto",
+        "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",
+        choices=("auto", "resident", "streamed"),
+    ),
+    "on_nan": Field(
+        "drop",
+        "what becomes of contributions that are not finite: drop (left out and counted) or error (the run ends)",
+        choices=("drop", "error"),
+    ),
+}
+"""By dotted name."""

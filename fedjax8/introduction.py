@@ -1,0 +1,45 @@
+"""What a run says of itself before its first round."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # JAX must not start before the devices are set up
+    from fedjax8.build import Experiment
+    from fedjax8.engine.simulation import SimulationState
+
+PRIVATE = (
+    "\nrows are private: the model starts from drawn ones, inputs are normalized by constants, labels are not counted; "
+    "losses and clips in the log are not protected (docs/privacy.md)"
+)
+"""What a run says of itself whose rows are private."""
+
+
+def validation_words(experiment: "Experiment") -> str:
+    """A line on the validation part, if there is one, and on what it means where rows are private."""
+    if experiment.validation is None:
+        return ""
+    rows = len(experiment.validation["y"])
+    private = "; they are outside of epsilon, and evaluations alone touch them" if experiment.private else ""
+    return f"\n{rows:,} rows held out for validation, of {experiment.config.validation_of}{private}"
+
+
+def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
+    """Two lines that say what runs on what, and a third where rows are private."""
+    import jax
+
+    from fedjax8 import trees
+
+    config = experiment.config
+    variables = experiment.simulation.variables(state)
+    weights = f"{trees.float32_bytes(variables.params) // 4:,} parameters"
+    if variables.frozen:
+        weights += f" trained and {trees.float32_bytes(variables.frozen) // 4:,} frozen"
+    devices, processes = jax.devices(), jax.process_count()
+    of_processes = f" of {processes} processes" if processes > 1 else ""
+    return (
+        f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights} "
+        f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
+        f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round, "
+        f"{config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+        f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
+        f"{validation_words(experiment)}{PRIVATE * experiment.private}"
+    )

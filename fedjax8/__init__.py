@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from fedjax8.version import __version__
 
 if TYPE_CHECKING:
-    from fedjax8 import adapters, algorithms, codecs, data, executors, models, numerics, privacy
+    from fedjax8 import adapters, algorithms, codecs, data, executors, models, numerics, participation, privacy
     from fedjax8.engine.simulation import simulate
     from fedjax8.local import local_training
 
-_PACKAGES = ("adapters", "algorithms", "codecs", "executors", "data", "models", "numerics", "privacy")
+_PACKAGES = ("adapters", "algorithms", "codecs", "executors", "data", "models", "numerics", "participation", "privacy")
 _FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.engine.simulation"}
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "local_training",
     "models",
     "numerics",
+    "participation",
     "privacy",
     "simulate",
 ]

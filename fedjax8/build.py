@@ -25,6 +25,7 @@ from fedjax8.local import local_training
 from fedjax8.lookup import find, suggest
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.numerics import formats
+from fedjax8.participation import Participation
 from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.types import Aggregator, Algorithm, Attack, BatchPlan, Codec, Executor, Model, PyTree, StepGradient
 
@@ -74,6 +75,7 @@ SEAMS = {
     "aggregate": Seam(_finder("algorithms.aggregators"), Aggregator),
     "attack": Seam(_finder("attacks"), Attack),
     "dropout": Seam(_finder("dropouts"), Dropout),
+    "participation": Seam(_finder("participation"), Participation),
     "uplink": Seam(_finder("codecs"), Codec),
     "downlink": Seam(_finder("codecs"), Codec),
     "executor": Seam(_finder("executors"), Executor),
@@ -342,7 +344,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
-        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan)
+        participation = make("participation")
+        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)
         normal = attempt(normalization, dataset, given.input_mean, given.input_std, private)
@@ -374,5 +377,6 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             mixed_formats=given.format == MIXED,
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
+            participation=participation,
         )
     return Experiment(config, dataset, run, private)

@@ -61,6 +61,7 @@ def base_config() -> ConfigDict:
     config.algorithm = component("fedavg")
     config.attack = component("none")
     config.dropout = component("none")
+    config.participation = component("uniform")
     config.uplink = component("fp8")
     config.downlink = component("fp8")
     config.executor = component("auto")
@@ -83,7 +84,7 @@ FIELDS = {
     "eval_every": "rounds between evaluations on the test set",
     "checkpoint_every": "rounds between checkpoints",
     "num_clients": "registered clients; 0 for as many as the data names",
-    "cohort_size": "clients a round",
+    "cohort_size": "clients a round; how they are drawn, participation says",
     "data": "source of rows: a file in fedjax8/data/sources",
     "partition": "rows to clients: a file in fedjax8/data/partitions",
     "input_mean": "constants in place of the data set's mean, one or one a channel; of x / 255 for images",
@@ -97,6 +98,7 @@ FIELDS = {
     "algorithm": "a file in fedjax8/algorithms",
     "attack": "what some clients do against the server: a file in fedjax8/attacks",
     "dropout": "which clients are lost on the way: a file in fedjax8/dropouts",
+    "participation": "who takes part in a round: a file in fedjax8/participation",
     "uplink": "codec of what clients send: a file in fedjax8/codecs",
     "downlink": "codec of what clients receive",
     "executor": "how clients are mapped over devices: a file in fedjax8/executors",

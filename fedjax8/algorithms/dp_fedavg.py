@@ -22,10 +22,11 @@ probability m / K. Then the server adds noise and steps in every round, also in 
 without a step would tell. A participation whose law is unknown is refused where an epsilon is stated.
 
 With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and the guarantee is against those who see
-the sum alone (secure aggregation); that needs a codec without loss, since a sum of rounded noises is not Gaussian. Where only a of the m shares arrive (dropouts, clients that were left out), the server
-adds N(0, (1 - a / m) (z S)^2), so that the model has all of the noise: the stated epsilon holds against those who see
-models, while a server that looks at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something
-else in the place of their message are refused, since no one knows whether noise is in it.
+the sum alone (secure aggregation); that needs a codec without loss, since a sum of rounded noises is not Gaussian.
+Where only a of the m shares arrive (dropouts, clients that were left out), the server adds N(0, (1 - a / m) (z S)^2),
+so that the model has all of the noise: the stated epsilon holds against those who see models, while a server that looks
+at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something else in the place of their message
+are refused, since no one knows whether noise is in it.
 
 Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log says of losses and clips is not
 protected.

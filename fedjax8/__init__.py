@@ -17,25 +17,57 @@ from typing import TYPE_CHECKING, Any
 from fedjax8.version import __version__
 
 if TYPE_CHECKING:
-    from fedjax8 import adapters, algorithms, callbacks, codecs, data, executors, models, numerics, privacy
+    from fedjax8 import (
+        adapters,
+        algorithms,
+        attacks,
+        callbacks,
+        codecs,
+        data,
+        dropouts,
+        executors,
+        models,
+        numerics,
+        participation,
+        privacy,
+        results,
+    )
     from fedjax8.engine.simulation import simulate
     from fedjax8.local import local_training
 
-_PACKAGES = ("adapters", "algorithms", "callbacks", "codecs", "executors", "data", "models", "numerics", "privacy")
+_PACKAGES = (
+    "adapters",
+    "algorithms",
+    "attacks",
+    "callbacks",
+    "codecs",
+    "data",
+    "dropouts",
+    "executors",
+    "models",
+    "numerics",
+    "participation",
+    "privacy",
+    "results",
+)
 _FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.engine.simulation"}
 
 __all__ = [
     "__version__",
     "adapters",
     "algorithms",
+    "attacks",
     "callbacks",
     "codecs",
     "data",
+    "dropouts",
     "executors",
     "local_training",
     "models",
     "numerics",
+    "participation",
     "privacy",
+    "results",
     "simulate",
 ]
 
@@ -46,3 +78,7 @@ def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'fedjax8' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -210,7 +210,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
-        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan)
+        participation = make("participation")
+        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)
         normal = attempt(normalization, dataset, given.input_mean, given.input_std, private)
@@ -242,6 +243,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             mixed_formats=given.format == MIXED,
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
+            participation=participation,
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]

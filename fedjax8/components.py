@@ -15,6 +15,7 @@ from fedjax8.data.federated import Dataset
 from fedjax8.dropouts import Dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.lookup import find, suggest
+from fedjax8.participation import Participation
 from fedjax8.run_format import RunFormat
 from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
 
@@ -56,6 +57,7 @@ KINDS: dict[str, type | None] = {
     "algorithms.refinements": Refinement,
     "attacks": Attack,
     "dropouts": Dropout,
+    "participation": Participation,
     "callbacks": Callback,
     "codecs": Codec,
     "executors": Executor,

@@ -56,7 +56,7 @@ FIELDS: dict[str, Field] = {
     "eval_every": Field(5, "rounds between evaluations on the test set", limits=(1, LARGEST_COUNT)),
     "checkpoint_every": Field(10, "rounds between checkpoints", limits=(1, LARGEST_COUNT)),
     "num_clients": Field(50, "registered clients; 0 for as many as the data names", limits=(0, LARGEST_COUNT)),
-    "cohort_size": Field(10, "clients a round", limits=(1, LARGEST_COUNT)),
+    "cohort_size": Field(10, "clients a round; how they are drawn, participation says", limits=(1, LARGEST_COUNT)),
     "data": Field(component("digits"), "source of rows: a file in fedjax8/data/sources", package="data.sources"),
     "partition": Field(
         component("dirichlet", concentration=0.3),
@@ -103,6 +103,9 @@ FIELDS: dict[str, Field] = {
     ),
     "dropout": Field(
         component("none"), "which clients are lost on the way: a file in fedjax8/dropouts", package="dropouts"
+    ),
+    "participation": Field(
+        component("uniform"), "who takes part in a round: a file in fedjax8/participation", package="participation"
     ),
     "uplink": Field(component("fp8"), "codec of what clients send: a file in fedjax8/codecs", package="codecs"),
     "downlink": Field(component("fp8"), "codec of what clients receive", package="codecs"),

@@ -34,7 +34,7 @@ FACTOR = 4
 """Between the numbers of clients at once that are tried."""
 MATTERS = (
     *("model", "format", "adapter", "client", "algorithm", "uplink", "downlink", "data", "cohort_size", "augment"),
-    "feed",
+    *("feed", "participation"),
 )
 """Fields of a config that decide which setting is fastest."""
 

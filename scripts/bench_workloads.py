@@ -151,12 +151,11 @@ class Run(NamedTuple):
 
 def samples_of_round(experiment: Any, number: int) -> int:
     """Rows that the clients of round `number`, from 0, train on."""
-    from fedjax8.data.federated import sample_cohort
     from fedjax8.engine.planning import rows_seen
 
-    config, clients = experiment.config, experiment.simulation.data
-    cohort = sample_cohort(config.seed, number, clients.num_clients, config.cohort_size)
-    return int(rows_seen(experiment.simulation.plan, clients.windows(cohort)[1]).sum())
+    simulation = experiment.simulation
+    ids, lost = simulation.participants.drawn(number)
+    return int(rows_seen(simulation.plan, simulation.data.windows(ids[~lost])[1]).sum())
 
 
 def prepare(config: Any) -> Run:
@@ -173,7 +172,7 @@ def prepare(config: Any) -> Run:
     jax.block_until_ready(state.server)
     start_seconds = time.perf_counter() - begun
     executor = build_component("config.executor", config.executor, SEAMS["executor"])
-    places = padded(max(1, -(-config.cohort_size // executor.num_shards)), executor.chunk)
+    places = padded(max(1, -(-simulation.participants.numbers.most_asked // executor.num_shards)), executor.chunk)
 
     count, compiled = 1, False
 

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
 PAGES |= {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 WRITTEN_HERE = [name for name in PAGES if re.fullmatch(r"docs/\w+\.md", name) and name != "docs/benchmarks.md"]
-CONSTRUCTED = ("uplink", "downlink", "partition", "executor")
+CONSTRUCTED = ("uplink", "downlink", "partition", "participation", "executor")
 """Components that need no data and no model to be built."""
 
 
@@ -119,6 +119,7 @@ def test_every_component_has_a_heading_in_its_page(page, package):
     [
         ("data", "fedjax8.data.sources"),
         ("data", "fedjax8.data.partitions"),
+        ("participation", "fedjax8.participation"),
         ("robustness", "fedjax8.algorithms.aggregators"),
         ("robustness", "fedjax8.attacks"),
         ("robustness", "fedjax8.dropouts"),

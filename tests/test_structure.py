@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "streams", "durable"},
-    {"numerics", "data", "models", "results"},
+    {"numerics", "data", "models", "participation", "results"},
     {"codecs", "adapters", "callbacks", "executors", "privacy", "attacks", "dropouts", "local", "hosts"},
     {"algorithms"},
     {"exchange"},

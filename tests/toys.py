@@ -61,6 +61,8 @@ def build(
     uplink=None,
     optimizer=None,
     gradient=None,
+    participation=None,
+    feed_mode="auto",
     **length,
 ):
     """A simulation of `make_algorithm(local)` on `data`, by default with plain SGD on the clients and no codecs."""
@@ -77,6 +79,8 @@ def build(
         executor=loop() if executor is None else executor,
         rounds_per_call=rounds_per_call,
         beside=beside,
+        participation=participation,
+        feed_mode=feed_mode,
     )
 
 

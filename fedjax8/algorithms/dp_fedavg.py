@@ -4,8 +4,8 @@
     d_i = (y_i - x) min(1, S / |y_i - x|)                            |.| over all that is sent together
     x  <- x + server_optimizer((sum_i d_i + N(0, (z_d S)^2 I)) / m)      every client weighs the same
 
-m is the number of clients asked, fixed beforehand. With a `quantile` g the bound S follows the norms of the updates:
-clients also send a bit b_i, 1 if |y_i - x| <= S, and
+m is the number of clients asked, fixed beforehand, or the expected number where cohorts are Poisson samples. With a
+`quantile` g the bound S follows the norms of the updates: clients also send a bit b_i, 1 if |y_i - x| <= S, and
 
     b = (sum_i (b_i - 1/2) + N(0, s_b^2)) / m + 1/2;      S <- S exp(-eta (b - g))
 
@@ -16,13 +16,17 @@ by the rounding's variance), so the server clips again what it has decoded. Ther
 codec: each term of the sum is at most S long (see `privacy.norms`), and depends on one client. The second clip biases
 an unbiased codec. An update that is not finite counts as zeros.
 
-The guarantee is for cohorts of m of K clients, uniform without replacement, who stay secret; see `privacy.accounting`,
-also for why z counts half there. With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and the
-guarantee is against those who see the sum alone (secure aggregation); that needs a codec without loss, since a sum of
-rounded noises is not Gaussian. Where only a of the m shares arrive (dropouts, clients that were left out), the server
-adds N(0, (1 - a / m) (z S)^2), so that the model has all of the noise: the stated epsilon holds against those who see
-models, while a server that looks at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something
-else in the place of their message are refused, since no one knows whether noise is in it.
+The guarantee is for cohorts of m of K clients who stay secret, by the law that draws them (`participation`): uniform
+without replacement, see `privacy.accounting` also for why z counts half there; or Poisson samples, each client with
+probability m / K. Then the server adds noise and steps in every round, also in one that nobody is in, since a round
+without a step would tell. A participation whose law is unknown is refused where an epsilon is stated.
+
+With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and the guarantee is against those who see
+the sum alone (secure aggregation); that needs a codec without loss, since a sum of rounded noises is not Gaussian.
+Where only a of the m shares arrive (dropouts, clients that were left out), the server adds N(0, (1 - a / m) (z S)^2),
+so that the model has all of the noise: the stated epsilon holds against those who see models, while a server that looks
+at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something else in the place of their message
+are refused, since no one knows whether noise is in it.
 
 Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log says of losses and clips is not
 protected.
@@ -42,8 +46,9 @@ from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, Serv
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.privacy import gaussian, norms
-from fedjax8.privacy.accounting import Facts, calibrate, check_delta, cohort, epsilon, library
+from fedjax8.privacy.accounting import Facts, calibrate, check_delta, epsilon, library, sampling_of
 from fedjax8.types import Algorithm, Array, Codec, Link, LocalTraining, PyTree, Variables
+from fedjax8.types.models import nothing
 
 NOISE = ("server", "clients")
 MODEL_STATE = ("fixed", "local")
@@ -99,7 +104,7 @@ def dp_fedavg(
         )
     if target_epsilon is not None and facts is None:
         raise ValueError("target_epsilon needs the facts of the run: see privacy.Facts")
-    sampling = None if facts is None else cohort(facts.cohort_size, facts.clients.num_clients)
+    sampling = None if facts is None else sampling_of(facts.participants)
     if sampling is not None and sampling.probability < 1:
         library()  # before the run, not after its first round
     if target_epsilon is not None and facts is not None and sampling is not None:
@@ -126,8 +131,8 @@ def dp_fedavg(
         # As an integer no codec touches it: clients clip by the very bound that the server clips by.
         return {"clip": jax.lax.bitcast_convert_type(state.memory["clip"], jnp.int32)} if adaptive else {}
 
-    def parts(expected: Array | float) -> Algorithm:
-        """The round for this number m of clients."""
+    def parts(expected: Array | float, always: bool = False) -> Algorithm:
+        """The round for this number m of clients; `always` if the server steps whoever is there."""
 
         def client(start, received, memory, rows, key, round_number) -> ClientOutput:
             train_key, noise_key = jax.random.split(key)
@@ -172,10 +177,12 @@ def dp_fedavg(
                 new["clip"] = jnp.clip(wanted, *norms.BOUNDS)
             return ServerOutput(local.model.project(optax.apply_updates(params, steps)), new, report)
 
-        return from_parts(local, client=client, server=server, init=init, extra=extra, model_state=model_state)
+        return from_parts(
+            local, client=client, server=server, init=init, extra=extra, model_state=model_state, always=always
+        )
 
     def round_(link: Link, state: ServerState, cohort, key):
-        expected = link.count(cohort.valid).astype(jnp.float32)
+        expected = link.expected(cohort)
         if noise == "server":
             uplink = clipping(link.uplink, state.memory["clip"] if adaptive else clip)
         else:
@@ -185,14 +192,16 @@ def dp_fedavg(
                     "epsilon beside them; set --config.algorithm.noise=server"
                 )
             uplink = lossless(link.uplink)
-        return parts(expected).round(link.replace(uplink=uplink), state, cohort, key)
+        # Where cohorts vary, a round without a step would tell that nobody was in it.
+        return parts(expected, link.varies).round(link.replace(uplink=uplink), state, cohort, key)
 
     def privacy(rounds: int) -> dict[str, float]:
         if sampling is None or noise_multiplier == 0:
             return {}
         return {"epsilon": epsilon(noise_multiplier, delta, steps=rounds, sampling=sampling), "delta": delta}
 
-    return parts(1.0)._replace(round=round_, privacy=privacy)
+    admits = nothing if facts is None else facts.admits
+    return parts(1.0)._replace(round=round_, privacy=privacy, admits=admits)
 
 
 def update_multiplier(noise_multiplier: float, bit_noise: float | None) -> float:

@@ -118,6 +118,7 @@ def from_parts(
     watch: Callable[[dict[str, PyTree]], PyTree] = nothing,
     model_state: str = "average",
     aggregate: Aggregator | None = None,
+    always: bool = False,
 ) -> Algorithm:
     """An `Algorithm` of the usual shape.
 
@@ -136,8 +137,12 @@ def from_parts(
         initial one, nothing travels).
       aggregate: what stands in for the weighted mean, from `algorithms.aggregators`. It sees changes: contributions
         less what the client received, `params` and `state`; others are taken for changes already.
+      always: whether the server steps in rounds without any contribution too, of which the mean is zeros. By default
+        nothing changes in them.
     """
     check_choice("model_state", model_state, MODEL_STATE)
+    if always and model_state == "average":
+        raise ValueError("with always=True model_state must be local or fixed: of nobody there is no average")
 
     def start_state(variables: Variables) -> ServerState:
         return ServerState(variables, init(variables))
@@ -173,7 +178,7 @@ def from_parts(
         with jax.named_scope("server"):
             step = server(state, mean, server_key)
         stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
-        new_state = trees.select(reduced.weight > 0, stepped, state)
+        new_state = stepped if always else trees.select(reduced.weight > 0, stepped, state)
         report = {**reduced.report, **step.report, "clients": reduced.clients}
         return RoundOutput(new_state, client_states, link, report)
 

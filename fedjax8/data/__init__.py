@@ -1,10 +1,10 @@
-"""Data: sources of rows, their split over clients, cohorts, measures of unequal splits.
+"""Data: sources of rows, their split over clients, measures of unequal splits.
 
 Everything here is NumPy except `augment` and `batches`, which run on the device.
 """
 
 from fedjax8.data.batches import batch_plan
-from fedjax8.data.federated import Dataset, FederatedData, Windows, federate, match_test_owners, sample_cohort
+from fedjax8.data.federated import Dataset, FederatedData, Windows, federate, match_test_owners
 from fedjax8.data.heterogeneity import label_skew
 from fedjax8.data.partitions.by_key import by_key
 from fedjax8.data.partitions.dirichlet import dirichlet
@@ -56,7 +56,6 @@ __all__ = [
     "part",
     "pcam",
     "quantity_skew",
-    "sample_cohort",
     "save_clients",
     "save_federated",
     "shakespeare",

@@ -1,4 +1,4 @@
-"""A data set, the same data seen as clients, and the clients that take part in a round.
+"""A data set, and the same data seen as clients.
 
 `Dataset` is what a source returns. A partition gives every training row an owner, and
 `FederatedData.from_owners` turns that into clients: row numbers grouped by client, with a start and a size
@@ -26,10 +26,6 @@ from fedjax8.data.checks import (
 )
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-
-# Keeps the cohort's random stream apart from every other stream made from the same seed. A plain
-# `default_rng([seed, round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed].
-_COHORT_STREAM = 0xC0407
 
 _SPLIT_STREAM = 1
 _CLIENTS_AT_ONCE = 1 << 20  # bounds the temporaries of a check to 8 MB
@@ -332,30 +328,6 @@ def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
             "sets need the by_key partition"
         )
     return client_of[dataset.test_owners]
-
-
-def sample_cohort(seed: int, round_number: int, num_clients: int, cohort_size: int) -> np.ndarray:
-    """[cohort_size] int32 different client ids in ascending order, uniform over all subsets of that size.
-
-    A function of its arguments alone, so a resumed run needs no sampler state. Time and memory grow with the
-    cohort (at most about twenty times it), not with the number of clients.
-
-    >>> sample_cohort(seed=0, round_number=7, num_clients=10_000_000, cohort_size=3).shape
-    (3,)
-    """
-    if num_clients < 1:
-        raise UserError(f"num_clients is {num_clients}; it must be at least 1")
-    if not 1 <= cohort_size <= num_clients:
-        raise UserError(
-            f"cohort_size is {cohort_size} of {num_clients} clients; it must be between 1 and {num_clients}"
-        )
-    if seed < 0 or round_number < 0:
-        raise UserError(f"seed is {seed} and round_number {round_number}; neither may be negative")
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_COHORT_STREAM, round_number)))
-    # Without shuffle, NumPy draws by Floyd's method into a hash set; where the cohort is more than 1/20 of
-    # the clients, by the tail of a shuffled range.
-    ids = rng.choice(num_clients, size=cohort_size, replace=False, shuffle=False)
-    return np.sort(ids).astype(np.int32)
 
 
 def _check_label_shape(x: np.ndarray, labels: np.ndarray, where: str) -> None:

@@ -37,8 +37,9 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         own_key, left = jax.random.fold_in(key, _DRAWS), cohort
         lost = jnp.zeros_like(cohort.valid)
         if lost_of is not None:
-            lost = cohort.valid & lost_of(own_key, cohort.ids)
-            left = cohort._replace(dropped=lost, size=jnp.where(lost, 0, cohort.size))
+            lost = cohort.reached & lost_of(own_key, cohort.ids)
+            dropped = lost if isinstance(cohort.dropped, tuple) else lost | cohort.dropped
+            left = cohort._replace(dropped=dropped, size=jnp.where(lost, 0, cohort.size))
         if speeds_of is not None:
             link = link.timed(speeds_of(own_key, cohort.ids), dropout.steps, dropout.deadline)
         out = algorithm.round(link, state, left, key)

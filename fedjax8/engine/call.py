@@ -15,6 +15,7 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.engine.feeding import Rows
+from fedjax8.engine.planning import Plan
 from fedjax8.exchange.link import RoundLink
 from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, PyTree, Ratio
 
@@ -54,6 +55,17 @@ class Share(NamedTuple):
     """Leaves `[R, c]`, and the shard's own columns where they are streamed."""
     states: PyTree
     """Leaves `[T, ...]`: states of the clients of the call."""
+    lost: PyTree = ()
+    """bool `[R, c]`: clients that receive the model and are not waited for; `()` where there are none."""
+
+
+class Begun(NamedTuple):
+    """A call, ready to be dispatched."""
+
+    plan: Plan
+    carried: Carried
+    settings: Settings
+    share: Share
 
 
 class Outcome(NamedTuple):
@@ -72,11 +84,17 @@ class Outcome(NamedTuple):
 
 
 def call_program(
-    algorithm: Algorithm, uplink: Codec, downlink: Codec, executor: Executor, num_clients: int, outcome: Outcome
+    algorithm: Algorithm,
+    uplink: Codec,
+    downlink: Codec,
+    executor: Executor,
+    num_clients: int,
+    outcome: Outcome,
+    usual: int | None = None,
 ) -> Callable:
     """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
 
-    `outcome` holds the shapes of what one round leaves.
+    `outcome` holds the shapes of what one round leaves; `usual` is `cohort_size` where numbers of clients vary.
     """
 
     def program(shared, share):
@@ -91,7 +109,7 @@ def call_program(
             ids, slots = share.ids[index], share.slots[index]
             rows = share.rows.starts[index], share.rows.sizes[index]
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
-            cohort = Cohort(ids, *rows, ids < num_clients, own)
+            cohort = Cohort(ids, *rows, ids < num_clients, own, jax.tree.map(lambda x: x[index], share.lost))
             scale = 1.0 if settings.step_scale is None else settings.step_scale
             pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen), step_scale=scale)
             link = RoundLink(
@@ -105,6 +123,7 @@ def call_program(
                 downlink=downlink,
                 executor=executor,
                 num_clients=num_clients,
+                usual=usual,
             )
             key = jax.random.fold_in(jax.random.fold_in(settings.root, 1), number)
             out = algorithm.round(link, carried.server, cohort, key)

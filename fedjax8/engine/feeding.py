@@ -49,7 +49,7 @@ class Feed(NamedTuple):
     most_rows: int | None
     """Rows of one shard and call, at most; a call of one round may have more."""
     prepare: Callable[[Plan], Rows]
-    """The rows of a plan's clients on this process's shards."""
+    """The rows of a plan's clients on this process's shards; none for those who are not waited for."""
 
 
 def feed(
@@ -95,7 +95,7 @@ def _resident(data: FederatedData, executor: Executor, columns: PyTree) -> Feed:
     order = None if data.order is None else executor.place(np.asarray(data.order))
 
     def prepare(plan: Plan) -> Rows:
-        starts, sizes = data.windows(plan.ids[list(executor.shards)])
+        starts, sizes = data.windows(plan.training[list(executor.shards)])
         return Rows(starts.astype(np.int32), sizes, {})
 
     return Feed(columns, order, None, prepare)
@@ -117,9 +117,9 @@ def _streamed(
     held = [_roomy(most_rows)]
 
     def prepare(plan: Plan) -> Rows:
-        sizes = data.windows(plan.ids)[1]
+        sizes = data.windows(plan.training)[1]
         held[0] = rows = max(held[0], _roomy(int(sizes.sum(axis=(1, 2)).max())))
-        own = plan.ids[own_shards]
+        own = plan.training[own_shards]
         columns = {name: np.zeros((len(own), rows, *c.shape[1:]), c.dtype) for name, c in data.columns.items()}
         starts = np.zeros(own.shape, np.int32)
         for shard, ids in enumerate(own):

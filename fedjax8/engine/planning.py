@@ -1,9 +1,10 @@
 """Who takes part in the next rounds, on which device, in which order: decided on the host, before the rounds are run.
 
 A *call* is some rounds that run as one dispatch. Its plan is a function of (seed, round) and the clients' sizes alone,
-so that plans can be made ahead of time, by any process, and a resumed run makes the same ones.
+so that plans can be made ahead of time, by any process, and a resumed run makes the same ones. Where a participation
+reads the state, its plan is one of that too, and of one round.
 
-    sample    the cohort of each round, from (seed, round)
+    draw      the cohort of each round, from (seed, round)
     group     clients of like work, `chunk` at a time, the longest first
     assign    the next longest group to the device with the least work that has room
 
@@ -23,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.data.batches import num_steps, steps_per_epoch
-from fedjax8.data.federated import sample_cohort
 from fedjax8.executors import groups, padded
+from fedjax8.participation import Participants
 from fedjax8.types import BatchPlan
 
 
@@ -50,6 +51,14 @@ class Plan(NamedTuple):
     """int32 `[S, T]`: clients of each shard, each once. T is `R * c`, or the number of clients if that is less."""
     padding: tuple[float, ...]
     """Of each round."""
+    training: np.ndarray
+    """int32 `[S, R, c]`: `ids` with padding in the place of clients who are not waited for."""
+    asked: tuple[int, ...]
+    """Clients of each round, those who are not waited for included."""
+
+
+Losses = Callable[[np.ndarray], np.ndarray]
+"""Client ids `[n]` to the loss of the present model on each, for participations that read it."""
 
 
 def used(table: np.ndarray, padding: int) -> np.ndarray:
@@ -65,7 +74,13 @@ def rows_seen(plan: BatchPlan, sizes: np.ndarray) -> np.ndarray:
 
 
 def deal(
-    work: np.ndarray, num_shards: int, chunk: int, *, useful: np.ndarray | None = None, homes: np.ndarray | None = None
+    work: np.ndarray,
+    num_shards: int,
+    chunk: int,
+    *,
+    useful: np.ndarray | None = None,
+    homes: np.ndarray | None = None,
+    most: int | None = None,
 ) -> Deal | None:
     """The clients of one round on `num_shards` shards, in groups of at most `chunk`.
 
@@ -74,12 +89,13 @@ def deal(
       num_shards, chunk: as of the executor.
       useful: `[C]`: the part of `work` that is not padding; default all of it.
       homes: `[C]`: the shard where a client must be, -1 where it may be anywhere.
+      most: clients that a round may have, for which there are places; default C.
 
     Returns:
       The deal, or None if the homes leave no room.
     """
     work = np.asarray(work)
-    places = padded(max(1, -(-len(work) // num_shards)), chunk)
+    places = padded(max(1, -(-(len(work) if most is None else most) // num_shards)), chunk)
     per_shard = groups(places, chunk)
     size = places // per_shard
     order = np.argsort(-work, kind="stable")
@@ -125,25 +141,22 @@ def deal(
 
 def planner(
     *,
-    seed: int,
-    num_clients: int,
-    cohort_size: int,
-    windows: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    participants: Participants,
     batches: BatchPlan | None,
     num_shards: int,
     chunk: int,
     most_rounds: int,
     stay: int,
     most_rows: int | None,
-) -> Callable[[int, int], Plan]:
-    """`plan(first, rounds) -> Plan` of at least one and at most `rounds` rounds.
+) -> Callable[..., Plan]:
+    """`plan(first, rounds, losses=None) -> Plan` of at least one and at most `rounds` rounds.
 
     Args:
-      windows: client ids to (starts, sizes).
+      participants: who takes part in which round.
       batches: how clients cut their rows into steps; without it work is counted in rows.
       most_rounds: R, the most rounds of a call.
       stay: for how many rounds at a time it is decided on which shard clients are, where these must be on one for a
-        whole call; no call goes beyond them. 0 where clients may be anywhere.
+        whole call; no call goes beyond them. 0 where clients may be anywhere. 1 for participations that read the state.
       most_rows: a call ends before the rows of its clients are more than this on any shard; None for no limit.
     """
 
@@ -152,69 +165,93 @@ def planner(
             return sizes, sizes
         return num_steps(batches, sizes) * batches.batch_size, rows_seen(batches, sizes)
 
-    def dealt(number: int, home: dict[int, int]) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """(ids `[S, c]`, rows of each shard, padding) of a round; None if clients cannot be where they were."""
-        cohort = sample_cohort(seed, number, num_clients, cohort_size)
-        sizes = windows(cohort)[1]
+    num_clients, most = participants.num_clients, participants.numbers.most_asked
+
+    def dealt(number: int, home: dict[int, int], losses: Losses | None) -> _Round | None:
+        """A round; None if clients cannot be where they were."""
+        cohort, lost = participants.drawn(number, losses)
+        sizes = np.where(lost, 0, participants.clients.windows(cohort)[1])
         work, useful = work_of(sizes)
         homes = np.array([home.get(client, -1) for client in cohort.tolist()]) if home else None
-        found = deal(work, num_shards, chunk, useful=useful, homes=homes)
+        found = deal(work, num_shards, chunk, useful=useful, homes=homes, most=most)
         if found is None:
             return None
-        real = found.positions >= 0
-        rows = np.where(real, sizes[found.positions], 0).sum(axis=1)
-        return np.where(real, cohort[found.positions], num_clients), rows, found.padding
+        # Position -1 is the last, which stands for padding.
+        ids = np.append(cohort, num_clients)[found.positions]
+        training = np.append(np.where(lost, num_clients, cohort), num_clients)[found.positions]
+        rows = np.append(sizes, 0)[found.positions].sum(axis=1)
+        return _Round(ids, training, rows, found.padding, len(cohort))
 
-    def dealt_anew(number: int) -> tuple[np.ndarray, np.ndarray, float]:
+    def dealt_anew(number: int, losses: Losses | None) -> _Round:
         """A round whose clients may be anywhere."""
-        found = dealt(number, {})
+        found = dealt(number, {}, losses)
         assert found is not None
         return found
 
     @functools.lru_cache(maxsize=2)
-    def block(index: int) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
+    def block(index: int) -> list[tuple[int, _Round]]:
         """Rounds `index * stay` to the next block's, each with the number of the first round it shares homes with."""
         rounds, home, since = [], {}, index * stay
         for number in range(index * stay, (index + 1) * stay):
-            found = dealt(number, home)
+            found = dealt(number, home, None)
             if found is None:
                 home, since = {}, number
-                found = dealt_anew(number)
-            home |= {int(client): shard for shard in range(num_shards) for client in found[0][shard]}
-            rounds.append((since, *found))
+                found = dealt_anew(number, None)
+            home |= {int(client): shard for shard in range(num_shards) for client in found.ids[shard]}
+            rounds.append((since, found))
         return rounds
 
-    def rounds_from(first: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    def rounds_from(first: int, losses: Losses | None) -> Iterator[_Round]:
         """The rounds that a call from `first` on may have."""
-        if not stay:
-            yield from (dealt_anew(number) for number in range(first, first + most_rounds))
+        if stay <= 1:  # homes of one round are no bounds for any other
+            yield from (dealt_anew(number, losses) for number in range(first, first + most_rounds))
             return
         whole = block(first // stay)
-        for since, ids, rows, padding in whole[first % stay :][:most_rounds]:
+        for since, found in whole[first % stay :][:most_rounds]:
             if since > first:
                 return
-            yield ids, rows, padding
+            yield found
 
-    def plan(first: int, rounds: int) -> Plan:
-        deals, padding, rows = [], [], np.zeros(num_shards, np.int64)
-        for ids, more, wasted in itertools.islice(rounds_from(first), rounds):
-            rows = rows + more
-            if deals and most_rows is not None and rows.max() > most_rows:
+    def plan(first: int, rounds: int, losses: Losses | None = None) -> Plan:
+        found: list[_Round] = []
+        rows = np.zeros(num_shards, np.int64)
+        for one in itertools.islice(rounds_from(first, losses), min(rounds, stay) if stay else rounds):
+            rows = rows + one.rows
+            if found and most_rows is not None and rows.max() > most_rows:
                 break
-            deals.append(ids)
-            padding.append(wasted)
-        return _laid_out(first, deals, padding, num_clients, most_rounds, stay > 0)
+            found.append(one)
+        return _laid_out(first, found, num_clients, most_rounds, stay > 0)
 
     return plan
 
 
-def _laid_out(
-    first: int, deals: Sequence[np.ndarray], padding: Sequence[float], num_clients: int, most_rounds: int, stay: bool
-) -> Plan:
-    """The plan of these rounds, `deals` one `[S, c]` each."""
-    num_shards, places = deals[0].shape
+class _Round(NamedTuple):
+    """A round, dealt."""
+
+    ids: np.ndarray
+    """`[S, c]`."""
+    training: np.ndarray
+    """`[S, c]`: as in `Plan`."""
+    rows: np.ndarray
+    """`[S]`: of the clients of each shard."""
+    padding: float
+    asked: int
+
+
+def laid_out_round(ids: np.ndarray, participants: Participants) -> Plan:
+    """The plan of one round of these clients `[S, c]`, all of them training."""
+    rows = participants.clients.windows(ids)[1].sum(axis=1)
+    alone = _Round(ids, ids, rows, 0.0, int(np.count_nonzero(ids < participants.num_clients)))
+    return _laid_out(0, [alone], participants.num_clients, 1, False)
+
+
+def _laid_out(first: int, rounds: Sequence[_Round], num_clients: int, most_rounds: int, stay: bool) -> Plan:
+    """The plan of these rounds."""
+    num_shards, places = rounds[0].ids.shape
     ids = np.full((num_shards, most_rounds, places), num_clients, np.int32)
-    ids[:, : len(deals)] = np.stack(deals, axis=1)
+    ids[:, : len(rounds)] = np.stack([one.ids for one in rounds], axis=1)
+    training = np.full_like(ids, num_clients)
+    training[:, : len(rounds)] = np.stack([one.training for one in rounds], axis=1)
     width = min(most_rounds * places, num_clients) if stay else most_rounds * places
     table = np.full((num_shards, width), num_clients, np.int32)
     slots = np.full(ids.shape, width, np.int32)
@@ -225,4 +262,5 @@ def _laid_out(
             clients, inverse = ids[shard].reshape(-1), np.arange(width)
         table[shard, : len(clients)] = clients[:width]
         slots[shard] = np.where(ids[shard] == num_clients, width, inverse.reshape(ids[shard].shape))
-    return Plan(first, len(deals), ids, slots, table, tuple(padding))
+    padding, asked = tuple(one.padding for one in rounds), tuple(one.asked for one in rounds)
+    return Plan(first, len(rounds), ids, slots, table, padding, training, asked)

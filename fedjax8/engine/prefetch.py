@@ -2,31 +2,32 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Prepared = TypeVar("Prepared")
 
 
 class Prefetch(Generic[Prepared]):
     """`prepare(first round, rounds)`, begun ahead of time. What was prepared for another call than the one that comes
-    is dropped."""
+    is dropped. Where `ahead` is false nothing is begun, since what it takes is not known before."""
 
-    def __init__(self, prepare: Callable[[int, int], Prepared]):
-        self._prepare = prepare
+    def __init__(self, prepare: Callable[..., Prepared], ahead: bool = True):
+        self._prepare, self._ahead = prepare, ahead
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="fedjax8-prefetch")
         self._next: tuple[tuple[int, int], Future[Prepared]] | None = None
 
     def start(self, first: int, count: int) -> None:
         """Begins to prepare `count` rounds from round `first` on."""
-        self._next = (first, count), self._threads.submit(self._prepare, first, count)
+        if self._ahead:
+            self._next = (first, count), self._threads.submit(self._prepare, first, count)
 
-    def take(self, first: int, count: int) -> Prepared:
-        """What was begun for these rounds, or is made now."""
+    def take(self, first: int, count: int, *now: Any) -> Prepared:
+        """What was begun for these rounds, or is made now, by `prepare(first, count, *now)`."""
         begun, self._next = self._next, None
         if begun is None:
-            return self._prepare(first, count)
+            return self._prepare(first, count, *now)
         wanted, made = begun
         if wanted == (first, count):
             return made.result()
         made.cancel()
-        return self._prepare(first, count)
+        return self._prepare(first, count, *now)

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax8.engine.call import Outcome, call_program
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
+from fedjax8.engine.losses import losses_program
 from fedjax8.types import Algorithm, Codec, Executor, PyTree, Variables
 
 
@@ -27,6 +28,8 @@ class Programs:
     fit: Fit
     outcome: Callable[[], Outcome]
     """Shapes of what a round leaves."""
+    usual: int | None
+    """As in `call.call_program`."""
 
     @functools.cached_property
     def placed(self) -> PyTree:
@@ -40,12 +43,18 @@ class Programs:
 
     def call(self) -> Callable:
         """The program of a call, not compiled."""
-        return call_program(self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients, self.outcome())
+        kept = self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients
+        return call_program(*kept, self.outcome(), self.usual)
 
     @functools.cached_property
     def compiled(self) -> Callable:
         """The program of a call."""
         return self.executor.compile(self.call())
+
+    @functools.cached_property
+    def losses(self) -> Callable:
+        """The losses of clients, for participations that read them."""
+        return self.executor.compile(losses_program(self.algorithm.local, self.executor))
 
     @functools.cached_property
     def evaluated(self) -> Evaluated:

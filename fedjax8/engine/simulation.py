@@ -20,12 +20,14 @@ import jax
 import numpy as np
 
 from fedjax8 import keys, trees
-from fedjax8.data.federated import FederatedData, sample_cohort
-from fedjax8.engine.call import Carried, Outcome, Settings, Share
+from fedjax8.data.batches import num_steps
+from fedjax8.data.federated import FederatedData
+from fedjax8.engine.call import Begun, Carried, Outcome, Settings, Share
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.lines import round_line
-from fedjax8.engine.planning import Plan, planner, used
+from fedjax8.engine.losses import client_losses
+from fedjax8.engine.planning import Losses, Plan, planner, used
 from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.programs import Programs
 from fedjax8.engine.start import start_batch
@@ -40,6 +42,7 @@ from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
 from fedjax8.given import checked
 from fedjax8.hosts import hosts
+from fedjax8.participation import Participants, Participation, uniform
 from fedjax8.types import Algorithm, BatchPlan, Codec, Executor, Model, PyTree, Variables, Way
 
 ROUNDS_PER_CALL = 64
@@ -65,22 +68,6 @@ class SimulationState(NamedTuple):
     """Factor on every step of the clients; None: there is none, and the compiled program takes none."""
 
 
-class Begun(NamedTuple):
-    """A call, ready to be dispatched."""
-
-    plan: Plan
-    carried: Carried
-    settings: Settings
-    share: Share
-
-
-class Prepared(NamedTuple):
-    """What a call needs besides the states."""
-
-    plan: Plan
-    rows: Rows
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulation:
     """A federated run; made by `simulate`, which checks and documents the fields.
@@ -100,6 +87,7 @@ class Simulation:
     mixed_formats: bool = False
     beside: "Simulation | None" = None
     sample: Mapping[str, np.ndarray] | None = None
+    participation: Participation = uniform()  # noqa: RUF009 (a constant)
 
     # What it is made of
 
@@ -118,10 +106,21 @@ class Simulation:
         """Registered clients."""
         return self.data.num_clients
 
+    @functools.cached_property
+    def participants(self) -> Participants:
+        """Who takes part in its rounds."""
+        steps = functools.partial(num_steps, self.plan)
+        return Participants(self.participation, self.seed, self.cohort_size, self.data, steps)
+
+    @property
+    def places(self) -> int:
+        """Clients of a round on a device, at most."""
+        return -(-self.participants.numbers.most_asked // self.executor.num_shards)
+
     @property
     def chunk(self) -> int:
         """Clients that a device works on at once."""
-        return at_once(-(-self.cohort_size // self.executor.num_shards), self.executor.chunk)
+        return at_once(self.places, self.executor.chunk)
 
     # What one does with it
 
@@ -178,7 +177,7 @@ class Simulation:
 
     def begin(self, state: SimulationState, count: int) -> Begun:
         """The call of up to `count` rounds after `state`."""
-        plan, rows = self._prefetched.take(state.round, count)
+        plan, rows = self._prefetched.take(state.round, count, functools.partial(self._losses, state))
         own = list(self.executor.shards)
         clients = plan.table[own]
         states = jax.tree.map(
@@ -188,7 +187,8 @@ class Simulation:
         if state.step_scale is not None:
             settings = settings._replace(step_scale=np.float32(state.step_scale))
         carried = Carried(state.server, state.down_states)
-        return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states))
+        lost = plan.ids[own] != plan.training[own] if self.participants.loses else ()
+        return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states, lost))
 
     def finish(
         self, state: SimulationState, plan: Plan, carried: Carried, outcomes: Outcome, new: PyTree, donate: bool = False
@@ -201,7 +201,7 @@ class Simulation:
         outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
         for i in range(plan.rounds):
             of_round = jax.tree.map(lambda x, i=i: x[i], outcomes)
-            ledger = ledger.add(of_round.sent)
+            ledger = ledger.add(of_round.sent | self.participants.reports(plan.asked[i]))
             lines.append(self._line(plan, i, of_round, ledger))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger, state.step_scale), lines
 
@@ -228,6 +228,7 @@ class Simulation:
             self.data.columns,
             fit_of(self.model, self.data.columns),
             lambda: self._traced.outcome,
+            self.cohort_size if self.participants.varies else None,
         )
 
     # Made once
@@ -282,8 +283,10 @@ class Simulation:
 
     @functools.cached_property
     def _fitting_rounds(self) -> int:
-        """Rounds whose client states fit a device."""
-        of_round = trees.num_bytes(self._first_client) * -(-self.cohort_size // self.executor.num_shards)
+        """Rounds whose client states fit a device; one where who takes part depends on the state."""
+        if self.participation.reads_state:
+            return 1
+        of_round = trees.num_bytes(self._first_client) * self.places
         fitting = CALL_STATE_BYTES // of_round if of_round else ROUNDS_PER_CALL
         return max(1, min(ROUNDS_PER_CALL, fitting))
 
@@ -291,23 +294,20 @@ class Simulation:
     def _most_rounds(self) -> int:
         """Rounds of a call, at most."""
         wanted = self.rounds_per_call or ROUNDS_PER_CALL
-        return min(wanted, self._fitting_rounds) if self._remembers else wanted
+        bounded = self._remembers or self.participation.reads_state
+        return min(wanted, self._fitting_rounds) if bounded else wanted
 
     @functools.cached_property
     def _feed(self) -> Feed:
         """How rows reach the devices."""
-        first_cohort = sample_cohort(self.seed, 0, self.num_clients, self.cohort_size)
-        usual = self.data.windows(first_cohort)[1].sum() // self.executor.num_shards
+        usual = self.participants.usual_rows() // self.executor.num_shards
         placed = lambda: self.programs.placed
-        return feed(self.data, self.executor, placed, self.feed_mode, int(usual), self._most_rounds, self.check_read)
+        return feed(self.data, self.executor, placed, self.feed_mode, usual, self._most_rounds, self.check_read)
 
     @functools.cached_property
-    def _planner(self) -> Callable[[int, int], Plan]:
+    def _planner(self) -> Callable[..., Plan]:
         return planner(
-            seed=self.seed,
-            num_clients=self.num_clients,
-            cohort_size=self.cohort_size,
-            windows=self.data.windows,
+            participants=self.participants,
             batches=self.plan,
             num_shards=self.executor.num_shards,
             chunk=self.executor.chunk,
@@ -316,18 +316,24 @@ class Simulation:
             most_rows=self._feed.most_rows,
         )
 
-    def _prepare(self, first: int, count: int) -> Prepared:
-        plan = self._planner(first, count)
-        return Prepared(plan, self._feed.prepare(plan))
+    def _prepare(self, first: int, count: int, losses: Losses | None = None) -> tuple[Plan, Rows]:
+        plan = self._planner(first, count, losses)
+        return plan, self._feed.prepare(plan)
 
     @functools.cached_property
     def _prefetched(self) -> Prefetch:
-        return Prefetch(self._prepare)
+        return Prefetch(self._prepare, ahead=not self.participation.reads_state)
+
+    def _losses(self, state: SimulationState, ids: np.ndarray) -> np.ndarray:
+        """The loss of the present model on the rows of each of these clients."""
+        variables, compiled = self.variables(state), self.programs.losses
+        return client_losses(ids, compiled, self._feed, self.executor, self.participants, variables)
 
     def _line(self, plan: Plan, index: int, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
         """The metrics of round `index` of a call."""
         number = plan.first + index + 1
         facts: dict[str, Any] = {"padding": plan.padding[index]}
+        facts |= {"cohort": plan.asked[index]} if self.participants.varies else {}
         facts |= self.algorithm.account(ledger.sent) | self.algorithm.privacy(number)
         excluded = named(np.asarray(outcome.left_out), self.num_clients)
         facts |= {"excluded_clients": excluded} if excluded else {}
@@ -350,6 +356,7 @@ def simulate(
     mixed_formats: bool = False,
     beside: Simulation | None = None,
     sample: Mapping[str, np.ndarray] | None = None,
+    participation: Participation | None = None,
 ) -> Simulation:
     """A federated run of `algorithm` on `data`.
 
@@ -358,7 +365,7 @@ def simulate(
     Args:
       algorithm: what a round is, and what is trained.
       data: columns and who owns which row.
-      cohort_size: clients a round, drawn without replacement.
+      cohort_size: clients a round.
       uplink, downlink: codecs of what clients send and what they receive.
       seed: of initialization, cohorts and all training randomness.
       executor: how clients are mapped over devices; default `executors.auto`.
@@ -368,9 +375,11 @@ def simulate(
       beside: a simulation in which only the seed and who owns which row differ; what it compiled and placed is shared.
       sample: columns `[n, ...]` that the model is initialized on, and its input clips calibrated. By default some of
         the training rows; where the algorithm states an epsilon, which does not cover that, rows that are drawn.
+      participation: who takes part in a round; default `participation.uniform()`.
 
     Raises:
-      UserError: an argument of another type; a cohort larger than the number of clients; clients without any data;
+      UserError: an argument of another type; a cohort larger than the number of clients; a participation that cannot
+        draw it, or others than the algorithm can be with or accounts for; clients without any data;
         rows that do not fit the model (see `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw
         integers that it would multiply; or `beside` has other rows.
     """
@@ -380,18 +389,13 @@ def simulate(
             f"seed is {seed} and rounds_per_call {rounds_per_call}; a seed must be at least 0, and rounds_per_call at "
             "least 1 or None"
         )
-    if not 1 <= cohort_size <= num_clients:
-        raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
-    if algorithm.everyone and cohort_size < num_clients:
-        raise UserError(
-            f"this algorithm needs every client in every round: set cohort_size to {num_clients}; it is {cohort_size}"
-        )
     if not data.num_positions or not np.any(data.sizes):
         raise UserError(f"none of the {num_clients} clients has any data")
     if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
     executor = auto() if executor is None else executor
-    how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample)
+    how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample, participation or uniform())
     made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how)
+    made.participants.check(algorithm, beside.participants if beside else None)
     _ = made.check_read
     return made

@@ -67,6 +67,8 @@ class RoundLink:
     downlink: Codec = struct.field(pytree_node=False)
     executor: Executor = struct.field(pytree_node=False)
     num_clients: int = struct.field(pytree_node=False)
+    usual: int | None = struct.field(pytree_node=False, default=None)
+    """`cohort_size` where a round may have other numbers of clients, or waits for some only."""
     recorder: Recorder | None = struct.field(pytree_node=False, default=None)
     attack: Attack = struct.field(pytree_node=False, default=nobody())
     clock: Clock | None = None
@@ -225,6 +227,15 @@ class RoundLink:
         (totals, extremes), states = self.executor.map_reduce(one, (shared, self.pool, key), cohort)
         sums, count, who = totals
         return Partial(sums, extremes), count, states, dataclasses.replace(self, left_out=self.left_out + who)
+
+    @property
+    def varies(self) -> bool:
+        """Whether rounds differ in their numbers of clients, or wait for some of the cohort only."""
+        return self.usual is not None
+
+    def expected(self, cohort: Cohort) -> Array:
+        """float32: of how many clients a round has the messages in expectation, before any is lost on the way."""
+        return jnp.float32(self.usual) if self.usual is not None else self.count(cohort.valid).astype(jnp.float32)
 
     def count(self, mask: Array) -> Array:
         """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""

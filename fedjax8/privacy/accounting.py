@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.data.batches import num_steps, steps_per_epoch
-from fedjax8.data.federated import FederatedData, sample_cohort
+from fedjax8.data.federated import FederatedData
 from fedjax8.errors import UserError
+from fedjax8.participation import EVERYONE, POISSON, WITHOUT_REPLACEMENT, Participants, Participation, uniform
 from fedjax8.types import Algorithm, BatchPlan, StepGradient
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
@@ -71,8 +72,43 @@ class Facts(NamedTuple):
     rounds: int
     """Rounds that noise is calibrated for."""
     seed: int
-    """Of the cohorts; see `data.sample_cohort`."""
+    """Of the cohorts; see `participation`."""
     plan: BatchPlan
+    participation: Participation = uniform()
+    """Who takes part in a round: the very object that `simulate` is given."""
+
+    @property
+    def participants(self) -> Participants:
+        """Who takes part in the rounds."""
+        steps = functools.partial(num_steps, self.plan)
+        return Participants(self.participation, self.seed, self.cohort_size, self.clients, steps)
+
+    def admits(self, participants: Participants) -> None:
+        """UserError if these are not the participants that are accounted for."""
+        if not self.participants.same_as(participants):
+            raise UserError(
+                "privacy is accounted for another seed, cohort_size, number of clients or participation than the "
+                "simulation has; give both the same, and the same participation object"
+            )
+
+
+def sampling_of(participants: Participants) -> Sampling:
+    """How the clients of a round are drawn, for steps that protect a client.
+
+    Raises:
+      UserError: the law of the participation is unknown.
+    """
+    law, size, count = participants.law, participants.cohort_size, participants.num_clients
+    if law == EVERYONE:
+        return rate(1)
+    if law == POISSON:
+        return rate(size / count)
+    if law == WITHOUT_REPLACEMENT:
+        return cohort(size, count)
+    raise UserError(
+        "config.participation: this one follows no law that an accountant knows, so that no epsilon of clients can be "
+        "stated; use --config.participation.name=poisson or uniform"
+    )
 
 
 def check_rows(clients: FederatedData) -> None:
@@ -215,17 +251,24 @@ def calibrate(target_epsilon: float, delta: float, *, steps: int, sampling: Samp
 class ExampleSteps:
     """What the client that loses most has spent after each round, where every step of a client is a Gaussian step.
 
-    Who takes part in which round follows from the seed and not from the data, so a client is charged for the rounds it
-    took part in, its number of steps in each, at its own rate: no secrecy of the cohort is claimed.
+    Who takes part in which round follows from the seed and from what is public, such as sizes, so a client is charged
+    for the rounds it took part in, its number of steps in each, at its own rate: no secrecy of the cohort is claimed.
+    One that is asked and not waited for sends nothing, and is charged nothing.
 
     Raises:
-      UserError: clients share rows, or dp-accounting is needed and not installed.
+      UserError: clients share rows, who takes part depends on their rows (a participation with `reads_state`), or
+        dp-accounting is needed and not installed.
     """
 
     def __init__(self, facts: Facts, sampling: str):
         """`sampling`, one of `data.batches.SAMPLING`: `poisson` for steps at rate min(1, B / n); `shuffled`, where an
         example is in one batch an epoch, for a Gaussian step an epoch."""
         check_rows(facts.clients)
+        if facts.participation.reads_state:
+            raise UserError(
+                "config.participation: who takes part depends on the clients' losses, so on the rows that are to be "
+                "protected; use one that does not read them, such as --config.participation.name=uniform"
+            )
         self._facts = facts
         sizes, self._class_of = np.unique(facts.clients.sizes, return_inverse=True)
         per_round = num_steps(facts.plan, sizes)
@@ -252,8 +295,10 @@ class ExampleSteps:
         if rounds < self._round:
             self._round = 0
             self._count[:], self._most[:] = 0, 0
+        participants = facts.participants
         for number in range(self._round, rounds):
-            ids = sample_cohort(facts.seed, number, facts.clients.num_clients, facts.cohort_size)
+            drawn = participants.drawn(number)
+            ids = drawn.ids[~drawn.lost]
             self._count[ids] += 1
             np.maximum.at(self._most, self._class_of[ids], self._count[ids])
         self._round = rounds
@@ -279,4 +324,8 @@ def accounted(algorithm: Algorithm, gradient: StepGradient) -> Algorithm:
         own, examples = algorithm.privacy(rounds), gradient.privacy(rounds)
         return own | ({f"example_{name}": value for name, value in examples.items()} if own else examples)
 
-    return algorithm._replace(privacy=privacy)
+    def admits(participants: Participants) -> None:
+        algorithm.admits(participants)
+        gradient.admits(participants)
+
+    return algorithm._replace(privacy=privacy, admits=admits)

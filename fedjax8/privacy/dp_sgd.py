@@ -27,6 +27,7 @@ from fedjax8.privacy.gaussian import add_noise
 from fedjax8.privacy.norms import check_bound
 from fedjax8.privacy.per_example import clipped_sum
 from fedjax8.types import StepGradient
+from fedjax8.types.models import nothing
 
 
 def dp_sgd(
@@ -91,7 +92,7 @@ def dp_sgd(
             return {}
         return {"epsilon": steps.epsilon(noise_multiplier, delta, rounds), "delta": delta}
 
-    return StepGradient(make, sampling, True, privacy)
+    return StepGradient(make, sampling, True, privacy, nothing if facts is None else facts.admits)
 
 
 EXAMPLES = (

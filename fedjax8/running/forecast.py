@@ -21,7 +21,6 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.data.batches import num_steps
-from fedjax8.data.federated import sample_cohort
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.engine.start import sample_batch
 from fedjax8.exchange.ledger import Ledger
@@ -55,7 +54,7 @@ class Steps(NamedTuple):
     run: int
     """All steps of the run."""
     exact: bool
-    """Whether all cohorts were looked at."""
+    """Whether all cohorts were looked at, as they will be drawn."""
 
 
 class Memory(NamedTuple):
@@ -117,7 +116,12 @@ class Forecast(NamedTuple):
 
     layers: tuple[Layer, ...]
     rounds: int
-    cohort_size: int
+    asked: Range
+    """Clients of a round that receive the model."""
+    used: Range
+    """Those that are waited for."""
+    reports: Mapping[Channel, Range]
+    """How many messages beside those of the algorithm a round has: what clients report before some are chosen."""
     traffic: Traffic
     round_messages: Ledger | None
     """What is sent in the first round. None where nothing was run and rounds may differ."""
@@ -143,12 +147,17 @@ def forecast(
     With `measured` false nothing is compiled but the model's initialization.
     """
     begun = time.perf_counter()
-    cohort_size = simulation.cohort_size
+    participants = simulation.participants
     state = simulation.init()
     variables = simulation.variables(state)
     steps = steps_of(simulation, schedule.rounds)
     traffic = traffic_of(simulation.ways(steps.most))
-    sent: Mapping[Channel, int] = {channel: cohort_size * n.most for channel, n in traffic.times.items()}
+    asked, used = Range(*participants.numbers[:2]), Range(*participants.numbers[2:])
+    reports = dict.fromkeys(participants.reports(1), asked)
+    fixed = traffic.fixed and asked.least == asked.most and used.least == used.most
+    clients = {"down": asked.most, "up": used.most}
+    sent: Mapping[Channel, int] = {c: clients[c.direction] * n.most for c, n in traffic.times.items()}
+    sent = {**sent, **{channel: n.most for channel, n in reports.items()}}
     working = None
     if measured:
         working, sent, seconds = _measure(simulation, schedule, test, state, begun)
@@ -160,10 +169,12 @@ def forecast(
     return Forecast(
         layers=tuple(layers_of(variables)),
         rounds=schedule.rounds,
-        cohort_size=cohort_size,
+        asked=asked,
+        used=used,
+        reports=reports,
         traffic=traffic,
-        round_messages=Ledger(sent) if measured or traffic.fixed else None,
-        run_messages=Ledger({c: n * schedule.rounds for c, n in sent.items()}) if traffic.fixed else None,
+        round_messages=Ledger(sent) if measured or fixed else None,
+        run_messages=Ledger({c: n * schedule.rounds for c, n in sent.items()}) if fixed else None,
         steps=steps,
         memory=_memory(simulation, test, state, working),
         seconds=seconds,
@@ -194,13 +205,14 @@ def layers_of(variables: Variables) -> list[Layer]:
 
 def steps_of(simulation: Simulation, rounds: int) -> Steps:
     """Steps by the batch plan of the clients that will be drawn."""
-    clients, cohort_size, seed = simulation.data, simulation.cohort_size, simulation.seed
-    of_client = np.asarray(num_steps(simulation.plan, clients.sizes))
-    looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // cohort_size))
-    cohorts = (sample_cohort(seed, number, clients.num_clients, cohort_size) for number in range(looked_at))
-    found = sum(int(of_client[cohort].sum()) for cohort in cohorts)
+    participants = simulation.participants
+    of_client = np.asarray(num_steps(simulation.plan, simulation.data.sizes))
+    looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // simulation.cohort_size))
+    cohorts = (participants.drawn(number) for number in range(looked_at))
+    found = sum(int(of_client[cohort.ids[~cohort.lost]].sum()) for cohort in cohorts)
+    exact = looked_at == rounds and not simulation.participation.reads_state
     least, most = int(of_client.min()), int(of_client.max())
-    return Steps(least, float(np.median(of_client)), most, round(found / looked_at * rounds), looked_at == rounds)
+    return Steps(least, float(np.median(of_client)), most, round(found / looked_at * rounds), exact)
 
 
 def _measure(

@@ -32,7 +32,7 @@ def show(found: Forecast, heading: str, console: Console | None = None) -> None:
     _print(console, ("array", "shape", "numbers", ""), _layers(found))
     console.print(Text(_share_of_layers(found)))
     _print(console, ("message", "bytes each", "in float32", "a round", "bytes a round", "the run"), _messages(found))
-    for sentence in (*_traffic(found), _steps(found), *_memory(found), _time(found)):
+    for sentence in (*_clients(found), *_traffic(found), _steps(found), *_memory(found), _time(found)):
         console.print(Text(sentence))
 
 
@@ -63,12 +63,16 @@ def _share_of_layers(found: Forecast) -> str:
 
 
 def _messages(found: Forecast) -> list[tuple[str, ...]]:
-    return [_message(found, channel, times) for channel, times in found.traffic.times.items()]
+    clients = {"down": found.asked, "up": found.used}
+    of_round = {
+        channel: Range(*(a * b for a, b in zip(clients[channel.direction], times, strict=True)))
+        for channel, times in found.traffic.times.items()
+    }
+    return [_message(found, channel, times) for channel, times in (of_round | dict(found.reports)).items()]
 
 
-def _message(found: Forecast, channel: Channel, times: Range) -> tuple[str, ...]:
-    part = f" {channel.part}" if channel.part else ""
-    size, of_round = channel.message_bytes, Range(*(found.cohort_size * n for n in times))
+def _message(found: Forecast, channel: Channel, of_round: Range) -> tuple[str, ...]:
+    part, size = f" {channel.part}" if channel.part else "", channel.message_bytes
     return (
         f"{channel.direction} {channel.name}{part}",
         f"{size:,}",
@@ -93,8 +97,7 @@ def _traffic(found: Forecast) -> list[str]:
     if once and run:
         lines.append(f"bytes    a round {both(once)}; {found.rounds:,} rounds {both(run)}")
     else:
-        clients = found.cohort_size * found.rounds
-        whole = {d: Range(*(n * clients for n in getattr(traffic, d))) for d in ("up", "down")}
+        whole = {d: _whole(found, d) for d in ("up", "down")}
         first = f"; the first round {both(once)}" if once else ""
         lines.append(
             f"bytes    of a client in a round up {_spread(traffic.up)}, down {_spread(traffic.down)}{first}; "
@@ -109,6 +112,23 @@ def _traffic(found: Forecast) -> list[str]:
             f"{readable_bytes(measured.float32_bytes)}{where})"
         )
     return lines
+
+
+def _whole(found: Forecast, direction: str) -> Range:
+    """Bytes of the run."""
+    of_client, clients = getattr(found.traffic, direction), found.asked if direction == "down" else found.used
+    reports = [(c.message_bytes, n) for c, n in found.reports.items() if c.direction == direction]
+    least, most = (sum(size * n[i] for size, n in reports) + of_client[i] * clients[i] for i in (0, 1))
+    return Range(found.rounds * least, found.rounds * most)
+
+
+def _clients(found: Forecast) -> list[str]:
+    """Who takes part, where that is not the same number of clients in every round, all of them waited for."""
+    asked, used = found.asked, found.used
+    if asked == used and asked.least == asked.most:
+        return []
+    waited = "" if asked == used else f", {_spread(used)} of them waited for"
+    return [f"clients  {_spread(asked)} a round{waited}"]
 
 
 def _steps(found: Forecast) -> str:

@@ -239,6 +239,14 @@ class Link(Protocol):
         """`f(shared, memory, rows, key) -> (Partial, new memory)` on every client, without a message: (totals, int32
         clients left out, new client states, link)."""
 
+    @property
+    def varies(self) -> bool:
+        """Whether rounds differ in their numbers of clients, or wait for some of the cohort only."""
+
+    def expected(self, cohort: Cohort) -> Array:
+        """float32: of how many clients a round has the messages in expectation, before any is lost on the way: all of
+        the cohort, or where these numbers vary, `cohort_size`."""
+
     def count(self, mask: Array) -> Array:
         """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""
 
@@ -291,6 +299,9 @@ class Algorithm(NamedTuple):
     """Whether every client must take part in every round."""
     privacy: Callable[[int], dict[str, float]] = nothing
     """Rounds done to what they have spent, for the log: `epsilon` at `delta`. Called after every round."""
+    admits: Callable[[Any], object] = nothing
+    """`(participation.Participants of a run)`: raises UserError where its privacy is accounted for others. Called when
+    a simulation is made."""
     frozen: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: frozen
     """`(server state, frozen parameters as initialized) -> those in use now`, for servers that move what clients do not
     train (`fedlora`). Called before every round."""

@@ -1,7 +1,7 @@
 """What a client trains on, and how: its rows, its batch plan, the gradient of a step, local training."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -57,6 +57,8 @@ class StepGradient(NamedTuple):
     """Whether all gradients must be those of the batch plan's steps, because they are accounted for."""
     privacy: Callable[[int], dict[str, float]] = nothing
     """As `Algorithm.privacy`, of an example of a client."""
+    admits: Callable[[Any], object] = nothing
+    """As `Algorithm.admits`."""
 
 
 Adjust = Callable[[PyTree, PyTree], PyTree]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedjax8.data.batches import batch_plan
-from fedjax8.data.federated import sample_cohort
 from fedjax8.engine.planning import deal, planner, rows_seen
+from fedjax8.participation import Participants, sample_cohort, uniform
 
 
 @pytest.mark.parametrize(("shards", "chunk"), [(1, 1), (2, 1), (4, 1), (2, 3), (3, 100)])
@@ -54,16 +54,20 @@ def test_masked_rows_of_last_batches_are_padding():
     np.testing.assert_array_equal(rows_seen(batch_plan(10, steps=5), sizes), [45, 50, 5, 0])
 
 
-def make_planner(sizes, **settings):
-    def windows(ids):
-        real = ids < len(sizes)
-        return np.zeros(ids.shape, np.int64), np.where(real, sizes[np.where(real, ids, 0)], 0)
+class Sizes:
+    """Clients of these sizes."""
 
+    def __init__(self, sizes):
+        self.sizes, self.num_clients = sizes, len(sizes)
+
+    def windows(self, ids):
+        real = ids < len(self.sizes)
+        return np.zeros(ids.shape, np.int64), np.where(real, self.sizes[np.where(real, ids, 0)], 0)
+
+
+def make_planner(sizes, participation=uniform(), **settings):  # noqa: B008 (a constant)
     usual = {
-        "seed": 3,
-        "num_clients": len(sizes),
-        "cohort_size": 6,
-        "windows": windows,
+        "participants": Participants(participation, 3, 6, Sizes(sizes), lambda sizes: sizes),
         "batches": None,
         "num_shards": 2,
         "chunk": 1,

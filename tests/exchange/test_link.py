@@ -95,7 +95,7 @@ def test_uplink_codec_state_belongs_to_the_client_and_waits_for_its_next_turn(to
     data = toys.clients([1.0] * 6, [1.0] * 6)
     sim = build(toys, data, uplink=counting(), downlink=counting(), cohort_size=2, executor=pmap())
     state, turns = sim.init(), np.zeros(6, int)
-    from fedjax8.data.federated import sample_cohort
+    from fedjax8.participation import sample_cohort
 
     for round_number in range(5):
         turns[sample_cohort(0, round_number, 6, 2)] += 1

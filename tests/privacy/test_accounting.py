@@ -13,9 +13,10 @@ from fedjax8 import privacy
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.data.batches import batch_plan
-from fedjax8.data.federated import FederatedData, sample_cohort
+from fedjax8.data.federated import FederatedData
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
+from fedjax8.participation import sample_cohort
 from fedjax8.privacy import accounting
 from fedjax8.privacy.accounting import ExampleSteps, Facts, calibrate, cohort, epsilon, rate, rdp
 

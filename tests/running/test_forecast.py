@@ -13,9 +13,9 @@ from fedjax8.algorithms import fda, fda_opt, fedavg, fedcode, fedlora, hetlora, 
 from fedjax8.build import build
 from fedjax8.config import base_config, component
 from fedjax8.data.batches import batch_plan
-from fedjax8.data.federated import sample_cohort
 from fedjax8.local import local_training
 from fedjax8.models.logistic import logistic
+from fedjax8.participation import sample_cohort
 from fedjax8.running.forecast import Layer, Range, Traffic, forecast, layers_of, multiply_adds, traffic_of
 from fedjax8.running.forecast_tables import show
 from fedjax8.running.schedule import Schedule

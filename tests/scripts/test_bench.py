@@ -11,8 +11,8 @@ import pytest
 
 from fedjax8 import trees
 from fedjax8.build import build
-from fedjax8.data.federated import sample_cohort
 from fedjax8.errors import UserError
+from fedjax8.participation import sample_cohort
 
 SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))

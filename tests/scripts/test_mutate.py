@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "adapters", "aggregators", "algorithms", "attacks", "codecs", "config", "data", "dropouts", "engine",
     "exchange", "executors", "models",
-    "monitors", "numerics", "privacy", "refinements", "running",
+    "monitors", "numerics", "participation", "privacy", "refinements", "running",
 }  # fmt: skip
 
 

@@ -1,0 +1,54 @@
+"""Who takes part in a round. One file each; see `base.Participation`.
+
+    uniform          `cohort_size` clients without replacement, the default
+    poisson          every client on its own, `cohort_size` in expectation
+    weighted         by their numbers of rows, or by given weights
+    cyclic           by turns, in an order that stays the same
+    power_of_choice  the largest losses among some candidates
+    overselect       more are asked than are waited for
+
+Draws are NumPy on the host, a function of (seed, round) and what is public of the clients, and of the present model
+where they say so (`reads_state`). One object, `base.Participants`, is what planning, forecasts, program shapes and
+privacy accounting ask, so that an epsilon is always of the law that drew the clients.
+"""
+
+from fedjax8.participation.base import (
+    EVERYONE,
+    LAWS,
+    POISSON,
+    UNKNOWN,
+    WITHOUT_REPLACEMENT,
+    Ask,
+    Drawn,
+    Numbers,
+    Participants,
+    Participation,
+    exactly,
+)
+from fedjax8.participation.cyclic import cyclic
+from fedjax8.participation.overselect import overselect
+from fedjax8.participation.poisson import poisson
+from fedjax8.participation.power_of_choice import power_of_choice
+from fedjax8.participation.uniform import sample_cohort, uniform
+from fedjax8.participation.weighted import weighted
+
+__all__ = [
+    "EVERYONE",
+    "LAWS",
+    "POISSON",
+    "UNKNOWN",
+    "WITHOUT_REPLACEMENT",
+    "Ask",
+    "Drawn",
+    "Numbers",
+    "Participants",
+    "Participation",
+    "cyclic",
+    "exactly",
+    "overselect",
+    "poisson",
+    "power_of_choice",
+    "sample_cohort",
+    "uniform",
+    "weighted",
+]

@@ -1,0 +1,237 @@
+"""Who takes part in a round: the type of a component, and the one object that a whole run asks."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from fedjax8.errors import UserError
+from fedjax8.types import Algorithm, Channel
+
+WITHOUT_REPLACEMENT = "without_replacement"
+"""Uniform over all subsets of `cohort_size` clients."""
+POISSON = "poisson"
+"""Every client on its own, with probability `cohort_size / num_clients`."""
+EVERYONE = "everyone"
+"""All clients in every round."""
+UNKNOWN = "unknown"
+"""None of these: no privacy is amplified by it, and no accountant takes it."""
+LAWS = (WITHOUT_REPLACEMENT, POISSON, EVERYONE, UNKNOWN)
+
+REPORT = "report"
+"""Name of the channel of what clients report before they are chosen."""
+_STREAM = 0xC0407
+"""Keeps draws of clients apart from everything else that is drawn from the same seed. A plain `default_rng([seed,
+round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed]."""
+
+
+class Ask(NamedTuple):
+    """What a draw may depend on."""
+
+    seed: int
+    round: int
+    """Rounds done before this one."""
+    num_clients: int
+    """Registered clients."""
+    cohort_size: int
+    sizes: Callable[[np.ndarray], np.ndarray]
+    """Client ids `[n]` to their numbers of rows."""
+    steps: Callable[[np.ndarray], np.ndarray]
+    """Numbers of rows to the local steps of a client with as many."""
+    losses: Callable[[np.ndarray], np.ndarray]
+    """Client ids `[n]` to the mean loss of the present model on the rows of each. For draws with `reads_state`; others
+    are given zeros."""
+
+
+class Drawn(NamedTuple):
+    """The clients of one round."""
+
+    ids: np.ndarray
+    """int64 `[m]`: different clients, ascending."""
+    lost: np.ndarray
+    """bool `[m]`: those that receive the model, and whose message nobody waits for."""
+
+
+class Numbers(NamedTuple):
+    """How many clients a round has, the least and the most."""
+
+    least_asked: int
+    most_asked: int
+    """Clients that receive the model. As many places has a round on the devices."""
+    least_used: int
+    most_used: int
+    """Clients that are waited for."""
+
+
+def exactly(num_clients: int, cohort_size: int) -> Numbers:
+    """`cohort_size` in every round, all of them waited for."""
+    return Numbers(cohort_size, cohort_size, cohort_size, cohort_size)
+
+
+class Participation(NamedTuple):
+    """Who takes part in each round; see `participation`. Its functions run on the host, in NumPy."""
+
+    draw: Callable[[Ask], Drawn]
+    """A function of what it is asked alone, so that a resumed run draws the same clients."""
+    numbers: Callable[[int, int], Numbers] = exactly
+    """`(num_clients, cohort_size) -> Numbers`. Raises UserError where it cannot draw from so many clients."""
+    law: str = UNKNOWN
+    """One of LAWS: how clients are drawn, as far as privacy accounting goes."""
+    reads_state: bool = False
+    """Whether it asks for losses. The clients of a round are known only after the round before, so that a call has one
+    round."""
+    report_bytes: int = 0
+    """Bytes that each client asked sends before it is known who is chosen."""
+
+
+class Clients(Protocol):
+    """What is asked about clients, of `data.FederatedData`."""
+
+    @property
+    def num_clients(self) -> int:
+        """Registered clients."""
+
+    def windows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and sizes of clients."""
+
+
+class Participants(NamedTuple):
+    """Who takes part in the rounds of one run. Planning, forecasts, shapes and accounting all ask this."""
+
+    participation: Participation
+    seed: int
+    cohort_size: int
+    clients: Clients
+    steps: Callable[[np.ndarray], np.ndarray]
+    """As in `Ask`."""
+
+    @property
+    def num_clients(self) -> int:
+        """Registered clients."""
+        return self.clients.num_clients
+
+    @property
+    def numbers(self) -> Numbers:
+        """How many clients a round has."""
+        return self.participation.numbers(self.num_clients, self.cohort_size)
+
+    @property
+    def loses(self) -> bool:
+        """Whether some of the clients asked are not waited for."""
+        numbers = self.numbers
+        return (numbers.least_asked, numbers.most_asked) != (numbers.least_used, numbers.most_used)
+
+    @property
+    def varies(self) -> bool:
+        """Whether anything but exactly `cohort_size` clients, all waited for, may take part in a round."""
+        return self.numbers != exactly(self.num_clients, self.cohort_size)
+
+    @property
+    def law(self) -> str:
+        """How clients are drawn: one of LAWS, EVERYONE where no round can leave one out."""
+        return EVERYONE if self.numbers.least_used == self.num_clients else self.participation.law
+
+    def check(self, algorithm: Algorithm, beside: "Participants | None" = None) -> None:
+        """UserError where there are too few clients, or the algorithm needs others, or those `beside`, whose programs
+        are shared, come in other numbers."""
+        size, count, everyone = self.cohort_size, self.num_clients, algorithm.everyone
+        if not 1 <= size <= count:
+            raise UserError(f"cohort_size is {size}, but must be between 1 and the number of clients, {count}")
+        if everyone and size < count:
+            raise UserError(
+                f"this algorithm needs every client in every round: set cohort_size to {count}; it is {size}"
+            )
+        if self.law not in LAWS:
+            raise UserError(f"the law of a participation must be one of {', '.join(LAWS)}; it is {self.law!r}")
+        if everyone and self.law != EVERYONE:
+            raise UserError(
+                "this algorithm needs every client in every round, which this participation does not promise; use "
+                "--config.participation.name=uniform"
+            )
+        algorithm.admits(self)
+        if beside and (self.numbers, self.varies, size) != (beside.numbers, beside.varies, beside.cohort_size):
+            raise UserError("simulations beside each other must have the same participation and cohort_size")
+
+    def drawn(self, number: int, losses: Callable[[np.ndarray], np.ndarray] | None = None) -> Drawn:
+        """The clients of the round after `number` rounds; with `losses` left out, as if all had the same loss.
+
+        UserError where a draw breaks its own promises: other numbers, or clients that are not there or not ascending.
+        """
+        losses = same_loss if losses is None else losses
+        sizes = lambda ids: self.clients.windows(ids)[1]
+        ask = Ask(self.seed, number, self.num_clients, self.cohort_size, sizes, self.steps, losses)
+        found, allowed = self.participation.draw(ask), self.numbers
+        asked = len(found.ids)
+        used = asked - int(np.count_nonzero(found.lost))
+        ascending = asked == 0 or (
+            found.ids[0] >= 0 and found.ids[-1] < self.num_clients and bool(np.all(found.ids[1:] > found.ids[:-1]))
+        )
+        if not ascending or len(found.lost) != asked:
+            raise UserError(
+                f"round {number + 1}: a participation must give different clients in ascending order, each at least 0 "
+                f"and below {self.num_clients}, and whether each is lost"
+            )
+        if not (allowed.least_asked <= asked <= allowed.most_asked and allowed.least_used <= used <= allowed.most_used):
+            raise UserError(
+                f"round {number + 1}: {asked} clients were drawn and {used} of them are waited for, but rounds have "
+                f"room for {allowed.least_asked} to {allowed.most_asked} and {allowed.least_used} to "
+                f"{allowed.most_used}; nobody is left out in silence, so the run ends here"
+            )
+        return found
+
+    def reports(self, asked: int) -> dict[Channel, int]:
+        """Messages beside those of the algorithm, in a round in which so many clients are asked."""
+        num_bytes = self.participation.report_bytes
+        return {Channel("up", REPORT, num_bytes, num_bytes): asked} if num_bytes else {}
+
+    def usual_rows(self) -> int:
+        """Rows of a usual round: of the first; of the largest of the first eight where their numbers of clients
+        vary."""
+        rounds = range(8 if self.varies else 1)
+        return max(int(self.clients.windows(self.drawn(number).ids)[1].sum()) for number in rounds)
+
+    def same_as(self, other: "Participants") -> bool:
+        """Whether another run draws the same clients by the same law."""
+        mine, others = self[:3], other[:3]
+        return mine == others and self.num_clients == other.num_clients
+
+
+def same_loss(ids: np.ndarray) -> np.ndarray:
+    """Zeros."""
+    return np.zeros(len(ids))
+
+
+def generator(seed: int, *address: int) -> np.random.Generator:
+    """The random numbers of a seed and an address, such as a round, apart from all others of the seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM, *address)))
+
+
+def all_kept(ids: np.ndarray) -> Drawn:
+    """These clients, ascending as they are, all waited for."""
+    return Drawn(ids.astype(np.int64), np.zeros(len(ids), bool))
+
+
+@functools.lru_cache(maxsize=2)
+def shuffled_clients(seed: int, num_clients: int) -> np.ndarray:
+    """int64 `[num_clients]`: the clients in an order that the seed decides, the same in all rounds."""
+    return generator(seed).permutation(num_clients)
+
+
+def by_weight(random: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
+    """int64 `[count]`: clients drawn one after another, each time with probability proportional to the weights of those
+    that are left (successive sampling); ascending.
+
+    Client i gets the number -log(u_i) / w_i, u_i uniform, and the smallest numbers win: the first of several
+    exponential clocks with rates w_i rings first with probability w_i / sum(w), and clocks forget (Efraimidis and
+    Spirakis 2006, algorithm A). Weights of 0 are never drawn. Time grows with the number of registered clients.
+    """
+    positive = weights > 0
+    if np.count_nonzero(positive) < count:
+        raise UserError(
+            f"only {np.count_nonzero(positive)} clients have a positive weight, and {count} must be drawn; lower "
+            "cohort_size, or use --config.participation.name=uniform"
+        )
+    with np.errstate(divide="ignore"):  # compared by their logarithms, so that no weight is too small
+        clocks = np.log(random.standard_exponential(len(weights))) - np.log(weights)
+    return np.sort(np.argpartition(np.where(positive, clocks, np.inf), count - 1)[:count])

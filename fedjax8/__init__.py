@@ -19,10 +19,15 @@ from fedjax8.version import __version__
 if TYPE_CHECKING:
     from fedjax8 import adapters, algorithms, codecs, data, executors, models, numerics, privacy
     from fedjax8.engine.simulation import simulate
-    from fedjax8.local import local_training
+    from fedjax8.local import local_training, proximal, scheduled
 
 _PACKAGES = ("adapters", "algorithms", "codecs", "executors", "data", "models", "numerics", "privacy")
-_FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.engine.simulation"}
+_FUNCTIONS = {
+    "local_training": "fedjax8.local",
+    "proximal": "fedjax8.local",
+    "scheduled": "fedjax8.local",
+    "simulate": "fedjax8.engine.simulation",
+}
 
 __all__ = [
     "__version__",
@@ -35,6 +40,8 @@ __all__ = [
     "models",
     "numerics",
     "privacy",
+    "proximal",
+    "scheduled",
     "simulate",
 ]
 

@@ -21,7 +21,7 @@ from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
-from fedjax8.local import local_training
+from fedjax8.local import local_training, proximal
 from fedjax8.lookup import find, suggest
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.numerics import formats
@@ -350,7 +350,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         model = attempt(inputs, model, mean, std, augment=augment)
         fitting = attempt(check_shapes, model, dataset)
         optimizer = attempt(build_optimizer, client.optimizer, client.weight_decay)
-        local = attempt(local_training, model, optimizer, plan, gradient)
+        local = attempt(local_training, model, optimizer, plan, gradient, keep_optimizer=client.keep_optimizer)
+        local = attempt(proximal, local, client.proximal)
         rate = attempt(step_size, given.algorithm, client.optimizer, client.weight_decay)
         algorithm = make("algorithm", local=local, facts=facts, learning_rate=rate)
         algorithm = attempt(accounted, algorithm, gradient)

@@ -54,6 +54,8 @@ def base_config() -> ConfigDict:
             "epochs": 2,
             "steps": 0,
             "weight_decay": 0.0,
+            "proximal": 0.0,
+            "keep_optimizer": False,
         },
         convert_dict=False,
     )
@@ -92,7 +94,8 @@ FIELDS = {
     "model": "a file in fedjax8/models",
     "format": "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",
     "adapter": "what changes the model: a file in fedjax8/adapters",
-    "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels",
+    "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels, "
+    "proximal (mu, the pull to the model received), keep_optimizer (its state, from round to round)",
     "privacy": "how clients protect their examples: a file in fedjax8/privacy",
     "algorithm": "a file in fedjax8/algorithms",
     "attack": "what some clients do against the server: a file in fedjax8/attacks",
@@ -124,6 +127,7 @@ LIMITS = {
     "config.client.epochs": (1, LARGEST_COUNT),
     "config.client.steps": (0, LARGEST_COUNT),
     "config.client.weight_decay": (0.0, LARGEST_NUMBER),
+    "config.client.proximal": (0.0, LARGEST_NUMBER),
     "config.client.optimizer.learning_rate": (0.0, LARGEST_NUMBER),
 }
 """Least and largest value of each number."""

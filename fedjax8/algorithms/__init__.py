@@ -14,10 +14,10 @@ from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 
 __all__ = [
-    "Mean",
+    "Aggregate",
+    "ClientOutput",
+    "ServerOutput",
     "ServerState",
-    "Step",
-    "Update",
     "dp_fedavg",
     "fda",
     "fda_opt",

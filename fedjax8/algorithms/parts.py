@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax8 import trees
+from fedjax8.errors import UserError
+from fedjax8.local import check_not_kept
 from fedjax8.types import (
     Aggregator,
     Algorithm,
@@ -56,6 +58,8 @@ class ClientOutput(NamedTuple):
     memory: PyTree
     """The client's memory from now on."""
     report: dict[str, Array]
+    optimizer: PyTree = ()
+    """`Trained.optimizer`: kept for the client's next round where `local_training(keep_optimizer=True)` says so."""
 
 
 class Aggregate(NamedTuple):
@@ -144,6 +148,9 @@ def from_parts(
 
     def start_client(variables: Variables) -> PyTree:
         own = {"model_state": variables.state} if model_state == "local" else {}
+        own |= {"optimizer": local.optimizer.init(variables.params)} if local.keep_optimizer else {}
+        if local.keep_optimizer and not jax.tree.leaves(own["optimizer"]):
+            raise UserError("keep_optimizer=True changes nothing: the clients' optimizer has no state; leave it out")
         return own | {"memory": init_client(variables)}
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
@@ -155,9 +162,14 @@ def from_parts(
         def run(shared, own, rows, key):
             received, model, round_number = shared
             start = Variables(received["params"], own.get("model_state", received.get("state", model)))
+            rows = rows._replace(optimizer=own["optimizer"]) if local.keep_optimizer else rows
             out = client(start, received["extra"], own["memory"], rows, key, round_number)
             sent = out.sent
             new = {"memory": out.memory}
+            if local.keep_optimizer:
+                if not jax.tree.leaves(out.optimizer):
+                    check_not_kept(local, "this algorithm's client does not hand it on as ClientOutput.optimizer")
+                new |= {"optimizer": out.optimizer}
             if model_state == "average":
                 sent = sent | {"state": out.variables.state}
             elif model_state == "local":

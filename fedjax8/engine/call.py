@@ -90,7 +90,8 @@ def call_program(
             rows = share.rows.starts[index], share.rows.sizes[index]
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
             cohort = Cohort(ids, *rows, ids < num_clients, own)
-            pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen))
+            frozen = algorithm.frozen(carried.server, settings.frozen)
+            pool = Pool(columns, settings.order, frozen, number)
             link = RoundLink(
                 pool,
                 carried.down_states,

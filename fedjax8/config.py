@@ -94,8 +94,9 @@ FIELDS = {
     "model": "a file in fedjax8/models",
     "format": "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",
     "adapter": "what changes the model: a file in fedjax8/adapters",
-    "client": "local training: optimizer (any of optax), batch_size, epochs (or steps > 0), weight_decay of kernels, "
-    "proximal (mu, the pull to the model received), keep_optimizer (its state, from round to round)",
+    "client": "local training: optimizer (any of optax; learning_rate may be a schedule by round), batch_size, "
+    "epochs (or steps > 0), weight_decay of kernels, proximal (mu, the pull to the model received), keep_optimizer "
+    "(its state, from round to round)",
     "privacy": "how clients protect their examples: a file in fedjax8/privacy",
     "algorithm": "a file in fedjax8/algorithms",
     "attack": "what some clients do against the server: a file in fedjax8/attacks",
@@ -148,7 +149,7 @@ def is_component(value: Any) -> bool:
 def plain(value: Any) -> Any:
     """The config as JSON-ready dicts, lists and scalars."""
     if isinstance(value, Mapping | ConfigDict):
-        return {key: plain(value[key]) for key in sorted(value)}
+        return {str(key): plain(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, np.generic):
@@ -224,7 +225,9 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         if isinstance(section, list | tuple) and name.isdigit() and int(name) < len(section):
             section = section[int(name)]
             continue
-        if is_component(section) and name not in section and path[depth + 1] == "name":
+        if is_component(section) and not is_component(section.get(name)) and path[depth + 1] == "name":
+            if name in section:
+                del section[name]  # such as a learning rate, in whose place a schedule is named
             section[name] = component("")  # a component inside a component is made by naming it
         if not isinstance(section, ConfigDict) or name not in section:
             raise UserError(_no_field(section, here, name))

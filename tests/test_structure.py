@@ -18,7 +18,7 @@ RANKS = (
     {"exchange"},
     {"engine"},
     {"running"},
-    {"config", "build", "cli", "devices", "distributed", "normalization", "tune"},
+    {"config", "build", "cli", "devices", "distributed", "normalization", "rates", "tune"},
     {"train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -76,6 +76,7 @@ SEAMS = {
     "refine": Seam(_finder("algorithms.refinements"), Refinement),
     "optimizer": Seam(find_optimizer, optax.GradientTransformation),
     "server_optimizer": Seam(find_optimizer, optax.GradientTransformation),
+    "base_optimizer": Seam(find_optimizer, optax.GradientTransformation),
     "learning_rate": Seam(find_schedule, None),
     "server_learning_rate": Seam(no_server_schedule, None),
 }

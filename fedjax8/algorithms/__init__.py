@@ -5,10 +5,14 @@ from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode
+from fedjax8.algorithms.feddyn import feddyn
 from fedjax8.algorithms.fedlora import fedlora
+from fedjax8.algorithms.fednova import fednova
 from fedjax8.algorithms.fedopt import fedopt
 from fedjax8.algorithms.fedprox import fedprox
 from fedjax8.algorithms.hetlora import hetlora
+from fedjax8.algorithms.mime import mime
+from fedjax8.algorithms.mimelite import mimelite
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
@@ -23,11 +27,15 @@ __all__ = [
     "fda_opt",
     "fedavg",
     "fedcode",
+    "feddyn",
     "fedlora",
+    "fednova",
     "fedopt",
     "fedprox",
     "from_parts",
     "hetlora",
+    "mime",
+    "mimelite",
     "rolora",
     "scaffold",
 ]

@@ -1,5 +1,6 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
+from fedjax8.algorithms.agnostic import agnostic
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
@@ -13,7 +14,9 @@ from fedjax8.algorithms.fedprox import fedprox
 from fedjax8.algorithms.hetlora import hetlora
 from fedjax8.algorithms.mime import mime
 from fedjax8.algorithms.mimelite import mimelite
+from fedjax8.algorithms.moon import moon
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
+from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 
@@ -22,6 +25,7 @@ __all__ = [
     "ClientOutput",
     "ServerOutput",
     "ServerState",
+    "agnostic",
     "dp_fedavg",
     "fda",
     "fda_opt",
@@ -36,6 +40,8 @@ __all__ = [
     "hetlora",
     "mime",
     "mimelite",
+    "moon",
+    "qfedavg",
     "rolora",
     "scaffold",
 ]

@@ -12,8 +12,8 @@
 #
 # FedAvg gives a client that takes many local steps more say than its data deserve: it walks farther, and the mean of
 # the models moves with it. FedNova (Wang et al. 2020, arXiv 2007.07481) divides each client's update by the number of
-# steps it took. fedjax8 has no such algorithm, so we write it, on a problem whose answer is known exactly. Takes about
-# a quarter of a minute on two CPU cores.
+# steps it took. fedjax8 has it (`algorithms.fednova`, which knows momentum too); here we write it ourselves, on a
+# problem whose answer is known exactly. Takes about a quarter of a minute on two CPU cores.
 
 # %%
 import jax.numpy as jnp

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         results,
     )
     from fedjax8.engine.simulation import simulate
-    from fedjax8.local import local_training
+    from fedjax8.local import local_training, proximal, scheduled
 
 _PACKAGES = (
     "adapters",
@@ -50,7 +50,12 @@ _PACKAGES = (
     "privacy",
     "results",
 )
-_FUNCTIONS = {"local_training": "fedjax8.local", "simulate": "fedjax8.engine.simulation"}
+_FUNCTIONS = {
+    "local_training": "fedjax8.local",
+    "proximal": "fedjax8.local",
+    "scheduled": "fedjax8.local",
+    "simulate": "fedjax8.engine.simulation",
+}
 
 __all__ = [
     "__version__",
@@ -67,7 +72,9 @@ __all__ = [
     "numerics",
     "participation",
     "privacy",
+    "proximal",
     "results",
+    "scheduled",
     "simulate",
 ]
 

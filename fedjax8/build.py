@@ -13,7 +13,7 @@ from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.callbacks.base import Callback
 from fedjax8.components import SEAMS, bind, build_component
-from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, usable
+from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.data.validation import HeldOut, hold_out
@@ -22,9 +22,10 @@ from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
-from fedjax8.local import local_training
+from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.privacy.accounting import Facts, accounted
+from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
 from fedjax8.run_format import run_format_of
 from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
 
@@ -53,9 +54,25 @@ def build_augment(names: tuple[str, ...]) -> Callable | None:
     return augment.chain(*(getattr(augment, name)() for name in names)) if names else None
 
 
+def build_schedule(config: ConfigDict, weight_decay: float, rounds: int) -> Callable | None:
+    """The schedule that stands in the place of the clients' learning rate, checked; None for a number."""
+    where, rate = "config.client.optimizer.learning_rate", config.get("learning_rate")
+    if not is_schedule(rate):
+        return None
+    schedule = build_component(where, rate, SEAMS["learning_rate"]) if is_component(rate) else rate
+    check_rates(where, schedule, rounds)
+    check_proportional("config.client.optimizer", lambda at: build_optimizer(with_rate(config, at), weight_decay))
+    return schedule
+
+
 def build_optimizer(config: ConfigDict, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """The clients' optimizer. Biases, norms and clips do not decay, only arrays of two dimensions or more: by
-    `weight_decay`, in front of it, and by its own decay if it takes a mask (`adamw`, `lion`, `lamb`, `lars`)."""
+    """The clients' optimizer, at a rate of 1 where that is a schedule.
+
+    Biases, norms and clips do not decay, only arrays of two dimensions or more: by `weight_decay`, in front of it, and
+    by its own decay if it takes a mask (`adamw`, `lion`, `lamb`, `lars`).
+    """
+    if is_schedule(config.get("learning_rate")):
+        config = with_rate(config, 1.0)
 
     def arrays(params: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.ndim > 1, params)
@@ -123,7 +140,7 @@ def step_size(algorithm: ConfigDict, optimizer: ConfigDict, weight_decay: float)
             f"config.algorithm: {algorithm.name} divides by the clients' step size and needs plain SGD; set "
             "--config.client.optimizer.name=sgd with a learning_rate only, and no weight_decay"
         )
-    return optimizer.learning_rate
+    return 1.0 if is_schedule(optimizer.learning_rate) else optimizer.learning_rate
 
 
 def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
@@ -219,7 +236,10 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         model = attempt(inputs, model, mean, std, augment=augment)
         fitting = attempt(check_shapes, model, dataset)
         optimizer = attempt(build_optimizer, client.optimizer, client.weight_decay)
-        local = attempt(local_training, model, optimizer, plan, gradient)
+        local = attempt(local_training, model, optimizer, plan, gradient, keep_optimizer=client.keep_optimizer)
+        schedule = attempt(build_schedule, client.optimizer, client.weight_decay, given.rounds)
+        local = attempt(proximal, local, client.proximal)
+        local = local if schedule is None else attempt(scheduled, local, schedule)
         rate = attempt(step_size, given.algorithm, client.optimizer, client.weight_decay)
         algorithm = make("algorithm", local=local, facts=facts, learning_rate=rate)
         algorithm = attempt(accounted, algorithm, gradient)

@@ -14,24 +14,11 @@ from fedjax8.config import FIELDS, check_call, is_component
 from fedjax8.data.federated import Dataset
 from fedjax8.dropouts import Dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
-from fedjax8.lookup import find, suggest
+from fedjax8.lookup import find
 from fedjax8.participation import Participation
+from fedjax8.rates import find_optimizer, find_schedule, no_server_schedule
 from fedjax8.run_format import RunFormat
 from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
-
-
-def find_optimizer(name: str) -> Callable:
-    """A server optimizer of `algorithms.server_optimizers`, any optimizer of optax, or `package.module:factory`."""
-    from fedjax8.algorithms import server_optimizers
-
-    if ":" in name:
-        return find(name)
-    for module in (server_optimizers, optax):
-        factory = getattr(module, name, None)
-        if callable(factory) and not name.startswith("_"):
-            return factory
-    known = [n for module in (server_optimizers, optax) for n in dir(module) if n[0].islower()]
-    raise UserError(f"no optimizer {name!r} in optax{suggest(name, known)}")
 
 
 def _finder(package: str) -> Callable[[str], Callable]:
@@ -62,6 +49,8 @@ KINDS: dict[str, type | None] = {
     "codecs": Codec,
     "executors": Executor,
     "optimizers": optax.GradientTransformation,
+    "schedules": None,
+    "no_schedules": None,
 }
 """What the factories in a package make; None: a function of no particular type."""
 INNER = {
@@ -69,13 +58,15 @@ INNER = {
     "monitor": "algorithms.monitors",
     "refine": "algorithms.refinements",
     "server_optimizer": "optimizers",
+    "base_optimizer": "optimizers",
+    "learning_rate": "schedules",
+    "server_learning_rate": "no_schedules",
 }
 """Packages of components that stand inside others, by field."""
+FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedules": no_server_schedule}
+"""Of what no folder of this package holds."""
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
-SEAMS = {
-    field: Seam(find_optimizer if package == "optimizers" else _finder(package), KINDS[package])
-    for field, package in PACKAGES.items()
-}
+SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
 OURS = ("local", "model", "facts", "plan", "part")
 """Arguments of factories that no setting may give."""

@@ -67,7 +67,7 @@ def plain(value: Any) -> Any:
     Mappings inside components keep their order, which decides where the first match wins.
     """
     if isinstance(value, Mapping | ConfigDict):
-        return {key: plain(value[key]) for key in (sorted(value) if isinstance(value, ConfigDict) else value)}
+        return {str(key): plain(value[key]) for key in (sorted(value) if isinstance(value, ConfigDict) else value)}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, np.generic):
@@ -82,7 +82,8 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(given: Mapping[str, Any]) -> ConfigDict:
-    """The config of which `plain` made this: components where there is a `name`, tuples for lists.
+    """The config of which `plain` made this: components where there is a `name`, tuples for lists, whole numbers as
+    keys (rounds of a schedule) where JSON has texts of digits.
 
     Fields that are not given are at their defaults.
     """
@@ -94,7 +95,7 @@ def from_plain(given: Mapping[str, Any]) -> ConfigDict:
             settings = {key: restored(setting) for key, setting in value.items() if key != "name"}
             return component(value["name"], **settings)
         if isinstance(value, dict):
-            return {key: restored(inner) for key, inner in value.items()}
+            return {int(key) if key.isdecimal() else key: restored(inner) for key, inner in value.items()}
         return float(value) if value in ("inf", "-inf", "nan") else value
 
     config = base_config()
@@ -204,7 +205,9 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
         if isinstance(section, list | tuple) and name.isdigit() and int(name) < len(section):
             section = section[int(name)]
             continue
-        if is_component(section) and name not in section and path[depth + 1] == "name":
+        if is_component(section) and not is_component(section.get(name)) and path[depth + 1] == "name":
+            if name in section:
+                del section[name]  # such as a learning rate, in whose place a schedule is named
             section[name] = component("")  # a component inside a component is made by naming it
         if not isinstance(section, ConfigDict) or name not in section:
             raise UserError(_no_field(section, here, name))

@@ -84,7 +84,7 @@ FIELDS: dict[str, Field] = {
     "adapter": Field(component("qat"), "what changes the model: a file in fedjax8/adapters", package="adapters"),
     "client.optimizer": Field(
         component("sgd", learning_rate=0.1),
-        "of local training: any of optax",
+        "of local training: any of optax; its learning_rate may be a schedule of optax, counted in rounds",
         setting_limits={"learning_rate": (0.0, LARGEST_NUMBER)},
         package="optimizers",
     ),
@@ -94,6 +94,10 @@ FIELDS: dict[str, Field] = {
     "client.weight_decay": Field(
         0.0, "of kernels, in front of the optimizer; biases, norms and clips have none", limits=(0.0, LARGEST_NUMBER)
     ),
+    "client.proximal": Field(
+        0.0, "mu of a pull to the model received, added to every gradient; 0 for none", limits=(0.0, LARGEST_NUMBER)
+    ),
+    "client.keep_optimizer": Field(False, "clients keep their optimizer's state from round to round"),
     "privacy": Field(
         component("none"), "how clients protect their examples: a file in fedjax8/privacy", package="privacy"
     ),

@@ -29,6 +29,7 @@ RANKS = (
         "devices",
         "distributed",
         "normalization",
+        "rates",
         "tune",
     },
     {"train", "compare", "plot"},

@@ -1,33 +1,47 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
+from fedjax8.algorithms.agnostic import agnostic
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode
+from fedjax8.algorithms.feddyn import feddyn
 from fedjax8.algorithms.fedlora import fedlora
+from fedjax8.algorithms.fednova import fednova
 from fedjax8.algorithms.fedopt import fedopt
 from fedjax8.algorithms.fedprox import fedprox
 from fedjax8.algorithms.hetlora import hetlora
+from fedjax8.algorithms.mime import mime
+from fedjax8.algorithms.mimelite import mimelite
+from fedjax8.algorithms.moon import moon
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
+from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 
 __all__ = [
-    "Mean",
+    "Aggregate",
+    "ClientOutput",
+    "ServerOutput",
     "ServerState",
-    "Step",
-    "Update",
+    "agnostic",
     "dp_fedavg",
     "fda",
     "fda_opt",
     "fedavg",
     "fedcode",
+    "feddyn",
     "fedlora",
+    "fednova",
     "fedopt",
     "fedprox",
     "from_parts",
     "hetlora",
+    "mime",
+    "mimelite",
+    "moon",
+    "qfedavg",
     "rolora",
     "scaffold",
 ]

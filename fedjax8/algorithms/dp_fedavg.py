@@ -41,7 +41,6 @@ import jax.numpy as jnp
 import optax
 
 from fedjax8 import trees
-from fedjax8.algorithms.fedavg import step_scale
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, check_choice, from_parts
 from fedjax8.errors import UserError
 from fedjax8.given import checked
@@ -69,7 +68,6 @@ def dp_fedavg(
     quantile: float | None = None,
     clip_learning_rate: float = 0.2,
     bit_noise: float | None = None,
-    client_decay: float = 1.0,
     model_state: str = "fixed",
     facts: Facts | None = None,
 ) -> Algorithm:
@@ -86,7 +84,6 @@ def dp_fedavg(
       quantile: g, the share of updates that the bound should leave unclipped; None for a fixed bound.
       clip_learning_rate: eta.
       bit_noise: s_b; m / 20 by default.
-      client_decay: factor per round on the clients' step size.
       model_state: of batch statistics and the like, `fixed` or `local` as in `parts.from_parts`; they are never sent.
       facts: of the run, for accounting; without it there is no epsilon in the log and no target.
 
@@ -137,7 +134,7 @@ def dp_fedavg(
         def client(start, received, memory, rows, key, round_number) -> ClientOutput:
             train_key, noise_key = jax.random.split(key)
             bound = jax.lax.bitcast_convert_type(received["clip"], jnp.float32) if adaptive else clip
-            out = local.train(start, rows, train_key, step_scale=step_scale(client_decay, round_number))
+            out = local.train(start, rows, train_key)
             update = trees.subtract(out.variables.params, start.params)
             norm = norms.norm_of(update)
             long = norms.exceeds(norm, bound)
@@ -151,7 +148,8 @@ def dp_fedavg(
             state = trees.select(trees.all_finite(out.variables.state), out.variables.state, start.state)
             report = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), out.report)
             report |= {"clipped_updates": jnp.int32(long), "unusable_updates": jnp.int32(jnp.isinf(norm.value))}
-            return ClientOutput(sent, jnp.float32(1), Variables(out.variables.params, state), memory, report)
+            variables = Variables(out.variables.params, state)
+            return ClientOutput(sent, jnp.float32(1), variables, memory, report, out.optimizer)
 
         def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
             noise_key, bit_key = jax.random.split(key)

@@ -37,6 +37,7 @@ from fedjax8.algorithms.parts import check_choice
 from fedjax8.algorithms.thresholds import guideline, tradeoff
 from fedjax8.errors import UserError
 from fedjax8.given import checked
+from fedjax8.local import check_not_kept, check_restarts
 from fedjax8.types import (
     Algorithm,
     Array,
@@ -128,6 +129,8 @@ def fda(
     check_choice("weighting", weighting, WEIGHTINGS)
     if per_layer and (optimizer_state != "keep" or model_state != "local"):
         raise ValueError("per_layer averages layers by themselves: needs optimizer_state='keep', model_state='local'")
+    if optimizer_state != "keep":
+        check_not_kept(local, f"optimizer_state={optimizer_state!r} says what becomes of it")
     if check_every < 1:
         raise ValueError(f"check_every must be at least 1, got {check_every}")
     if record_steps and not local.plan.steps:
@@ -152,6 +155,8 @@ def fda(
     )
 
     def init(variables: Variables) -> FdaState:
+        if optimizer_state == "reset":
+            check_restarts(local.optimizer.init(variables.params))
         num_params = sum(x.size for x in jax.tree.leaves(variables.params))
         threshold = threshold_of(theta, num_params, setting, workers or 1, bandwidth, step_seconds, topology)
         direction = {}

@@ -32,6 +32,7 @@ from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.algorithms.monitors.sketch import sketch
 from fedjax8.codecs.none import none
 from fedjax8.given import checked
+from fedjax8.local import check_not_kept, check_restarts
 from fedjax8.types import (
     Algorithm,
     Array,
@@ -103,9 +104,11 @@ def fda_opt(
     monitor = sketch(3, 500) if monitor is None else monitor
     if monitor.sends is None or monitor.directed or monitor.exact:
         raise ValueError("fda_opt needs a monitor that tells of clients without a direction: sketch, naive or gm")
+    check_not_kept(local, "fda_opt begins every round with a new state")
     plain, told = none(), monitor.sends
 
     def init(variables: Variables) -> FdaOptState:
+        check_restarts(local.optimizer.init(variables.params))
         return FdaOptState(variables, optimizer.init(variables.params), jnp.float32(first_threshold))
 
     def weight_of(worker: Worker, rows: ClientRows, steps: Array) -> Array:
@@ -121,7 +124,8 @@ def fda_opt(
 
         def train(shared, worker, rows, key):
             units, threshold = shared
-            training = Training(worker.variables, worker.optimizer, lockstep.no_report(local, start, rows))
+            nothing = lockstep.no_report(local, start, rows)
+            training = Training(worker.variables, worker.optimizer, nothing, start.params)
             done = local.advance(training, rows, key, units * steps, jnp.where(rows.size > 0, steps, 0))
             new = Worker(done.variables, done.optimizer, worker.steps + 1)
             sent = told(trees.subtract(new.variables.params, start.params), (), threshold)

@@ -111,11 +111,12 @@ def fda_steps(
         return weight_of(worker, rows, shared.steps)
 
     def plain_step(loop: Loop, cohort: Cohort, key) -> Loop:
-        def work(_, worker, rows, key):
-            new, report = lockstep.one_step(local, worker, rows, key)
+        def work(origin, worker, rows, key):
+            new, report = lockstep.one_step(local, worker, origin, rows, key)
             return Partial((report, jnp.int32(1))), new
 
-        totals, left_out, states, link = loop.link.on_clients(work, (), cohort._replace(states=loop.workers), key)
+        cohort, origin = cohort._replace(states=loop.workers), loop.server.common.params
+        totals, left_out, states, link = loop.link.on_clients(work, origin, cohort, key)
         report, clients = totals.sum
         report = trees.add(loop.report, report | {"excluded": left_out})
         server = loop.server._replace(steps=loop.server.steps + 1)
@@ -127,7 +128,7 @@ def fda_steps(
         server, told = loop.server, monitor.sends
 
         def work(server, worker, rows, key):
-            new, report = lockstep.one_step(local, worker, rows, key)
+            new, report = lockstep.one_step(local, worker, server.common.params, rows, key)
             shares = units(server.common.params).shares
             sent = {
                 name: told(drift, server.direction.get(name, ()), server.threshold * shares[name])

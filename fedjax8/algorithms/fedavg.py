@@ -38,22 +38,16 @@ def client_weight(weighting: str, size: Array) -> Array:
     return (size if weighting == "examples" else size > 0).astype("float32")
 
 
-def step_scale(decay: float, round_number: Array) -> Array | float:
-    """Factor on a client's updates in this round, decay ** round_number, with rounds counted from 0."""
-    return 1.0 if decay == 1.0 else decay**round_number
-
-
-def training_client(
-    local: LocalTraining, payload: str, weighting: str, client_decay: float
-) -> Callable[..., ClientOutput]:
+def training_client(local: LocalTraining, payload: str, weighting: str) -> Callable[..., ClientOutput]:
     """The client of FedAvg and of all that differ from it on the server alone: train, send the model or its update."""
     check_choice("payload", payload, PAYLOADS)
     check_choice("weighting", weighting, WEIGHTINGS)
 
     def client(start, extra, memory, rows, key, round_number) -> ClientOutput:
-        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
+        out = local.train(start, rows, key)
         sent = outgoing(payload, out.variables.params, start.params)
-        return ClientOutput(sent, client_weight(weighting, rows.size), out.variables, memory, out.report)
+        weight = client_weight(weighting, rows.size)
+        return ClientOutput(sent, weight, out.variables, memory, out.report, out.optimizer)
 
     return client
 
@@ -65,7 +59,6 @@ def fedavg(
     *,
     payload: str = "params",
     weighting: str = "examples",
-    client_decay: float = 1.0,
     model_state: str = "average",
     refine: Refinement | None = None,
     aggregate: Aggregator | None = None,
@@ -77,7 +70,6 @@ def fedavg(
       server_learning_rate: eta_s; 1 is the plain mean.
       payload: clients send their `params` or their `update`.
       weighting: clients weigh by `examples` or `uniform`.
-      client_decay: factor per round on the clients' step size.
       model_state: `average`, `local` or `fixed`; see `parts.from_parts`.
       refine: the server's step on the new model, from `algorithms.refinements`; none by default.
       aggregate: what stands in for the weighted mean, from `algorithms.aggregators`; the mean by default.
@@ -96,7 +88,7 @@ def fedavg(
         params, report = refine.step(key, average(state.variables.params, mean), mean.lowest, mean.highest)
         return ServerOutput(params, report=report)
 
-    client = training_client(local, payload, weighting, client_decay)
+    client = training_client(local, payload, weighting)
     watch = lambda sent: refine.watch(sent.get("params"))
     return from_parts(local, client=client, server=server, watch=watch, model_state=model_state, aggregate=aggregate)
 

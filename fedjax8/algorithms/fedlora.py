@@ -25,7 +25,7 @@ from fedjax8 import trees
 from fedjax8.adapters.lora import add_to_kernels, is_factor, pairs_of, replace_factors
 from fedjax8.algorithms import _lora_merge
 from fedjax8.algorithms._lora_merge import Factors
-from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
+from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
 from fedjax8.given import checked
@@ -77,16 +77,13 @@ def _rest(params: PyTree) -> dict[str, Array]:
 
 
 @checked
-def fedlora(
-    local: LocalTraining, merge: str = "stack", *, weighting: str = "examples", client_decay: float = 1.0
-) -> Algorithm:
+def fedlora(local: LocalTraining, merge: str = "stack", *, weighting: str = "examples") -> Algorithm:
     """Federated LoRA, merged exactly.
 
     Args:
       local: how a client trains a model made by `adapters.lora` with `learn="both"`.
       merge: `stack` (FLoRA; A is drawn uniform within 1 / sqrt(k) each round) or `residual` (FedEx-LoRA).
       weighting: clients weigh by `examples` or `uniform`.
-      client_decay: factor per round on the clients' step size.
 
     The server remembers by how much kernels have changed, `[k, d]` of each adapted layer, and before a round everyone
     adds that to the frozen ones (`Algorithm.frozen`). State of the model is fixed. Memory grows with the cohort: every
@@ -102,9 +99,8 @@ def fedlora(
         shapes = {path: (*a.shape[:-1], b.shape[-1]) for path, (a, b) in factor_pairs(variables.params).items()}
         return ServerState(variables, {path: jnp.zeros(shape) for path, shape in shapes.items()})
 
-    def client(shared, own, rows, key) -> Contribution:
-        start, round_number = shared
-        out = local.train(start, rows, key, step_scale=step_scale(client_decay, round_number))
+    def client(start, own, rows, key) -> Contribution:
+        out = local.train(start, rows, key)
         return Contribution(out.variables.params, client_weight(weighting, rows.size), own, out.report)
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
@@ -116,7 +112,7 @@ def fedlora(
         received, link = link.broadcast(down_key, sent, cohort)
         start = state.variables._replace(params=trees.map_named(lambda n, leaf: received.get(n, leaf), params))
 
-        collected, client_states, link = link.collect(client, (start, link.round_number), cohort, client_key)
+        collected, client_states, link = link.collect(client, start, cohort, client_key)
         with jax.named_scope("server"):
             total = jnp.sum(collected.weights)
             p = collected.weights / jnp.where(total > 0, total, 1.0)

@@ -25,7 +25,6 @@ def fedopt(
     *,
     payload: str = "update",
     weighting: str = "examples",
-    client_decay: float = 1.0,
     model_state: str = "average",
     aggregate: Aggregator | None = None,
 ) -> Algorithm:
@@ -41,7 +40,7 @@ def fedopt(
     def init(variables):
         return optimizer.init(variables.params)
 
-    client = training_client(local, payload, weighting, client_decay)
+    client = training_client(local, payload, weighting)
     return from_parts(local, client=client, server=server, init=init, model_state=model_state, aggregate=aggregate)
 
 

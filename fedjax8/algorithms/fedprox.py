@@ -2,14 +2,14 @@
 
     client i minimizes f_i(y) + mu/2 ||y - x||^2, that is, steps along grad f_i(y) + mu (y - x);      server as FedAvg
 
-Clients may do unequal amounts of work; with mu = 0 this is FedAvg bit for bit.
+Clients may do unequal amounts of work; with mu = 0 this is FedAvg bit for bit. It is `fedavg(proximal(local, mu))`;
+every other algorithm takes such a local training too.
 """
-
-import jax
 
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.given import checked
+from fedjax8.local import proximal
 from fedjax8.types import Aggregator, Algorithm, LocalTraining
 
 
@@ -21,28 +21,16 @@ def fedprox(
     server_learning_rate: float = 1.0,
     payload: str = "params",
     weighting: str = "examples",
-    client_decay: float = 1.0,
     model_state: str = "average",
     refine: Refinement | None = None,
     aggregate: Aggregator | None = None,
 ) -> Algorithm:
     """FedAvg with a proximal term of strength `mu` (usual search set 0.001, 0.01, 0.1, 1); the rest as in `fedavg`."""
-    if mu < 0:
-        raise ValueError(f"mu must not be negative, got {mu}")
-
-    def train(start, rows, key, *, adjust=None, step_scale=1.0):
-        def pull(gradients, params):
-            gradients = gradients if adjust is None else adjust(gradients, params)
-            return jax.tree.map(lambda g, y, x: g + mu * (y - x), gradients, params, start.params)
-
-        return local.train(start, rows, key, adjust=pull if mu else adjust, step_scale=step_scale)
-
     return fedavg(
-        local._replace(train=train),
+        proximal(local, mu),
         server_learning_rate,
         payload=payload,
         weighting=weighting,
-        client_decay=client_decay,
         model_state=model_state,
         refine=refine,
         aggregate=aggregate,

@@ -26,7 +26,7 @@ from fedjax8 import numerics, trees
 from fedjax8.adapters.lora import is_factor, pairs_of, replace_factors
 from fedjax8.algorithms import _lora_merge
 from fedjax8.algorithms._lora_merge import Factors
-from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
+from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.errors import UserError
@@ -60,7 +60,6 @@ def hetlora(
     ranks: Sequence[int] = (2, 4, 8),
     *,
     weighting: str = "examples",
-    client_decay: float = 1.0,
 ) -> Algorithm:
     """Federated LoRA with ranks of the clients' own.
 
@@ -68,7 +67,6 @@ def hetlora(
       local: how a client trains a model made by `adapters.lora` with `learn="both"` and the largest of the ranks.
       ranks: client i has `ranks[i % len(ranks)]`; as many as there are clients give each its own.
       weighting: clients weigh by `examples` or `uniform` in the mean of what is trained beside the factors.
-      client_decay: factor per round on the clients' step size.
 
     State of the model is fixed. Memory grows with the cohort: every device holds all clients' factors.
 
@@ -91,18 +89,17 @@ def hetlora(
         return ServerState(variables, ())
 
     def client(shared, place, rows, key) -> Contribution:
-        params, received, state, round_number = shared
+        params, received, state = shared
         rank = jnp.asarray(distinct)[place]
         pairs = {path: Factors(a[place], b[place]) for path, (a, b) in received.items()}
         own = _with_pairs(params, pairs)
 
-        def within(gradients: PyTree, _: PyTree) -> PyTree:
+        def within(gradients: PyTree, *_: PyTree) -> PyTree:
             """No step leaves the client's rank; without noise in the gradients none would."""
             found = factor_pairs(gradients)
             return _with_pairs(gradients, {path: _lora_merge.truncate(pair, rank) for path, pair in found.items()})
 
-        scale = step_scale(client_decay, round_number)
-        out = local.train(Variables(own, state), rows, key, adjust=within, step_scale=scale)
+        out = local.train(Variables(own, state), rows, key, adjust=within)
         rest, new = _divided(out.variables.params)
         tree = {"params": rest, "blocks": _blocks(new, distinct), "place": place.astype(jnp.uint8)}
         return Contribution(tree, client_weight(weighting, rows.size), place, out.report)
@@ -121,7 +118,7 @@ def hetlora(
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *received)
 
         start = trees.map_named(lambda name, leaf: rest.get(name, leaf), params)
-        shared = start, stacked, state.variables.state, link.round_number
+        shared = start, stacked, state.variables.state
         placed = cohort._replace(states=cohort.states | {"algorithm": place})
         codec = _by_rank(link.uplink, len(distinct))
         told, client_states, link = link.collect(client, shared, placed, client_key, codec=codec)

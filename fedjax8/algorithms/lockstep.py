@@ -44,10 +44,15 @@ def start_worker(local: LocalTraining, variables: Variables) -> Worker:
     return Worker(variables, local.optimizer.init(variables.params), jnp.int32(0))
 
 
-def one_step(local: LocalTraining, worker: Worker, rows: ClientRows, key: Key) -> tuple[Worker, dict[str, Array]]:
-    """(the worker after one step on a batch of rows drawn by `key`, sums of its report)."""
+def one_step(
+    local: LocalTraining, worker: Worker, origin: PyTree, rows: ClientRows, key: Key
+) -> tuple[Worker, dict[str, Array]]:
+    """(the worker after one step on a batch of rows drawn by `key`, sums of its report).
+
+    `origin` holds the parameters that all workers had in common last.
+    """
     nothing = no_report(local, worker.variables, rows)
-    done = local.advance(Training(worker.variables, worker.optimizer, nothing), rows, key, 0, 1)
+    done = local.advance(Training(worker.variables, worker.optimizer, nothing, origin), rows, key, 0, 1)
     return Worker(done.variables, done.optimizer, worker.steps + 1), checked(done.report, done.variables)
 
 

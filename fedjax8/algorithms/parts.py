@@ -7,12 +7,16 @@
 A round in which nobody's contribution could be used changes nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from fedjax8 import trees
+from fedjax8.codecs.none import none
+from fedjax8.codecs.per_path import per_path
+from fedjax8.errors import UserError
+from fedjax8.local import check_not_kept
 from fedjax8.types import (
     Aggregator,
     Algorithm,
@@ -30,6 +34,8 @@ from fedjax8.types import (
 )
 
 MODEL_STATE = ("average", "local", "fixed")
+_FIRST = (1 << 31) - 4
+"""Folded into the round's key for the first exchange; far from the small numbers that splitting a key uses."""
 
 
 class ServerState(NamedTuple):
@@ -56,6 +62,19 @@ class ClientOutput(NamedTuple):
     memory: PyTree
     """The client's memory from now on."""
     report: dict[str, Array]
+    optimizer: PyTree = ()
+    """`Trained.optimizer`: kept for the client's next round where `local_training(keep_optimizer=True)` says so."""
+
+
+class FirstExchange(NamedTuple):
+    """Something that clients send before they train, whose weighted mean the server sends to all of them."""
+
+    name: str
+    """Of its messages, both ways; the mean is `extra[name]` of the client's function."""
+    client: Callable[[Variables, dict[str, PyTree], ClientRows, Key], tuple[dict[str, PyTree], Array]]
+    """`(start, extra, rows, key) -> (trees to send, weight)`."""
+    steps: Callable[[Array], Array]
+    """int32 sizes of clients to the local steps whose time it takes."""
 
 
 class Aggregate(NamedTuple):
@@ -71,6 +90,8 @@ class Aggregate(NamedTuple):
     """Smallest of each watched value over the contributions in it."""
     highest: PyTree
     """Largest likewise."""
+    first: PyTree = ()
+    """Weighted mean of the first exchange, where there is one."""
 
 
 class ServerOutput(NamedTuple):
@@ -119,6 +140,8 @@ def from_parts(
     model_state: str = "average",
     aggregate: Aggregator | None = None,
     always: bool = False,
+    plain: Sequence[str] = (),
+    first: FirstExchange | None = None,
 ) -> Algorithm:
     """An `Algorithm` of the usual shape.
 
@@ -139,6 +162,8 @@ def from_parts(
         less what the client received, `params` and `state`; others are taken for changes already.
       always: whether the server steps in rounds without any contribution too, of which the mean is zeros. By default
         nothing changes in them.
+      plain: names of single numbers among what is sent, such as a divisor, that travel as float32 whatever the codec.
+      first: an exchange before clients train. It has the same codecs and aggregator.
     """
     check_choice("model_state", model_state, MODEL_STATE)
     if always and model_state == "average":
@@ -149,37 +174,72 @@ def from_parts(
 
     def start_client(variables: Variables) -> PyTree:
         own = {"model_state": variables.state} if model_state == "local" else {}
+        own |= {"optimizer": local.optimizer.init(variables.params)} if local.keep_optimizer else {}
+        if local.keep_optimizer and not jax.tree.leaves(own["optimizer"]):
+            raise UserError("keep_optimizer=True changes nothing: the clients' optimizer has no state; leave it out")
         return own | {"memory": init_client(variables)}
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+        codec = per_path({name: none() for name in plain}, link.uplink) if plain else None
         down_key, client_key, server_key = jax.random.split(key, 3)
         params, model, _ = state.variables
         tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
         received, link = link.broadcast(down_key, tree, cohort)
 
+        def start_of(received: PyTree, own: PyTree) -> Variables:
+            return Variables(received["params"], own.get("model_state", received["state"]))
+
+        def with_state(received: PyTree) -> PyTree:
+            """What clients start from: the server's state of the model where none travels."""
+            return {"state": model} | received
+
+        told: PyTree = ()
+        excluded: Any = 0
+        if first is not None:
+
+            def ask(received, own, rows, key):
+                sent, weight = first.client(start_of(received, own), received["extra"], rows, key)
+                return Contribution(sent, weight, own, {})
+
+            ask_key, tell_key = jax.random.split(jax.random.fold_in(key, _FIRST))
+            steps = first.steps(cohort.size)
+            answers, states, link = link.map_clients(
+                ask, with_state(received), cohort, ask_key, first.name, aggregate=aggregate, origin={}, steps=steps
+            )
+            told, excluded = answers.mean, answers.report["excluded"]
+            cohort = cohort._replace(states=states)
+            mean, link = link.broadcast(tell_key, told, cohort._replace(valid=cohort.reached), first.name)
+            received = received | {"extra": received["extra"] | {first.name: mean}}
+
         def run(shared, own, rows, key):
-            received, model, round_number = shared
-            start = Variables(received["params"], own.get("model_state", received.get("state", model)))
+            received, round_number = shared
+            start = start_of(received, own)
+            rows = rows._replace(optimizer=own["optimizer"]) if local.keep_optimizer else rows
             out = client(start, received["extra"], own["memory"], rows, key, round_number)
             sent = out.sent
             new = {"memory": out.memory}
+            if local.keep_optimizer:
+                if not jax.tree.leaves(out.optimizer):
+                    check_not_kept(local, "this algorithm's client does not hand it on as ClientOutput.optimizer")
+                new |= {"optimizer": out.optimizer}
             if model_state == "average":
                 sent = sent | {"state": out.variables.state}
             elif model_state == "local":
                 new |= {"model_state": out.variables.state}
             return Contribution(sent, out.weight, new, out.report)
 
-        shared = received, model, link.round_number
+        shared = with_state(received), link.round_number
         origin = {name: received[name] for name in ("params", "state") if name in received}
         reduced, client_states, link = link.map_clients(
-            run, shared, cohort, client_key, watch=watch, aggregate=aggregate, origin=origin
+            run, shared, cohort, client_key, codec=codec, watch=watch, aggregate=aggregate, origin=origin
         )
-        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
+        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, told)
         with jax.named_scope("server"):
             step = server(state, mean, server_key)
         stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
         new_state = stepped if always else trees.select(reduced.weight > 0, stepped, state)
-        report = {**reduced.report, **step.report, "clients": reduced.clients}
+        report: dict[str, Any] = {**reduced.report, **step.report, "clients": reduced.clients}
+        report["excluded"] += excluded
         return RoundOutput(new_state, client_states, link, report)
 
     return Algorithm(local, start_state, start_client, round_, lambda state: state.variables)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.adapters.lora import pairs_of, put_back, replace_factors, take_out
-from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight, step_scale
+from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.fedlora import factor_pairs
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.given import checked
@@ -43,16 +43,13 @@ FACTORS = ("a", "b")
 
 
 @checked
-def rolora(
-    local: LocalTraining, first: str = "b", *, weighting: str = "examples", client_decay: float = 1.0
-) -> Algorithm:
+def rolora(local: LocalTraining, first: str = "b", *, weighting: str = "examples") -> Algorithm:
     """Federated LoRA, a factor at a time.
 
     Args:
       local: how a client trains a model made by `adapters.lora` with `learn="both"`.
       first: `a` or `b`, learnt in round 0. While B is zero, nothing of the loss reaches A.
       weighting: clients weigh by `examples` or `uniform`.
-      client_decay: factor per round on the clients' step size.
 
     State of the model is fixed.
 
@@ -72,10 +69,9 @@ def rolora(
         """A round in which everyone has `held` and learns `learnt`."""
 
         def client(shared, own, rows, key) -> Contribution:
-            params, other, state, round_number = shared
+            params, other, state = shared
             pool = rows.pool._replace(frozen=put_back(rows.pool.frozen, other))
-            scale = step_scale(client_decay, round_number)
-            out = local.train(Variables(params, state), rows._replace(pool=pool), key, step_scale=scale)
+            out = local.train(Variables(params, state), rows._replace(pool=pool), key)
             return Contribution(out.variables.params, client_weight(weighting, rows.size), own, out.report)
 
         def run(operands):
@@ -89,7 +85,7 @@ def rolora(
             rest = trees.named_leaves(received)
             start = trees.map_named(lambda name, leaf: rest.get(name, leaf), own)
             start = replace_factors(start, {path: {learnt: pair[learnt]} for path, pair in known.items()})
-            shared = start, take_out(received, held)[1], state.variables.state, link.round_number
+            shared = start, take_out(received, held)[1], state.variables.state
             reduced, client_states, link = link.map_clients(client, shared, cohort, client_key, learnt)
             with jax.named_scope("server"):
                 new = local.model.project(put_back(reduced.mean, take_out(params, held)[1]))

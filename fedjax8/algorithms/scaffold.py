@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.algorithms.fedavg import client_weight, step_scale
+from fedjax8.algorithms.fedavg import client_weight
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, check_choice, from_parts
 from fedjax8.given import checked
 from fedjax8.types import Aggregator, Algorithm, LocalTraining
@@ -31,7 +31,6 @@ def scaffold(
     *,
     server_learning_rate: float = 1.0,
     option: str = "II",
-    client_decay: float = 1.0,
     model_state: str = "average",
     aggregate: Aggregator | None = None,
 ) -> Algorithm:
@@ -39,10 +38,9 @@ def scaffold(
 
     Args:
       local: how a client trains; its optimizer must be plain SGD with step `learning_rate`, which option II divides by.
-      learning_rate: eta.
+      learning_rate: eta; with a local training that is `scheduled`, the optimizer's own, which the schedule multiplies.
       server_learning_rate: eta_s.
       option: `I` costs one more pass over the client's data, `II` reuses the local steps.
-      client_decay: factor per round on the clients' step size.
       model_state, aggregate: see `parts.from_parts`. An aggregator sees model and variate of a client together.
     """
     check_choice("option", option, OPTIONS)
@@ -54,22 +52,23 @@ def scaffold(
 
     def client(start, extra, memory, rows, key, round_number) -> ClientOutput:
         train_key, gradient_key = jax.random.split(key)
-        common, factor = extra["control"], step_scale(client_decay, round_number)
+        common = extra["control"]
 
-        def correct(gradients, params):
+        def correct(gradients, params, batch, key):
             return jax.tree.map(lambda g, own, c: g - own + c, gradients, memory, common)
 
-        out = local.train(start, rows, train_key, adjust=correct, step_scale=factor)
+        out = local.train(start, rows, train_key, adjust=correct)
         update = trees.subtract(out.variables.params, start.params)
         if option == "I":
             control = local.full_gradient(start, rows, gradient_key)
         else:
-            step = learning_rate * factor * rows.pool.step_scale
-            moved = 1.0 / (jnp.maximum(out.num_steps, 1) * step)
+            length = out.num_steps * (learning_rate * local.rate(rows.pool))  # of the way, at a gradient of 1
+            moved = 1.0 / jnp.where(length > 0, length, 1.0)
             control = jax.tree.map(lambda own, c, u: own - c - moved * u, memory, common, update)
-            control = trees.select(out.num_steps > 0, control, memory)
+            control = trees.select(length > 0, control, memory)
         sent = {"update": update, "control": trees.subtract(control, memory)}
-        return ClientOutput(sent, client_weight("uniform", rows.size), out.variables, control, out.report)
+        weight = client_weight("uniform", rows.size)
+        return ClientOutput(sent, weight, out.variables, control, out.report, out.optimizer)
 
     def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
         params = trees.add(state.variables.params, trees.scale(server_learning_rate, mean.tree["update"]))

@@ -11,7 +11,8 @@ With D the mean update, as optax sees it the gradient is -D:
     x <- x + eta_s M / (sqrt(V) + tau)
 
 V starts at tau^2 and there is no bias correction; that is what tells these from `optax.adam`, `yogi` and `adagrad`,
-which serve as server optimizers as well. FedAvgM is `optax.sgd` with momentum.
+which serve as server optimizers as well. FedAvgM is `optax.sgd` with momentum. eta_s may be a schedule, which counts
+the server's steps: rounds in which a contribution was used.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import optax
 from fedjax8.types import Array, PyTree
 
 SecondMoment = Callable[[Array, Array], Array]
+Rate = float | Callable[[Array], Array | float]
 
 
 class AdaptiveState(NamedTuple):
@@ -33,9 +35,13 @@ class AdaptiveState(NamedTuple):
     second: PyTree
 
 
-def _adaptive(learning_rate: float, b1: float, tau: float, second: SecondMoment) -> optax.GradientTransformation:
+def _adaptive(learning_rate: Rate, b1: float, tau: float, second: SecondMoment) -> optax.GradientTransformation:
     if not (0 <= b1 < 1 and tau > 0):
         raise ValueError(f"need 0 <= b1 < 1 and tau > 0, got b1={b1}, tau={tau}")
+    if callable(learning_rate):
+        return optax.chain(_adaptive(1.0, b1, tau, second), optax.scale_by_schedule(learning_rate))
+    if isinstance(learning_rate, str) or not jnp.isfinite(learning_rate):
+        raise ValueError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
 
     def init(params):
         return AdaptiveState(
@@ -51,25 +57,25 @@ def _adaptive(learning_rate: float, b1: float, tau: float, second: SecondMoment)
     return optax.GradientTransformation(init, update)
 
 
-def fedadagrad(learning_rate: float = 0.1, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
+def fedadagrad(learning_rate: Rate = 0.1, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
     """FedAdagrad's server step."""
     return _adaptive(learning_rate, b1, tau, lambda v, d2: v + d2)
 
 
 def fedadam(
-    learning_rate: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    learning_rate: Rate = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """FedAdam's server step."""
     return _adaptive(learning_rate, b1, tau, lambda v, d2: b2 * v + (1 - b2) * d2)
 
 
 def fedyogi(
-    learning_rate: float = 0.01, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    learning_rate: Rate = 0.01, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """FedYogi's server step."""
     return _adaptive(learning_rate, b1, tau, lambda v, d2: v - (1 - b2) * d2 * jnp.sign(v - d2))
 
 
-def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9) -> optax.GradientTransformation:
+def fedavgm(learning_rate: Rate = 1.0, momentum: float = 0.9) -> optax.GradientTransformation:
     """FedAvgM's server step: v <- momentum v - D; x <- x - eta_s v."""
     return optax.sgd(learning_rate, momentum=momentum)

@@ -111,7 +111,8 @@ def call_program(
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
             cohort = Cohort(ids, *rows, ids < num_clients, own, jax.tree.map(lambda x: x[index], share.lost))
             scale = 1.0 if settings.step_scale is None else settings.step_scale
-            pool = Pool(columns, settings.order, algorithm.frozen(carried.server, settings.frozen), step_scale=scale)
+            frozen = algorithm.frozen(carried.server, settings.frozen)
+            pool = Pool(columns, settings.order, frozen, number, scale)
             link = RoundLink(
                 pool,
                 carried.down_states,

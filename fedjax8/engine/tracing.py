@@ -60,7 +60,7 @@ def trace_round(
         return algorithm.round(link, server, cohort, key).report
 
     with formats.one_format(mixed_formats):
-        report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen), random_key(0))
+        report = jax.eval_shape(one_round, server, cohort, Pool(one, None, frozen, jnp.int32(0)), random_key(0))
     counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
     rejected: Any = jax.ShapeDtypeStruct((), bool)
     measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}

@@ -12,6 +12,8 @@ import numpy as np
 
 TIMES_A_GUESS = 10.0
 """A model that overfits is seldom above 3 times; one that a step too large has thrown out is at hundreds."""
+LARGEST_RATES = ("peak_value", "init_value", "value")
+"""Settings of optax's schedules that say the largest rate, or one to make smaller."""
 
 
 def loss_of_a_guess(columns: Mapping[str, np.ndarray]) -> float:
@@ -67,6 +69,11 @@ def _advice(from_the_start: bool, unusable: int, config: Mapping[str, Any]) -> s
     if attack != "none":
         return f"Clients attack by {attack}: try an aggregator that withstands it, such as median, or fewer attackers."
     optimizer = dict(dict(config.get("client") or {}).get("optimizer") or {})
-    rate = optimizer.get("learning_rate")
+    rate, where = optimizer.get("learning_rate"), "--config.client.optimizer.learning_rate"
+    if isinstance(rate, Mapping):
+        name = next((n for n in LARGEST_RATES if n in rate), None)
+        if name is None:
+            return f"Try smaller rates: the schedule {where}.name={rate.get('name')}."
+        rate, where = rate[name], f"{where}.{name}"
     given = f" (it is {rate:g})" if isinstance(rate, int | float) else ""
-    return f"Try a smaller --config.client.optimizer.learning_rate{given}."
+    return f"Try a smaller {where}{given}."

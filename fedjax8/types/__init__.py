@@ -27,11 +27,13 @@ from fedjax8.types.rounds import (
 )
 from fedjax8.types.training import (
     Adjust,
+    Advance,
     BatchPlan,
     ClientRows,
     LocalTraining,
     Pool,
     StepGradient,
+    Train,
     Trained,
     Training,
 )
@@ -39,6 +41,7 @@ from fedjax8.types.training import (
 __all__ = [
     "MODEL",
     "Adjust",
+    "Advance",
     "Aggregator",
     "Algorithm",
     "Array",
@@ -67,6 +70,7 @@ __all__ = [
     "RoundOutput",
     "Sections",
     "StepGradient",
+    "Train",
     "Trained",
     "Training",
     "Variables",

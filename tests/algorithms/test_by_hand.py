@@ -1,7 +1,5 @@
 """Steps of algorithms worked out in NumPy on clients whose rows differ, and the keys that clients draw from."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +18,7 @@ from fedjax8.data.federated import FederatedData
 from fedjax8.engine.simulation import simulate
 from fedjax8.executors.loop import loop
 from fedjax8.executors.vmap import vmap
-from fedjax8.local import local_training
+from fedjax8.local import local_training, scheduled
 from fedjax8.models.mlp import mlp
 from fedjax8.types import ClientRows, Pool, Trained, Variables
 
@@ -32,7 +30,8 @@ def test_scaffold_with_several_steps_and_decay_follows_its_equations(toys):
     """Full batches, three steps a round at rates 0.1 and 0.05: option II divides by the steps and by the rate of its
     round."""
     steps, decay, rounds = 3, 0.5, 3
-    make = functools.partial(scaffold, learning_rate=toys.LEARNING_RATE, client_decay=decay)
+    halved = optax.exponential_decay(1.0, 1, decay)
+    make = lambda local: scaffold(scheduled(local, halved), learning_rate=toys.LEARNING_RATE)
     sim = toys.build(make, toys.with_rows(ROWS), steps=steps, batch_size=3)
     x, c, own = 0.0, 0.0, np.zeros(len(ROWS))
     state = sim.init()
@@ -123,8 +122,8 @@ def test_no_step_of_hetlora_leaves_the_rank_of_its_client():
     ranks = (1, 2, 3)
 
     def make(local):
-        def train(variables, rows, key, *, adjust, step_scale):
-            moved = adjust(jax.tree.map(jnp.ones_like, variables.params), variables.params)
+        def train(variables, rows, key, *, adjust):
+            moved = adjust(jax.tree.map(jnp.ones_like, variables.params), variables.params, {}, key)
             pair = moved["Dense_0"]["lora"]
             columns = jnp.sum(jnp.any(pair["a"] != 0, axis=0)), jnp.sum(jnp.any(pair["b"] != 0, axis=1))
             return Trained(variables, jnp.int32(1), {"columns": columns[0], "rows": columns[1]})

@@ -58,13 +58,6 @@ def test_half_a_server_step_goes_half_the_way(toys):
     assert half == pytest.approx(0.5 * whole, abs=FLOAT32)
 
 
-def test_client_decay_shrinks_the_steps_of_later_rounds(toys):
-    sim = toys.build(functools.partial(fedavg, client_decay=0.5), toys.clients([1.0], [1.0]), start=0.0, steps=1)
-    first, second = toys.trajectory(sim, 2)
-    assert first == pytest.approx(0.1, abs=FLOAT32)
-    assert second == pytest.approx(0.1 + 0.05 * 0.9, abs=FLOAT32)
-
-
 def test_fedprox_with_exact_solves_settles_at_eight_thirteenths(toys):
     sim = toys.build(functools.partial(fedprox, mu=1.0), toys.q2(), steps=200)
     assert toys.trajectory(sim, 40)[-1] == pytest.approx(8 / 13, abs=FLOAT32)

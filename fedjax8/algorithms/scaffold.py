@@ -64,8 +64,8 @@ def scaffold(
         if option == "I":
             control = local.full_gradient(start, rows, gradient_key)
         else:
-            step = learning_rate * factor * rows.pool.step_scale
-            moved = 1.0 / (jnp.maximum(out.num_steps, 1) * step)
+            scaled = factor * rows.pool.step_scale
+            moved = 1.0 / (jnp.maximum(out.num_steps, 1) * learning_rate * scaled)
             control = jax.tree.map(lambda own, c, u: own - c - moved * u, memory, common, update)
             control = trees.select(out.num_steps > 0, control, memory)
         sent = {"update": update, "control": trees.subtract(control, memory)}

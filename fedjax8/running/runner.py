@@ -95,8 +95,8 @@ def run_all(
         )
         if introduce:
             report.say(introduce(states[0]))
-        for state, label, goes in zip(states, labels, those_going(states, recordings, schedule), strict=True):
-            if state.round and goes:
+        for state, label, recording in zip(states, labels, recordings, strict=True):
+            if state.round and not recording.deciding.stopped_by:
                 report.say(f"{label and label + ': '}going on after round {state.round} of {schedule.rounds}")
         say_notes(recordings, labels, report)
         profiler = stack.enter_context(profiling(profile))

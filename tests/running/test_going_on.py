@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fedjax8.algorithms.scaffold import scaffold
+from fedjax8.callbacks import Callback, Decision
 from fedjax8.engine.states.client_states import DiskStates
 from fedjax8.errors import UserError
 from fedjax8.running import checkpoints
@@ -42,8 +43,14 @@ def sim(toys):
     return toys.build(functools.partial(scaffold, learning_rate=toys.LEARNING_RATE), data, cohort_size=3, steps=2)
 
 
+def shrinking(memory, moment):
+    """Asks for smaller steps on every line; it is heard at the evaluation of round 4."""
+    return Decision({"lines": memory["lines"] + 1}, step_scale=1 / (memory["lines"] + 2))
+
+
 def go(sim, folder, rounds=ROUNDS, record=None):
-    return run(sim, TEST, SCHEDULE._replace(rounds=rounds), workdir=folder, record=record)
+    callbacks = (("shrinking", Callback(shrinking, {"lines": 0}, scales=True)),)
+    return run(sim, TEST, SCHEDULE._replace(rounds=rounds), workdir=folder, record=record, callbacks=callbacks)
 
 
 def left(outcome, folder):
@@ -183,8 +190,8 @@ def journal(sim, tmp_path_factory):
         )
         record, save = Journal(patch, root), checkpoints.Checkpoints.save
 
-        def counting_save(self, state, seconds):
-            save(self, state, seconds)
+        def counting_save(self, state, seconds, callbacks):
+            save(self, state, seconds, callbacks)
             record.take()
             counted.append((state.round, {kind: len(images) for kind, images in record.images.items()}))
 
@@ -223,7 +230,7 @@ def test_a_disk_that_stays_full_loses_no_clients_state(sim, unbroken, on_disk, t
     write, full = checkpoints.Checkpoints._write, {"problem": "cannot save: no space"}
     for _ in range(runs):
         with monkeypatch.context() as patch:
-            only_first = lambda self, state, seconds: write(self, state, seconds) if state.round == 2 else full
+            only_first = lambda self, state, *more: write(self, state, *more) if state.round == 2 else full
             patch.setattr(checkpoints.Checkpoints, "_write", only_first)
             with pytest.raises(UserError, match="no space"):
                 go(sim, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {
-    "adapters", "aggregators", "algorithms", "attacks", "codecs", "config", "data", "dropouts", "engine",
+    "adapters", "aggregators", "algorithms", "attacks", "callbacks", "codecs", "config", "data", "dropouts", "engine",
     "exchange", "executors", "models",
     "monitors", "numerics", "participation", "privacy", "refinements", "running",
 }  # fmt: skip

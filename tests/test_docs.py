@@ -70,7 +70,7 @@ def check_component(config, field: str) -> None:
         if is_component(inner):
             settings[name] = build_component(f"config.{field}.{name}", inner, SEAMS.get(name, seam))
     supplied = {"local", "facts", "plan", "model", "data_dir", "num_classes", "vocabulary"} - set(settings)
-    supplied |= {"learning_rate"} if config.algorithm.name == "scaffold" else set()
+    supplied |= {"learning_rate"} - set(settings) if field == "algorithm" else set()
     check_call(f"config.{field}", factory, settings, [name for name in supplied if takes(factory, name)])
 
 

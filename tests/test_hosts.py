@@ -148,6 +148,18 @@ def test_two_processes_run_the_rounds_of_one(unbroken, tmp_path):
     assert_same_up_to_the_order_of_sums(lines(workdir)[:20], in_one_process(tmp_path, STREAMED, 20), exact=5)
 
 
+def test_two_processes_choose_clients_by_loss_as_one_does(tmp_path):
+    """The losses of candidates on one process decide what the other trains."""
+    flags = [*SMALL, "--config.rounds=8", "--config.participation.name=power_of_choice"]
+    flags += [f"--config.{part}.name=none" for part in ("adapter", "uplink", "downlink")]
+    with Pair(*flags, f"--workdir={tmp_path / 'two'}") as pair:
+        ended = pair.ends()
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    expected = in_one_process(tmp_path / "one", flags, 8)
+    assert [line["cohort"] for line in expected] == [20] * 8
+    assert_same_up_to_the_order_of_sums(lines(tmp_path / "two"), expected, exact=8)
+
+
 def test_process_0_alone_writes_and_speaks(unbroken):
     workdir, ((_, out, err), (_, other_out, other_err)) = unbroken
     assert "on 2 cpu devices of 2 processes" in out

@@ -137,6 +137,10 @@ class Split(NamedTuple):
         return public if self.private == () else join(public, private)
 
 
+ALL_PUBLIC = Split(())
+"""Everything travels."""
+
+
 def split(private: Sequence[str] | str | None) -> Split:
     """The `Split` by these patterns; ValueError unless they are texts."""
     return Split(None if private is None else as_patterns(private))

@@ -1,5 +1,6 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
+from fedjax8.algorithms.centralized import centralized
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
@@ -7,17 +8,21 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fedopt import fedopt
+from fedjax8.algorithms.fedper import fedper
 from fedjax8.algorithms.fedprox import fedprox
+from fedjax8.algorithms.fedrep import fedrep
 from fedjax8.algorithms.hetlora import hetlora
+from fedjax8.algorithms.local_only import local_only
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
 
 __all__ = [
-    "Mean",
+    "Aggregate",
+    "ClientOutput",
+    "ServerOutput",
     "ServerState",
-    "Step",
-    "Update",
+    "centralized",
     "dp_fedavg",
     "fda",
     "fda_opt",
@@ -25,9 +30,12 @@ __all__ = [
     "fedcode",
     "fedlora",
     "fedopt",
+    "fedper",
     "fedprox",
+    "fedrep",
     "from_parts",
     "hetlora",
+    "local_only",
     "rolora",
     "scaffold",
 ]

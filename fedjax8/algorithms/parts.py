@@ -5,6 +5,10 @@
     params, memory, report = server(state, mean, key)
 
 A round in which nobody's contribution could be used changes nothing.
+
+With `private` a part of the parameters is each client's own. It stays with the client, which remembers it; what is
+broadcast, sent, averaged and counted is the rest, the public part. The server keeps the private part as initialized,
+from which every client starts.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax8 import trees
+from fedjax8.algorithms.lockstep import checked
+from fedjax8.paths import ALL_PUBLIC, Split
 from fedjax8.types import (
     Aggregator,
     Algorithm,
@@ -118,6 +124,8 @@ def from_parts(
     watch: Callable[[dict[str, PyTree]], PyTree] = nothing,
     model_state: str = "average",
     aggregate: Aggregator | None = None,
+    private: Split = ALL_PUBLIC,
+    steps: Callable[[Array], Array] | None = None,
 ) -> Algorithm:
     """An `Algorithm` of the usual shape.
 
@@ -136,45 +144,65 @@ def from_parts(
         initial one, nothing travels).
       aggregate: what stands in for the weighted mean, from `algorithms.aggregators`. It sees changes: contributions
         less what the client received, `params` and `state`; others are taken for changes already.
+      private: which parameters are each client's own. The client function trains whole models; of the `params` and the
+        `update` that it sends the private part is kept back. The server function is given, and gives, the public part.
+      steps: examples of a client to the local steps that it takes, where these aren't those of the batch plan.
     """
     check_choice("model_state", model_state, MODEL_STATE)
 
     def start_state(variables: Variables) -> ServerState:
-        return ServerState(variables, init(variables))
+        return ServerState(variables, init(variables._replace(params=private.cut(variables.params)[0])))
 
     def start_client(variables: Variables) -> PyTree:
         own = {"model_state": variables.state} if model_state == "local" else {}
-        return own | {"memory": init_client(variables)}
+        kept = private.cut(variables.params)[1]
+        return own | ({"private": kept} if kept else {}) | {"memory": init_client(variables)}
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         down_key, client_key, server_key = jax.random.split(key, 3)
-        params, model, _ = state.variables
+        (params, kept), model = private.cut(state.variables.params), state.variables.state
         tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
         received, link = link.broadcast(down_key, tree, cohort)
 
         def run(shared, own, rows, key):
             received, model, round_number = shared
-            start = Variables(received["params"], own.get("model_state", received.get("state", model)))
+            whole = private.merge(received["params"], own.get("private", {}))
+            start = Variables(whole, own.get("model_state", received.get("state", model)))
             out = client(start, received["extra"], own["memory"], rows, key, round_number)
-            sent = out.sent
+            sent = {n: private.cut(x)[0] if n in ("params", "update") else x for n, x in out.sent.items()}
             new = {"memory": out.memory}
+            report = out.report
+            if "private" in own:
+                new |= {"private": private.cut(out.variables.params)[1]}
+                report = checked(report, new["private"])
             if model_state == "average":
                 sent = sent | {"state": out.variables.state}
             elif model_state == "local":
                 new |= {"model_state": out.variables.state}
-            return Contribution(sent, out.weight, new, out.report)
+            return Contribution(sent, out.weight, new, report)
 
         shared = received, model, link.round_number
         origin = {name: received[name] for name in ("params", "state") if name in received}
         reduced, client_states, link = link.map_clients(
-            run, shared, cohort, client_key, watch=watch, aggregate=aggregate, origin=origin
+            run, shared, cohort, client_key, watch=watch, aggregate=aggregate, origin=origin, steps=taken(cohort)
         )
         mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest)
         with jax.named_scope("server"):
-            step = server(state, mean, server_key)
-        stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
+            public = state._replace(variables=Variables(params, model))
+            step = server(public, mean, server_key)
+        new = Variables(private.merge(step.params, kept), reduced.mean.get("state", model))
+        stepped = ServerState(new, step.memory)
         new_state = trees.select(reduced.weight > 0, stepped, state)
         report = {**reduced.report, **step.report, "clients": reduced.clients}
         return RoundOutput(new_state, client_states, link, report)
 
-    return Algorithm(local, start_state, start_client, round_, lambda state: state.variables)
+    def taken(cohort: Cohort) -> Array | None:
+        return None if steps is None else steps(cohort.size)
+
+    def personal(state: ServerState, own: PyTree) -> Variables:
+        """The global model with what of it is the client's own."""
+        params = private.cut(state.variables.params)[0]
+        model = own.get("model_state", state.variables.state)
+        return Variables(private.merge(params, own.get("private", {})), model)
+
+    return Algorithm(local, start_state, start_client, round_, lambda state: state.variables, personal=personal)

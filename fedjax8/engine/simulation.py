@@ -21,6 +21,7 @@ import numpy as np
 
 from fedjax8 import keys, trees
 from fedjax8.data.federated import FederatedData, sample_cohort
+from fedjax8.engine.arguments import check_run
 from fedjax8.engine.call import Carried, Outcome, Settings, Share
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
@@ -295,7 +296,8 @@ class Simulation:
         first_cohort = sample_cohort(self.seed, 0, self.num_clients, self.cohort_size)
         usual = self.data.windows(first_cohort)[1].sum() // self.executor.num_shards
         placed = lambda: self.programs.placed
-        return feed(self.data, self.executor, placed, self.feed_mode, int(usual), self._most_rounds, self.check_read)
+        mode = "resident" if self.algorithm.pooled else self.feed_mode
+        return feed(self.data, self.executor, placed, mode, int(usual), self._most_rounds, self.check_read)
 
     @functools.cached_property
     def _planner(self) -> Callable[[int, int], Plan]:
@@ -370,20 +372,7 @@ def simulate(
         rows that do not fit the model (see `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw
         integers that it would multiply; or `beside` has other rows.
     """
-    num_clients = data.num_clients
-    if seed < 0 or (rounds_per_call is not None and rounds_per_call < 1):
-        raise UserError(
-            f"seed is {seed} and rounds_per_call {rounds_per_call}; a seed must be at least 0, and rounds_per_call at "
-            "least 1 or None"
-        )
-    if not 1 <= cohort_size <= num_clients:
-        raise UserError(f"cohort_size is {cohort_size}, but must be between 1 and the number of clients, {num_clients}")
-    if algorithm.everyone and cohort_size < num_clients:
-        raise UserError(
-            f"this algorithm needs every client in every round: set cohort_size to {num_clients}; it is {cohort_size}"
-        )
-    if not data.num_positions or not np.any(data.sizes):
-        raise UserError(f"none of the {num_clients} clients has any data")
+    check_run(algorithm, data, cohort_size, seed, rounds_per_call, feed_mode)
     if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
     executor = auto() if executor is None else executor

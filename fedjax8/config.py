@@ -64,6 +64,7 @@ def base_config() -> ConfigDict:
     config.uplink = component("fp8")
     config.downlink = component("fp8")
     config.executor = component("auto")
+    config.evaluate_clients = ConfigDict({"every": 0, "clients": 1000, "fine_tune_steps": 0})
     config.rounds_per_call = 0
     config.feed = "auto"
     config.on_nan = "drop"
@@ -100,6 +101,8 @@ FIELDS = {
     "uplink": "codec of what clients send: a file in fedjax8/codecs",
     "downlink": "codec of what clients receive",
     "executor": "how clients are mapped over devices: a file in fedjax8/executors",
+    "evaluate_clients": "clients' own models on their own held-out rows: every so many rounds (0: never), at most so "
+    "many clients, after so many fine_tune_steps",
     "rounds_per_call": "most rounds run as one dispatch; 0 for as many as are useful",
     "on_nan": "what becomes of contributions that are not finite: drop (left out and counted) or error (the run ends)",
     "feed": "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",
@@ -120,6 +123,9 @@ LIMITS = {
     "config.num_clients": (0, LARGEST_COUNT),
     "config.cohort_size": (1, LARGEST_COUNT),
     "config.rounds_per_call": (0, LARGEST_COUNT),
+    "config.evaluate_clients.every": (0, LARGEST_COUNT),
+    "config.evaluate_clients.clients": (1, LARGEST_COUNT),
+    "config.evaluate_clients.fine_tune_steps": (0, LARGEST_COUNT),
     "config.client.batch_size": (1, LARGEST_BATCH),
     "config.client.epochs": (1, LARGEST_COUNT),
     "config.client.steps": (0, LARGEST_COUNT),

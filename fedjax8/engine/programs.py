@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fedjax8.engine.call import Outcome, call_program
+from fedjax8.engine.client_evaluation import ClientEvaluation
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
 from fedjax8.types import Algorithm, Codec, Executor, PyTree, Variables
@@ -46,6 +47,11 @@ class Programs:
     def compiled(self) -> Callable:
         """The program of a call."""
         return self.executor.compile(self.call())
+
+    @functools.cached_property
+    def client_evaluation(self) -> ClientEvaluation:
+        """Evaluation of clients' own models."""
+        return ClientEvaluation(self.algorithm, self.executor, self.fit, self.num_clients)
 
     @functools.cached_property
     def evaluated(self) -> Evaluated:

@@ -23,9 +23,10 @@ from fedjax8 import keys, trees
 from fedjax8.data.federated import FederatedData, sample_cohort
 from fedjax8.engine.arguments import check_run
 from fedjax8.engine.call import Carried, Outcome, Settings, Share
+from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
-from fedjax8.engine.lines import round_line
+from fedjax8.engine.lines import call_line
 from fedjax8.engine.planning import Plan, planner, used
 from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.programs import Programs
@@ -35,7 +36,6 @@ from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.exchange.left_out import named
 from fedjax8.exchange.link import DOWN, UP
 from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
@@ -159,6 +159,20 @@ class Simulation:
         given."""
         return self.programs.evaluated.evaluate(columns, self.variables(state))
 
+    def evaluate_clients(
+        self, state: SimulationState, ids: np.ndarray, held: FederatedData, fine_tune_steps: int = 0
+    ) -> ClientScores:
+        """Scores of clients' own models, each on its own held-out rows.
+
+        `ids` `[n]` are different clients; `held` has the held-out rows of all, such as `data.held_out` gives; those
+        without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before,
+        of which nothing is kept. UserError if nobody asked for has held-out rows, or if steps are not accounted for.
+        """
+        key, frozen = jax.random.fold_in(self._root, 2), self._initial[0]
+        training = FineTuning(fine_tune_steps, key, self.cohort_size, lambda: self._own_feed)
+        asked = Asked(state.server, frozen, state.clients, ids, held, training)
+        return self.programs.client_evaluation.scores(asked)
+
     def variables(self, state: SimulationState) -> Variables:
         """The global model, with what of it is frozen. No state holds that: it is what `init` of the model gives for
         the seed, made anew when a run is resumed."""
@@ -199,7 +213,7 @@ class Simulation:
         for i in range(plan.rounds):
             of_round = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(of_round.sent)
-            lines.append(self._line(plan, i, of_round, ledger))
+            lines.append(call_line(self.algorithm, self.num_clients, plan, i, of_round, ledger))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger), lines
 
     def prefetch(self, first: int, count: int) -> None:
@@ -293,11 +307,19 @@ class Simulation:
     @functools.cached_property
     def _feed(self) -> Feed:
         """How rows reach the devices."""
+        return self._new_feed(self._most_rounds)
+
+    @functools.cached_property
+    def _own_feed(self) -> Feed:
+        """The feed of an evaluation, whose buffers are not those of rounds."""
+        return self._feed if self._feed.columns else self._new_feed(1)
+
+    def _new_feed(self, most_rounds: int) -> Feed:
         first_cohort = sample_cohort(self.seed, 0, self.num_clients, self.cohort_size)
         usual = self.data.windows(first_cohort)[1].sum() // self.executor.num_shards
         placed = lambda: self.programs.placed
         mode = "resident" if self.algorithm.pooled else self.feed_mode
-        return feed(self.data, self.executor, placed, mode, int(usual), self._most_rounds, self.check_read)
+        return feed(self.data, self.executor, placed, mode, int(usual), most_rounds, self.check_read)
 
     @functools.cached_property
     def _planner(self) -> Callable[[int, int], Plan]:
@@ -321,16 +343,6 @@ class Simulation:
     @functools.cached_property
     def _prefetched(self) -> Prefetch:
         return Prefetch(self._prepare)
-
-    def _line(self, plan: Plan, index: int, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
-        """The metrics of round `index` of a call."""
-        number = plan.first + index + 1
-        facts: dict[str, Any] = {"padding": plan.padding[index]}
-        facts |= self.algorithm.account(ledger.sent) | self.algorithm.privacy(number)
-        excluded = named(np.asarray(outcome.left_out), self.num_clients)
-        facts |= {"excluded_clients": excluded} if excluded else {}
-        facts |= {"rejected": 1} if outcome.rejected else {}
-        return round_line(number, ledger, outcome.report | outcome.measured | facts)
 
 
 @checked

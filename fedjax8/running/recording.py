@@ -48,6 +48,8 @@ class Run(NamedTuple):
     """Gives its `about.json`."""
     writers: Mapping[str, Writer] = {}
     """Where its metrics go besides `metrics.jsonl`, by name."""
+    clients: Callable[[SimulationState], Mapping[str, float]] | None = None
+    """Gives what its log says of clients' own models, after the rounds that `Schedule.clients_every` says."""
 
 
 class Recording:
@@ -193,6 +195,7 @@ def _summary(
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
         **{name: value for name, value in sorted(last.items()) if name.endswith(("_test_accuracy", "_test_loss"))},
+        **{name: value for name, value in sorted(last.items()) if name.startswith("personal_")},
         **state.ledger.totals(),
         "saving": state.ledger.saving,
         **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),

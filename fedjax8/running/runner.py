@@ -45,6 +45,7 @@ def run(
     writers: Mapping[str, Writer] | None = None,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
+    clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Runs one simulation; see `run_all`."""
 
@@ -52,7 +53,7 @@ def run(
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    only = Run(simulation, workdir, record, about=about, writers=writers or {})
+    only = Run(simulation, workdir, record, about=about, writers=writers or {}, clients=clients)
     return run_all([only], advance, test, schedule, introduce, profile)[0]
 
 
@@ -109,9 +110,11 @@ def run_all(
             rounds = max(len(lines) for lines in told)
             pace.learn(rounds, seconds)
             profiler()
-            for state, lines, recording, label in zip(states, told, recordings, labels, strict=True):
-                if lines and (state.round % schedule.eval_every == 0 or state.round == schedule.rounds):
+            for state, lines, recording, label, run_ in zip(states, told, recordings, labels, runs, strict=True):
+                if lines and schedule.due(schedule.eval_every, state.round):
                     lines[-1] |= evaluate(state, test)
+                if lines and run_.clients and schedule.due(schedule.clients_every, state.round):
+                    lines[-1] |= run_.clients(state)
                 for line in lines:
                     recording.write(line | {"round_seconds": seconds / rounds})
                     schedule.check(line)

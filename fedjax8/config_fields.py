@@ -116,6 +116,15 @@ FIELDS: dict[str, Field] = {
     "executor": Field(
         component("auto"), "how clients are mapped over devices: a file in fedjax8/executors", package="executors"
     ),
+    "evaluate_clients.every": Field(
+        0,
+        "rounds between evaluations of clients' own models on their held-out rows; 0: never",
+        limits=(0, LARGEST_COUNT),
+    ),
+    "evaluate_clients.clients": Field(1000, "at most so many of them, evenly spaced", limits=(1, LARGEST_COUNT)),
+    "evaluate_clients.fine_tune_steps": Field(
+        0, "local steps before, of which nothing is kept", limits=(0, LARGEST_COUNT)
+    ),
     "callbacks": Field(
         (),
         "what the run decides by its metrics: names of files in fedjax8/callbacks with commas, such as "

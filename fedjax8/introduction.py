@@ -13,6 +13,10 @@ PRIVATE = (
 """What a run says of itself whose rows are private."""
 
 
+NOTHING_SENT = "\nnothing travels between server and clients: codecs and a deadline change nothing"
+"""What a run says of itself whose algorithm has no messages."""
+
+
 def validation_words(experiment: "Experiment") -> str:
     """A line on the validation part, if there is one, and on what it means where rows are private."""
     if experiment.validation is None:
@@ -42,5 +46,6 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
         f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round"
         f"{drawn}, {config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
-        f"{validation_words(experiment)}{PRIVATE * experiment.private}"
+        f"{validation_words(experiment)}{NOTHING_SENT * (not experiment.simulation.discover())}"
+        f"{PRIVATE * experiment.private}"
     )

@@ -33,7 +33,6 @@ from fedjax8.introduction import introduction
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
-    from fedjax8.running.runner import Outcome
     from fedjax8.running.schedule import Schedule
 
 SIGNAL_STATUS = 128
@@ -84,8 +83,8 @@ _WRITERS = flags.DEFINE_list(
 _CLIENT_ACCURACY = flags.DEFINE_integer(
     "client_accuracy",
     0,
-    "At the end, the final model's accuracy for each of up to so many clients on their own rows, in clients.json. "
-    "Needs --workdir.",
+    "At the end, the accuracy of each of up to so many clients' own models on its own held-out rows, in clients.json; "
+    "also written where --config.evaluate_clients.every is set. Needs --workdir.",
     lower_bound=0,
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
@@ -226,8 +225,6 @@ def check_flags(processes: int) -> None:
         for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
             if given and not _WORKDIR.value:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
-        if _CLIENT_ACCURACY.value and processes > 1:
-            mistakes.note(UserError("--client_accuracy looks at rows on one host; leave it out on several"))
 
 
 def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
@@ -235,16 +232,6 @@ def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
     from fedjax8.running.about import about
 
     return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
-
-
-def write_client_accuracy(experiment: "Experiment", outcome: "Outcome", folder: Path, most: int) -> None:
-    """Writes `clients.json` for the model that a run ended with."""
-    from fedjax8.results.runs import CLIENTS
-    from fedjax8.running.client_accuracy import client_accuracy
-    from fedjax8.running.workdir import write_json
-
-    found = client_accuracy(experiment.simulation, outcome.state, experiment.dataset, most)
-    write_json(folder / CLIENTS, found)
 
 
 def train(config: ConfigDict) -> int:
@@ -255,6 +242,7 @@ def train(config: ConfigDict) -> int:
     from fedjax8.data.digest import digest, without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
+    from fedjax8.running.client_accuracy import line_of, own_models
     from fedjax8.running.recording import Run
     from fedjax8.running.runner import run, run_all
     from fedjax8.running.schedule import Schedule
@@ -262,10 +250,13 @@ def train(config: ConfigDict) -> int:
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
+    models_of = functools.partial(own_models, settings=config.evaluate_clients, most=_CLIENT_ACCURACY.value)
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
-    schedule = Schedule(config.rounds, config.eval_every, config.checkpoint_every, config.on_nan)
+    schedule = Schedule(
+        config.rounds, config.eval_every, config.checkpoint_every, config.on_nan, config.evaluate_clients.every
+    )
     if _DRY_RUN.value:
         dry_run(build(config, data_dir()), schedule)
         return 0
@@ -278,7 +269,7 @@ def train(config: ConfigDict) -> int:
         hosts().check_same("versions of packages", versions())
         hosts().check_same("data", without_floats(data))
         introduce = functools.partial(introduction, experiment)
-        workdirs, experiments = [workdir], [experiment]
+        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
         outcome = run(
             experiment.simulation,
             experiment.dataset.test,
@@ -291,11 +282,13 @@ def train(config: ConfigDict) -> int:
             writers=writers,
             validation=experiment.validation,
             callbacks=experiment.callbacks,
+            clients=line_of(clients[0]),
         )
         outcomes = [outcome]
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
+        clients = [models_of(e.simulation, e.dataset) for e in experiments]
         runs = [
             Run(
                 e.simulation,
@@ -306,17 +299,16 @@ def train(config: ConfigDict) -> int:
                 writers,
                 e.validation,
                 e.callbacks,
+                line_of(own),
             )
-            for e, folder in zip(experiments, workdirs, strict=True)
+            for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
         introduce = functools.partial(introduction, experiments[0], runs=len(runs))
         outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
-    if _CLIENT_ACCURACY.value:
-        for experiment, outcome, folder in zip(experiments, outcomes, workdirs, strict=True):
-            if folder is None or not outcome.summary["finished"]:
-                break
-            write_client_accuracy(experiment, outcome, folder, _CLIENT_ACCURACY.value)
+    for own, outcome, folder in zip(clients, outcomes, workdirs, strict=True):
+        if own and folder and outcome.summary["finished"]:
+            own.write(outcome.state, folder)
     outcome = outcomes[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
 

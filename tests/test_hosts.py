@@ -160,6 +160,38 @@ def test_two_processes_choose_clients_by_loss_as_one_does(tmp_path):
     assert_same_up_to_the_order_of_sums(lines(tmp_path / "two"), expected, exact=8)
 
 
+def test_two_processes_evaluate_the_clients_of_one(tmp_path):
+    """Heads that clients keep, rows that are streamed, fine-tuned: each process has half of the clients of a call."""
+    from fedjax8.build import build
+    from fedjax8.config import base_config, override
+    from fedjax8.running.client_accuracy import own_models
+    from fedjax8.train import split_overrides
+
+    flags = [
+        *SMALL,
+        "--config.rounds=2",
+        "--config.partition.name=shards",
+        "--config.algorithm.name=fedper",
+        "--config.feed=streamed",
+        "--config.evaluate_clients.every=2",
+        "--config.evaluate_clients.fine_tune_steps=2",
+        *(f"--config.{part}.name=none" for part in ("adapter", "uplink", "downlink")),
+    ]
+    with Pair(*flags, f"--workdir={tmp_path}") as pair:
+        ended = pair.ends(seconds=400)
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    config = base_config()
+    override(config, split_overrides([*flags, "--config.executor.name=pmap", "--config.executor.num_devices=2"])[1])
+    experiment = build(config)
+    state, _ = experiment.simulation.run_rounds(experiment.simulation.init(), 2)
+    expected = own_models(experiment.simulation, experiment.dataset, config.evaluate_clients).document(state)
+    found = json.loads((tmp_path / "clients.json").read_text())
+    assert found["counts"] == expected["counts"] and len(found["accuracy"]) == 50
+    # A last bit of a sum may turn a row that is on the edge; of 7 rows a client one is 0.14.
+    assert np.count_nonzero(~np.isclose(found["accuracy"], expected["accuracy"])) <= 2
+    assert lines(tmp_path)[-1]["personal_accuracy"] == pytest.approx(np.mean(found["accuracy"]), abs=1e-9)
+
+
 def test_process_0_alone_writes_and_speaks(unbroken):
     workdir, ((_, out, err), (_, other_out, other_err)) = unbroken
     assert "on 2 cpu devices of 2 processes" in out

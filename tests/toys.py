@@ -32,6 +32,21 @@ def quadratic(start: float = 0.0) -> Model:
     )
 
 
+def two_parts() -> Model:
+    """The model x + h with loss 1/2 (x + h - b)^2 on rows with a column b; parameters `body/x` and `head/h`."""
+
+    def apply(variables, batch, *, key=None, train=False, multiply=None):
+        total = variables.params["body"]["x"] + variables.params["head"]["h"]
+        return jnp.broadcast_to(total, batch["b"].shape), variables.state
+
+    return Model(
+        init=lambda key, batch: Variables({"body": {"x": jnp.float32(1)}, "head": {"h": jnp.float32(-2)}}, {}),
+        apply=apply,
+        loss=lambda y, batch: 0.5 * (y - batch["b"]) ** 2,
+        metrics=lambda y, batch: {"accuracy": jnp.float32(jnp.abs(y - batch["b"]) < 0.5)},
+    )
+
+
 def clients(a, b, rows=None) -> FederatedData:
     """One client per entry of `a` and `b`, with that many equal `rows` (default one each)."""
     rows = [1] * len(a) if rows is None else rows
@@ -62,11 +77,12 @@ def build(
     optimizer=None,
     gradient=None,
     participation=None,
+    model=None,
     feed_mode="auto",
     **length,
 ):
     """A simulation of `make_algorithm(local)` on `data`, by default with plain SGD on the clients and no codecs."""
-    model = quadratic(start)
+    model = quadratic(start) if model is None else model
     plan = batch_plan(batch_size, **length)
     local = local_training(model, optimizer or optax.sgd(LEARNING_RATE), plan, gradient)
     return simulate(

@@ -3,8 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.adapters.subset import chosen_leaves, evaluating, freeze
 from fedjax8.types import Batch, Key, Model, Multiply, PyTree, Variables
 
@@ -39,11 +38,11 @@ def extended(
     inner = model if train_mode else evaluating(model)
 
     def parts(params: PyTree) -> tuple[dict, dict]:
-        return _paths.divide(params, {name for name in trees.named_leaves(params) if is_added(name)})
+        return paths.divide(params, {name for name in trees.named_leaves(params) if is_added(name)})
 
     def init(key, batch):
         variables = model.init(key, batch)
-        return variables._replace(params=_paths.join(variables.params, added(key, variables, batch)))
+        return variables._replace(params=paths.join(variables.params, added(key, variables, batch)))
 
     def over(apply):
         def run(variables, batch, *, key=None, train=False, multiply=None):
@@ -56,7 +55,7 @@ def extended(
 
     def project(params):
         more, own = parts(params)
-        return _paths.join(model.project(own), more)
+        return paths.join(model.project(own), more)
 
     whole = inner._replace(
         init=init,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjax8.adapters import _paths
+from fedjax8 import paths
 from fedjax8.errors import UserError
 from fedjax8.models.linen import intercepted
 from fedjax8.types import Batch, Model, Variables
@@ -23,7 +23,7 @@ def changed(at: Sequence[str], change: Change) -> contextlib.AbstractContextMana
 
     def intercept(next_call, args, kwargs, context):
         path = "/".join(context.module.path)
-        if context.method_name != "__call__" or inside or not path or not _paths.matches(path, at):
+        if context.method_name != "__call__" or inside or not path or not paths.matches(path, at):
             return next_call(*args, **kwargs)
         inside.append(path)
         try:
@@ -67,4 +67,4 @@ def modules_at(at: Sequence[str], model: Model, variables: Variables, batch: Bat
     jax.eval_shape(run, variables, batch)
     if not found:
         raise UserError(f"{what}: the model has no modules of flax linen that could be named by a path")
-    return {path: found[path] for path in _paths.outermost(_paths.matching(at, list(found), what))}
+    return {path: found[path] for path in paths.outermost(paths.matching(at, list(found), what))}

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax8.adapters import _modules, _paths
+from fedjax8 import paths
+from fedjax8.adapters import _modules
 from fedjax8.adapters._extended import extended
 from fedjax8.errors import UserError
 from fedjax8.given import checked
@@ -76,7 +77,7 @@ def bottleneck(
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    at, train = _paths.as_patterns(at), _paths.as_patterns(train)
+    at, train = paths.as_patterns(at), paths.as_patterns(train)
     if not at:
         raise ValueError("at names no module")
 
@@ -94,14 +95,14 @@ def bottleneck(
         starts = {
             path: _start(own, d, width, paper_code) for own, (path, d) in zip(keys, features.items(), strict=True)
         }
-        return _paths.nested(((NODE, *(path.split("/") if path else ())), node) for path, node in starts.items())
+        return paths.nested(((NODE, *(path.split("/") if path else ())), node) for path, node in starts.items())
 
     def around(params, key, train_now, multiply):
         nodes = params[NODE]
 
         def change(path, call, args, kwargs):
             z = call(*args, **kwargs)
-            return z + _residual(nodes if shared else _paths.node_at(nodes, path), z)
+            return z + _residual(nodes if shared else paths.node_at(nodes, path), z)
 
         return _modules.changed(at, change), multiply
 

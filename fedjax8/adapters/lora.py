@@ -24,12 +24,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.adapters._extended import extended
-from fedjax8.adapters._paths import Layer
 from fedjax8.errors import UserError
 from fedjax8.given import checked
+from fedjax8.paths import Layer
 from fedjax8.types import Array, Key, Model, Product, PyTree, Variables
 
 NODE, A, B, MIDDLE, SCALE = "lora", "a", "b", "middle", "scale"
@@ -63,7 +62,7 @@ def target_layers(layers: dict[str, Layer], targets: Sequence[str], trained: set
     chosen: dict[str, Layer] = {}
     for pattern in targets:
         refused = {}
-        for path in _paths.matching([pattern], list(layers), "lora"):
+        for path in paths.matching([pattern], list(layers), "lora"):
             refused[path] = _why_not(layers[path]) or ("it is trained in full" if path in trained else None)
         fit = {path: layers[path] for path, reason in refused.items() if reason is None}
         if not fit:
@@ -117,12 +116,12 @@ def lora(
     for name, given, allowed in (("learn", learn, LEARN), ("start", start, STARTS)):
         if given not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
-    targets, train = _paths.as_patterns(targets), _paths.as_patterns(train)
+    targets, train = paths.as_patterns(targets), paths.as_patterns(train)
 
     def trained_in_full(layers: dict[str, Layer]) -> set[str]:
         patterns = ["*" if wanted == "full" else wanted for wanted in train if wanted not in ("head", "bias")]
         kernels = {path: f"{path}/kernel" if path else "kernel" for path in layers}
-        full = {path for path, name in kernels.items() if _paths.matches(name, patterns)}
+        full = {path for path, name in kernels.items() if paths.matches(name, patterns)}
         return full | (set(list(layers)[-1:]) if {"head", "bias"} & set(train) else set())
 
     def factors(key: Key, layer: Layer) -> dict[str, Array]:
@@ -140,20 +139,20 @@ def lora(
         return leaves
 
     def added(key, variables, batch):
-        layers, params = _paths.layers_of(model, variables, batch), _paths.whole(variables).params
+        layers, params = paths.layers_of(model, variables, batch), paths.whole(variables).params
         found = target_layers(layers, targets, trained_in_full(layers))
         leaves = []
         for i, (path, layer) in enumerate(found.items()):
-            if len(layer.kernel) > 2 and any(map(trees.is_clip, _paths.node_at(params, path))):
+            if len(layer.kernel) > 2 and any(map(trees.is_clip, paths.node_at(params, path))):
                 raise UserError(f"lora: {path!r} is a quantized convolution; name dense layers, or leave its clips out")
             made = factors(jax.random.fold_in(key, 1 + i), layer)
-            leaves += [((*_paths.keys_of(params, path), NODE, name), leaf) for name, leaf in made.items()]
-        return _paths.nested(leaves)
+            leaves += [((*paths.keys_of(params, path), NODE, name), leaf) for name, leaf in made.items()]
+        return paths.nested(leaves)
 
     def around(params, key, train_now, multiply):
         def with_change(path: str, product: Product, x: Array, kernel: Array) -> Array:
             y = product.forward(x, kernel) if multiply is None else multiply(path, product, x, kernel)
-            node = _paths.node_at(params, path)
+            node = paths.node_at(params, path)
             return y + low_rank(node[NODE], product, x) if NODE in node else y
 
         return contextlib.nullcontext(), with_change
@@ -183,7 +182,7 @@ def full_change(leaves: dict[str, Array]) -> Array:
 
 def merge(variables: Variables) -> Variables:
     """Variables of the model without LoRA that computes the same: each kernel with its change added, for export."""
-    params, state, _ = _paths.whole(variables)
+    params, state, _ = paths.whole(variables)
 
     def merged(tree: PyTree) -> PyTree:
         if not isinstance(tree, dict):
@@ -216,12 +215,12 @@ def replace_factors(params: PyTree, pairs: dict[str, dict[str, Array]]) -> PyTre
 def take_out(params: PyTree, factor: str) -> tuple[PyTree, PyTree]:
     """`params` without that leaf (`a`, `b`) of every factor pair, and a tree of those leaves alone."""
     kept = {name for name in trees.named_leaves(params) if not (is_factor(name) and name.endswith(f"/{factor}"))}
-    return _paths.divide(params, kept)
+    return paths.divide(params, kept)
 
 
 def put_back(params: PyTree, taken: PyTree) -> PyTree:
     """The tree that `take_out` divided; `frozen` in the place of `params` makes them frozen."""
-    return _paths.join(params, taken)
+    return paths.join(params, taken)
 
 
 def add_to_kernels(frozen: PyTree, products: dict[str, Array]) -> PyTree:

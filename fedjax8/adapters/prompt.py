@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from fedjax8.adapters import _modules, _paths
+from fedjax8 import paths
+from fedjax8.adapters import _modules
 from fedjax8.adapters._extended import extended
 from fedjax8.adapters.subset import subset
 from fedjax8.errors import UserError
@@ -61,7 +62,7 @@ def prompt(
         raise ValueError(f"tokens must not be negative, got {tokens}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-    at, train = _paths.as_patterns(at), _paths.as_patterns(train)
+    at, train = paths.as_patterns(at), paths.as_patterns(train)
     if not at:
         raise ValueError("at names no module")
     if tokens == 0:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 import jax
 
-from fedjax8.adapters import _paths
+from fedjax8.adapters._rules import check_rules
 from fedjax8.given import checked
 from fedjax8.numerics import scales
 from fedjax8.numerics.format_rules import format_rules
 from fedjax8.numerics.formats import Format
+from fedjax8.paths import layers_of
 from fedjax8.types import Model
 
 
@@ -38,7 +39,7 @@ def ptq(model: Model, format: str | None = None, *, rules: Mapping[str, str] | N
     def init(key, batch):
         variables = model.init(key, batch)
         if rules:
-            _paths.check_rules(by_layer, _paths.layers_of(model, variables, batch), "ptq: rules")
+            check_rules(by_layer, layers_of(model, variables, batch), "ptq: rules")
         return variables
 
     def on_grid(x: jax.Array, fmt: Format) -> jax.Array:

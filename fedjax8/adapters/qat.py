@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.adapters import _paths
 from fedjax8.adapters._products import quantized_product
+from fedjax8.adapters._rules import check_rules
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.numerics import formats, scales
@@ -182,7 +182,7 @@ def qat(
             raise UserError("qat trains kernels, but the adapter inside froze some; put qat inside: lora(qat(model))")
         params = variables.params
         layers = layer_paths(variables, batch)
-        _paths.check_rules(by_layer, layers, "qat: rules")
+        check_rules(by_layer, layers, "qat: rules")
         layers = {path: largest for path, largest in layers.items() if by_layer.of(path) is not None}
         if not layers:
             raise UserError("qat: the rules leave every layer in float32; use adapter none")

@@ -12,8 +12,7 @@ leaves named `bias`, those of norms included and scales not, as in the authors' 
 
 from collections.abc import Callable, Sequence
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.types import Batch, Model, PyTree, Variables
@@ -31,9 +30,9 @@ def chosen_leaves(
             chosen |= set(names)
             continue
         if wanted not in PRESETS:
-            chosen |= set(_paths.matching([wanted], names, what))
+            chosen |= set(paths.matching([wanted], names, what))
             continue
-        layers = _paths.layers_of(model, variables, batch)
+        layers = paths.layers_of(model, variables, batch)
         if not layers:
             raise UserError(f"{what}: the model has no layer to take for its head; name the leaves by patterns")
         head = next(reversed(layers))
@@ -52,12 +51,12 @@ def freeze(model: Model, choose: Callable[[Variables, Batch], set[str]]) -> Mode
 
     def init(key, batch):
         variables = model.init(key, batch)
-        params, frozen = _paths.divide(variables.params, choose(variables, batch))
-        return Variables(params, variables.state, _paths.join(frozen, variables.frozen))
+        params, frozen = paths.divide(variables.params, choose(variables, batch))
+        return Variables(params, variables.state, paths.join(frozen, variables.frozen))
 
     def over(apply):
         def run(variables, batch, **settings):
-            return apply(_paths.whole(variables), batch, **settings)
+            return apply(paths.whole(variables), batch, **settings)
 
         return run
 
@@ -88,7 +87,7 @@ def subset(model: Model, train: Sequence[str] | str = "bias", *, train_mode: boo
     Raises:
       UserError: when the model is initialized, if a pattern matches no leaf; names the nearest path.
     """
-    train = _paths.as_patterns(train)
+    train = paths.as_patterns(train)
     if not train:
         raise ValueError(f"train names nothing; give patterns or one of {', '.join(PRESETS)}")
     if "full" in train:

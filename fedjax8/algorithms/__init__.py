@@ -1,6 +1,7 @@
 """Federated algorithms, one file each, written like the papers they come from."""
 
 from fedjax8.algorithms.agnostic import agnostic
+from fedjax8.algorithms.centralized import centralized
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
@@ -10,8 +11,11 @@ from fedjax8.algorithms.feddyn import feddyn
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fednova import fednova
 from fedjax8.algorithms.fedopt import fedopt
+from fedjax8.algorithms.fedper import fedper
 from fedjax8.algorithms.fedprox import fedprox
+from fedjax8.algorithms.fedrep import fedrep
 from fedjax8.algorithms.hetlora import hetlora
+from fedjax8.algorithms.local_only import local_only
 from fedjax8.algorithms.mime import mime
 from fedjax8.algorithms.mimelite import mimelite
 from fedjax8.algorithms.moon import moon
@@ -26,6 +30,7 @@ __all__ = [
     "ServerOutput",
     "ServerState",
     "agnostic",
+    "centralized",
     "dp_fedavg",
     "fda",
     "fda_opt",
@@ -35,9 +40,12 @@ __all__ = [
     "fedlora",
     "fednova",
     "fedopt",
+    "fedper",
     "fedprox",
+    "fedrep",
     "from_parts",
     "hetlora",
+    "local_only",
     "mime",
     "mimelite",
     "moon",

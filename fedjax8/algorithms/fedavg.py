@@ -27,7 +27,7 @@ from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus
 from fedjax8.given import checked
-from fedjax8.types import Aggregator, Algorithm, Array, LocalTraining, PyTree
+from fedjax8.types import Aggregator, Algorithm, Array, Key, LocalTraining, PyTree
 
 WEIGHTINGS = ("examples", "uniform")
 PAYLOADS = ("params", "update")
@@ -50,6 +50,24 @@ def training_client(local: LocalTraining, payload: str, weighting: str) -> Calla
         return ClientOutput(sent, weight, out.variables, memory, out.report, out.optimizer)
 
     return client
+
+
+def averaging_server(
+    local: LocalTraining, payload: str, server_learning_rate: float, refine: Refinement
+) -> Callable[..., ServerOutput]:
+    """The server of FedAvg and of all that differ from it on the clients alone: a step towards their mean, refined."""
+
+    def average(params: PyTree, mean: Aggregate) -> PyTree:
+        if payload == "params" and server_learning_rate == 1.0:
+            return mean.tree["params"]  # the mean itself, not x + (mean - x), which rounds
+        step = trees.scale(server_learning_rate, mean_update(params, mean))
+        return local.model.project(trees.add(params, step))
+
+    def server(state: ServerState, mean: Aggregate, key: Key) -> ServerOutput:
+        params, report = refine.step(key, average(state.variables.params, mean), mean.lowest, mean.highest)
+        return ServerOutput(params, report=report)
+
+    return server
 
 
 @checked
@@ -78,16 +96,7 @@ def fedavg(
         raise ValueError("refine reads the clients' clips and needs payload='params'")
     refine = none() if refine is None else refine
 
-    def average(params: PyTree, mean: Aggregate) -> PyTree:
-        if payload == "params" and server_learning_rate == 1.0:
-            return mean.tree["params"]  # the mean itself, not x + (mean - x), which rounds
-        step = trees.scale(server_learning_rate, mean_update(params, mean))
-        return local.model.project(trees.add(params, step))
-
-    def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
-        params, report = refine.step(key, average(state.variables.params, mean), mean.lowest, mean.highest)
-        return ServerOutput(params, report=report)
-
+    server = averaging_server(local, payload, server_learning_rate, refine)
     client = training_client(local, payload, weighting)
     watch = lambda sent: refine.watch(sent.get("params"))
     return from_parts(local, client=client, server=server, watch=watch, model_state=model_state, aggregate=aggregate)

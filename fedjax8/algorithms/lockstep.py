@@ -56,10 +56,10 @@ def one_step(
     return Worker(done.variables, done.optimizer, worker.steps + 1), checked(done.report, done.variables)
 
 
-def checked(report: dict[str, Array], variables: Variables) -> dict[str, Array]:
+def checked(report: dict[str, Array], variables: PyTree) -> dict[str, Array]:
     """`report`, NaN where the model is beyond `trees.LARGEST`: such a client is left out, as one with NaN in it is.
 
-    For clients that keep a model which is not what they send.
+    For clients that keep a model, or a part of one, which is not what they send.
     """
     usable = trees.within_bounds(variables)
     return {name: jnp.where(usable, x, jnp.nan) for name, x in report.items()}

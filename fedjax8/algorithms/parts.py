@@ -5,6 +5,10 @@
     params, memory, report = server(state, mean, key)
 
 A round in which nobody's contribution could be used changes nothing.
+
+With `private` a part of the parameters is each client's own. It stays with the client, which remembers it; what is
+broadcast, sent, averaged and counted is the rest, the public part. The server keeps the private part as initialized,
+from which every client starts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +17,12 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax8 import trees
+from fedjax8.algorithms.lockstep import checked
 from fedjax8.codecs.none import none
 from fedjax8.codecs.per_path import per_path
 from fedjax8.errors import UserError
 from fedjax8.local import check_not_kept
+from fedjax8.paths import ALL_PUBLIC, Split
 from fedjax8.types import (
     Aggregator,
     Algorithm,
@@ -142,6 +148,8 @@ def from_parts(
     always: bool = False,
     plain: Sequence[str] = (),
     first: FirstExchange | None = None,
+    private: Split = ALL_PUBLIC,
+    steps: Callable[[Array], Array] | None = None,
 ) -> Algorithm:
     """An `Algorithm` of the usual shape.
 
@@ -164,30 +172,35 @@ def from_parts(
         nothing changes in them.
       plain: names of single numbers among what is sent, such as a divisor, that travel as float32 whatever the codec.
       first: an exchange before clients train. It has the same codecs and aggregator.
+      private: which parameters are each client's own. The client function trains whole models; of the `params` and the
+        `update` that it sends the private part is kept back. The server function is given, and gives, the public part.
+      steps: examples of a client to the local steps that it takes, where these aren't those of the batch plan.
     """
     check_choice("model_state", model_state, MODEL_STATE)
     if always and model_state == "average":
         raise ValueError("with always=True model_state must be local or fixed: of nobody there is no average")
 
     def start_state(variables: Variables) -> ServerState:
-        return ServerState(variables, init(variables))
+        return ServerState(variables, init(variables._replace(params=private.cut(variables.params)[0])))
 
     def start_client(variables: Variables) -> PyTree:
         own = {"model_state": variables.state} if model_state == "local" else {}
         own |= {"optimizer": local.optimizer.init(variables.params)} if local.keep_optimizer else {}
         if local.keep_optimizer and not jax.tree.leaves(own["optimizer"]):
             raise UserError("keep_optimizer=True changes nothing: the clients' optimizer has no state; leave it out")
-        return own | {"memory": init_client(variables)}
+        kept = private.cut(variables.params)[1]
+        return own | ({"private": kept} if kept else {}) | {"memory": init_client(variables)}
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         codec = per_path({name: none() for name in plain}, link.uplink) if plain else None
         down_key, client_key, server_key = jax.random.split(key, 3)
-        params, model, _ = state.variables
+        (params, kept), model = private.cut(state.variables.params), state.variables.state
         tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
         received, link = link.broadcast(down_key, tree, cohort)
 
         def start_of(received: PyTree, own: PyTree) -> Variables:
-            return Variables(received["params"], own.get("model_state", received["state"]))
+            whole = private.merge(received["params"], own.get("private", {}))
+            return Variables(whole, own.get("model_state", received["state"]))
 
         def with_state(received: PyTree) -> PyTree:
             """What clients start from: the server's state of the model where none travels."""
@@ -202,9 +215,15 @@ def from_parts(
                 return Contribution(sent, weight, own, {})
 
             ask_key, tell_key = jax.random.split(jax.random.fold_in(key, _FIRST))
-            steps = first.steps(cohort.size)
             answers, states, link = link.map_clients(
-                ask, with_state(received), cohort, ask_key, first.name, aggregate=aggregate, origin={}, steps=steps
+                ask,
+                with_state(received),
+                cohort,
+                ask_key,
+                first.name,
+                aggregate=aggregate,
+                origin={},
+                steps=first.steps(cohort.size),
             )
             told, excluded = answers.mean, answers.report["excluded"]
             cohort = cohort._replace(states=states)
@@ -216,30 +235,50 @@ def from_parts(
             start = start_of(received, own)
             rows = rows._replace(optimizer=own["optimizer"]) if local.keep_optimizer else rows
             out = client(start, received["extra"], own["memory"], rows, key, round_number)
-            sent = out.sent
+            sent = {n: private.cut(x)[0] if n in ("params", "update") else x for n, x in out.sent.items()}
             new = {"memory": out.memory}
             if local.keep_optimizer:
                 if not jax.tree.leaves(out.optimizer):
                     check_not_kept(local, "this algorithm's client does not hand it on as ClientOutput.optimizer")
                 new |= {"optimizer": out.optimizer}
+            report = out.report
+            if "private" in own:
+                new |= {"private": private.cut(out.variables.params)[1]}
+                report = checked(report, new["private"])
             if model_state == "average":
                 sent = sent | {"state": out.variables.state}
             elif model_state == "local":
                 new |= {"model_state": out.variables.state}
-            return Contribution(sent, out.weight, new, out.report)
+            return Contribution(sent, out.weight, new, report)
 
         shared = with_state(received), link.round_number
         origin = {name: received[name] for name in ("params", "state") if name in received}
         reduced, client_states, link = link.map_clients(
-            run, shared, cohort, client_key, codec=codec, watch=watch, aggregate=aggregate, origin=origin
+            run,
+            shared,
+            cohort,
+            client_key,
+            codec=codec,
+            watch=watch,
+            aggregate=aggregate,
+            origin=origin,
+            steps=None if steps is None else steps(cohort.size),
         )
         mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, told)
         with jax.named_scope("server"):
-            step = server(state, mean, server_key)
-        stepped = ServerState(Variables(step.params, reduced.mean.get("state", model)), step.memory)
+            public = state._replace(variables=Variables(params, model))
+            step = server(public, mean, server_key)
+        new = Variables(private.merge(step.params, kept), reduced.mean.get("state", model))
+        stepped = ServerState(new, step.memory)
         new_state = stepped if always else trees.select(reduced.weight > 0, stepped, state)
         report: dict[str, Any] = {**reduced.report, **step.report, "clients": reduced.clients}
         report["excluded"] += excluded
         return RoundOutput(new_state, client_states, link, report)
 
-    return Algorithm(local, start_state, start_client, round_, lambda state: state.variables)
+    def personal(state: ServerState, own: PyTree) -> Variables:
+        """The global model with what of it is the client's own."""
+        params = private.cut(state.variables.params)[0]
+        model = own.get("model_state", state.variables.state)
+        return Variables(private.merge(params, own.get("private", {})), model)
+
+    return Algorithm(local, start_state, start_client, round_, lambda state: state.variables, personal=personal)

@@ -5,6 +5,7 @@ Everything here is NumPy except `augment` and `batches`, which run on the device
 
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, Windows, federate, match_test_owners
+from fedjax8.data.held_out import held_out
 from fedjax8.data.heterogeneity import label_skew
 from fedjax8.data.partitions.by_key import by_key
 from fedjax8.data.partitions.dirichlet import dirichlet
@@ -43,6 +44,7 @@ __all__ = [
     "dirichlet",
     "fashion_mnist",
     "federate",
+    "held_out",
     "hold_out",
     "iid",
     "image_folder",

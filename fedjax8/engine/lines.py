@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from fedjax8.engine.call import Outcome
+from fedjax8.engine.planning import Plan
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.types import Ratio
+from fedjax8.exchange.left_out import named
+from fedjax8.participation.base import Participants
+from fedjax8.types import Algorithm, Ratio
 
 
 def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,3 +32,17 @@ def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[s
     metrics["downlink_bytes"] = ledger.downlink_bytes
     metrics |= ledger.by_name()
     return metrics
+
+
+def call_line(
+    algorithm: Algorithm, participants: Participants, plan: Plan, index: int, outcome: Outcome, ledger: Ledger
+) -> dict[str, Any]:
+    """The metrics of round `index` of a call, which left `outcome` and this ledger."""
+    number = plan.first + index + 1
+    facts: dict[str, Any] = {"padding": plan.padding[index]}
+    facts |= {"cohort": plan.asked[index]} if participants.varies else {}
+    facts |= algorithm.account(ledger.sent) | algorithm.privacy(number)
+    excluded = named(np.asarray(outcome.left_out), participants.num_clients)
+    facts |= {"excluded_clients": excluded} if excluded else {}
+    facts |= {"rejected": 1} if outcome.rejected else {}
+    return round_line(number, ledger, outcome.report | outcome.measured | facts)

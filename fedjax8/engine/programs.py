@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fedjax8.engine.call import Outcome, call_program
+from fedjax8.engine.client_evaluation import ClientEvaluation
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
 from fedjax8.engine.losses import losses_program
@@ -55,6 +56,11 @@ class Programs:
     def losses(self) -> Callable:
         """The losses of clients, for participations that read them."""
         return self.executor.compile(losses_program(self.algorithm.local, self.executor))
+
+    @functools.cached_property
+    def client_evaluation(self) -> ClientEvaluation:
+        """Evaluation of clients' own models."""
+        return ClientEvaluation(self.algorithm, self.executor, self.fit, self.num_clients)
 
     @functools.cached_property
     def evaluated(self) -> Evaluated:

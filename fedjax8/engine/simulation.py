@@ -22,10 +22,12 @@ import numpy as np
 from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
+from fedjax8.engine.arguments import check_run
 from fedjax8.engine.call import Begun, Carried, Outcome, Settings, Share
+from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
-from fedjax8.engine.lines import round_line
+from fedjax8.engine.lines import call_line
 from fedjax8.engine.losses import client_losses
 from fedjax8.engine.planning import Losses, Plan, planner, used
 from fedjax8.engine.prefetch import Prefetch
@@ -36,7 +38,6 @@ from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.exchange.left_out import named
 from fedjax8.exchange.link import DOWN, UP
 from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
@@ -159,6 +160,20 @@ class Simulation:
         given."""
         return self.programs.evaluated.evaluate(columns, self.variables(state))
 
+    def evaluate_clients(
+        self, state: SimulationState, ids: np.ndarray, held: FederatedData, fine_tune_steps: int = 0
+    ) -> ClientScores:
+        """Scores of clients' own models, each on its own held-out rows.
+
+        `ids` `[n]` are different clients; `held` has the held-out rows of all, such as `data.held_out` gives; those
+        without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before,
+        of which nothing is kept. UserError if nobody asked for has held-out rows, or if steps are not accounted for.
+        """
+        key, frozen = jax.random.fold_in(self._root, 2), self._initial[0]
+        training = FineTuning(fine_tune_steps, key, self.cohort_size, lambda: self._own_feed)
+        asked = Asked(state.server, frozen, state.clients, ids, held, training)
+        return self.programs.client_evaluation.scores(asked)
+
     def variables(self, state: SimulationState) -> Variables:
         """The global model, with what of it is frozen. No state holds that: it is what `init` of the model gives for
         the seed, made anew when a run is resumed."""
@@ -202,7 +217,7 @@ class Simulation:
         for i in range(plan.rounds):
             of_round = jax.tree.map(lambda x, i=i: x[i], outcomes)
             ledger = ledger.add(of_round.sent | self.participants.reports(plan.asked[i]))
-            lines.append(self._line(plan, i, of_round, ledger))
+            lines.append(call_line(self.algorithm, self.participants, plan, i, of_round, ledger))
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger, state.step_scale), lines
 
     def prefetch(self, first: int, count: int) -> None:
@@ -300,9 +315,18 @@ class Simulation:
     @functools.cached_property
     def _feed(self) -> Feed:
         """How rows reach the devices."""
+        return self._new_feed(self._most_rounds)
+
+    @functools.cached_property
+    def _own_feed(self) -> Feed:
+        """The feed of an evaluation, whose buffers are not those of rounds."""
+        return self._feed if self._feed.columns else self._new_feed(1)
+
+    def _new_feed(self, most_rounds: int) -> Feed:
         usual = self.participants.usual_rows() // self.executor.num_shards
         placed = lambda: self.programs.placed
-        return feed(self.data, self.executor, placed, self.feed_mode, usual, self._most_rounds, self.check_read)
+        mode = "resident" if self.algorithm.pooled else self.feed_mode
+        return feed(self.data, self.executor, placed, mode, usual, most_rounds, self.check_read)
 
     @functools.cached_property
     def _planner(self) -> Callable[..., Plan]:
@@ -328,17 +352,6 @@ class Simulation:
         """The loss of the present model on the rows of each of these clients."""
         variables, compiled = self.variables(state), self.programs.losses
         return client_losses(ids, compiled, self._feed, self.executor, self.participants, variables)
-
-    def _line(self, plan: Plan, index: int, outcome: Outcome, ledger: Ledger) -> dict[str, Any]:
-        """The metrics of round `index` of a call."""
-        number = plan.first + index + 1
-        facts: dict[str, Any] = {"padding": plan.padding[index]}
-        facts |= {"cohort": plan.asked[index]} if self.participants.varies else {}
-        facts |= self.algorithm.account(ledger.sent) | self.algorithm.privacy(number)
-        excluded = named(np.asarray(outcome.left_out), self.num_clients)
-        facts |= {"excluded_clients": excluded} if excluded else {}
-        facts |= {"rejected": 1} if outcome.rejected else {}
-        return round_line(number, ledger, outcome.report | outcome.measured | facts)
 
 
 @checked
@@ -383,14 +396,7 @@ def simulate(
         rows that do not fit the model (see `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw
         integers that it would multiply; or `beside` has other rows.
     """
-    num_clients = data.num_clients
-    if seed < 0 or (rounds_per_call is not None and rounds_per_call < 1):
-        raise UserError(
-            f"seed is {seed} and rounds_per_call {rounds_per_call}; a seed must be at least 0, and rounds_per_call at "
-            "least 1 or None"
-        )
-    if not data.num_positions or not np.any(data.sizes):
-        raise UserError(f"none of the {num_clients} clients has any data")
+    check_run(algorithm, data, seed, rounds_per_call, feed_mode)
     if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
         raise UserError("simulations beside each other must have the same columns, not copies of them")
     executor = auto() if executor is None else executor

@@ -2,6 +2,7 @@
 
 from fedjax8.results.comparison import Comparison, Result, not_reached
 from fedjax8.results.curves import Statistic
+from fedjax8.results.fairness import in_words
 from fedjax8.results.gain import in_points
 
 COLUMNS = (
@@ -118,6 +119,9 @@ def explanation(found: Comparison) -> list[str]:
             f"Gain not reached: {'; '.join(beyond)}. A gain counts only where the best accuracy, mean over the seeds "
             f"compared, comes within {in_points(found.margin)} of the reference's (another distance: --margin)."
         )
+    for result in found.results:
+        if spread := in_words([run.clients for run in result.setting.runs]):
+            sentences.append(f"Clients' own models, {result.setting.label}: accuracy {spread}.")
     notes = []
     if found.smooth > 1:
         notes.append(f"Accuracies are means of {found.smooth} evaluations.")

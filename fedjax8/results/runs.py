@@ -45,7 +45,7 @@ _SPLIT = {
 _MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
 FORMS = {
     ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
-    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float]},
+    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float], "without_rows?": int},
 }
 """What is read of these files."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax8.results.fairness import in_words
 from fedjax8.results.panel import Panel, axis, style
 from fedjax8.results.runs import Run, Setting
 
@@ -21,6 +22,8 @@ BOXED = 600
 """Clients in a box, at most; of more, quantiles as many."""
 SHADES = [[0, "#ffffff"], [0.25, "#bfd9ea"], [0.6, "#2f7fb8"], [1, "#08306b"]]
 """White to dark blue: one hue, ordered in brightness."""
+HELD_OUT = {"natural": "held-out", "dealt": "held-out (dealt by its labels)"}
+"""What rows the accuracies of `clients.json` are of, in words."""
 ABSENT = "No run wrote about.json, which says what clients hold."
 
 
@@ -108,14 +111,15 @@ def client_sizes(settings: Sequence[Setting]) -> Panel:
 
 def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
     """A box for each setting over the clients of all its seeds."""
-    data, rows = [], set()
+    data, rows, told = [], set(), []
     for i, setting in enumerate(settings):
         known = [run.clients for run in setting.runs if run.clients.get("accuracy")]
         values = sorted(round(v, 4) for clients in known for v in clients["accuracy"])
         values = [values[k] for k in np.linspace(0, len(values) - 1, min(BOXED, len(values))).astype(int)]
-        rows |= {str(clients.get("rows", "own")) for clients in known}
+        rows |= {HELD_OUT.get(clients.get("rows", ""), "own") for clients in known}
         if values:
             label, color = html.escape(setting.label), style(i)[0]
+            told.append(f"{setting.label}: {in_words(known)}")
             data.append(
                 {
                     "type": "box",
@@ -128,16 +132,18 @@ def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
                     "pointpos": 0,
                     "marker": {"color": color, "size": 3, "opacity": 0.35},
                     "line": {"color": color, "width": 1.5},
+                    "boxmean": True,
                     "fillcolor": "rgba(255,255,255,0)",
                     "hoverinfo": "x+name",
                 }
             )
     layout = {
-        "xaxis": axis("accuracy on a client's own rows", tickformat=".0%"),
+        "xaxis": axis("accuracy of a client's own model on its own rows", tickformat=".0%"),
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 140 + 46 * len(data),
+        "meta": " \u00b7 ".join(told) if len(told) <= POINTED else "",
     }
-    note = f"the final model on each client's own {' and '.join(sorted(rows))} rows, all seeds; box: the middle half"
+    note = f"each client's final model on its own {' and '.join(sorted(rows))} rows, all seeds; box: the middle half"
     absent = "No run was asked for it: python -m fedjax8.train --client_accuracy=100."
     figures = {"": {"data": data, "layout": layout}} if data else {}
     return Panel("client-accuracy", "Accuracy by client", note, figures, absent, wide=True)

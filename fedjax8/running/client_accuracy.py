@@ -1,87 +1,115 @@
-"""How well the final model serves each client: its accuracy on the client's own rows, `clients.json`.
+"""How well a run serves each client: its own model on its own held-out rows, for the log and for `clients.json`.
 
-Test rows where the data set says whose they are and the split keeps them together, else training rows.
+    personal_accuracy     mean over clients          personal_worst_tenth   mean of the lowest tenth of clients
+    personal_deviation    standard deviation         personal_fairness      Jain's index (`results.fairness`)
+    personal_loss         mean over clients          personal_clients       how many have held-out rows
+
+Clients are evenly spaced by number where they are many, the same ones at every evaluation.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from fedjax8.data.federated import Dataset, FederatedData, match_test_owners
+from fedjax8.data.federated import Dataset
+from fedjax8.data.held_out import HeldOut, held_out
+from fedjax8.engine.client_evaluation import ClientScores
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.errors import UserError
+from fedjax8.hosts import hosts
+from fedjax8.results.fairness import spread
+from fedjax8.results.runs import CLIENTS
 from fedjax8.running.about import evenly
-from fedjax8.types import Model, Variables
-
-CLIENT_ROWS = 200
-"""Most rows of a client that are looked at, evenly spaced: an accuracy is then known to about 0.03."""
-BATCH_SIZE = 250
+from fedjax8.running.workdir import write_json
 
 
-def client_accuracy(simulation: Simulation, state: SimulationState, dataset: Dataset, most: int) -> dict[str, Any]:
-    """Accuracy of the global model for up to `most` clients, evenly spaced: `{"rows", "clients", "counts",
-    "accuracy"}`.
+class OwnModels:
+    """Evaluations of the clients' own models of one run."""
 
-    `rows` says `test` or `train`, `counts` on how many rows the accuracy of a client rests; clients without rows are
-    left out. Runs on one device. Raises `UserError` if the model has no metric called accuracy.
+    def __init__(self, simulation: Simulation, dataset: Dataset, most: int, fine_tune_steps: int = 0):
+        """Up to `most` clients are evaluated, each after so many local steps on its training rows."""
+        self._simulation, self._dataset = simulation, dataset
+        self._most, self._steps = most, fine_tune_steps
+        self._last: tuple[int, ClientScores] | None = None
+
+    @functools.cached_property
+    def held(self) -> HeldOut:
+        """Held-out rows by client."""
+        return held_out(self._dataset, self._simulation.data, self._simulation.seed)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Who is evaluated."""
+        return evenly(self._simulation.num_clients, self._most)
+
+    def scores(self, state: SimulationState) -> ClientScores:
+        """Scores after the rounds of `state`, worked out once for each round; UserError where the model has no metric
+        called accuracy."""
+        if self._last is None or self._last[0] != state.round:
+            found = self._simulation.evaluate_clients(state, self.ids, self.held.clients, self._steps)
+            if "accuracy" not in found.metrics:
+                raise UserError("clients' own models cannot be compared: the model has no metric called accuracy")
+            self._last = state.round, found
+        return self._last[1]
+
+    def line(self, state: SimulationState) -> dict[str, float]:
+        """What the log says of them."""
+        found = self.scores(state)
+        measures = spread(found.metrics["accuracy"]) | {
+            "loss": float(found.metrics["loss"].mean()),
+            "clients": len(found.ids),
+        }
+        if found.without_rows:
+            measures["without_rows"] = found.without_rows
+        return {f"personal_{name}": value for name, value in measures.items()}
+
+    def document(self, state: SimulationState) -> dict[str, Any]:
+        """What `clients.json` says: `{"rows", "clients", "counts", "accuracy", ...}`.
+
+        `rows` is `natural` or `dealt` (`data.held_out`), `counts` on how many held-out rows the accuracy of a client
+        rests, `without_rows` how many clients are left out since they have none.
+        """
+        found = self.scores(state)
+        return {
+            "rows": self.held.kind,
+            "clients": found.ids.tolist(),
+            "counts": found.counts.tolist(),
+            "accuracy": found.metrics["accuracy"].tolist(),
+            "without_rows": found.without_rows,
+            "fine_tune_steps": self._steps,
+        }
+
+    def write(self, state: SimulationState, folder: Path) -> None:
+        """Writes `clients.json`; every process must call it."""
+        document = self.document(state)
+        if hosts().first:
+            write_json(folder / CLIENTS, document)
+
+
+def own_models(
+    simulation: Simulation, dataset: Dataset, settings: Mapping[str, int], most: int = 0
+) -> OwnModels | None:
+    """The evaluations that a config's `evaluate_clients` asks for, or `most`, how many clients to evaluate at the end,
+    which goes before the number of the settings; None if nothing is asked for.
+
+    UserError for a setting that changes nothing, and where no client has held-out rows.
     """
-    part, held = own_rows(dataset, simulation.data)
-    shown = [int(c) for c in evenly(held.num_clients, most)]
-    places = [held.rows(c) for c in shown]
-    places = [rows[evenly(len(rows), CLIENT_ROWS)] if len(rows) else rows for rows in places]
-    counts = np.array([len(rows) for rows in places])
-    right = _right(simulation.model, simulation.variables(state), held.columns, np.concatenate(places))
-    owner = np.repeat(np.arange(len(shown)), counts)
-    sums = np.bincount(owner, weights=right, minlength=len(shown))
-    kept = np.flatnonzero(counts)
-    return {
-        "rows": part,
-        "clients": [shown[i] for i in kept],
-        "counts": counts[kept].tolist(),
-        "accuracy": (sums[kept] / counts[kept]).tolist(),
-    }
+    if settings["every"] or most:
+        made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"])
+        if not made.held.clients.windows(made.ids)[1].any():
+            raise UserError(f"none of the {len(made.ids)} clients that would be evaluated has held-out rows")
+        return made
+    if settings["fine_tune_steps"]:
+        raise UserError(
+            "config.evaluate_clients.fine_tune_steps changes nothing, since no client's model is evaluated; set "
+            "--config.evaluate_clients.every=N or --client_accuracy=N too"
+        )
+    return None
 
 
-def own_rows(dataset: Dataset, clients: FederatedData) -> tuple[str, FederatedData]:
-    """`test` and the clients' test rows where these are known, else `train` and their training rows."""
-    if dataset.test_owners is None or dataset.owners is None or not _owned_once(clients):
-        return "train", clients
-    owners = np.full(len(dataset.train["y"]), -1, np.int32)
-    owners[clients.order] = np.repeat(np.arange(clients.num_clients, dtype=np.int32), clients.sizes)
-    try:
-        matched = match_test_owners(dataset, owners)
-    except UserError:  # the split does not follow natural clients
-        return "train", clients
-    return "test", FederatedData.from_owners(dataset.test, matched, clients.num_clients)
-
-
-def _owned_once(clients: FederatedData) -> bool:
-    """Whether clients lie one after another in `order` and share no row."""
-    ends = np.cumsum(clients.sizes, dtype=np.int64)
-    return (
-        clients.order is not None
-        and np.array_equal(clients.starts, ends - clients.sizes)
-        and len(clients.order) == ends[-1] == len(np.unique(clients.order))
-    )
-
-
-def _right(model: Model, variables: Variables, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """float64 `[len(rows)]`: the accuracy of each row."""
-
-    @jax.jit
-    def of_batch(variables, batch):
-        metrics = model.metrics(model.apply(variables, batch)[0], batch)
-        if "accuracy" not in metrics:
-            raise UserError("--client_accuracy: the model has no metric called accuracy")
-        return metrics["accuracy"]
-
-    found = []
-    for first in range(0, len(rows), BATCH_SIZE):
-        own = rows[first : first + BATCH_SIZE]
-        padded = np.resize(own, BATCH_SIZE)
-        batch = {name: np.asarray(column[padded]) for name, column in columns.items()}
-        mask = (np.arange(BATCH_SIZE) < len(own)).astype(np.float32)
-        found.append(np.asarray(of_batch(variables, batch | {"mask": mask}))[: len(own)])
-    return np.concatenate(found).astype(np.float64) if found else np.zeros(0)
+def line_of(models: OwnModels | None) -> Callable[[SimulationState], Mapping[str, float]] | None:
+    """What gives the log's line of clients' own models; None where they are not evaluated."""
+    return None if models is None else models.line

@@ -58,6 +58,8 @@ class Run(NamedTuple):
     """Columns `[V, ...]` that are evaluated beside the test rows."""
     callbacks: Sequence[tuple[str, Callback]] = ()
     """What it decides by its metrics, by name."""
+    clients: Callable[[SimulationState], Mapping[str, float]] | None = None
+    """Gives what its log says of clients' own models, after the rounds that `Schedule.clients_every` says."""
 
 
 class Recording:
@@ -212,6 +214,7 @@ def _summary(
         "test_accuracy": last.get("test_accuracy"),
         "test_loss": last.get("test_loss"),
         **{name: value for name, value in sorted(last.items()) if name.endswith(EVALUATED)},
+        **{name: value for name, value in sorted(last.items()) if name.startswith("personal_")},
         **state.ledger.totals(),
         "saving": state.ledger.saving,
         **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),

@@ -49,6 +49,7 @@ def run(
     profile: Path | None = None,
     validation: Mapping[str, np.ndarray] | None = None,
     callbacks: Sequence[tuple[str, Callback]] = (),
+    clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Runs one simulation; see `run_all`."""
 
@@ -56,7 +57,7 @@ def run(
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks)
+    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks, clients)
     return run_all([only], advance, test, schedule, introduce, profile)[0]
 
 
@@ -116,8 +117,11 @@ def run_all(
             profiler()
             together = zip(list(states), told, recordings, labels, measures, strict=True)
             for i, (state, lines, recording, label, measure) in enumerate(together):
-                if lines and (state.round % schedule.eval_every == 0 or state.round == schedule.rounds):
+                if lines and schedule.due(schedule.eval_every, state.round):
                     lines[-1] |= measure(state)
+                clients = runs[i].clients
+                if lines and clients and schedule.due(schedule.clients_every, state.round):
+                    lines[-1] |= clients(state)
                 lines = [line | {"round_seconds": seconds / rounds} | recording.deciding.facts() for line in lines]
                 for line in lines:
                     recording.write(line)

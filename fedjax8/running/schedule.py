@@ -17,6 +17,12 @@ class Schedule(NamedTuple):
     checkpoint_every: int
     on_nan: str = "drop"
     """`error` ends the run where a contribution was not finite; `drop` leaves it out and counts it."""
+    clients_every: int = 0
+    """Between evaluations of clients' own models; 0 for never."""
+
+    def due(self, every: int, done: int) -> bool:
+        """Whether an evaluation of this period, 0 for never, comes after `done` rounds: its multiples and the last."""
+        return every > 0 and (done % every == 0 or done == self.rounds)
 
     def check(self, line: Mapping[str, Any]) -> None:
         """Raises `UserError` if a round's line is one that ends the run."""
@@ -52,8 +58,9 @@ class Pace:
 
     def count(self, done: int) -> int:
         """Rounds of the call after `done` rounds; 0 at the end."""
-        every = (self._schedule.eval_every, self._schedule.checkpoint_every)
-        return min(self._most, self._schedule.rounds - done, *(period - done % period for period in every))
+        schedule = self._schedule
+        every = (schedule.eval_every, schedule.checkpoint_every, schedule.clients_every)
+        return min(self._most, schedule.rounds - done, *(period - done % period for period in every if period))
 
     def learn(self, rounds: int, seconds: float) -> None:
         """Takes in how long a call took; the first one compiles and tells nothing."""

@@ -308,3 +308,12 @@ class Algorithm(NamedTuple):
     ways: Callable[[Sequence[Channel], int, int], Sequence[Way]] = each_once
     """`(kinds of message, most local steps of a client in a round, clients of a round) -> ways`, those with the fewest
     and the most bytes of either direction among them; for forecasts."""
+    personal: Callable[[PyTree, PyTree], Variables] | None = None
+    """`(server state, a client's memory) -> Variables`, the model that this client would use, without frozen
+    parameters; None: every client uses the global one. See `variables_of`."""
+    pooled: bool = False
+    """Whether a round trains on rows of all clients at once: every device then holds all of them."""
+
+    def variables_of(self, state: PyTree, memory: PyTree) -> Variables:
+        """The model that the client of this memory would use, without frozen parameters."""
+        return self.variables(state) if self.personal is None else self.personal(state, memory)

@@ -9,8 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.adapters.bottleneck import bottleneck
 from fedjax8.adapters.prompt import prompt
 from fedjax8.adapters.subset import subset
@@ -45,7 +44,7 @@ def test_a_bottleneck_computes_nothing_new_at_first_and_all_of_it_learns_in_two_
     assert sum(name.startswith("bottleneck/") for name in old) == 4
     for name, new in trees.named_leaves(after.params).items():
         assert np.any(np.asarray(new) != np.asarray(old[name])), name
-    for name, leaf in trees.named_leaves(_paths.whole(after).params).items():
+    for name, leaf in trees.named_leaves(paths.whole(after).params).items():
         if name not in old:
             np.testing.assert_array_equal(leaf, trees.named_leaves(base[0].params)[name])
 
@@ -73,7 +72,7 @@ def test_a_bottleneck_adds_its_network_behind_each_module(shared, rng):
     own = own._replace(params=jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), own.params))
     z = np.asarray(batch["x"], np.float64)
     for layer in ("first", "second"):
-        dense = jax.tree.map(np.float64, _paths.whole(own).params[layer])
+        dense = jax.tree.map(np.float64, paths.whole(own).params[layer])
         node = jax.tree.map(np.float64, own.params["bottleneck"] if shared else own.params["bottleneck"][layer])
         z = z @ dense["kernel"] + dense["bias"]
         inner = z @ node["down"]["kernel"] + node["down"]["bias"]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.adapters.lora import lora, merge
 from fedjax8.adapters.ptq import ptq
 from fedjax8.adapters.qat import qat
@@ -43,7 +42,7 @@ def test_at_first_it_is_the_model_with_the_same_weights(learn, tiny, tokens, bas
     model = lora(tiny, 2, learn=learn)
     own = jax.jit(model.init)(KEY, tokens)
     np.testing.assert_array_equal(jax.jit(model.apply)(own, tokens)[0], base[1])
-    whole = trees.named_leaves(_paths.whole(own).params)
+    whole = trees.named_leaves(paths.whole(own).params)
     for name, leaf in trees.named_leaves(base[0].params).items():
         np.testing.assert_array_equal(whole[name], leaf)
 
@@ -63,7 +62,7 @@ def test_gradients_reach_a_with_the_second_step_and_merging_gives_the_same_outpu
     for old, new in zip(jax.tree.leaves(start.frozen), jax.tree.leaves(after.frozen), strict=True):
         np.testing.assert_array_equal(new, old)
 
-    node = _paths.whole(after).params["block_0"]["attention"]["query"]
+    node = paths.whole(after).params["block_0"]["attention"]["query"]
     a, b = (np.asarray(node["lora"][name], np.float64) for name in "ab")
     middle = np.asarray(node["lora"].get("middle", np.eye(2)), np.float64)
     merged = merge(after)

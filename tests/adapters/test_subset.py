@@ -8,8 +8,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.adapters.lora import lora
 from fedjax8.adapters.qat import qat
 from fedjax8.adapters.subset import chosen_leaves, subset
@@ -48,7 +47,7 @@ def test_what_travels_of_vit_b16_has_as_many_numbers_as_its_layers_say(vit_b16, 
         assert trees.num_bytes(whole.params) == 4 * COUNTS["full"][i]
         for preset in ("head", "bias"):
             chosen = chosen_leaves((preset,), model, whole, patches, "", list(trees.named_leaves(whole.params)))
-            sent, frozen = _paths.divide(whole.params, chosen)
+            sent, frozen = paths.divide(whole.params, chosen)
             assert trees.num_bytes(sent) == 4 * COUNTS[preset][i]
             assert trees.num_bytes(frozen) == 4 * (COUNTS["full"][i] - COUNTS[preset][i])
 
@@ -70,7 +69,7 @@ def test_a_model_whose_part_is_trained_computes_what_it_did(tiny, tokens, base):
     variables, logits = base
     model = subset(tiny, ("*attention*", "norm/*"))
     own = jax.jit(model.init)(KEY, tokens)
-    same(_paths.whole(own), variables)
+    same(paths.whole(own), variables)
     assert all("attention" in name or name.startswith("norm/") for name in trees.named_leaves(own.params))
     np.testing.assert_array_equal(jax.jit(model.apply)(own, tokens)[0], logits)
 
@@ -128,7 +127,7 @@ def test_state_of_the_model_is_carried_beside_what_is_frozen(train_mode, rng):
     model = subset(whole, "head", train_mode=train_mode)
     start = model.init(KEY, batch)
     _, state = model.apply(start, batch, train=True)
-    _, moved = whole.apply(_paths.whole(start), batch, train=True)
+    _, moved = whole.apply(paths.whole(start), batch, train=True)
     assert start.frozen
     same(state, moved if train_mode else start.state)
 
@@ -160,7 +159,7 @@ def test_a_part_of_a_part_has_all_that_is_frozen_in_one_tree(tiny, tokens, base)
     inside = jax.eval_shape(lora(tiny, 2, targets=("*/query", "*/value")).init, KEY, tokens)
     assert own.state == {}
     assert set(trees.named_leaves(own.frozen)) == (
-        set(trees.named_leaves(_paths.whole(inside).params)) - set(trees.named_leaves(own.params))
+        set(trees.named_leaves(paths.whole(inside).params)) - set(trees.named_leaves(own.params))
     )
     np.testing.assert_array_equal(jax.jit(model.apply)(own, tokens)[0], base[1])
 
@@ -205,8 +204,8 @@ def test_settings_that_train_nothing_or_are_no_patterns_are_refused(tiny):
 
 def test_divided_trees_join_to_what_they_were_and_trees_that_share_a_leaf_do_not():
     tree = {"a": {"x": 1, "y": 2}, "b": 3}
-    inside, outside = _paths.divide(tree, {"a/y", "b"})
+    inside, outside = paths.divide(tree, {"a/y", "b"})
     assert (inside, outside) == ({"a": {"y": 2}, "b": 3}, {"a": {"x": 1}})
-    assert _paths.join(inside, outside) == tree
+    assert paths.join(inside, outside) == tree
     with pytest.raises(ValueError, match="same leaf: b"):
-        _paths.join(inside, tree)
+        paths.join(inside, tree)

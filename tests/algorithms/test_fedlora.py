@@ -9,8 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from fedjax8 import trees
-from fedjax8.adapters import _paths
+from fedjax8 import paths, trees
 from fedjax8.adapters.lora import lora, merge
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedlora import fedlora
@@ -97,7 +96,7 @@ def trained_by_hand(kernel, bias, factors, head, rows):
 def ends_of_round(sim, state, factors, data):
     """What each client ends a round with that starts from `state`, and its share of all rows."""
     found = sim.variables(state)
-    first, head = _paths.whole(found).params["first"], found.params["head"]
+    first, head = paths.whole(found).params["first"], found.params["head"]
     for i in range(CLIENTS):
         places = data.rows_at(np.arange(data.sizes[:i].sum(), data.sizes[: i + 1].sum()))
         rows = {name: column[places] for name, column in data.columns.items()}
@@ -114,7 +113,7 @@ def test_the_kernel_in_use_becomes_the_mean_of_those_that_clients_ended_with(mer
         # The A of a stacked round was drawn in it, and stands there still.
         pair = (after if merging == "stack" else before).server.variables.params["first"]["lora"]
         factors = pair["a"], pair["b"]
-        kernel = np.asarray(_paths.whole(sim.variables(before)).params["first"]["kernel"], np.float64)
+        kernel = np.asarray(paths.whole(sim.variables(before)).params["first"]["kernel"], np.float64)
         head = 0.0
         for p, (a, b, out, _) in ends_of_round(sim, before, factors, data):
             kernel, head = kernel + p * 2.0 * a @ b, head + p * out

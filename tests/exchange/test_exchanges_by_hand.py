@@ -1,7 +1,6 @@
 """Small facts of exchanges, resumes and summaries, each worked out by hand."""
 
 import time
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +9,14 @@ import pytest
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.codecs.none import none
-from fedjax8.data.federated import Dataset, FederatedData
 from fedjax8.engine.simulation import Simulation, SimulationState
 from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.states.disk_states import DiskStates
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.running.checkpoints import open_checkpoints
-from fedjax8.running.client_accuracy import CLIENT_ROWS, client_accuracy
 from fedjax8.running.runner import run
 from fedjax8.running.schedule import Schedule
-from fedjax8.types import Sections, Variables
+from fedjax8.types import Sections
 
 
 def test_the_extremes_of_what_is_watched_are_of_clients_that_weigh(toys):
@@ -91,20 +88,3 @@ def test_seconds_go_on_from_those_before_a_resume(toys, tmp_path, monkeypatch):
     second = run(sim, test, schedule._replace(rounds=2), workdir=tmp_path).summary["seconds"]
     assert 5000 <= first < 9000  # the rest is what the computer really took
     assert 10_000 <= second < 14_000
-
-
-def test_the_accuracy_of_a_client_with_many_rows_is_of_rows_over_all_of_them():
-    """Twice as many rows as are looked at, of which the first half is right; and three times, the last third right."""
-    rows, many = 2 * CLIENT_ROWS, 3 * CLIENT_ROWS
-    right = np.r_[np.arange(rows) < rows // 2, np.arange(many) >= 2 * CLIENT_ROWS]
-    columns = {"x": (~right).astype(np.int32), "y": np.zeros(rows + many, np.int32)}
-    data = Dataset(columns, {n: c[:1] for n, c in columns.items()}, 2, (0.0,), (1.0,), "hand made", None, None)
-    model = types.SimpleNamespace(
-        apply=lambda variables, batch: (batch["x"], {}),
-        metrics=lambda outputs, batch: {"accuracy": (outputs == batch["y"]).astype(jnp.float32)},
-    )
-    clients = FederatedData.from_owners(columns, np.repeat([0, 1], [rows, many]), 2)
-    whole = types.SimpleNamespace(model=model, data=clients, variables=lambda state: Variables({}, {}))
-    found = client_accuracy(whole, None, data, most=2)
-    assert found["counts"] == [CLIENT_ROWS, CLIENT_ROWS]
-    assert found["accuracy"] == pytest.approx([1 / 2, 1 / 3], abs=1 / CLIENT_ROWS)

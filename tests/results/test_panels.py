@@ -7,6 +7,7 @@ import pytest
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.panel import short
 from fedjax8.results.panels import LEAST, POINTS, layer, sections
+from fedjax8.results.report import explanation
 from fedjax8.results.splits import splits
 
 SPLIT = {
@@ -38,7 +39,7 @@ def found(tmp_path, write_run):
     ]
     for folder in folders:
         (folder / "about.json").write_text(json.dumps({"split": SPLIT, "messages": MESSAGES}))
-    (folders[2] / "clients.json").write_text(json.dumps({"rows": "train", "accuracy": [0.5, 0.25, 1.0]}))
+    (folders[2] / "clients.json").write_text(json.dumps({"rows": "dealt", "accuracy": [0.5, 0.25, 1.0]}))
     return compare_runs(folders, margin=0.2)  # their best accuracies are 0.8 and 0.6
 
 
@@ -113,6 +114,16 @@ def test_a_split_that_runs_share_is_shown_once_with_shares_of_labels_and_sizes(f
 def test_accuracy_by_client_is_of_the_settings_that_have_it(found):
     (box,) = traces(found, "client-accuracy")
     assert (box["meta"], box["x"]) == (1, [0.25, 0.5, 1.0])
+
+
+def test_the_distribution_over_clients_is_put_into_words(found):
+    """Of 1/4, 1/2 and 1: mean 7/12, variance 0.0972, Jain's index 1.75^2 / (3 * 1.3125)."""
+    words = "mean 0.5833, deviation 0.3118, worst tenth 0.2500, fairness 0.7778"
+    panel = panels(found)["client-accuracy"]
+    assert panel.figures[""]["layout"]["meta"] == f"{found.results[1].setting.label}: {words}"
+    assert "held-out (dealt by its labels) rows" in panel.note
+    told = [sentence for sentence in explanation(found) if "own models" in sentence]
+    assert told == [f"Clients' own models, {found.results[1].setting.label}: accuracy {words}."]
 
 
 def test_what_codecs_measure_has_a_panel_each_and_all_zeros_are_said(tmp_path, write_folder):

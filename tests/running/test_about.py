@@ -4,25 +4,22 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fedjax8.codecs.chain import chain
 from fedjax8.codecs.fp8 import fp8
 from fedjax8.codecs.none import none
 from fedjax8.codecs.topk import topk
-from fedjax8.data.federated import Dataset, FederatedData
-from fedjax8.errors import UserError
+from fedjax8.data.federated import FederatedData
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.running.about import about, leaf_bytes, split_facts
-from fedjax8.running.client_accuracy import client_accuracy
-from fedjax8.types import Channel, Variables
+from fedjax8.types import Channel
 
 TREE = {"params": {"Dense_0": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}}}
 
 
 def stub(**fields):
     """A simulation of which only these fields are known."""
-    return types.SimpleNamespace(variables=lambda state: NOTHING, **fields)
+    return types.SimpleNamespace(**fields)
 
 
 def discovery(codec, direction="up", part=""):
@@ -72,44 +69,3 @@ def test_of_many_clients_some_are_shown_evenly_spaced():
     split = split_facts(FederatedData({"y": np.zeros(2, np.int32)}, None, starts, sizes), 1)
     assert len(split["sizes"]) == 1000 and len(split["labels"]["counts"]) == 100
     assert (split["labels"]["clients"][0], split["labels"]["clients"][-1]) == (0, 4999)
-
-
-def dataset(train_owners=None, test_owners=None):
-    """Rows whose x is what the model below says about them; labels are zeros."""
-    train = {"x": np.int32([0, 0, 1, 0, 1]), "y": np.zeros(5, np.int32)}
-    test = {"x": np.int32([1, 1, 0]), "y": np.zeros(3, np.int32)}
-    return Dataset(train, test, 2, (0.0,), (1.0,), "hand made", train_owners, test_owners)
-
-
-MODEL = types.SimpleNamespace(
-    apply=lambda variables, batch: (batch["x"], {}),
-    metrics=lambda outputs, batch: {"accuracy": (outputs == batch["y"]).astype(jnp.float32)},
-)
-NOTHING = Variables({}, {})
-
-
-def test_accuracy_by_client_is_the_share_of_its_rows_that_are_right():
-    data = dataset()
-    clients = FederatedData.from_owners(data.train, np.array([0, 0, 0, 2, 2]), 3)
-    found = client_accuracy(stub(model=MODEL, data=clients), None, data, most=10)
-    assert found["rows"] == "train"
-    assert (found["clients"], found["counts"]) == ([0, 2], [3, 2])  # client 1 has no rows
-    assert found["accuracy"] == pytest.approx([2 / 3, 1 / 2])
-
-
-def test_accuracy_by_client_is_on_test_rows_where_the_data_names_their_clients():
-    owners = np.int32([0, 0, 1, 1, 1])
-    data = dataset(owners, np.int32([0, 1, 1]))
-    whole = FederatedData.from_owners(data.train, owners, 2)
-    found = client_accuracy(stub(model=MODEL, data=whole), None, data, most=10)
-    assert (found["rows"], found["accuracy"]) == ("test", [0.0, 0.5])
-    mixed = FederatedData.from_owners(data.train, np.int32([0, 1, 0, 1, 0]), 2)
-    assert client_accuracy(stub(model=MODEL, data=mixed), None, data, most=10)["rows"] == "train"
-
-
-def test_a_model_without_accuracy_cannot_be_asked_for_it():
-    data = dataset()
-    clients = FederatedData.from_owners(data.train, np.zeros(5, np.int32), 1)
-    silent = types.SimpleNamespace(apply=MODEL.apply, metrics=lambda outputs, batch: {})
-    with pytest.raises(UserError, match="no metric called accuracy"):
-        client_accuracy(stub(model=silent, data=clients), None, data, most=1)

@@ -1,7 +1,12 @@
-"""Parts of nested dicts by path, and where the layers of a model are: what the adapters of fine-tuning are made of."""
+"""Parts of nested dicts by path, and where the layers of a model are.
+
+Adapters of fine-tuning freeze by it, algorithms with personal parts split parameters by it: `Split` into a public part,
+which travels, and a private one, which each client keeps.
+"""
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +15,6 @@ from jax.tree_util import DictKey
 
 from fedjax8 import trees
 from fedjax8.errors import UserError
-from fedjax8.numerics.format_rules import FormatRules, modules_of
 from fedjax8.types import Batch, Model, PyTree, Variables
 
 SHOWN = 8
@@ -61,11 +65,6 @@ def matching(patterns: Sequence[str], names: Collection[str], what: str) -> list
     return [name for name in names if matches(name, patterns)]
 
 
-def check_rules(rules: FormatRules, layers: Iterable[str], what: str) -> None:
-    """Raises UserError that names the paths if a pattern of the rules matches no layer."""
-    matching(rules.patterns, list(dict.fromkeys(path for layer in layers for path in modules_of(layer))), what)
-
-
 def outermost(paths: Sequence[str]) -> list[str]:
     """The paths that lie inside no other of them."""
     return [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
@@ -100,6 +99,78 @@ def join(a: Mapping, b: Mapping) -> dict:
     if leaves:
         raise ValueError(f"two trees hold the same leaf: {', '.join(leaves)}")
     return {**a, **b, **{key: join(a[key], b[key]) for key in both}}
+
+
+class Split(NamedTuple):
+    """How a parameter tree is cut into the part that travels and the part that each client keeps for itself."""
+
+    private: tuple[str, ...] | None
+    """Shell-style patterns on paths of leaves, or of the layers that they lie in; None: the model's last layer. Empty:
+    everything is public, and trees stay as they are."""
+
+    def cut(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(public part, private part) of nested dicts, which `merge` puts together again.
+
+        A clip goes with the kernel that it lies beside, whatever the patterns say of it. Raises UserError if a pattern
+        matches nothing, if nothing would be public or, with None, if it isn't plain which layer is the last one.
+        """
+        if self.private == ():
+            return params, {}
+        names = list(trees.named_leaves(params))
+        patterns = (last_layer(names),) if self.private is None else self.private
+        inside = {name: [name, *_above(name)] for name in names}
+        what = "private parameters"
+        paths = sorted(
+            {path for of_leaf in inside.values() for path in of_leaf}, key=lambda path: (path.count("/"), path)
+        )
+        chosen = set(matching(patterns, paths, what))
+        private = {name for name in names if chosen.intersection(inside[name])}
+        private = {name for name in names if _beside(name, inside) in private}
+        if not private or len(private) == len(names):
+            kept = "everything" if private else "nothing but clips"
+            raise UserError(f"{what}: {listed(patterns)} match {kept} of {listed(names)}; a part must stay public")
+        own, public = divide(params, private)
+        return public, own
+
+    def merge(self, public: PyTree, private: PyTree) -> PyTree:
+        """The whole tree of the two parts that `cut` gave."""
+        return public if self.private == () else join(public, private)
+
+
+ALL_PUBLIC = Split(())
+"""Everything travels."""
+
+
+def split(private: Sequence[str] | str | None) -> Split:
+    """The `Split` by these patterns; ValueError unless they are texts."""
+    return Split(None if private is None else as_patterns(private))
+
+
+def last_layer(names: Collection[str]) -> str:
+    """Path of the layer that gives a model's outputs, by the names of its leaves: `head`, or of flax's dense layers at
+    the top, `Dense_0`, `Dense_1`, ..., the one of the highest number. UserError where there is neither."""
+    top = {name.split("/")[0] for name in names if "/" in name}
+    numbers = [int(found[1]) for name in top if (found := re.fullmatch(r"Dense_(\d+)", name))]
+    if "head" in top:
+        return "head"
+    if not numbers:
+        raise UserError(
+            f"private parameters: it isn't plain which layer is the last of {listed(names)}; name it, such as "
+            f"private=({next(iter(top), 'head')!r},)"
+        )
+    return f"Dense_{max(numbers)}"
+
+
+def _above(name: str) -> list[str]:
+    """Paths of what a leaf lies in, `a/b` and `a` for `a/b/c`."""
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
+
+
+def _beside(name: str, names: Collection[str]) -> str:
+    """The kernel that a clip lies beside, if there is one, else the leaf itself."""
+    kernel = f"{name.rpartition('/')[0]}/kernel".removeprefix("/")
+    return kernel if trees.is_clip(name) and kernel in names else name
 
 
 def whole(variables: Variables) -> Variables:

@@ -1,0 +1,31 @@
+"""What a simulation refuses before it is made: arguments that do not go together."""
+
+import numpy as np
+
+from fedjax8.data.federated import FederatedData
+from fedjax8.data.held_out import owned_once
+from fedjax8.errors import UserError
+from fedjax8.types import Algorithm
+
+
+def check_run(
+    algorithm: Algorithm,
+    data: FederatedData,
+    seed: int,
+    rounds_per_call: int | None,
+    feed_mode: str,
+) -> None:
+    """UserError for arguments of `simulate` that cannot be, by themselves or together."""
+    num_clients = data.num_clients
+    if seed < 0 or (rounds_per_call is not None and rounds_per_call < 1):
+        raise UserError(
+            f"seed is {seed} and rounds_per_call {rounds_per_call}; a seed must be at least 0, and rounds_per_call at "
+            "least 1 or None"
+        )
+    if algorithm.pooled and (feed_mode == "streamed" or not owned_once(data)):
+        raise UserError(
+            "this algorithm trains on the rows of all clients at once: they must be resident (feed_mode is "
+            f"{feed_mode!r}), and every row be in the window of one client"
+        )
+    if not data.num_positions or not np.any(data.sizes):
+        raise UserError(f"none of the {num_clients} clients has any data")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
-    from fedjax8.engine.simulation import SimulationState
+    from fedjax8.engine.state import SimulationState
 
 PRIVATE = (
     "\nrows are private: the model starts from drawn ones, inputs are normalized by constants, labels are not counted; "

@@ -33,20 +33,22 @@ def configured(*pairs):
 
 
 def test_any_schedule_of_optax_is_the_clients_rate_by_round():
-    local = build(configured(*COSINE)).simulation.algorithm.local
+    optimizer = configured(*COSINE).client.optimizer
+    schedule = build_schedule(optimizer, 0.0, rounds=60)
     for number in (0, 30, 45):
-        assert float(local.rate(Pool({}, None, {}, jnp.int32(number)))) == pytest.approx(
-            0.05 * (1 + math.cos(math.pi * number / 60))
-        )
-    gradient = {"kernel": jnp.float32([[3.0]])}
-    step, _ = local.optimizer.update(gradient, local.optimizer.init(gradient), gradient)
+        assert float(schedule(number)) == pytest.approx(0.05 * (1 + math.cos(math.pi * number / 60)))
+    gradient, at_one = {"kernel": jnp.float32([[3.0]])}, build_optimizer(optimizer)
+    step, _ = at_one.update(gradient, at_one.init(gradient), gradient)
     np.testing.assert_array_equal(step["kernel"], [[-3.0]])  # the optimizer's own rate is 1
 
 
-def test_an_algorithm_that_divides_by_the_step_gets_the_rate_of_the_round(toys):
-    """SCAFFOLD over steps of rate 1, and a schedule of 0.1, is SCAFFOLD at 0.1."""
+def test_an_algorithm_that_divides_by_the_step_is_told_that_a_scheduled_one_is_of_rate_1():
     optimizer = configured(*COSINE).client.optimizer
     assert step_size(component("scaffold"), optimizer, 0.0) == 1.0
+
+
+@pytest.mark.slow
+def test_scaffold_over_steps_of_rate_1_and_a_schedule_is_scaffold_at_that_rate(toys):
     constant = optax.constant_schedule(0.1)
     over_schedule = lambda local: scaffold(scheduled(local, constant), 1.0)
     at_rate = lambda local: scaffold(local, toys.LEARNING_RATE)

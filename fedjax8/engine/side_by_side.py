@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.engine.call import Begun
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
+from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
 from fedjax8.executors import padded
 from fedjax8.executors.auto import auto

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +33,8 @@ from fedjax8.engine.planning import Losses, Plan, planner, used
 from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.programs import Programs
 from fedjax8.engine.start import start_batch
-from fedjax8.engine.states.client_states import ClientStates, client_states
+from fedjax8.engine.state import SimulationState
+from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
 from fedjax8.exchange.discovery import Discovery
@@ -50,23 +51,6 @@ ROUNDS_PER_CALL = 64
 """Enough for the host's part of a call to vanish, few enough for plans and logs of a call to be small."""
 CALL_STATE_BYTES = 1 << 27
 """Client states that a call of several rounds may hold on one device."""
-
-
-class SimulationState(NamedTuple):
-    """All that a run carries from round to round."""
-
-    round: int
-    """Rounds done."""
-    server: PyTree
-    """The algorithm's server state."""
-    down_states: dict[str, PyTree]
-    """State of the downlink codec by channel."""
-    clients: ClientStates
-    """Persistent states of all registered clients. Where they lie on disk rounds change them in place: go on from the
-    state that a round returned, and not from one before it."""
-    ledger: Ledger
-    step_scale: float | None = None
-    """Factor on every step of the clients; None: there is none, and the compiled program takes none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from fedjax8.durable import PART, make_folder, remove, sync_folder, sync_tree
-from fedjax8.engine.simulation import SimulationState
+from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.hosts import ALONE, Hosts

@@ -17,7 +17,8 @@ import numpy as np
 from fedjax8.data.federated import Dataset
 from fedjax8.data.held_out import HeldOut, held_out
 from fedjax8.engine.client_evaluation import ClientScores
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
+from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
 from fedjax8.hosts import hosts
 from fedjax8.results.fairness import spread

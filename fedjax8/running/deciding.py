@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax8.callbacks.base import Callback, Decision, Moment
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
+from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
 from fedjax8.hosts import Hosts
 from fedjax8.running.schedule import Schedule

@@ -21,8 +21,9 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.data.batches import num_steps
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.start import sample_batch
+from fedjax8.engine.state import SimulationState
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.keys import random_key
 from fedjax8.running.schedule import CALL_SECONDS, Schedule

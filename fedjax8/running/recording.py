@@ -10,7 +10,8 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.callbacks.base import Callback
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
+from fedjax8.engine.state import SimulationState
 from fedjax8.hosts import Hosts
 from fedjax8.results.runs import ABOUT
 from fedjax8.running import workdir as files

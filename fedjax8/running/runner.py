@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from fedjax8.callbacks.base import Callback
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
+from fedjax8.engine.state import SimulationState
 from fedjax8.engine.validation import validator
 from fedjax8.hosts import hosts
 from fedjax8.running.console import ProgressReport

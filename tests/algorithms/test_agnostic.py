@@ -56,6 +56,7 @@ def test_rounds_follow_the_equations(toys):
     assert weights.min() == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_both_clients_end_with_the_same_loss(toys):
     """Of Q2 the worst loss is least where x^2 = 4 (x - 1)^2, at 2/3; the optimum of the mean is 0.8."""
     make = functools.partial(agnostic, weight_learning_rate=0.5, evaluated="last")
@@ -66,6 +67,7 @@ def test_both_clients_end_with_the_same_loss(toys):
     assert float(sim.variables(state).params["x"]) == pytest.approx(2 / 3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_with_weights_that_stay_it_is_fedavg_with_uniform_weights(toys):
     stay = functools.partial(agnostic, weight_learning_rate=0.0, evaluated="last")
     uniform = functools.partial(fedavg, weighting="uniform")

@@ -31,6 +31,7 @@ def test_unequal_work_moves_the_limit_far_less_than_under_fedavg(toys):
     assert lines[-1]["uplink_bytes"] == 64 * 2 * (4 + 4) and lines[-1]["downlink_bytes"] == 64 * 2 * 4
 
 
+@pytest.mark.slow
 def test_with_equal_work_it_is_fedavg(toys):
     nova, avg = (toys.trajectory(toys.build(make, toys.q2(), steps=5), 4) for make in (fednova, fedavg))
     np.testing.assert_allclose(nova, avg, atol=FLOAT32)
@@ -78,6 +79,7 @@ def test_a_kept_optimizer_is_refused(toys):
         toys.build(kept, toys.q2(), steps=1)
 
 
+@pytest.mark.slow
 def test_momentum_is_normalized_in_a_round(toys):
     """Unequal steps with momentum on clients of one slope: both are sent as the same d_i, in NumPy."""
     sim = toys.build(

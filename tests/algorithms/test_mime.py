@@ -23,6 +23,7 @@ def test_with_plain_sgd_it_finds_the_optimum_in_spite_of_drift(toys):
     assert lines[-1]["uplink_bytes"] == lines[-1]["downlink_bytes"] == 64 * 2 * (4 + 4)
 
 
+@pytest.mark.slow
 def test_one_step_is_a_central_step_of_the_base_optimizer(toys):
     """Clients of 2, 1 and 3 rows, weighed by them; momentum goes on from round to round."""
     a, b, n = np.array([1.0, 4.0, 2.0]), np.array([0.0, 1.0, 3.0]), np.array([2, 1, 3])
@@ -52,6 +53,7 @@ def test_several_steps_follow_the_equations_with_the_state_held(toys):
     np.testing.assert_allclose(toys.trajectory(sim, 3), expected, atol=5 * FLOAT32)
 
 
+@pytest.mark.slow
 def test_a_client_that_is_late_in_the_first_exchange_is_sent_nothing_more(toys):
     """A second a step, time for the gradient of one row and two steps, not for that of ten rows."""
     data = toys.clients([1.0, 1.0], [0.0, 1.0], [1, 10])

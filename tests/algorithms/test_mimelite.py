@@ -29,12 +29,14 @@ def test_several_steps_follow_the_equations_with_the_state_held(toys):
         assert line["uplink_bytes"] == line["downlink_bytes"] == (number + 1) * 2 * (4 + 4)
 
 
+@pytest.mark.slow
 def test_over_plain_sgd_it_is_fedavg(toys):
     lite = functools.partial(mimelite, base_optimizer=optax.sgd(1.0))
     xs = [toys.trajectory(toys.build(make, toys.q2(), steps=3), 3) for make in (lite, fedavg)]
     np.testing.assert_allclose(*xs, atol=FLOAT32)
 
 
+@pytest.mark.slow
 def test_adam_on_the_server_corrects_its_moments_by_the_servers_steps(toys):
     """One full-batch step of one client from 1 down a slope of 1, in NumPy: each step has the length of the rate."""
     sim = toys.build(

@@ -86,6 +86,7 @@ def test_rounds_follow_the_objective_with_the_clients_last_models():
     np.testing.assert_allclose(own, [y[0] for y in last], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_without_the_contrast_it_is_fedavg_bit_for_bit():
     ends = []
     for make in (functools.partial(moon, mu=0.0), fedavg):
@@ -101,7 +102,10 @@ def test_a_row_of_zeros_has_no_direction_and_no_gradient():
     assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("adapter", [lambda model: model, qat, lambda model: lora(model, 1, targets="*")])
+@pytest.mark.parametrize(
+    "adapter",
+    [lambda model: model, pytest.param(qat, marks=pytest.mark.slow), lambda model: lora(model, 1, targets="*")],
+)
 def test_the_representation_is_the_input_of_the_last_layer_whatever_is_around_the_model(adapter):
     model = adapter(mlp(hidden=(5, 3), num_classes=2))
     batch = {"x": jnp.asarray(X), "y": jnp.asarray(Y), "mask": jnp.ones(4)}

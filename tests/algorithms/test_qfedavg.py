@@ -49,6 +49,7 @@ def test_with_q_zero_clients_count_alike_whatever_their_rows(toys):
     assert (fair[-1]["uplink_bytes"], plain[-1]["uplink_bytes"]) == (3 * 3 * 8, 3 * 3 * 4)
 
 
+@pytest.mark.slow
 def test_one_client_moves_by_its_loss_over_its_curvature(toys):
     """q = 1: by F (y - x) / (L |y - x|^2 + F)."""
     sim = toys.build(functools.partial(qfedavg, learning_rate=RATE, q=1.0), toys.clients([4.0], [1.0]), steps=1)

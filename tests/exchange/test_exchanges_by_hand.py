@@ -9,7 +9,8 @@ import pytest
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
 from fedjax8.codecs.none import none
-from fedjax8.engine.simulation import Simulation, SimulationState
+from fedjax8.engine.simulation import Simulation
+from fedjax8.engine.state import SimulationState
 from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.states.disk_states import DiskStates
 from fedjax8.exchange.ledger import Ledger

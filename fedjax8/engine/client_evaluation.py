@@ -90,6 +90,8 @@ class ClientEvaluation:
     def scores(self, asked: Asked) -> ClientScores:
         """Scores of the clients asked for; see `Simulation.evaluate_clients`."""
         self._check(asked)
+        # By way of the host: of runs side by side, servers' states lie on other devices than what clients remember.
+        asked = asked._replace(server=self.executor.place(jax.device_get(asked.server)))
         sizes = asked.held.windows(asked.ids)[1]
         shown = np.asarray(asked.ids, np.int32)[sizes > 0]
         if not len(shown):

@@ -7,11 +7,13 @@ import optax
 import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.fedper import fedper
 from fedjax8.algorithms.local_only import local_only
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine import client_evaluation
+from fedjax8.engine.side_by_side import side_by_side
 from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
 from fedjax8.executors import chunked, loop, pmap, vmap
@@ -140,3 +142,17 @@ def test_what_cannot_be_evaluated_is_refused(toys):
     private = toys.build(make, toys.q2(), steps=1)
     with pytest.raises(UserError, match="fine_tune_steps are not accounted for"):
         private.evaluate_clients(state, np.arange(1), held, 1)
+
+
+def test_runs_side_by_side_are_evaluated_as_those_by_themselves(toys):
+    """Their servers' states lie on other devices than what their clients remember."""
+    data, held = toys.with_rows(([0.0, 2.0], [4.0])), toys.with_rows(([1.0], [5.0, 6.0]))
+    settings = {"model": toys.two_parts(), "steps": 1, "batch_size": 2, "executor": chunked(1)}
+    first = toys.build(fedper, data, **settings)
+    second = simulate(
+        first.algorithm, data, cohort_size=2, uplink=none(), downlink=none(), seed=1, executor=chunked(1), beside=first
+    )
+    states, _ = side_by_side([first, second], pmap(1, 2))([first.init(), second.init()], [1, 1])
+    alone, _ = second.run_rounds(second.init(), 1)
+    found, expected = (second.evaluate_clients(state, np.arange(2), held) for state in (states[1], alone))
+    np.testing.assert_allclose(found.metrics["loss"], expected.metrics["loss"], rtol=1e-6)

@@ -16,7 +16,7 @@ from fedjax8.components import SEAMS, bind, build_component
 from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
-from fedjax8.data.validation import HeldOut, hold_out
+from fedjax8.data.validation import ValidationPart, validation_part
 from fedjax8.dropouts import with_dropout
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
@@ -95,14 +95,14 @@ def split_over(dataset: Dataset, split: Callable, num_clients: int, seed: int) -
         return federate(dataset, split, num_clients, seed)
 
 
-def held_out(clients: FederatedData, share: float, of: str, seed: int) -> HeldOut:
+def held_out(clients: FederatedData, share: float, of: str, seed: int) -> ValidationPart:
     """The clients without the validation part, and that part if there is one."""
     if share:
         with mistakes_of("config.validation"):
-            return hold_out(clients, share, of, seed)
+            return validation_part(clients, share, of, seed)
     if of != FIELDS["validation_of"].default:
         raise UserError(f"config.validation_of={of} changes nothing without a share: set --config.validation=0.1")
-    return HeldOut(clients, None)
+    return ValidationPart(clients, None)
 
 
 def check_cohort(cohort_size: int, num_clients: int) -> int:

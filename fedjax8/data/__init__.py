@@ -30,7 +30,7 @@ from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
 from fedjax8.data.sources.synthetic_text import synthetic_text
 from fedjax8.data.storage import open_federated, save_clients, save_federated
-from fedjax8.data.validation import hold_out
+from fedjax8.data.validation import validation_part
 
 __all__ = [
     "Dataset",
@@ -45,7 +45,6 @@ __all__ = [
     "fashion_mnist",
     "federate",
     "held_out",
-    "hold_out",
     "iid",
     "image_folder",
     "label_first",
@@ -67,5 +66,6 @@ __all__ = [
     "synthetic",
     "synthetic_clients",
     "synthetic_text",
+    "validation_part",
     "windows",
 ]

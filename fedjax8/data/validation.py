@@ -23,7 +23,7 @@ MOST_ROWS = 1 << 28
 """Of clients whose rows lie side by side: they then need an order, of 4 bytes a row, so at most a gibibyte."""
 
 
-class HeldOut(NamedTuple):
+class ValidationPart(NamedTuple):
     """Clients without the validation part, and that part."""
 
     clients: FederatedData
@@ -31,7 +31,7 @@ class HeldOut(NamedTuple):
     """Columns `[V, ...]`, V at least 1, in the order in which they lie; None where nothing is held out."""
 
 
-def hold_out(clients: FederatedData, share: float, of: str = "rows", seed: int = 0) -> HeldOut:
+def validation_part(clients: FederatedData, share: float, of: str = "rows", seed: int = 0) -> ValidationPart:
     """A share of the rows of each client, or of the clients, taken out of training; same seed, same part.
 
     Args:
@@ -82,7 +82,7 @@ def hold_out(clients: FederatedData, share: float, of: str = "rows", seed: int =
         clients, order=order, starts=np.cumsum(left) - left, sizes=left.astype(np.int32), checked=True
     )
     chosen = np.sort(rows[held])
-    return HeldOut(remaining, {name: np.asarray(column[chosen]) for name, column in clients.columns.items()})
+    return ValidationPart(remaining, {name: np.asarray(column[chosen]) for name, column in clients.columns.items()})
 
 
 def _some_rows(rng: np.random.Generator, share: float, sizes: np.ndarray, owners: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_what_is_held_does_not_change_by_a_bit_whatever_the_optimizer(toys, part
     local = local_training(toys.two_parts(), optax.adamw(0.1, weight_decay=0.5), batch_plan(2, epochs=1))
     params = {"body": {"x": jnp.float32(1 / 3)}, "head": {"h": jnp.float32(-2 / 7)}}
     rows = ClientRows(Pool({"b": jnp.float32([3.0, 4.0, 5.0])}, None), jnp.int32(0), jnp.int32(3))
-    done = train_part(local, split(None), part, Variables(params, {}), rows, jax.random.key(0), jnp.int32(5), 1.0)
+    done = train_part(local, split(None), part, Variables(params, {}), rows, jax.random.key(0), jnp.int32(5))
     assert jax.tree.leaves(done.variables.params[stays]) == jax.tree.leaves(params[stays])
     assert jax.tree.leaves(done.variables.params[moves]) != jax.tree.leaves(params[moves])
     assert float(done.report["train_examples"]) == 2 + 1 + 2 + 1 + 2  # five steps over batches of 2 and 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax8.data.federated import Dataset, FederatedData, match_test_owners
-from fedjax8.data.validation import hold_out
+from fedjax8.data.validation import validation_part
 from fedjax8.engine.start import sample_batch
 from fedjax8.errors import UserError
 
@@ -25,7 +25,7 @@ def rows_of(data):
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
 def test_a_share_of_each_clients_rows_is_held_out_and_the_others_stay_whose_they_were(share):
     owners, data = clients()
-    found = hold_out(data, share, "rows", seed=3)
+    found = validation_part(data, share, "rows", seed=3)
     held = set(found.rows["x"].astype(int))
     assert found.clients.columns is data.columns and len(held) == len(found.rows["y"])
     for before, after, size in zip(rows_of(data), rows_of(found.clients), SIZES, strict=True):
@@ -42,14 +42,14 @@ def test_the_share_is_right_in_the_mean_also_where_clients_have_few_rows():
     data = FederatedData.from_owners(
         {"x": np.zeros(4000)[:, None], "y": np.zeros(4000, np.int32)}, np.repeat(np.arange(1000), 4), 1000
     )
-    count = len(hold_out(data, 0.1, seed=1).rows["y"])
+    count = len(validation_part(data, 0.1, seed=1).rows["y"])
     assert abs(count - 400) < 4 * np.sqrt(1000 * 0.4 * 0.6)  # four standard deviations of 1000 draws of 0 or 1
 
 
 def test_whole_clients_are_held_out_with_all_their_rows():
     _, data = clients()
     before = rows_of(data)
-    found = hold_out(data, 0.4, "clients", seed=5)
+    found = validation_part(data, 0.4, "clients", seed=5)
     held = set(found.rows["x"].astype(int))
     after = rows_of(found.clients)
     out = [rows for rows in before if rows and rows <= held]
@@ -60,7 +60,7 @@ def test_whole_clients_are_held_out_with_all_their_rows():
 @pytest.mark.parametrize("of", ["rows", "clients"])
 def test_the_same_seed_holds_out_the_same_rows_and_another_others(of):
     _, data = clients()
-    first, again, other = (hold_out(data, 0.3, of, seed).rows["x"] for seed in (1, 1, 2))
+    first, again, other = (validation_part(data, 0.3, of, seed).rows["x"] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)
 
@@ -68,7 +68,7 @@ def test_the_same_seed_holds_out_the_same_rows_and_another_others(of):
 def test_rows_that_lie_client_by_client_are_held_out_too():
     columns = {"x": np.arange(10, dtype=np.float32), "y": np.zeros(10, np.int32)}
     data = FederatedData(columns, None, np.array([0, 6]), np.array([6, 4], np.int32))
-    found = hold_out(data, 0.5, seed=0)
+    found = validation_part(data, 0.5, seed=0)
     first, second = rows_of(found.clients)
     assert len(first) == 3 and first < set(range(6)) and len(second) == 2 and second < set(range(6, 10))
     assert set(found.rows["x"].astype(int)) == set(range(10)) - first - second
@@ -84,16 +84,16 @@ def test_rows_that_lie_client_by_client_are_held_out_too():
 )
 def test_what_cannot_be_held_out_is_refused(share, of, message):
     with pytest.raises(UserError, match=message):
-        hold_out(clients()[1], share, of)
+        validation_part(clients()[1], share, of)
 
 
 def test_a_share_that_holds_out_nothing_is_refused():
     columns = {"x": np.zeros((3, 1)), "y": np.zeros(3, np.int32)}
     single = FederatedData.from_owners(columns, np.arange(3), 3)  # a row each, which stays
     with pytest.raises(UserError, match="holds out no row of 3; give a larger share, or validation_of=clients"):
-        hold_out(single, 0.5)
+        validation_part(single, 0.5)
     with pytest.raises(UserError, match="needs two clients with rows; here are 1"):
-        hold_out(FederatedData.from_owners(columns, np.zeros(3, np.int32), 1), 0.5, "clients")
+        validation_part(FederatedData.from_owners(columns, np.zeros(3, np.int32), 1), 0.5, "clients")
 
 
 @pytest.mark.parametrize("of", ["rows", "clients"])
@@ -101,7 +101,7 @@ def test_rows_of_several_clients_are_refused(of):
     columns = {"x": np.zeros((6, 1)), "y": np.zeros(6, np.int32)}
     shared = FederatedData(columns, np.arange(6, dtype=np.int32), np.array([0, 3]), np.array([4, 3], np.int32))
     with pytest.raises(UserError, match="here clients share rows"):
-        hold_out(shared, 0.5, of)
+        validation_part(shared, 0.5, of)
 
 
 def test_test_rows_still_go_to_natural_clients_of_which_rows_are_held_out():

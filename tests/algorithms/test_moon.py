@@ -102,10 +102,11 @@ def test_a_row_of_zeros_has_no_direction_and_no_gradient():
     assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize(
-    "adapter",
-    [lambda model: model, pytest.param(qat, marks=pytest.mark.slow), lambda model: lora(model, 1, targets="*")],
-)
+def low_rank(model):
+    return lora(model, 1, targets="*")
+
+
+@pytest.mark.parametrize("adapter", [lambda model: model, low_rank, pytest.param(qat, marks=pytest.mark.slow)])
 def test_the_representation_is_the_input_of_the_last_layer_whatever_is_around_the_model(adapter):
     model = adapter(mlp(hidden=(5, 3), num_classes=2))
     batch = {"x": jnp.asarray(X), "y": jnp.asarray(Y), "mask": jnp.ones(4)}

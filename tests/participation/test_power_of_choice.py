@@ -11,7 +11,6 @@ from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.engine.side_by_side import side_by_side
 from fedjax8.errors import UserError
 from fedjax8.executors.chunked import chunked
-from fedjax8.executors.loop import loop
 from fedjax8.executors.pmap import pmap
 from fedjax8.participation import Ask, power_of_choice
 
@@ -76,8 +75,8 @@ def build(toys, make=None, executor=None, data=None, **more):
 
 @pytest.mark.parametrize(
     ("executor", "feed_mode"),
-    [(loop(), "resident"), (chunked(3), "streamed"), (pmap(1, 2), "streamed")],
-    ids=["loop", "chunked", "pmap"],
+    [(chunked(3), "resident"), (pmap(1, 2), "streamed")],
+    ids=["chunked", "pmap"],
 )
 def test_rounds_are_what_a_hand_computes(toys, executor, feed_mode):
     sim = build(toys, executor=executor, feed_mode=feed_mode)

@@ -11,6 +11,7 @@ broadcast, sent, averaged and counted is the rest, the public part. The server k
 from which every client starts.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -111,6 +112,12 @@ class ServerOutput(NamedTuple):
     """What is worth logging about the step."""
 
 
+ClientPart = Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], ClientOutput]
+"""`(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work, from the model it received."""
+ServerPart = Callable[[ServerState, Aggregate, Key], ServerOutput]
+"""`(state, mean, key) -> ServerOutput`: the server's step."""
+
+
 def nothing(*_: Any) -> tuple:
     """The empty memory."""
     return ()
@@ -137,8 +144,8 @@ def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
 def from_parts(
     local: LocalTraining,
     *,
-    client: Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], ClientOutput],
-    server: Callable[[ServerState, Aggregate, Key], ServerOutput],
+    client: ClientPart,
+    server: ServerPart,
     init: Callable[[Variables], PyTree] = nothing,
     init_client: Callable[[Variables], PyTree] = nothing,
     extra: Callable[[ServerState], dict[str, PyTree]] = lambda state: {},
@@ -179,106 +186,153 @@ def from_parts(
     check_choice("model_state", model_state, MODEL_STATE)
     if always and model_state == "average":
         raise ValueError("with always=True model_state must be local or fixed: of nobody there is no average")
+    usual = UsualRound(
+        local,
+        client,
+        server,
+        init,
+        init_client,
+        extra,
+        watch,
+        model_state,
+        aggregate,
+        always,
+        tuple(plain),
+        first,
+        private,
+        steps,
+    )
+    return Algorithm(
+        local,
+        usual.start_server,
+        usual.start_client,
+        usual.round,
+        lambda state: state.variables,
+        personal=usual.personal,
+    )
 
-    def start_state(variables: Variables) -> ServerState:
-        return ServerState(variables, init(variables._replace(params=private.cut(variables.params)[0])))
 
-    def start_client(variables: Variables) -> PyTree:
-        own = {"model_state": variables.state} if model_state == "local" else {}
-        own |= {"optimizer": local.optimizer.init(variables.params)} if local.keep_optimizer else {}
-        if local.keep_optimizer and not jax.tree.leaves(own["optimizer"]):
-            raise UserError("keep_optimizer=True changes nothing: the clients' optimizer has no state; leave it out")
-        kept = private.cut(variables.params)[1]
-        return own | ({"private": kept} if kept else {}) | {"memory": init_client(variables)}
+@dataclasses.dataclass(frozen=True, eq=False)
+class UsualRound:
+    """The round that `from_parts` makes; the fields are its arguments."""
 
-    def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
-        codec = per_path({name: none() for name in plain}, link.uplink) if plain else None
+    local: LocalTraining
+    client: ClientPart
+    server: ServerPart
+    init: Callable[[Variables], PyTree]
+    init_client: Callable[[Variables], PyTree]
+    extra: Callable[[ServerState], dict[str, PyTree]]
+    watch: Callable[[dict[str, PyTree]], PyTree]
+    model_state: str
+    aggregate: Aggregator | None
+    always: bool
+    plain: tuple[str, ...]
+    first: FirstExchange | None
+    private: Split
+    steps: Callable[[Array], Array] | None
+
+    def start_server(self, variables: Variables) -> ServerState:
+        """The server's state before the first round."""
+        public = self.private.cut(variables.params)[0]
+        return ServerState(variables, self.init(variables._replace(params=public)))
+
+    def start_client(self, variables: Variables) -> PyTree:
+        """A client's memory before its first round."""
+        own = {"model_state": variables.state} if self.model_state == "local" else {}
+        if self.local.keep_optimizer:
+            own |= {"optimizer": self.local.optimizer.init(variables.params)}
+            if not jax.tree.leaves(own["optimizer"]):
+                raise UserError(
+                    "keep_optimizer=True changes nothing: the clients' optimizer has no state; leave it out"
+                )
+        kept = self.private.cut(variables.params)[1]
+        return own | ({"private": kept} if kept else {}) | {"memory": self.init_client(variables)}
+
+    def round(self, link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
+        """One round: broadcast, the first exchange if there is one, local training, reduction, the server's step."""
         down_key, client_key, server_key = jax.random.split(key, 3)
-        (params, kept), model = private.cut(state.variables.params), state.variables.state
-        tree = {"params": params, "extra": extra(state)} | ({"state": model} if model_state == "average" else {})
+        (params, kept), model = self.private.cut(state.variables.params), state.variables.state
+        tree = {"params": params, "extra": self.extra(state)}
+        tree |= {"state": model} if self.model_state == "average" else {}
         received, link = link.broadcast(down_key, tree, cohort)
-
-        def start_of(received: PyTree, own: PyTree) -> Variables:
-            whole = private.merge(received["params"], own.get("private", {}))
-            return Variables(whole, own.get("model_state", received["state"]))
-
-        def with_state(received: PyTree) -> PyTree:
-            """What clients start from: the server's state of the model where none travels."""
-            return {"state": model} | received
-
-        told: PyTree = ()
-        excluded: Any = 0
-        if first is not None:
-
-            def ask(received, own, rows, key):
-                sent, weight = first.client(start_of(received, own), received["extra"], rows, key)
-                return Contribution(sent, weight, own, {})
-
-            ask_key, tell_key = jax.random.split(jax.random.fold_in(key, _FIRST))
-            answers, states, link = link.map_clients(
-                ask,
-                with_state(received),
-                cohort,
-                ask_key,
-                first.name,
-                aggregate=aggregate,
-                origin={},
-                steps=first.steps(cohort.size),
-            )
-            told, excluded = answers.mean, answers.report["excluded"]
-            cohort = cohort._replace(states=states)
-            mean, link = link.broadcast(tell_key, told, cohort._replace(valid=cohort.reached), first.name)
-            received = received | {"extra": received["extra"] | {first.name: mean}}
-
-        def run(shared, own, rows, key):
-            received, round_number = shared
-            start = start_of(received, own)
-            rows = rows._replace(optimizer=own["optimizer"]) if local.keep_optimizer else rows
-            out = client(start, received["extra"], own["memory"], rows, key, round_number)
-            sent = {n: private.cut(x)[0] if n in ("params", "update") else x for n, x in out.sent.items()}
-            new = {"memory": out.memory}
-            if local.keep_optimizer:
-                if not jax.tree.leaves(out.optimizer):
-                    check_not_kept(local, "this algorithm's client does not hand it on as ClientOutput.optimizer")
-                new |= {"optimizer": out.optimizer}
-            report = out.report
-            if "private" in own:
-                new |= {"private": private.cut(out.variables.params)[1]}
-                report = checked(report, new["private"])
-            if model_state == "average":
-                sent = sent | {"state": out.variables.state}
-            elif model_state == "local":
-                new |= {"model_state": out.variables.state}
-            return Contribution(sent, out.weight, new, report)
-
-        shared = with_state(received), link.round_number
         origin = {name: received[name] for name in ("params", "state") if name in received}
+        received = {"state": model} | received  # where none travels, clients start from the server's
+
+        first: PyTree = ()
+        excluded: Array | int = 0
+        if self.first is not None:
+            received, first, excluded, cohort, link = self._exchange_first(self.first, link, received, cohort, key)
         reduced, client_states, link = link.map_clients(
-            run,
-            shared,
+            self._trained,
+            (received, link.round_number),
             cohort,
             client_key,
-            codec=codec,
-            watch=watch,
-            aggregate=aggregate,
+            codec=per_path({name: none() for name in self.plain}, link.uplink) if self.plain else None,
+            watch=self.watch,
+            aggregate=self.aggregate,
             origin=origin,
-            steps=None if steps is None else steps(cohort.size),
+            steps=None if self.steps is None else self.steps(cohort.size),
         )
-        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, told)
+        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, first)
         with jax.named_scope("server"):
-            public = state._replace(variables=Variables(params, model))
-            step = server(public, mean, server_key)
-        new = Variables(private.merge(step.params, kept), reduced.mean.get("state", model))
+            step = self.server(state._replace(variables=Variables(params, model)), mean, server_key)
+        new = Variables(self.private.merge(step.params, kept), reduced.mean.get("state", model))
         stepped = ServerState(new, step.memory)
-        new_state = stepped if always else trees.select(reduced.weight > 0, stepped, state)
+        new_state = stepped if self.always else trees.select(reduced.weight > 0, stepped, state)
         report: dict[str, Any] = {**reduced.report, **step.report, "clients": reduced.clients}
         report["excluded"] += excluded
         return RoundOutput(new_state, client_states, link, report)
 
-    def personal(state: ServerState, own: PyTree) -> Variables:
+    def personal(self, state: ServerState, own: PyTree) -> Variables:
         """The global model with what of it is the client's own."""
-        params = private.cut(state.variables.params)[0]
-        model = own.get("model_state", state.variables.state)
-        return Variables(private.merge(params, own.get("private", {})), model)
+        return self._start({"params": self.private.cut(state.variables.params)[0], "state": state.variables.state}, own)
 
-    return Algorithm(local, start_state, start_client, round_, lambda state: state.variables, personal=personal)
+    def _start(self, received: PyTree, own: PyTree) -> Variables:
+        """The model that a client starts from."""
+        whole = self.private.merge(received["params"], own.get("private", {}))
+        return Variables(whole, own.get("model_state", received["state"]))
+
+    def _trained(self, shared: PyTree, own: PyTree, rows: ClientRows, key: Key) -> Contribution:
+        """A client's work in a round."""
+        received, round_number = shared
+        rows = rows._replace(optimizer=own["optimizer"]) if self.local.keep_optimizer else rows
+        out = self.client(self._start(received, own), received["extra"], own["memory"], rows, key, round_number)
+        sent = {n: self.private.cut(x)[0] if n in ("params", "update") else x for n, x in out.sent.items()}
+        new, report = {"memory": out.memory}, out.report
+        if self.local.keep_optimizer:
+            if not jax.tree.leaves(out.optimizer):
+                check_not_kept(self.local, "this algorithm's client does not hand it on as ClientOutput.optimizer")
+            new |= {"optimizer": out.optimizer}
+        if "private" in own:
+            new |= {"private": self.private.cut(out.variables.params)[1]}
+            report = checked(report, new["private"])
+        if self.model_state == "average":
+            sent = sent | {"state": out.variables.state}
+        elif self.model_state == "local":
+            new |= {"model_state": out.variables.state}
+        return Contribution(sent, out.weight, new, report)
+
+    def _exchange_first(
+        self, first: FirstExchange, link: Link, received: PyTree, cohort: Cohort, key: Key
+    ) -> tuple[PyTree, PyTree, Array, Cohort, Link]:
+        """Before clients train: (received with the mean, the mean, int32 clients left out, cohort, link)."""
+
+        def ask(received, own, rows, key):
+            sent, weight = first.client(self._start(received, own), received["extra"], rows, key)
+            return Contribution(sent, weight, own, {})
+
+        ask_key, answer_key = jax.random.split(jax.random.fold_in(key, _FIRST))
+        reduced, states, link = link.map_clients(
+            ask,
+            received,
+            cohort,
+            ask_key,
+            first.name,
+            aggregate=self.aggregate,
+            origin={},
+            steps=first.steps(cohort.size),
+        )
+        cohort = cohort._replace(states=states)
+        mean, link = link.broadcast(answer_key, reduced.mean, cohort._replace(valid=cohort.reached), first.name)
+        received = received | {"extra": received["extra"] | {first.name: mean}}
+        return received, reduced.mean, reduced.report["excluded"], cohort, link

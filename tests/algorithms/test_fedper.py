@@ -65,7 +65,7 @@ def test_a_client_whose_head_is_not_usable_is_left_out_and_keeps_it(toys):
     """A head that is finite and beyond what the server would bear of a body is as unusable as one that is NaN."""
 
     def spoil(local):
-        train = training_client(local, "params", "examples", 1.0)
+        train = training_client(local, "params", "examples")
 
         def client(start, extra, memory, rows, key, round_number):
             out = train(start, extra, memory, rows, key, round_number)

@@ -11,40 +11,18 @@ from fedjax8.algorithms.aggregators import norm_bound
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.hetlora import hetlora
 from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
-from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.codecs.none import none
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine.simulation import simulate
 from fedjax8.executors.loop import loop
 from fedjax8.executors.vmap import vmap
-from fedjax8.local import local_training, scheduled
+from fedjax8.local import local_training
 from fedjax8.models.mlp import mlp
 from fedjax8.types import ClientRows, Pool, Trained, Variables
 
 FLOAT32 = 2e-6
 ROWS = ([0.0, 1.0, 5.0], [2.0, -1.0], [3.0, 4.0, -2.0])
-
-
-def test_scaffold_with_several_steps_and_decay_follows_its_equations(toys):
-    """Full batches, three steps a round at rates 0.1 and 0.05: option II divides by the steps and by the rate of its
-    round."""
-    steps, decay, rounds = 3, 0.5, 3
-    halved = optax.exponential_decay(1.0, 1, decay)
-    make = lambda local: scaffold(scheduled(local, halved), learning_rate=toys.LEARNING_RATE)
-    sim = toys.build(make, toys.with_rows(ROWS), steps=steps, batch_size=3)
-    x, c, own = 0.0, 0.0, np.zeros(len(ROWS))
-    state = sim.init()
-    for number in range(rounds):
-        rate, ends = toys.LEARNING_RATE * decay**number, np.full(len(ROWS), x)
-        for _ in range(steps):
-            ends -= rate * ((ends - [np.mean(rows) for rows in ROWS]) - own + c)
-        new = own - c + (x - ends) / (steps * rate)
-        x, c, own = ends.mean(), c + (new - own).mean(), new
-        state, _ = sim.run_round(state)
-        assert float(sim.variables(state).params["x"]) == pytest.approx(x, abs=FLOAT32)
-        # The variate is a difference divided by S eta, 0.3 down to 0.075.
-        np.testing.assert_allclose(state.clients.arrays()["algorithm"]["memory"]["x"], own, atol=20 * FLOAT32)
 
 
 def test_the_full_gradient_weighs_rows_alike_where_the_last_batch_is_not_full(toys):

@@ -188,6 +188,38 @@ def test_files_that_pages_name_and_link_to_are_there():
     assert missing == []
 
 
+def test_every_paper_on_a_page_is_a_link_to_it():
+    papers = [
+        (name, number, link)
+        for name, text in PAGES.items()
+        for number, link in re.findall(r"arXiv (\d{4}\.\d{4,5})(?:\]\(([^)]*)\))?", text)
+    ]
+    assert papers
+    assert [paper for paper in papers if paper[2] != f"https://arxiv.org/abs/{paper[1]}"] == []
+
+
+def test_pages_are_in_american_spelling():
+    stems = ("learnt", "behaviour", "colour", "favour", "neighbour", "centre", "labelled", "labelling", "modelling")
+    verbs = ("optimi", "normali", "generali", "quanti", "initiali", "personali")
+    british = "|".join((*stems, *(f"{verb}s[ei]" for verb in verbs)))
+    found = [(name, word) for name, text in PAGES.items() for word in re.findall(british, text, re.IGNORECASE)]
+    assert found == []
+
+
+def test_every_equation_is_closed_and_has_pairs_of_delimiters():
+    for name, text in PAGES.items():
+        prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+        assert len(re.findall(r"^\$\$$", prose, re.MULTILINE)) % 2 == 0, name
+        for equation in re.findall(r"\$\$(.*?)\$\$", prose, re.DOTALL) + re.findall(r"(?<!\$)\$([^$]+)\$", prose):
+            bare = re.sub(r"\\[{}]", "", equation)
+            for opening, closing in (
+                (r"\{", r"\}"),
+                (r"\\left(?![a-z])", r"\\right(?![a-z])"),
+                (r"\\begin\{", r"\\end\{"),
+            ):
+                assert len(re.findall(opening, bare)) == len(re.findall(closing, bare)), (name, equation)
+
+
 def test_every_page_can_be_reached_from_the_first():
     listed = re.findall(
         r"^(?:[^<\n]*<)?([\w/*]+)>?$", "\n".join(blocks(PAGES["docs/index.md"], r"\{toctree\}")), re.MULTILINE

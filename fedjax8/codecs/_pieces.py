@@ -1,10 +1,12 @@
 """Blocks of a tree cut into pieces of limited size, and back: what `skip` chooses among."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fedjax8.types import Array
@@ -57,13 +59,15 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def take(piece: Sequence[Part], leaves: Mapping[str, Array]) -> dict[str, Array]:
-    """What a piece holds, by path name; ranges of matrices as matrices."""
+    """What a piece holds, by path name; ranges of matrices as matrices. Of shapes (`jax.ShapeDtypeStruct`) the shapes."""
     return {part.name: _slice(part, leaves[part.name]) for part in piece}
 
 
 def _slice(part: Part, x: Array) -> Array:
     if part.axis is None:
         return x
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.eval_shape(functools.partial(_slice, part), x)
     matrix = x if x.ndim == 1 else x.reshape(_matrix(x.shape))
     return matrix[part.start : part.stop] if part.axis == 0 else matrix[:, part.start : part.stop]
 

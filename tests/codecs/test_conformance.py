@@ -181,6 +181,13 @@ def which(request):
     return request.param
 
 
+def test_the_first_state_needs_the_shapes_of_a_tree_alone(codec):
+    """A run makes it from what it has traced, before there is a tree."""
+    shapes = jax.eval_shape(lambda: NORMAL)
+    found, expected = codec.init(shapes), codec.init(NORMAL)
+    assert trees.shapes(found) == trees.shapes(expected)
+
+
 def test_decoding_gives_back_the_structure_shapes_and_dtypes(name, which):
     _, decoded, _ = exchange(name, which)
     tree = TREES[which]

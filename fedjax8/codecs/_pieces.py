@@ -59,7 +59,7 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def take(piece: Sequence[Part], leaves: Mapping[str, Array]) -> dict[str, Array]:
-    """What a piece holds, by path name; ranges of matrices as matrices. Of shapes (`jax.ShapeDtypeStruct`) the shapes."""
+    """What a piece holds, by path name; ranges of matrices as matrices; of shapes the shapes."""
     return {part.name: _slice(part, leaves[part.name]) for part in piece}
 
 

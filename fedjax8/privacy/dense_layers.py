@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax8.types import Array, Batch, Key, Multiply, Product, PyTree, Variables
+from fedjax8.types import Array, Batch, BatchLoss, Key, Multiply, Product, PyTree, Variables
 
 
 class Layer(NamedTuple):
@@ -32,7 +32,7 @@ class Layer(NamedTuple):
     """What it gives, `[1, ..., E]`."""
 
 
-def find_layers(loss: Callable, variables: Variables, row: Batch, key: Key) -> dict[str, Layer]:
+def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, Layer]:
     """Layers by path, of a `loss` that takes `multiply`, for a batch of one row."""
     leaves, structure = jax.tree.flatten(variables.params)
     seen: list[tuple[str, int, Layer | None]] = []

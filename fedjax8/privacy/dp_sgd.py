@@ -16,8 +16,6 @@ is at most C long for any float32 values (`norms`); the rounding of the sum itse
 What the experiment code of FedPEFT does instead: see `noisy_sgd`.
 """
 
-from collections.abc import Callable
-
 import jax
 
 from fedjax8 import trees
@@ -26,7 +24,7 @@ from fedjax8.privacy.accounting import ExampleSteps, Facts, check_delta, least_n
 from fedjax8.privacy.gaussian import add_noise
 from fedjax8.privacy.norms import check_bound
 from fedjax8.privacy.per_example import clipped_sum
-from fedjax8.types import StepGradient
+from fedjax8.types import BatchGradient, BatchLoss, StepGradient
 from fedjax8.types.models import nothing
 
 
@@ -78,7 +76,7 @@ def dp_sgd(
         raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
     check_bound(clip, noised=noise_multiplier > 0)
 
-    def make(loss: Callable) -> Callable:
+    def make(loss: BatchLoss) -> BatchGradient:
         def gradient(variables, batch, key, expected):
             gradient_key, noise_key = jax.random.split(key)
             total, sums = clipped_sum(loss, variables, batch, gradient_key, clip, microbatch)

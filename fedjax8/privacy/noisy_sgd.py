@@ -9,13 +9,12 @@ and rounds are not composed. Hence there is no epsilon in the log. Use `dp_sgd` 
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 
 from fedjax8.privacy.accounting import check_delta
 from fedjax8.privacy.gaussian import add_noise
-from fedjax8.types import StepGradient
+from fedjax8.types import BatchGradient, BatchLoss, StepGradient
 
 
 def noisy_sgd(nominal_epsilon: float = 5.0, *, nominal_delta: float = 1e-3, nominal_clip: float = 1.0) -> StepGradient:
@@ -29,7 +28,7 @@ def noisy_sgd(nominal_epsilon: float = 5.0, *, nominal_delta: float = 1e-3, nomi
         raise ValueError(f"nominal_epsilon and nominal_clip must be above 0; got {nominal_epsilon} and {nominal_clip}")
     sigma = 2 * nominal_clip * math.sqrt(2 * math.log(1.25 / nominal_delta) / nominal_epsilon)
 
-    def make(loss: Callable) -> Callable:
+    def make(loss: BatchLoss) -> BatchGradient:
         def gradient(variables, batch, key, expected):
             gradient_key, noise_key = jax.random.split(key)
             of_params = lambda params: loss(variables._replace(params=params), batch, gradient_key)

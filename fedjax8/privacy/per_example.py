@@ -10,8 +10,6 @@ own rows cost and not what its lanes would. Memory: a group's worth of gradients
 see `dense_layers`.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -19,14 +17,14 @@ from fedjax8 import trees
 from fedjax8.errors import UserError
 from fedjax8.privacy import dense_layers as dense
 from fedjax8.privacy import norms
-from fedjax8.types import Array, Batch, Key, PyTree, Variables
+from fedjax8.types import Array, Batch, BatchLoss, Key, PyTree, Variables
 
 LARGEST = 1e30
 """Largest value of an example in the log: float32 can add up 10^8 of them."""
 
 
 def clipped_sum(
-    loss: Callable, variables: Variables, batch: Batch, key: Key, bound: float, group: int
+    loss: BatchLoss, variables: Variables, batch: Batch, key: Key, bound: float, group: int
 ) -> tuple[PyTree, dict[str, Array]]:
     """(Sum over the batch's examples of their clipped gradients, sums for the log).
 

@@ -192,8 +192,8 @@ def give_way(numbers: Iterable[int]) -> None:
 
     For the one in which gloo waits for the network. A part of a sum that arrives before this process asks for it stays
     where it is, and until then that thread is woken again and again: on the core that should come to the asking it
-    takes a whole time slice first, many times as long as the sum. Which thread is gloo's is not told, so all that were
-    started with it are treated alike, those that compute among them. Their share of a core is as before.
+    takes a whole time slice first, many times as long as the sum. Which thread is gloo's cannot be asked, so all that
+    were started with it are treated alike, those that compute among them. Their share of a core is as before.
     """
     for number in numbers:
         with contextlib.suppress(OSError):  # it has ended, or a container does not allow it

@@ -43,24 +43,24 @@ class Hosts(NamedTuple):
         return words[0][0], max(signal for _, signal in words) or None
 
     def ask(self, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What process 0 answers, which JSON must be able to say; its `UserError` is raised by all."""
-        told: dict[str, Any] = {}
+        """The answer of process 0, which must be JSON; its `UserError` is raised by all."""
+        reply: dict[str, Any] = {}
         if self.first:
             try:
-                told = {"answer": answer()}
+                reply = {"answer": answer()}
             except UserError as error:
-                told = {"error": str(error)}
-        text = json.dumps(told).encode()
+                reply = {"error": str(error)}
+        text = json.dumps(reply).encode()
         length = np.array([len(text)])
         length = self.spread(length)[0]
         text = self.spread(np.frombuffer(text.ljust(length)[:length], np.uint8)).tobytes()
-        told = json.loads(text)
-        if "error" in told:
-            raise UserError(told["error"])
-        return told["answer"]
+        reply = json.loads(text)
+        if "error" in reply:
+            raise UserError(reply["error"])
+        return reply["answer"]
 
     def check_same(self, what: str, content: Any) -> None:
-        """UserError, raised by all, unless all processes have the same content, which JSON must be able to say."""
+        """Raises UserError in all processes unless all have the same content, which must be JSON."""
         text = json.dumps(content, sort_keys=True, default=str).encode()
         digests = self.gather(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
         if (digests != digests[0]).any():
@@ -89,5 +89,5 @@ def _spread(tree: PyTree) -> PyTree:
     # As bytes: the devices have no 64-bit numbers, and a sum that adds 0 loses the sign of -0.
     tree = jax.tree.map(np.asarray, jax.device_get(tree))
     as_bytes = jax.tree.map(lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8), tree)
-    told = multihost_utils.broadcast_one_to_all(as_bytes)
-    return jax.tree.map(lambda x, like: np.array(x).view(like.dtype).reshape(like.shape), told, tree)
+    of_first = multihost_utils.broadcast_one_to_all(as_bytes)
+    return jax.tree.map(lambda x, like: np.array(x).view(like.dtype).reshape(like.shape), of_first, tree)

@@ -194,7 +194,7 @@ def node_at(params: PyTree, path: str) -> dict:
     return params
 
 
-class Layer(NamedTuple):
+class LayerShapes(NamedTuple):
     """A dense or convolution layer, by the shapes of its product."""
 
     x: tuple[int, ...]
@@ -202,14 +202,14 @@ class Layer(NamedTuple):
     y: tuple[int, ...]
 
 
-def layers_of(model: Model, variables: Variables, batch: Batch) -> dict[str, Layer]:
+def layers_of(model: Model, variables: Variables, batch: Batch) -> dict[str, LayerShapes]:
     """Every layer that asks `multiply`, by path, in the order of their last call. Traced, not run."""
-    found: dict[str, Layer] = {}
+    found: dict[str, LayerShapes] = {}
 
     def record(path, product, x, kernel):
         y = product.forward(x, kernel)
         found.pop(path, None)
-        found[path] = Layer(x.shape, kernel.shape, y.shape)
+        found[path] = LayerShapes(x.shape, kernel.shape, y.shape)
         return y
 
     jax.eval_shape(lambda variables, batch: model.apply(variables, batch, multiply=record)[0], variables, batch)

@@ -39,21 +39,23 @@ MATTERS = (
 """Fields of a config that decide which setting is fastest."""
 
 
-class Setting(NamedTuple):
+class ExecutorSetting(NamedTuple):
     """What is tuned."""
 
     chunk: int
     num_devices: int
 
 
-def search(seconds: Callable[[Setting], float], start: Setting, most: int, fewer_devices: bool) -> Setting:
+def search(
+    seconds: Callable[[ExecutorSetting], float], start: ExecutorSetting, most: int, fewer_devices: bool
+) -> ExecutorSetting:
     """The fastest setting on the way from `start`: chunks grow up to `most`, then devices are halved if that is asked.
 
     `seconds` measures one; a setting that fails for want of memory takes infinitely long.
     """
     best, least = start, seconds(start)
 
-    def follow(change: Callable[[Setting], Setting]) -> None:
+    def follow(change: Callable[[ExecutorSetting], ExecutorSetting]) -> None:
         nonlocal best, least
         while (trial := change(best)) != best:
             taken = seconds(trial)
@@ -81,7 +83,7 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
     if key not in known:
         found = search(
             lambda setting: _measure(config, data_dir, setting, say),
-            Setting(default_chunk(), jax.local_device_count()),
+            ExecutorSetting(default_chunk(), jax.local_device_count()),
             most=max(1, -(-config.cohort_size // jax.local_device_count())),
             fewer_devices=jax.default_backend() == "cpu",
         )
@@ -106,7 +108,7 @@ def remembered(cache: Path) -> dict[str, dict[str, int]]:
     except OSError:
         return {}
     fits = lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 31
-    whole = lambda setting: isinstance(setting, dict) and set(setting) == set(Setting._fields)
+    whole = lambda setting: isinstance(setting, dict) and set(setting) == set(ExecutorSetting._fields)
     return {key: setting for key, setting in found.items() if whole(setting) and all(map(fits, setting.values()))}
 
 
@@ -118,7 +120,7 @@ def key_of(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _measure(config: ConfigDict, data_dir: str | None, setting: Setting, say: Callable[[str], None]) -> float:
+def _measure(config: ConfigDict, data_dir: str | None, setting: ExecutorSetting, say: Callable[[str], None]) -> float:
     """Seconds of a round, the fastest of a few."""
     trial = ConfigDict(config, convert_dict=False)
     trial.executor = component("auto", **setting._asdict())

@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from bench_codecs import CODECS
 from bench_floor import matmul_clock, products_of, shape_floor
 from bench_machine import in_own_process, peak_memory_bytes
-from bench_workloads import PRECISIONS, WORKLOADS, Run, Variant, experiment_config, prepare, variants
+from bench_workloads import PRECISIONS, WORKLOADS, PreparedRun, Variant, experiment_config, prepare, variants
 
 _WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], f"What to run: {', '.join(WORKLOADS)}, or all.")
 _PRECISION = flags.DEFINE_list(
@@ -50,7 +50,7 @@ COMPILE_EVENTS = {
 }
 
 
-def floor_of(run: Run) -> tuple[int, Any]:
+def floor_of(run: PreparedRun) -> tuple[int, Any]:
     """(multiply-adds of a sample, what the shape floor is computed from)."""
     import jax
 
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
         if _WORKER.value:
             print(json.dumps(run_workload(names[0], chosen, _ROUNDS.value, _CHUNK.value)))
             return
-        for variant in chosen:  # a mistake is told before anything is measured
+        for variant in chosen:  # a mistake is reported before anything is measured
             experiment_config(WORKLOADS[names[0]], variant.precision, variant.overrides)
     except (UserError, ValueError) as error:
         sys.exit(f"bench: {error}")

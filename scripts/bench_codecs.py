@@ -33,7 +33,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "codebook": {},
     "evofed": {},
 }
-"""Settings that differ from a factory's own. FP8 by the largest value, since updates have no learnt clips."""
+"""Settings that differ from a factory's own. FP8 by the largest value, since updates have no learned clips."""
 SECONDS = 1.0
 """Timing of one direction ends after about this long."""
 FEWEST, MOST = 3, 25

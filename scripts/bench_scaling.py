@@ -29,7 +29,7 @@ from typing import Any
 from absl import app, flags, logging
 from bench_floor import matmul_clock
 from bench_machine import in_own_process, peak_memory_bytes, resident_peak_bytes
-from bench_workloads import WORKLOADS, Run, Workload, experiment_config, prepare
+from bench_workloads import WORKLOADS, PreparedRun, Workload, experiment_config, prepare
 
 _PARTS = flags.DEFINE_list("parts", ["cohort", "clients", "hosts"], "What to run: cohort, clients, hosts.")
 _ROUNDS = flags.DEFINE_integer("rounds", 21, "Timed rounds of each setting; the median is reported.", lower_bound=1)
@@ -52,7 +52,7 @@ def of_clients(count: int) -> Workload:
     return WORKLOADS["W5"]._replace(partition=("windows", equal), clients=count, cohort=100, batch=20)
 
 
-def start(workload: Workload, chunk: int) -> Run:
+def start(workload: Workload, chunk: int) -> PreparedRun:
     """The workload, ready to run; brings up JAX first, so that this is not part of its start-up."""
     from fedjax8.train import set_up_devices
 

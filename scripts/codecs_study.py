@@ -114,8 +114,8 @@ def run_cell(method: str, split: str) -> dict[str, Any]:
         states, lines = advance(states, [min(2 - done % 2, _ROUNDS.value - done)] * len(states))
         if states[0].round % 2 and states[0].round < _ROUNDS.value:
             continue
-        for experiment, state, told, kept in zip(experiments, states, lines, seeds, strict=True):
-            line = told[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
+        for experiment, state, own_lines, kept in zip(experiments, states, lines, seeds, strict=True):
+            line = own_lines[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
             kept.append({name: line[name] for name in ("round", "test_accuracy", "uplink_bytes", "downlink_bytes")})
     return {"method": method, "split": split, "seeds": seeds, "seconds": time.perf_counter() - begun}
 

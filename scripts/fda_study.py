@@ -119,8 +119,8 @@ def trace() -> None:
     )
     for axis, cell in zip(axes[:, 0], chosen, strict=True):
         per_epoch = steps_of_an_epoch(experiment_of(cell))
-        told = [("algorithm.record_steps", "True"), ("algorithm.measure_variance", "True")]
-        simulation = experiment_of(cell, [("client.steps", str(per_epoch)), *told]).simulation
+        measures = [("algorithm.record_steps", "True"), ("algorithm.measure_variance", "True")]
+        simulation = experiment_of(cell, [("client.steps", str(per_epoch)), *measures]).simulation
         state, lines = simulation.init(), []
         for _ in range(_EPOCHS.value):
             state, line = simulation.run_round(state)

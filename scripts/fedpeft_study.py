@@ -60,10 +60,10 @@ def run_seeds(config: Any, seeds: list[int]) -> list[dict[str, Any]]:
     states, lines = [e.simulation.init() for e in experiments], [[] for _ in experiments]
     while (done := states[0].round) < config.rounds:
         # A call may do fewer rounds than asked for.
-        states, told = advance(states, [min(every - done % every, config.rounds - done)] * len(states))
+        states, new_lines = advance(states, [min(every - done % every, config.rounds - done)] * len(states))
         if states[0].round % every and states[0].round < config.rounds:
             continue
-        for experiment, state, own, kept in zip(experiments, states, told, lines, strict=True):
+        for experiment, state, own, kept in zip(experiments, states, new_lines, lines, strict=True):
             line = own[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
             names = ("round", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "epsilon")
             kept.append({name: line[name] for name in names if name in line})

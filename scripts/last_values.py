@@ -13,14 +13,14 @@ import numpy as np
 from absl import app, flags
 
 from fedjax8.errors import UserError
-from fedjax8.results.runs import Run, read_settings
+from fedjax8.results.runs import RunFolder, read_settings
 
 _VALUES = flags.DEFINE_list(
     "values", ["test_accuracy"], "Keys of metrics.jsonl, each at the last round that logged it."
 )
 
 
-def last(run: Run, name: str) -> float:
+def last(run: RunFolder, name: str) -> float:
     """The last value logged under that name, NaN if there is none."""
     logged = run.metrics.get(name, np.array([]))
     logged = logged[np.isfinite(logged)]

@@ -97,10 +97,10 @@ def pretrain(out: str) -> None:
             number += 1
             variables, moments, value = step(variables, moments, batch_of(chosen), jax.random.fold_in(key, number))
             losses.append(value)
-        told = evaluate(variables)
+        metrics = evaluate(variables)
         print(
             f"epoch {epoch}: loss {np.mean([float(x) for x in losses]):.4f}, test accuracy "
-            f"{told['test_accuracy']:.4f}, {time.perf_counter() - begun:.0f} s",
+            f"{metrics['test_accuracy']:.4f}, {time.perf_counter() - begun:.0f} s",
             flush=True,
         )
     save_params(out, variables.params)

@@ -28,7 +28,7 @@ from fedjax8 import paths, trees
 from fedjax8.adapters._extended import extended
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-from fedjax8.paths import Layer
+from fedjax8.paths import LayerShapes
 from fedjax8.types import Array, Key, Model, Product, PyTree, Variables
 
 NODE, A, B, MIDDLE, SCALE = "lora", "a", "b", "middle", "scale"
@@ -42,7 +42,7 @@ def is_factor(name: str) -> bool:
     return name.split("/")[-2:-1] == [NODE]
 
 
-def _why_not(layer: Layer) -> str | None:
+def _why_not(layer: LayerShapes) -> str | None:
     """Why a layer cannot have factors, or None if it can."""
     x, kernel, y = layer
     if not x:
@@ -54,12 +54,12 @@ def _why_not(layer: Layer) -> str | None:
     return None
 
 
-def target_layers(layers: dict[str, Layer], targets: Sequence[str], trained: set[str]) -> dict[str, Layer]:
+def target_layers(layers: dict[str, LayerShapes], targets: Sequence[str], trained: set[str]) -> dict[str, LayerShapes]:
     """The layers that get factors: those that match and can have them, without those whose kernel is trained anyway.
 
     Raises UserError if a pattern matches no layer, or none that is left.
     """
-    chosen: dict[str, Layer] = {}
+    chosen: dict[str, LayerShapes] = {}
     for pattern in targets:
         refused = {}
         for path in paths.matching([pattern], list(layers), "lora"):
@@ -118,13 +118,13 @@ def lora(
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
     targets, train = paths.as_patterns(targets), paths.as_patterns(train)
 
-    def trained_in_full(layers: dict[str, Layer]) -> set[str]:
+    def trained_in_full(layers: dict[str, LayerShapes]) -> set[str]:
         patterns = ["*" if wanted == "full" else wanted for wanted in train if wanted not in ("head", "bias")]
         kernels = {path: f"{path}/kernel" if path else "kernel" for path in layers}
         full = {path for path, name in kernels.items() if paths.matches(name, patterns)}
         return full | (set(list(layers)[-1:]) if {"head", "bias"} & set(train) else set())
 
-    def factors(key: Key, layer: Layer) -> dict[str, Array]:
+    def factors(key: Key, layer: LayerShapes) -> dict[str, Array]:
         *front, d = layer.kernel
         fan_in = math.prod(front)
         a_key, b_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Visual prompts: learnt tokens that a frozen transformer's blocks see beside their own.
+"""Visual prompts: learned tokens that a frozen transformer's blocks see beside their own.
 
     deep       before block l:   x <- [x, P_l]     behind it:       x <- x without its last p tokens
     shallow    before the first: x <- [x, P]       behind the last: likewise

@@ -8,7 +8,7 @@ everything but the outputs, in one axis (`as_matrices`). A client of weight 0 ma
   is zero where all A_i or all B_i are equal, as in FFA-LoRA.
 - `stack`: FLoRA (arXiv 2409.05976), exact with rank C r, for clients of different ranks too (pad with zeros).
 - `residual`: FedEx-LoRA (arXiv 2410.09432), what `mean` is off by, of rank (C - 1) r at most.
-- `by_norm`, `truncate`: HetLoRA (arXiv 2401.06432), means weighted by the size of what a client learnt, between
+- `by_norm`, `truncate`: HetLoRA (arXiv 2401.06432), means weighted by the size of what a client learned, between
   clients of different ranks.
 """
 
@@ -84,7 +84,7 @@ def frobenius(clients: Factors) -> Array:
 def by_norm(clients: Factors, valid: Array) -> Array:
     """HetLoRA: float32 weights `[C]` in proportion to `frobenius`, over the clients where `valid` is 1.
 
-    Equal weights where nobody has learnt anything yet.
+    Equal weights where nobody has learned anything yet.
     """
     norms = frobenius(clients) * valid
     some = jnp.sum(norms) > 0

@@ -242,8 +242,8 @@ def fda(
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
         """No synchronization, or one at every check; the first model in the first round alone."""
         checks = steps // check_every, -(-steps // check_every)
-        told = {c: checks[0] for c in channels if c.name in (MONITOR, DECISION) and not c.part}
-        return told, {c: 1 if c.name == START else checks[1] for c in channels}
+        fewest = {c: checks[0] for c in channels if c.name in (MONITOR, DECISION) and not c.part}
+        return fewest, {c: 1 if c.name == START else checks[1] for c in channels}
 
     def start(variables: Variables) -> lockstep.Worker:
         worker, count = lockstep.start_worker(local, variables), len(units(variables.params).names)

@@ -105,7 +105,7 @@ def fda_opt(
     if monitor.sends is None or monitor.directed or monitor.exact:
         raise ValueError("fda_opt needs a monitor that tells of clients without a direction: sketch, naive or gm")
     check_not_kept(local, "fda_opt begins every round with a new state")
-    plain, told = none(), monitor.sends
+    plain, state_of = none(), monitor.sends
 
     def init(variables: Variables) -> FdaOptState:
         check_restarts(local.optimizer.init(variables.params))
@@ -128,8 +128,8 @@ def fda_opt(
             training = Training(worker.variables, worker.optimizer, nothing, start.params)
             done = local.advance(training, rows, key, units * steps, jnp.where(rows.size > 0, steps, 0))
             new = Worker(done.variables, done.optimizer, worker.steps + 1)
-            sent = told(trees.subtract(new.variables.params, start.params), (), threshold)
-            report = lockstep.checked(done.report, done.variables)
+            sent = state_of(trees.subtract(new.variables.params, start.params), (), threshold)
+            report = lockstep.nan_if_unusable(done.report, done.variables)
             return Contribution(sent, weight_of(new, rows, units + 1), new, report)
 
         def unit(at: Unit) -> Unit:

@@ -63,7 +63,7 @@ class Loop(NamedTuple):
     """float32 `[S]` of each step, where steps are recorded."""
 
 
-class Steps(NamedTuple):
+class FdaSteps(NamedTuple):
     """What a round of `fda` is made of."""
 
     plain: Callable[[Loop, Cohort, Key], Loop]
@@ -73,7 +73,7 @@ class Steps(NamedTuple):
     estimates: Callable[[Loop, Cohort, Key, Reduced | None], tuple[dict[str, Array], dict[str, Array]]]
     """H of each unit, and the true variance of each if it is wanted."""
     decide: Callable[[Loop, Cohort, Key, dict[str, Array]], tuple[Loop, Array]]
-    """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
+    """From H of each unit, bool `[units]`: which are to be averaged. Every worker receives the decision."""
     synchronize: Callable[..., Loop]
     """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean; nothing does without a worker of
     any weight."""
@@ -93,7 +93,7 @@ def fda_steps(
     model_state: str,
     weighting: str,
     with_variance: bool,
-) -> Steps:
+) -> FdaSteps:
     """The steps for these settings; see `fda`. `units` gives the units of a tree of parameters."""
     plain = none()
 
@@ -125,13 +125,13 @@ def fda_steps(
     def monitored_step(loop: Loop, cohort: Cohort, key) -> tuple[Loop, Reduced | None]:
         if monitor.sends is None:
             return plain_step(loop, cohort, key), None
-        server, told = loop.server, monitor.sends
+        server, state_of = loop.server, monitor.sends
 
         def work(server, worker, rows, key):
             new, report = lockstep.one_step(local, worker, server.common.params, rows, key)
             shares = units(server.common.params).shares
             sent = {
-                name: told(drift, server.direction.get(name, ()), server.threshold * shares[name])
+                name: state_of(drift, server.direction.get(name, ()), server.threshold * shares[name])
                 for name, drift in drifts(server.common, new).items()
             }
             return Contribution(sent, weight_of(new, rows, server.steps + 1), new, report)
@@ -236,4 +236,4 @@ def fda_steps(
         server = loop.server
         return trees.select(weight > 0, found, trees.select(server.syncs > syncs_before, server.common, server.mean))
 
-    return Steps(plain_step, monitored_step, estimates, decide, synchronize, caught_up, mean)
+    return FdaSteps(plain_step, monitored_step, estimates, decide, synchronize, caught_up, mean)

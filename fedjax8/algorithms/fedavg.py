@@ -55,7 +55,7 @@ def training_client(local: LocalTraining, payload: str, weighting: str) -> Calla
 def averaging_server(
     local: LocalTraining, payload: str, server_learning_rate: float, refine: Refinement
 ) -> Callable[..., ServerOutput]:
-    """The server of FedAvg and of all that differ from it on the clients alone: a step towards their mean, refined."""
+    """The server of FedAvg and of all that differ from it on the clients alone: a step toward their mean, refined."""
 
     def average(params: PyTree, mean: Aggregate) -> PyTree:
         if payload == "params" and server_learning_rate == 1.0:

@@ -54,7 +54,7 @@ CODEBOOK = "codebook"
 """Name of the C-messages."""
 
 
-class Stored(NamedTuple):
+class FedCodeMemory(NamedTuple):
     """What a client keeps."""
 
     model: dict[str, PyTree]
@@ -69,10 +69,10 @@ class Stored(NamedTuple):
     """bool: whether this round's message is a W-message."""
 
 
-class Trained(NamedTuple):
+class FedCodeClient(NamedTuple):
     """A client between its training and its message."""
 
-    stored: Stored
+    stored: FedCodeMemory
     report: dict[str, Array]
     """Of its training; zeros where that gave no finite model."""
 
@@ -128,12 +128,12 @@ def fedcode(
     whole = codebook(clusters, scope=scope, cluster_state=cluster_state)
     cluster, plain = clustering(clusters, scope=scope, cluster_state=cluster_state), none()
 
-    def init_client(variables: Variables) -> Stored:
+    def init_client(variables: Variables) -> FedCodeMemory:
         model = {"params": variables.params, "state": variables.state}
         books = trees.zeros_like(jax.eval_shape(cluster.codebooks, model))
-        return Stored(model, books, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
+        return FedCodeMemory(model, books, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
 
-    def train(shared, before: Trained, rows, key) -> tuple[Partial, Trained]:
+    def train(shared, before: FedCodeClient, rows, key) -> tuple[Partial, FedCodeClient]:
         (received, books, r), own = shared, before.stored
         start = trees.select(own.full, received, cluster.snap(own.model, books))
         start = Variables(local.model.project(start["params"]), start["state"])
@@ -141,19 +141,19 @@ def fedcode(
         model = {"params": out.variables.params, "state": out.variables.state}
         own_books = cluster.codebooks(model)
         model = cluster.snap(model, own_books)
-        stored = Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
-        return Partial(()), Trained(stored, lockstep.checked(out.report, out.variables))
+        stored = FedCodeMemory(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
+        return Partial(()), FedCodeClient(stored, lockstep.nan_if_unusable(out.report, out.variables))
 
-    def sent(r, own: Trained, rows, tree: PyTree, weighting: str) -> Contribution:
+    def sent(r, own: FedCodeClient, rows, tree: PyTree, weighting: str) -> Contribution:
         """A client whose training gave no finite model sends what it has stored, with weight 0."""
         failed = own.stored.trained != r
         weight = jnp.where(failed, 0.0, client_weight(weighting, rows.size))
         return Contribution(tree, weight, own, own.report | {"failed": failed.astype(jnp.int32)})
 
-    def send_model(r, own: Trained, rows, key) -> Contribution:
+    def send_model(r, own: FedCodeClient, rows, key) -> Contribution:
         return sent(r, own, rows, own.stored.model, weighting)
 
-    def send_codebooks(r, own: Trained, rows, key) -> Contribution:
+    def send_codebooks(r, own: FedCodeClient, rows, key) -> Contribution:
         return sent(r, own, rows, {"codebooks": own.stored.codebooks}, "uniform")
 
     def to_union(tree: PyTree, books: tuple[Array, ...], there: Array) -> PyTree:
@@ -175,7 +175,7 @@ def fedcode(
 
         some_rows = ClientRows(link.pool, cohort.start[0], cohort.size[0])
         report = lockstep.on_all(cohort.ids, lockstep.no_report(local, state, some_rows))
-        before = Trained(stored._replace(full=needs), report)
+        before = FedCodeClient(stored._replace(full=needs), report)
         cohort = cohort._replace(states=cohort.states | {"algorithm": before})
         _, _, states, link = link.on_clients(train, (received, books["codebooks"], r), cohort, train_key)
 
@@ -193,15 +193,15 @@ def fedcode(
         any_models = link.count(sends) > 0
         link, states, (mean, weight, senders, report) = jax.lax.cond(any_models, models, no_models, (link, states))
         now = cohort._replace(valid=valid & ~sends, states=states)
-        told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
+        collected, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
 
         with jax.named_scope("server"):
-            there = told.weights > 0
-            snapped = trees.select(jnp.any(there), to_union(tree, told.tree["codebooks"], there), tree)
+            there = collected.weights > 0
+            snapped = trees.select(jnp.any(there), to_union(tree, collected.tree["codebooks"], there), tree)
             new = trees.select(weight > 0, mean, snapped)
-        report = trees.add(report, told.report)
+        report = trees.add(report, collected.report)
         failed = report.pop("failed")
-        report |= {"excluded": report["excluded"] + failed, "clients": senders + told.clients - failed}
+        report |= {"excluded": report["excluded"] + failed, "clients": senders + collected.clients - failed}
         states = states | {"algorithm": states["algorithm"].stored}
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 

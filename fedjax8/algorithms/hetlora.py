@@ -121,16 +121,16 @@ def hetlora(
         shared = start, stacked, state.variables.state
         placed = cohort._replace(states=cohort.states | {"algorithm": place})
         codec = _by_rank(link.uplink, len(distinct))
-        told, client_states, link = link.collect(client, shared, placed, client_key, codec=codec)
+        collected, client_states, link = link.collect(client, shared, placed, client_key, codec=codec)
         with jax.named_scope("server"):
-            total = jnp.sum(told.weights)
-            p = told.weights / jnp.where(total > 0, total, 1.0)
-            mean = jax.tree.map(lambda x: jnp.tensordot(p, x, 1), told.tree["params"])
-            merged = {path: _mean_by_norm(pair, p > 0) for path, pair in _joined(told.tree["blocks"]).items()}
+            total = jnp.sum(collected.weights)
+            p = collected.weights / jnp.where(total > 0, total, 1.0)
+            mean = jax.tree.map(lambda x: jnp.tensordot(p, x, 1), collected.tree["params"])
+            merged = {path: _mean_by_norm(pair, p > 0) for path, pair in _joined(collected.tree["blocks"]).items()}
             new = _with_pairs(trees.map_named(lambda name, leaf: mean.get(name, leaf), params), merged)
         stepped = ServerState(Variables(local.model.project(new), state.variables.state), ())
         client_states = client_states | {"algorithm": cohort.memory}
-        report = told.report | {"clients": told.clients}
+        report = collected.report | {"clients": collected.clients}
         return RoundOutput(trees.select(total > 0, stepped, state), client_states, link, report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:

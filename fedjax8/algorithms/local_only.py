@@ -10,7 +10,7 @@ Traffic: none. Codecs have nothing to encode, and no client is late for a deadli
 
 import jax
 
-from fedjax8.algorithms.lockstep import checked as within_bounds
+from fedjax8.algorithms.lockstep import nan_if_unusable
 from fedjax8.algorithms.parts import ServerState
 from fedjax8.errors import UserError
 from fedjax8.given import checked
@@ -30,7 +30,7 @@ def local_only(local: LocalTraining) -> Algorithm:
 
     def work(_, own: Variables, rows, key):
         out = local.train(own, rows, key)
-        return Partial(within_bounds(out.report, out.variables)), out.variables
+        return Partial(nan_if_unusable(out.report, out.variables)), out.variables
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         if link.attack.send is not None:

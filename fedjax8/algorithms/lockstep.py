@@ -53,10 +53,10 @@ def one_step(
     """
     nothing = no_report(local, worker.variables, rows)
     done = local.advance(Training(worker.variables, worker.optimizer, nothing, origin), rows, key, 0, 1)
-    return Worker(done.variables, done.optimizer, worker.steps + 1), checked(done.report, done.variables)
+    return Worker(done.variables, done.optimizer, worker.steps + 1), nan_if_unusable(done.report, done.variables)
 
 
-def checked(report: dict[str, Array], variables: PyTree) -> dict[str, Array]:
+def nan_if_unusable(report: dict[str, Array], variables: PyTree) -> dict[str, Array]:
     """`report`, NaN where the model is beyond `trees.LARGEST`: such a client is left out, as one with NaN in it is.
 
     For clients that keep a model, or a part of one, which is not what they send.

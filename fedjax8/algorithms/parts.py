@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax8 import trees
-from fedjax8.algorithms.lockstep import checked
+from fedjax8.algorithms.lockstep import nan_if_unusable
 from fedjax8.codecs.none import none
 from fedjax8.codecs.per_path import per_path
 from fedjax8.errors import UserError
@@ -206,7 +206,7 @@ def from_parts(
             """What clients start from: the server's state of the model where none travels."""
             return {"state": model} | received
 
-        told: PyTree = ()
+        first_mean: PyTree = ()
         excluded: Any = 0
         if first is not None:
 
@@ -225,9 +225,9 @@ def from_parts(
                 origin={},
                 steps=first.steps(cohort.size),
             )
-            told, excluded = answers.mean, answers.report["excluded"]
+            first_mean, excluded = answers.mean, answers.report["excluded"]
             cohort = cohort._replace(states=states)
-            mean, link = link.broadcast(tell_key, told, cohort._replace(valid=cohort.reached), first.name)
+            mean, link = link.broadcast(tell_key, first_mean, cohort._replace(valid=cohort.reached), first.name)
             received = received | {"extra": received["extra"] | {first.name: mean}}
 
         def run(shared, own, rows, key):
@@ -244,7 +244,7 @@ def from_parts(
             report = out.report
             if "private" in own:
                 new |= {"private": private.cut(out.variables.params)[1]}
-                report = checked(report, new["private"])
+                report = nan_if_unusable(report, new["private"])
             if model_state == "average":
                 sent = sent | {"state": out.variables.state}
             elif model_state == "local":
@@ -264,7 +264,7 @@ def from_parts(
             origin=origin,
             steps=None if steps is None else steps(cohort.size),
         )
-        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, told)
+        mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, first_mean)
         with jax.named_scope("server"):
             public = state._replace(variables=Variables(params, model))
             step = server(public, mean, server_key)

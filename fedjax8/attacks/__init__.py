@@ -2,7 +2,7 @@
 
     sign_flip         send their change turned round
     gaussian          send noise
-    label_flip        train on wrong labels, and send what they learnt
+    label_flip        train on wrong labels, and send what they learned
     inner_product     send the honest clients' mean turned round (they collude)
     little_is_enough  send what is just within the honest clients' spread (they collude)
 

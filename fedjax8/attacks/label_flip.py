@@ -1,7 +1,7 @@
 """Label flip: attackers train on label c - 1 - y in place of y (Biggio et al. 2012, "Poisoning Attacks against Support
 Vector Machines", for two classes; this mapping of c classes as in Fang et al. 2020, arXiv 1911.11815, section 5).
 
-They send what they learnt, so that this works with every algorithm and looks like data.
+They send what they learned, so that this works with every algorithm and looks like data.
 """
 
 import jax.numpy as jnp

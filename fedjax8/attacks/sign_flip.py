@@ -7,7 +7,7 @@ from fedjax8.types import Attack
 
 
 def sign_flip(share: float = 0.2, scale: float = 1.0, *, count: int | None = None, seed: int = 0) -> Attack:
-    """Attackers that send -`scale` times what they learnt.
+    """Attackers that send -`scale` times what they learned.
 
     Args:
       share: of the registered clients, the share that attacks, drawn by `seed`.

@@ -5,8 +5,8 @@
     best_checkpoint   keeps the model that was best so far
     plateau           lowers the clients' step size where a metric stalls
 
-Process 0 decides and the others are told. What a callback remembers is part of checkpoints, so that a resumed run
-decides alike.
+Process 0 decides and sends the decision to the others. What a callback remembers is part of checkpoints, so that a
+resumed run decides alike.
 """
 
 from fedjax8.callbacks.base import Callback, Decision, Moment

@@ -35,7 +35,7 @@ class DeltaState(NamedTuple):
 def delta(codec: Codec) -> Codec:
     """Codec that sends differences to the last decoded tree through `codec`.
 
-    A clip's difference is no scale: with trees that hold learnt clips use `fp8(clip="max")` inside.
+    A clip's difference is no scale: with trees that hold learned clips use `fp8(clip="max")` inside.
 
     Args:
       codec: one that contracts, or does once it is scaled, as for `error_feedback`; then a factor for each leaf travels

@@ -22,7 +22,7 @@ from fedjax8.types import Array, Codec, PyTree
 
 
 @struct.dataclass
-class Drawn:
+class RandomEntries:
     """A message; one entry in `values` for the model, or for each tensor."""
 
     values: tuple[Array, ...]
@@ -66,10 +66,10 @@ def randomk(share: float = 0.01, *, count: int | None = None, scope: str = "mode
         vectors, others, layout = _flat.flatten(tree, scope)
         sizes = _flat.group_sizes(layout)
         if everything(sizes):
-            return Drawn(tuple(x[None] for x in vectors), None, others, layout), state
+            return RandomEntries(tuple(x[None] for x in vectors), None, others, layout), state
         seed = jax.random.bits(key, (2,), jnp.uint32)
         values = tuple(x[None, at] for x, at in zip(vectors, draw(seed, sizes), strict=True))
-        return Drawn(values, seed, others, layout), state
+        return RandomEntries(values, seed, others, layout), state
 
     def decode(state, message):
         sizes = _flat.group_sizes(message.layout)

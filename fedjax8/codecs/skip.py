@@ -43,7 +43,7 @@ class Kept:
     """Leaves that are not float32."""
     structure: Any = struct.field(pytree_node=False)
     names: tuple[str, ...] = struct.field(pytree_node=False)
-    pieces: tuple[tuple[_pieces.Part, ...], ...] = struct.field(pytree_node=False)
+    pieces: tuple[tuple[_pieces.Slice, ...], ...] = struct.field(pytree_node=False)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = struct.field(pytree_node=False)
     """Of the float32 leaves, by path name."""
 
@@ -76,7 +76,7 @@ def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> C
         matches = (p for p in patterns if fnmatch.fnmatchcase(name, p))
         return ("pattern", pattern) if (pattern := next(matches, None)) else ("module", name.split("/")[:2][-1])
 
-    def split(tree: PyTree) -> tuple[dict[str, Array], dict[str, Array], list[tuple[_pieces.Part, ...]]]:
+    def split(tree: PyTree) -> tuple[dict[str, Array], dict[str, Array], list[tuple[_pieces.Slice, ...]]]:
         """The float32 leaves, the others, and the pieces of the blocks."""
         named = trees.named_leaves(tree)
         leaves = {name: x for name, x in named.items() if trees.is_float32(x)}

@@ -8,7 +8,7 @@ no uplink bytes; where a round has several messages, those that arrived before a
 keep the state they had before the round. The server averages over those that
 are left, with weights that sum to 1. Under `random` these are a uniform sample of the cohort, so that the mean is
 unbiased as that of a smaller cohort is. Under `deadline` the same clients are lost again and again, and the mean leans
-towards fast clients with few examples: that is the bias of such systems, and is not corrected.
+toward fast clients with few examples: that is the bias of such systems, and is not corrected.
 """
 
 from fedjax8.dropouts._round import with_dropout

@@ -27,8 +27,8 @@ class Carried(NamedTuple):
     down_states: dict[str, PyTree]
 
 
-class Settings(NamedTuple):
-    """What a call is told, the same on every device."""
+class CallArguments(NamedTuple):
+    """Arguments of a call of several rounds, the same on every device."""
 
     order: PyTree
     """As in `Pool`."""
@@ -64,11 +64,11 @@ class Begun(NamedTuple):
 
     plan: Plan
     carried: Carried
-    settings: Settings
+    settings: CallArguments
     share: Share
 
 
-class Outcome(NamedTuple):
+class RoundOutcome(NamedTuple):
     """What a round leaves for the log, or what all of them do, under a leading axis `[R]`."""
 
     report: dict[str, Any]
@@ -89,7 +89,7 @@ def call_program(
     downlink: Codec,
     executor: Executor,
     num_clients: int,
-    outcome: Outcome,
+    outcome: RoundOutcome,
     usual: int | None = None,
 ) -> Callable:
     """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
@@ -135,7 +135,7 @@ def call_program(
             usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
             places = jnp.where(usable, slots, most_slots)
             states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
-            left = Outcome(out.report, link.measured, link.sent, link.left_out, ~usable)
+            left = RoundOutcome(out.report, link.measured, link.sent, link.left_out, ~usable)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
             return trees.select(usable, after, carried), states, outcomes
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax8.engine.call import Outcome
+from fedjax8.engine.call import RoundOutcome
 from fedjax8.engine.planning import Plan
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.exchange.left_out import named
@@ -35,7 +35,7 @@ def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[s
 
 
 def call_line(
-    algorithm: Algorithm, participants: Participants, plan: Plan, index: int, outcome: Outcome, ledger: Ledger
+    algorithm: Algorithm, participants: Participants, plan: Plan, index: int, outcome: RoundOutcome, ledger: Ledger
 ) -> dict[str, Any]:
     """The metrics of round `index` of a call, which left `outcome` and this ledger."""
     number = plan.first + index + 1

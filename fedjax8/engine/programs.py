@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from fedjax8.engine.call import Outcome, call_program
+from fedjax8.engine.call import RoundOutcome, call_program
 from fedjax8.engine.client_evaluation import ClientEvaluation
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
@@ -27,7 +27,7 @@ class Programs:
     columns: Mapping[str, np.ndarray]
     """All rows, on the host."""
     fit: Fit
-    outcome: Callable[[], Outcome]
+    outcome: Callable[[], RoundOutcome]
     """Shapes of what a round leaves."""
     usual: int | None
     """As in `call.call_program`."""

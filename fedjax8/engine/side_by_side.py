@@ -20,7 +20,7 @@ from fedjax8.executors import padded
 from fedjax8.executors.auto import auto
 from fedjax8.types import Executor, Partial, PyTree
 
-Lines = list[dict[str, Any]]
+RunLines = list[dict[str, Any]]
 
 
 def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = None) -> Callable:
@@ -72,7 +72,7 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
         counts: Sequence[int],
         thens: Sequence[int] | None = None,
         donate: bool = False,
-    ) -> tuple[list[SimulationState], list[Lines]]:
+    ) -> tuple[list[SimulationState], list[RunLines]]:
         if not any(counts):
             return list(states), [[] for _ in states]
         begun = begin(states, counts)
@@ -94,9 +94,9 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
         after, lines = [], []
         for i, (simulation, state, b, count) in enumerate(zip(simulations, states, begun, counts, strict=True)):
             out = jax.tree.map(lambda x, i=i: x[i], kept)
-            new, told = simulation.finish(state, b.plan, out[0], out[1], out[2], donate) if count else (state, [])
+            new, own_lines = simulation.finish(state, b.plan, out[0], out[1], out[2], donate) if count else (state, [])
             after.append(new)
-            lines.append(told)
+            lines.append(own_lines)
         return after, lines
 
     return run_rounds

@@ -23,7 +23,7 @@ from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine.arguments import check_run
-from fedjax8.engine.call import Begun, Carried, Outcome, Settings, Share
+from fedjax8.engine.call import Begun, CallArguments, Carried, RoundOutcome, Share
 from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
@@ -182,7 +182,9 @@ class Simulation:
         states = jax.tree.map(
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
-        settings = Settings(self._feed.order, self._root, np.int32(plan.first), np.int32(plan.rounds), self._initial[0])
+        settings = CallArguments(
+            self._feed.order, self._root, np.int32(plan.first), np.int32(plan.rounds), self._initial[0]
+        )
         if state.step_scale is not None:
             settings = settings._replace(step_scale=np.float32(state.step_scale))
         carried = Carried(state.server, state.down_states)
@@ -190,7 +192,13 @@ class Simulation:
         return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states, lost))
 
     def finish(
-        self, state: SimulationState, plan: Plan, carried: Carried, outcomes: Outcome, new: PyTree, donate: bool = False
+        self,
+        state: SimulationState,
+        plan: Plan,
+        carried: Carried,
+        outcomes: RoundOutcome,
+        new: PyTree,
+        donate: bool = False,
     ) -> tuple[SimulationState, list[dict[str, Any]]]:
         """`run_rounds` after its program: `state` is that before the call, `new` the client states it left."""
         everyone = used(plan.table, self.num_clients)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.engine.call import Outcome
+from fedjax8.engine.call import RoundOutcome
 from fedjax8.exchange.discovery import Discovery, Recorder
 from fedjax8.exchange.left_out import no_cells
 from fedjax8.exchange.link import RoundLink
@@ -21,7 +21,7 @@ class Traced(NamedTuple):
     """What tracing one round tells."""
 
     found: list[Discovery]
-    outcome: Outcome
+    outcome: RoundOutcome
     """Shapes of what a round leaves."""
 
 
@@ -64,4 +64,4 @@ def trace_round(
     counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
     rejected: Any = jax.ShapeDtypeStruct((), bool)
     measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
-    return Traced(recorder.found, Outcome(report, measured, counts, jax.eval_shape(no_cells), rejected))
+    return Traced(recorder.found, RoundOutcome(report, measured, counts, jax.eval_shape(no_cells), rejected))

@@ -29,7 +29,7 @@ from fedjax8.types import Array
 
 DEVIATION = 0.02
 initial = nn.initializers.truncated_normal(DEVIATION)
-"""Of kernels and learnt tokens: normal of this deviation, cut at two deviations; biases start at 0."""
+"""Of kernels and learned tokens: normal of this deviation, cut at two deviations; biases start at 0."""
 BLOCK_BYTES = 2**20
 """CPU: rows are worked off in blocks whose softmax fits a core's second-level cache."""
 
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         )
 
 
-class MLP(nn.Module):
+class TransformerMLP(nn.Module):
     """Tokens `[B, T, width]` to the same shape, each by itself. GELU is exact, or by the tanh of GPT-2."""
 
     hidden: int
@@ -153,7 +153,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, mask: Array | None = None, train: bool = False) -> Array:
         """The tokens, attended to and transformed; `mask` as for `Attention`."""
         attention = Attention(self.heads, self.causal, self.output_deviation, name="attention")
-        mlp = MLP(self.mlp, self.tanh_gelu, self.output_deviation, name="mlp")
+        mlp = TransformerMLP(self.mlp, self.tanh_gelu, self.output_deviation, name="mlp")
         for n, branch in ((1, lambda x: attention(x, mask)), (2, mlp)):
             normed = norm(self.epsilon, f"norm_{n}")
             y = branch(x if self.post_norm else normed(x))

@@ -40,7 +40,7 @@ SHOWN = 3
 """Names in a message."""
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """What a file's header says of a tensor."""
 
     name: str
@@ -197,7 +197,7 @@ def _opened(file: Path):
 
 
 @contextlib.contextmanager
-def _reading(file: Path, tensor: Stored) -> Iterator[None]:
+def _reading(file: Path, tensor: StoredTensor) -> Iterator[None]:
     """What the library, or memory, has against a tensor that the header promised."""
     try:
         yield
@@ -205,12 +205,12 @@ def _reading(file: Path, tensor: Stored) -> Iterator[None]:
         raise UserError(f"{file}: {tensor.name!r} {tensor.shape} cannot be read ({error})") from error
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def _header(file: Path) -> dict[str, StoredTensor]:
     with _opened(file) as opened:
         found = {}
         for name in opened.keys():  # noqa: SIM118 - not a dict
             tensor = opened.get_slice(name)
-            found[name] = Stored(name, str(tensor.get_dtype()), tuple(tensor.get_shape()))
+            found[name] = StoredTensor(name, str(tensor.get_dtype()), tuple(tensor.get_shape()))
         return found
 
 
@@ -220,7 +220,7 @@ def _canonical(name: str, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _read(file: Path, tensor: Stored, source: Source, shape: tuple[int, ...]) -> np.ndarray:
+def _read(file: Path, tensor: StoredTensor, source: Source, shape: tuple[int, ...]) -> np.ndarray:
     """The leaf: what is wanted of the tensor, in our layout."""
     with _opened(file) as opened, _reading(file, tensor):
         if source.part is None:
@@ -275,7 +275,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_places(
-    file: Path, kind: str, wanted: list[str], known: Names, by_name: Mapping[str, Stored], head: str
+    file: Path, kind: str, wanted: list[str], known: Names, by_name: Mapping[str, StoredTensor], head: str
 ) -> None:
     """Raises UserError unless each leaf has its tensor and each tensor its leaf."""
     strangers = [name for name in wanted if name not in known.sources]
@@ -315,13 +315,13 @@ def _expected(source: Source, shape: tuple[int, ...]) -> tuple[int | None, ...]:
     return (1, *theirs) if source.layout in ("leading", "image_positions") else tuple(theirs)
 
 
-def _check_dtype(file: Path, tensor: Stored) -> None:
+def _check_dtype(file: Path, tensor: StoredTensor) -> None:
     if tensor.dtype not in DTYPES:
         raise UserError(f"{file}: {tensor.name!r} is {tensor.dtype}; allowed are {', '.join(DTYPES)}")
 
 
 def _check(
-    file: Path, name: str, shape: tuple[int, ...], source: Source, tensor: Stored, positions: str, head: str
+    file: Path, name: str, shape: tuple[int, ...], source: Source, tensor: StoredTensor, positions: str, head: str
 ) -> None:
     """Raises UserError unless the tensor can become the leaf."""
     _check_dtype(file, tensor)

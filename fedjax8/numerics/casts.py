@@ -14,7 +14,7 @@ There are two forms, with the same bits (tested on every class of input):
 - "native", XLA's own conversion.
 
 "auto" casts natively on accelerators and by bits on CPU, decided when the program is lowered, for the platform it is
-lowered for. `round_to_grid` and `to_float32` are by bits everywhere unless told otherwise: they are bound by memory on
+lowered for. `round_to_grid` and `to_float32` are by bits everywhere by default: they are bound by memory on
 accelerators too, and XLA for GPU, under its default `xla_allow_excess_precision`, deletes pairs of conversions such as
 float32 -> float8 -> float32 and the rounding with them (openxla/xla issue 41605). For the same reason the native cast
 ends in an optimization barrier, so that a later `astype` cannot be paired with it.

@@ -36,7 +36,7 @@ ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
 """Whole Renyi orders only: others are slow, and matter where epsilon is too large to mean anything."""
 ACCOUNTANTS = ("rdp", "pld")
 CLASSES = 64
-"""Most sizes of clients that are told apart, since each costs 0.05 s once."""
+"""Most sizes of clients that are accounted one by one, since each costs 0.05 s once."""
 LARGEST_NOISE = 2.0**20
 """Noise multiplier beyond which no target is worth looking for."""
 

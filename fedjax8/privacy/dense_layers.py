@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from fedjax8.types import Array, Batch, BatchLoss, Key, Multiply, Product, PyTree, Variables
 
 
-class Layer(NamedTuple):
+class DenseLayer(NamedTuple):
     """A dense layer, seen by one example."""
 
     leaf: int
@@ -32,10 +32,10 @@ class Layer(NamedTuple):
     """What it gives, `[1, ..., E]`."""
 
 
-def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, Layer]:
+def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, DenseLayer]:
     """Layers by path, of a `loss` that takes `multiply`, for a batch of one row."""
     leaves, structure = jax.tree.flatten(variables.params)
-    seen: list[tuple[str, int, Layer | None]] = []
+    seen: list[tuple[str, int, DenseLayer | None]] = []
 
     def traced(own, of_layers):
         def multiply(path, product, x, kernel):
@@ -65,18 +65,18 @@ def _is_plain(product: Product, x: Array, kernel: Array) -> bool:
     return names.count("dot_general") == 1 and set(names) <= {"dot_general", "reshape", "transpose"}
 
 
-def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> Layer | None:
+def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> DenseLayer | None:
     """None unless y is one row, x's last axes summed with the kernel's first, and both are smaller than the kernel."""
     for axes in range(1, kernel.ndim):
         kept = x.shape[: x.ndim - axes]
         if x.shape[len(kept) :] == kernel.shape[:axes] and y.shape == kept + kernel.shape[axes:]:
             inputs, outputs = math.prod(kernel.shape[:axes]), math.prod(kernel.shape[axes:])
             if math.prod(kept) == 1 and inputs + outputs < inputs * outputs:
-                return Layer(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
+                return DenseLayer(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
     return None
 
 
-def tapped(layers: dict[str, Layer], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
+def tapped(layers: dict[str, DenseLayer], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
     """A `multiply` that adds a layer's probe to what it gives, and puts what it got in `inputs`."""
 
     def multiply(path, product, x, kernel):
@@ -89,7 +89,7 @@ def tapped(layers: dict[str, Layer], probes: dict[str, Array], inputs: dict[str,
     return multiply
 
 
-def weighted_sum(layer: Layer, x: Array, dy: Array, kernel: Array) -> Array:
+def weighted_sum(layer: DenseLayer, x: Array, dy: Array, kernel: Array) -> Array:
     """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`.
 
     In float32 whatever a device does by default: rounded operands would lengthen what was clipped.
@@ -98,12 +98,12 @@ def weighted_sum(layer: Layer, x: Array, dy: Array, kernel: Array) -> Array:
     return jnp.dot(x.T, dy, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
 
 
-def zero_probes(layers: dict[str, Layer]) -> dict[str, Array]:
+def zero_probes(layers: dict[str, DenseLayer]) -> dict[str, Array]:
     """What `tapped` adds: the gradient of it is dY."""
     return {path: jnp.zeros(layer.y.shape, layer.y.dtype) for path, layer in layers.items()}
 
 
-def split(layers: dict[str, Layer], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
+def split(layers: dict[str, DenseLayer], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
     """Leaves that are no layer's kernel, and a function that puts such leaves back among the kernels."""
     leaves, structure = jax.tree.flatten(params)
     own = {layer.leaf for layer in layers.values()}

@@ -15,10 +15,10 @@ import numpy as np
 from fedjax8.errors import UserError
 from fedjax8.results.curves import Curve, Statistic, evaluations, statistic
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
-from fedjax8.results.runs import Run, Setting, number, read_settings
+from fedjax8.results.runs import RunFolder, Setting, number, read_settings
 
 SMOOTH_FROM = 50
-"""Evaluations that every run must have for its accuracy to be smoothed unless told otherwise."""
+"""Evaluations that every run must have for its accuracy to be smoothed by default."""
 SMOOTH_WINDOW = 5
 """Evaluations averaged over then."""
 
@@ -153,7 +153,7 @@ def _result(setting: Setting, reference: Setting, target: float | None, smooth: 
     )
 
 
-def _chosen(run: Run, smooth: int, on: str) -> float:
+def _chosen(run: RunFolder, smooth: int, on: str) -> float:
     """The test accuracy at the evaluation at which that on other rows was best; NaN if there is none."""
     found, accuracy = evaluations(run, f"{on}_accuracy", smooth)
     tested, test = evaluations(run, smooth=smooth)

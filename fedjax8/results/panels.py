@@ -40,7 +40,9 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     """All panels of a comparison, in the order of the page."""
     settings = [result.setting for result in found.results]
     metrics = dict.fromkeys(name for s in settings for run in s.runs for name in run.metrics)
-    draw = Lines(settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST)))
+    draw = LineCharts(
+        settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST))
+    )
     target = found.target if found.on == "test" else None  # what is drawn is the test accuracy
     accuracy = (
         _panel(
@@ -75,7 +77,7 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     )
 
 
-class Lines:
+class LineCharts:
     """Draws a metric of all settings against bytes, rounds or seconds; None where no setting has it."""
 
     def __init__(self, settings: Sequence[Setting], smooth: int, most: int):
@@ -170,7 +172,7 @@ def _front(results: Sequence[Result]) -> Panel:
     return Panel("front", title, note, {"": {"data": [front, *data], "layout": layout}})
 
 
-def _gain(found: Comparison, draw: Lines) -> Panel:
+def _gain(found: Comparison, draw: LineCharts) -> Panel:
     title = "Gain in bytes against accuracy"
     reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]

@@ -69,11 +69,11 @@ class Checkpoints:
         # All wait for the marks of all: whatever was cut short, there is one for the checkpoint.
         if self._hosts.gather(np.array([bool(problem)], np.uint8)).any():
             raise NotSaved(problem or f"cannot save round {state.round}: another process could not mark its clients")
-        told = self._hosts.ask(lambda: self._write(state, seconds, callbacks or {}))
-        if told["problem"]:
-            raise NotSaved(told["problem"])
+        answer = self._hosts.ask(lambda: self._write(state, seconds, callbacks or {}))
+        if answer["problem"]:
+            raise NotSaved(answer["problem"])
         self._newest = state.round
-        state.clients.release(told["oldest"])
+        state.clients.release(answer["oldest"])
 
     def _write(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any]) -> dict[str, Any]:
         """What went wrong, if anything, and the oldest round that is kept."""
@@ -140,21 +140,21 @@ class Checkpoints:
             changed = says_of_others(found["host"].get("record", {}), self._record)
             return {"found": found, "notes": notes, "changed": changed, "oldest": self._keep_newest()}
 
-        told = self._hosts.ask(read)
-        self.notes += told["notes"]
-        self.changed = told["changed"]
+        answer = self._hosts.ask(read)
+        self.notes += answer["notes"]
+        self.changed = answer["changed"]
         if self.changed:
             self.notes.append(
                 f"devices or versions are not those of the checkpoint ({'; '.join(self.changed)}): the rounds are the "
                 "same, but float32 sums may differ in their last bits from those of an unbroken run"
             )
-        if told["found"] is None:
+        if answer["found"] is None:
             like.clients.rewind(0)
             return None
-        step, host = told["found"]["step"], told["found"]["host"]
+        step, host = answer["found"]["step"], answer["found"]["host"]
         self.callbacks = host.get("callbacks", {})
         like.clients.rewind(step)
-        like.clients.release(told["oldest"])
+        like.clients.release(answer["oldest"])
         self._newest = step
         server, down_states, clients = self._hosts.spread(arrays)
         store = like.clients.with_arrays(clients)

@@ -100,13 +100,15 @@ class Deciding:
             evaluated = number % schedule.eval_every == 0 or number == schedule.rounds
             model = (lambda: self._simulation.variables(state)) if number == state.round else None
             moment = Moment(number, line, evaluated, model, self._folder)
-            told = [
-                _checked(name, callback, callback.step(dict(memory), moment))
+            decisions = [
+                _valid(name, callback, callback.step(dict(memory), moment))
                 for name, callback, memory in zip(now.names, self._callbacks, now.memories, strict=True)
             ]
-            reasons = [d.stop or reason for d, reason in zip(told, now.reasons, strict=True)]
-            scales = [old if d.step_scale is None else d.step_scale for d, old in zip(told, now.scales, strict=True)]
-            now = now._replace(memories=[d.memory for d in told], reasons=reasons, scales=scales)
+            reasons = [d.stop or reason for d, reason in zip(decisions, now.reasons, strict=True)]
+            scales = [
+                old if d.step_scale is None else d.step_scale for d, old in zip(decisions, now.scales, strict=True)
+            ]
+            now = now._replace(memories=[d.memory for d in decisions], reasons=reasons, scales=scales)
             if evaluated:
                 now = _taken(now, number)
         return now
@@ -120,7 +122,7 @@ def _taken(now: Standing, number: int) -> Standing:
     return now._replace(step_scale=scale, stopped_by=now.stopped_by or stopped)
 
 
-def _checked(name: str, callback: Callback, decision: Decision) -> Decision:
+def _valid(name: str, callback: Callback, decision: Decision) -> Decision:
     """A decision whose memory is as a checkpoint gives it back; UserError for one that cannot be."""
     scale = decision.step_scale
     if scale is not None and not callback.scales:

@@ -35,7 +35,7 @@ PRODUCT = 512
 """Rows and columns of the products that the rate of multiplication is measured by."""
 
 
-class Layer(NamedTuple):
+class Leaf(NamedTuple):
     """One array of the model."""
 
     name: str
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
     """`trained`, `clip` (trained, but of the encoding: no float32 run has it), `frozen`, or `state` (statistics)."""
 
 
-class Steps(NamedTuple):
+class StepForecast(NamedTuple):
     """Local steps."""
 
     least: int
@@ -115,7 +115,7 @@ class Traffic(NamedTuple):
 class Forecast(NamedTuple):
     """A run foretold."""
 
-    layers: tuple[Layer, ...]
+    leaves: tuple[Leaf, ...]
     rounds: int
     asked: Range
     """Clients of a round that receive the model."""
@@ -128,7 +128,7 @@ class Forecast(NamedTuple):
     """What is sent in the first round. None where nothing was run and rounds may differ."""
     run_messages: Ledger | None
     """What is sent in the run. None where rounds may differ."""
-    steps: Steps
+    steps: StepForecast
     memory: Memory
     seconds: Seconds
     measured: bool
@@ -168,7 +168,7 @@ def forecast(
         of_round = steps.run / schedule.rounds * per_step / products_per_second(simulation.executor)
         seconds = Seconds(of_round, None, None, of_round * schedule.rounds)
     return Forecast(
-        layers=tuple(layers_of(variables)),
+        leaves=tuple(leaves_of(variables)),
         rounds=schedule.rounds,
         asked=asked,
         used=used,
@@ -194,17 +194,17 @@ def traffic_of(ways: Sequence[Way]) -> Traffic:
     return Traffic(times, up, down)
 
 
-def layers_of(variables: Variables) -> list[Layer]:
+def leaves_of(variables: Variables) -> list[Leaf]:
     """The arrays of a model, in the order of their names within each of `params`, `frozen` and `state`."""
     kinds = {"trained": variables.params, "frozen": variables.frozen, "state": variables.state}
     return [
-        Layer(name, tuple(x.shape), math.prod(x.shape), "clip" if kind == "trained" and trees.is_clip(name) else kind)
+        Leaf(name, tuple(x.shape), math.prod(x.shape), "clip" if kind == "trained" and trees.is_clip(name) else kind)
         for kind, tree in kinds.items()
         for name, x in trees.named_leaves(tree).items()
     ]
 
 
-def steps_of(simulation: Simulation, rounds: int) -> Steps:
+def steps_of(simulation: Simulation, rounds: int) -> StepForecast:
     """Steps by the batch plan of the clients that will be drawn."""
     participants = simulation.participants
     of_client = np.asarray(num_steps(simulation.plan, simulation.data.sizes))
@@ -213,7 +213,7 @@ def steps_of(simulation: Simulation, rounds: int) -> Steps:
     found = sum(int(of_client[cohort.ids[~cohort.lost]].sum()) for cohort in cohorts)
     exact = looked_at == rounds and not simulation.participation.reads_state
     least, most = int(of_client.min()), int(of_client.max())
-    return Steps(least, float(np.median(of_client)), most, round(found / looked_at * rounds), exact)
+    return StepForecast(least, float(np.median(of_client)), most, round(found / looked_at * rounds), exact)
 
 
 def _measure(

@@ -53,12 +53,12 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str
 def _layers(found: Forecast) -> list[tuple[str, ...]]:
     return [
         (layer.name, " x ".join(map(str, layer.shape)) or "scalar", f"{layer.size:,}", layer.kind)
-        for layer in found.layers
+        for layer in found.leaves
     ]
 
 
 def _share_of_layers(found: Forecast) -> str:
-    counts = {kind: sum(layer.size for layer in found.layers if layer.kind == kind) for kind in SHARES}
+    counts = {kind: sum(layer.size for layer in found.leaves if layer.kind == kind) for kind in SHARES}
     return "model    " + ", ".join(f"{n:,} {SHARES[kind]}" for kind, n in counts.items() if n or kind == "trained")
 
 

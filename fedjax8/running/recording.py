@@ -77,7 +77,7 @@ class Recording:
         self._failures = 0
         self._named: set[int] = set()
         self._without_line = 0
-        self._told_rejected = False
+        self._rejection_noted = False
         self._unusable = 0
         self.last: Mapping[str, Any] = {}
         self.ending = ""
@@ -102,9 +102,9 @@ class Recording:
             self._started -= found[1]
         else:
             state = self._same_start(state)
-        told = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
-        self.last, self._without_line = told["last"], told["missing"]
-        self.notes += told["notes"]
+        answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        self.last, self._without_line = answer["last"], answer["missing"]
+        self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
         return self._decided(self._checkpoints.callbacks, state)
@@ -153,8 +153,8 @@ class Recording:
             self._named |= new
             why = "what was sent was not finite, too large to be summed, or not admitted"
             self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
-        if metrics.get("rejected") and not self._told_rejected:
-            self._told_rejected = True
+        if metrics.get("rejected") and not self._rejection_noted:
+            self._rejection_noted = True
             self.notes.append(
                 f"round {metrics['round']}: rejected, the server's step gave numbers that are not finite or too large; "
                 "everything stays as it was before the round; said once"

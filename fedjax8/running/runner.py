@@ -28,7 +28,7 @@ PROFILED_CALLS = 3
 """Enough to see what repeats, little enough to open."""
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """How a run ended."""
 
     state: SimulationState
@@ -51,7 +51,7 @@ def run(
     validation: Mapping[str, np.ndarray] | None = None,
     callbacks: Sequence[tuple[str, Callback]] = (),
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
-) -> Outcome:
+) -> RunResult:
     """Runs one simulation; see `run_all`."""
 
     def advance(states, counts, thens):
@@ -69,7 +69,7 @@ def run_all(
     schedule: Schedule,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
-) -> list[Outcome]:
+) -> list[RunResult]:
     """Runs to the end of the schedule, or to the end of the call of some rounds in which a signal came.
 
     A run with a `workdir` is written there and a later call goes on where it stopped. Nothing is written before the run
@@ -111,12 +111,12 @@ def run_all(
             counts = [count if goes and s.round == behind else 0 for s, goes in zip(states, going, strict=True)]
             then = pace.count(behind + count)
             begun = time.monotonic()
-            states, told = advance(states, counts, [then if of_run else 0 for of_run in counts])
+            states, lines_of_runs = advance(states, counts, [then if of_run else 0 for of_run in counts])
             seconds, stop = all_hosts.agree(time.monotonic() - begun, stopped())
-            rounds = max(len(lines) for lines in told)
+            rounds = max(len(lines) for lines in lines_of_runs)
             pace.learn(rounds, seconds)
             profiler()
-            together = zip(list(states), told, recordings, labels, measures, strict=True)
+            together = zip(list(states), lines_of_runs, recordings, labels, measures, strict=True)
             for i, (state, lines, recording, label, measure) in enumerate(together):
                 if lines and schedule.due(schedule.eval_every, state.round):
                     lines[-1] |= measure(state)
@@ -149,7 +149,7 @@ def run_all(
                 report.say(
                     f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there"
                 )
-            outcomes.append(Outcome(state, summary, stop))
+            outcomes.append(RunResult(state, summary, stop))
         return outcomes
 
 

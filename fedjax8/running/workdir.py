@@ -29,7 +29,7 @@ RESUMED = "resumed"
 """The key of `config.json` that lists with which other devices and versions a run went on, and after which round."""
 
 
-class Lines(NamedTuple):
+class MetricLines(NamedTuple):
     """What `metrics.jsonl` holds of the rounds up to a checkpoint."""
 
     lines: list[dict[str, Any]]
@@ -174,7 +174,7 @@ def note_resumed(directory: Path, round_number: int, changed: list[str]) -> None
     write_json(path, {**record, RESUMED: [*record.get(RESUMED, []), {"after_round": round_number, "changed": changed}]})
 
 
-def read_metrics(directory: Path, last_round: int) -> Lines:
+def read_metrics(directory: Path, last_round: int) -> MetricLines:
     """Lines of rounds 1 to `last_round`, as far as they can be read; of two of one round, the later."""
     try:
         texts = (directory / METRICS).read_bytes().split(b"\n")
@@ -193,7 +193,7 @@ def read_metrics(directory: Path, last_round: int) -> Lines:
         found[line["round"]] = line
     missing = [number for number in range(1, last_round + 1) if number not in found]
     damaged |= bool(missing) and unread
-    return Lines([found[number] for number in sorted(found)], missing, damaged or (directory / METRICS).is_dir())
+    return MetricLines([found[number] for number in sorted(found)], missing, damaged or (directory / METRICS).is_dir())
 
 
 def _line(text: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ balanced=False, label-wise: each class is cut over the clients in proportions ~ 
 ones(clients)), drawn again until every client has `min_size` rows (the form of Li et al., Federated learning
 on non-IID data silos, ICDE 2022).
 
-Smaller concentration, stronger skew: towards 0 a client holds one class, towards infinity the split is IID.
+Smaller concentration, stronger skew: toward 0 a client holds one class, toward infinity the split is IID.
 """
 
 import numpy as np

@@ -36,7 +36,7 @@ class Damaged(Exception):
     """A log is missing, was cut short, or holds something else than was written."""
 
 
-class Block(NamedTuple):
+class UndoBlock(NamedTuple):
     """Rows saved by one `append`."""
 
     empty: np.ndarray  # int64 [n] numbers of rows that held nothing
@@ -48,7 +48,7 @@ class Log(NamedTuple):
     """A log that is whole."""
 
     filled: np.ndarray  # bool [K]: which rows held something at the mark
-    blocks: list[Block]  # their rows are mapped, not read
+    blocks: list[UndoBlock]  # their rows are mapped, not read
     end: int  # bytes of the file up to the end of the last block
 
 
@@ -64,7 +64,7 @@ def create(path: Path, filled: np.ndarray) -> int:
 def append(path: Path, end: int, empty: np.ndarray, filled: np.ndarray, rows: np.ndarray) -> int:
     """Adds a block at byte `end`, over whatever an interrupted call left there; returns its end once it is on disk.
 
-    Arguments as the fields of `Block`. OSError where that cannot be; the log is then as it was.
+    Arguments as the fields of `UndoBlock`. OSError where that cannot be; the log is then as it was.
     """
     counts = _COUNTS.pack(len(empty), len(filled))
     parts = [np.ascontiguousarray(part) for part in (empty.astype("<i8"), filled.astype("<i8"), rows)]
@@ -113,7 +113,7 @@ def read_log(path: Path, num_rows: int, row_bytes: int) -> Log:
     return Log(filled, list(_blocks(content[:end], at + length, row_bytes)), end)
 
 
-def _blocks(content: np.ndarray, at: int, row_bytes: int) -> Iterator[Block]:
+def _blocks(content: np.ndarray, at: int, row_bytes: int) -> Iterator[UndoBlock]:
     number = 0
     while at < len(content):
         number += 1
@@ -131,7 +131,7 @@ def _blocks(content: np.ndarray, at: int, row_bytes: int) -> Iterator[Block]:
         old = content[rows:at].reshape(num_filled, row_bytes)
         if _sum_of(counts, [ids[:num_empty], ids[num_empty:], old]) != expected:
             raise Damaged(f"its block {number} is damaged")
-        yield Block(ids[:num_empty], ids[num_empty:], old)
+        yield UndoBlock(ids[:num_empty], ids[num_empty:], old)
 
 
 def _sum_of(counts: bytes, parts: list[np.ndarray]) -> int:

@@ -1,7 +1,7 @@
-"""FedCode: models travel as cluster numbers now and then, and in the other rounds only as the values of the clusters.
+"""FedCode: clients and server exchange codebooks alone in most rounds, and cluster numbers too in the others.
 
 Khalilian et al. 2023, "FedCode: Communication-Efficient Federated Learning via Transferring Codebooks" (arXiv
-2311.09270). Only the abstract was read; what follows is after the authors' code.
+2311.09270). Only the abstract was read; the rest follows the authors' code.
 
     W-message: codebook z of C values and the cluster of every weight;      C-message: the codebook alone
     down in round r: C where r > r_s and r mod f1 != 0, else W;      up: W where r < r_s or r mod f2 == 0, else C
@@ -10,8 +10,8 @@ Khalilian et al. 2023, "FedCode: Communication-Efficient Federated Learning via 
              trains y, clusters it, and stores it as it is then (y_k = z_k[a_k])
     server   W: x <- sum_k p_k y_k;     C: x <- nearest value to each of its own weights in the union of all z_k
 
-What this means: in a C-round up, a weight of the server moves to a neighboring value at most and nothing is averaged,
-so that learning reaches the server in W-rounds alone. `stagger` is this project's own answer, at the same number of
+Consequence: in a C-round up, a weight of the server moves to a neighboring value at most and nothing is averaged, so
+that learning reaches the server in W-rounds alone. `stagger` is this project's own answer, at the same number of
 bytes over time: the rounds of a client's W-messages are shifted by its number, so that in every round the server hears
 whole models from some clients, and averages these.
 
@@ -55,12 +55,12 @@ CODEBOOK = "codebook"
 
 
 class FedCodeMemory(NamedTuple):
-    """What a client keeps."""
+    """Memory of a client."""
 
     model: dict[str, PyTree]
     """`params` and `state` after its last training, clustered."""
     codebooks: tuple[Array, ...]
-    """Of that model."""
+    """Codebooks of that model."""
     received: Array
     """int32: round, from 1, of the last W-message it got; 0 for none."""
     trained: Array
@@ -70,11 +70,11 @@ class FedCodeMemory(NamedTuple):
 
 
 class FedCodeClient(NamedTuple):
-    """A client between its training and its message."""
+    """State of a client between its training and its message."""
 
     stored: FedCodeMemory
     report: dict[str, Array]
-    """Of its training; zeros where that gave no finite model."""
+    """Report of its training; zeros where that gave no finite model."""
 
 
 def full_down(r: Array, start: int, period: int, offset: Array | int = 0) -> Array:
@@ -105,10 +105,10 @@ def fedcode(
     stagger: bool = False,
     weighting: str = "examples",
 ) -> Algorithm:
-    """FedCode. Its messages are its own; the run's codecs are not used.
+    """FedCode, whose messages replace the run's codecs.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       clusters: C, 2 to 256.
       start_round: r_s.
       down_period: f1, the rounds from one W-message down to the next.
@@ -145,7 +145,7 @@ def fedcode(
         return Partial(()), FedCodeClient(stored, lockstep.nan_if_unusable(out.report, out.variables))
 
     def sent(r, own: FedCodeClient, rows, tree: PyTree, weighting: str) -> Contribution:
-        """A client whose training gave no finite model sends what it has stored, with weight 0."""
+        """The contribution of a client; of weight 0, with its stored model, where training gave no finite one."""
         failed = own.stored.trained != r
         weight = jnp.where(failed, 0.0, client_weight(weighting, rows.size))
         return Contribution(tree, weight, own, own.report | {"failed": failed.astype(jnp.int32)})
@@ -206,7 +206,7 @@ def fedcode(
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """One kind of message each way, and never both."""
+        """Each combination of one kind of message up and one kind down."""
         downs, ups = ([c for c in channels if c.direction == direction] for direction in ("down", "up"))
         return [{down: 1, up: 1} for down in downs for up in ups]
 

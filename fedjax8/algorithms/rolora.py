@@ -4,13 +4,13 @@
     round 1, 3, ...     A <- sum_i p_i A_i,   all with the same B
 
 Chen et al., arXiv 2409.02346, for a model made by `adapters.lora`: in every round the mean of the products is the
-product of the means, as in FFA-LoRA (`lora(learn="b")` under FedAvg, which is what round 0 is), but A learns too. What
-else is trained, such as the head, is learned in every round. The paper's text was not at hand: the order of the
+product of the means, as in FFA-LoRA (`lora(learn="b")` under FedAvg, the same as round 0), but A learns too. Other
+trained parameters, such as the head, are learned in every round. The paper's text was not at hand: the order of the
 factors, and the rest being trained in every round, are this project's reading.
 
 Traffic: up the factor that was learned and the rest; down the other factor, which changed in the round before, and the
-rest. A client that misses a round would lack a factor: everyone takes part. With a codec that loses something clients
-go on from what they have decoded.
+rest. A client that misses a round would lack a factor: everyone takes part. With a lossy codec clients
+continue from the decoded factors.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def rolora(local: LocalTraining, first: str = "b", *, weighting: str = "examples
     """Federated LoRA, a factor at a time.
 
     Args:
-      local: how a client trains a model made by `adapters.lora` with `learn="both"`.
+      local: local training of a model made by `adapters.lora` with `learn="both"`.
       first: `a` or `b`, learned in round 0. While B is zero, nothing of the loss reaches A.
       weighting: clients weigh by `examples` or `uniform`.
 
@@ -61,7 +61,7 @@ def rolora(local: LocalTraining, first: str = "b", *, weighting: str = "examples
     order = (first, "a" if first == "b" else "b")
 
     def init(variables: Variables) -> ServerState:
-        """Remembers the factors as clients have them."""
+        """The server's state, with the factors as clients have them."""
         pairs = factor_pairs(variables.params)
         return ServerState(variables, {path: {"a": pair.a, "b": pair.b} for path, pair in pairs.items()})
 
@@ -103,7 +103,7 @@ def rolora(local: LocalTraining, first: str = "b", *, weighting: str = "examples
         return RoundOutput(state, client_states, link, report | {"learns_b": _learns_b(link, order)})
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """In one round one factor down and the other up."""
+        """Messages of either kind of round: one factor down and the other up."""
         of = lambda learned: [c for c in channels if (c.name == learned) == (c.direction == "up")]
         return [way for learned in order for way in each_once(of(learned), steps, clients)]
 

@@ -1,4 +1,4 @@
-"""Some rounds as one program, so that the host is not needed between them.
+"""Several rounds as one program, without the host between them.
 
     for i in 0 .. rounds - 1:   state, states of the cohort <- Algorithm.round(link, state, cohort i, key of the round)
 
@@ -21,7 +21,7 @@ from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Ke
 
 
 class Carried(NamedTuple):
-    """What goes from round to round."""
+    """State between two rounds of a call."""
 
     server: PyTree
     down_states: dict[str, PyTree]
@@ -33,7 +33,7 @@ class CallArguments(NamedTuple):
     order: PyTree
     """As in `Pool`."""
     root: Key
-    """Of the run: all that is random in a round comes from it, the round and the client."""
+    """Key of the run: every draw in a round comes from it, the round and the client."""
     first: Array | np.integer
     """int32: rounds done before."""
     rounds: Array | np.integer
@@ -50,7 +50,7 @@ class Share(NamedTuple):
     ids: Array | np.ndarray
     """int32 `[R, c]`."""
     slots: Array | np.ndarray
-    """int32 `[R, c]`: where in `states` a client's state is."""
+    """int32 `[R, c]`: place of a client's state in `states`."""
     rows: Rows
     """Leaves `[R, c]`, and the shard's own columns where they are streamed."""
     states: PyTree
@@ -69,18 +69,18 @@ class Begun(NamedTuple):
 
 
 class RoundOutcome(NamedTuple):
-    """What a round leaves for the log, or what all of them do, under a leading axis `[R]`."""
+    """Values of a round for the log, or of all rounds of a call, under a leading axis `[R]`."""
 
     report: dict[str, Any]
-    """What the algorithm says."""
+    """The algorithm's report."""
     measured: dict[str, Ratio]
-    """What codecs measured."""
+    """The codecs' measures."""
     sent: dict[Channel, Array]
     """Messages of each kind."""
     left_out: Array
-    """Which clients were: see `left_out.py`."""
+    """Cells of the excluded clients: see `left_out.py`."""
     rejected: Array
-    """bool: the server's new state could not be used, and everything is as it was before the round."""
+    """bool: whether the server's new state was unusable, and the round taken back."""
 
 
 def call_program(
@@ -94,7 +94,7 @@ def call_program(
 ) -> Callable:
     """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
 
-    `outcome` holds the shapes of what one round leaves; `usual` is `cohort_size` where numbers of clients vary.
+    `outcome` holds the shapes of one round's outcome; `usual` is `cohort_size` where numbers of clients vary.
     """
 
     def program(shared, share):

@@ -1,4 +1,4 @@
-"""What of a run no seed changes: its compiled programs, and all rows on the devices."""
+"""Compiled programs of a run and its rows on the devices, which no seed changes."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from fedjax8.types import Algorithm, Codec, Executor, PyTree, Variables
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """What no seed changes: compiled and placed once for all simulations `beside` each other."""
+    """Programs and placed rows, made once for all simulations `beside` each other."""
 
     algorithm: Algorithm
     uplink: Codec
@@ -28,7 +28,7 @@ class Programs:
     """All rows, on the host."""
     fit: Fit
     outcome: Callable[[], RoundOutcome]
-    """Shapes of what a round leaves."""
+    """Shapes of a round's outcome."""
     usual: int | None
     """As in `call.call_program`."""
 

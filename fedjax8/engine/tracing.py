@@ -1,4 +1,4 @@
-"""One round, traced and not run: which messages it has, and the shapes of what it leaves."""
+"""Messages of a round and shapes of its outcome, found by tracing it without running it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ from fedjax8.types import Algorithm, Codec, Cohort, Pool, PyTree
 
 
 class Traced(NamedTuple):
-    """What tracing one round tells."""
+    """Messages and outcome of a traced round."""
 
     found: list[Discovery]
     outcome: RoundOutcome
-    """Shapes of what a round leaves."""
+    """Shapes of a round's outcome."""
 
 
 def trace_round(
@@ -37,7 +37,7 @@ def trace_round(
     frozen: PyTree,
     mixed_formats: bool,
 ) -> Traced:
-    """Traces a round of one client.
+    """Messages and outcome of a round of one client, traced.
 
     Args:
       num_clients: registered clients.

@@ -2,10 +2,10 @@
 
 A checkpoint is written beside the others under another name, put on disk with its metadata and folders, and only then
 renamed: it is there as a whole or not at all, wherever a process is killed or the power is cut. The older ones go after
-that. What was written is checked when it is read, by a checksum. A checkpoint that cannot be read is put aside for the
+that. A checksum is compared when a checkpoint is read. A checkpoint that cannot be read is put aside for the
 one before it.
 
-A checkpoint also holds what `config.json` does: what it may be gone on with.
+A checkpoint also holds the record of `config.json`, by which it knows the runs that may resume from it.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ FOLDER = "checkpoints"
 UNREADABLE = "unreadable-checkpoint"
 KEEP = 2
 _WRITING = f"writing{PART}"
-_ORBAX_PART = ".orbax-checkpoint-tmp"  # in the names of what earlier versions left half written
+_ORBAX_PART = ".orbax-checkpoint-tmp"  # in the names of folders that earlier versions left half written
 
 
 class NotSaved(UserError):
@@ -48,16 +48,16 @@ class Checkpoints:
         self._record = json.loads(json.dumps(json_ready(record)))
         self._newest = 0
         self.notes: list[str] = []
-        """What a person should know of what `restore` found."""
+        """Remarks of `restore` for the user."""
         self.changed: list[str] = []
         """Devices and versions that are not those of the checkpoint that `restore` found."""
         self.callbacks: Mapping[str, Any] = {}
-        """Where the callbacks stood at that checkpoint."""
+        """The callbacks' standing at that checkpoint."""
 
     def save(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> None:
-        """Writes the state after `state.round` rounds, and where its callbacks stand;
+        """Writes the state after `state.round` rounds and its callbacks' standing, and returns when they are on disk.
 
-        returns when it is on disk. Saving a round again does nothing. Raises `NotSaved`, on all processes.
+        Saving a round again does nothing. Raises `NotSaved`, on all processes.
         """
         if state.round <= self._newest:
             return
@@ -76,7 +76,7 @@ class Checkpoints:
         state.clients.release(answer["oldest"])
 
     def _write(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any]) -> dict[str, Any]:
-        """What went wrong, if anything, and the oldest round that is kept."""
+        """{problem: error message or None, oldest: the oldest round that is kept}."""
         import orbax.checkpoint as ocp
 
         arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
@@ -161,7 +161,7 @@ class Checkpoints:
         return SimulationState(step, server, down_states, store, Ledger.from_json(host["ledger"])), host["seconds"]
 
     def _newest_readable(self, template: PyTree) -> tuple[dict[str, Any] | None, PyTree, list[str]]:
-        """({step, host}, arrays, what to say of those that are newer)."""
+        """({step, host}, arrays, remarks on damaged ones that are newer)."""
         bad: dict[int, str] = {}
         for step in reversed(self._rounds()):
             try:
@@ -204,7 +204,7 @@ class Checkpoints:
 
 
 def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
-    """crc32 over what JSON makes of `host` and the bytes of all leaves, in tree order."""
+    """crc32 over `host` as JSON and the bytes of all leaves, in tree order."""
     found = zlib.crc32(json.dumps(host, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
         content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
@@ -214,7 +214,7 @@ def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the storage library from writing what it raises to the log as well, some pages of it."""
+    """Keeps the storage library from logging its exceptions too, some pages each."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -235,8 +235,8 @@ def open_checkpoints(
 ) -> Iterator[Checkpoints]:
     """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there.
 
-    What processes that were killed left half written is removed, so hold the directory's lock (`workdir.locked`).
-    `record` is what `config.json` holds.
+    Half-written checkpoints of killed processes are removed, so hold the directory's lock (`workdir.locked`). `record`
+    is the content of `config.json`.
     """
     import orbax.checkpoint as ocp
 

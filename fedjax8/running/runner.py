@@ -29,7 +29,7 @@ PROFILED_CALLS = 3
 
 
 class RunResult(NamedTuple):
-    """How a run ended."""
+    """End of a run: its state, summary and the signal that stopped it."""
 
     state: SimulationState
     summary: dict[str, Any]
@@ -52,7 +52,7 @@ def run(
     callbacks: Sequence[tuple[str, Callback]] = (),
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
 ) -> RunResult:
-    """Runs one simulation; see `run_all`."""
+    """The result of one simulation, run to its end; see `run_all`."""
 
     def advance(states, counts, thens):
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
@@ -70,7 +70,7 @@ def run_all(
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
 ) -> list[RunResult]:
-    """Runs to the end of the schedule, or to the end of the call of some rounds in which a signal came.
+    """The results of runs, to the end of the schedule or of the call of rounds in which a signal came.
 
     A run with a `workdir` is written there and a later call goes on where it stopped. Nothing is written before the run
     could be set up.
@@ -79,7 +79,7 @@ def run_all(
       runs: one, or several that `advance` takes on together; those behind catch up first.
       advance: `(states, counts, thens) -> (states, metrics)`: so many more rounds of each run, then so many.
       test: columns `[N, ...]` to evaluate on.
-      schedule: when to stop, evaluate and save.
+      schedule: the rounds after which to stop, evaluate and save.
       introduce: gives the lines printed first.
       profile: where a profile of the calls after the first is written, if anywhere.
     """
@@ -168,7 +168,7 @@ def measuring(
 
 
 def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:
-    """Prints what recordings have to say, each thing once."""
+    """Prints the remarks of recordings, each once."""
     for recording, label in zip(recordings, labels, strict=True):
         for note in recording.notes:
             report.say(f"{label and label + ': '}{note}")

@@ -192,7 +192,7 @@ def test_of_seeds_side_by_side_each_is_stopped_by_its_own_callbacks(toys, tmp_pa
     ("callback", "message"),
     [
         (best_checkpoint("test_loss"), "best_checkpoint writes files and needs a --workdir"),
-        (Callback(lambda memory, moment: Decision({"x": {1, 2}})), "its memory must be what JSON can say"),
+        (Callback(lambda memory, moment: Decision({"x": {1, 2}})), "its memory must be JSON types"),
         (Callback(lambda memory, moment: Decision({}, step_scale=0.0), scales=True), "step_scale must be above 0"),
         (
             Callback(lambda memory, moment: Decision({}, step_scale=0.5)),

@@ -38,8 +38,8 @@ class DiskStates:
     died. A new store is marked at round 0, and a mark stays until `release` gives it up. Between marks the newest log
     grows by what the clients that took part had before. A temporary store has no log: nothing can go on from it.
 
-    What is read is checked: rows against their checksums and against the list of clients that have a state, logs as a
-    whole, and the marks in `marks.json` against the logs that are there. What cannot be trusted is refused.
+    Everything read is checked: rows against their checksums and against the list of clients that have a state, logs as
+    a whole, and the marks in `marks.json` against the logs that are there. Damage is an error.
     """
 
     def __init__(self, initial: PyTree, num_clients: int, folder: Path | None = None):
@@ -90,7 +90,7 @@ class DiskStates:
 
         It is changed in place, whatever `donate` says.
 
-        Ids outside 0 .. K - 1 are padding and ignored. What is overwritten for the first time since the last mark is in
+        Ids outside 0 .. K - 1 are padding and ignored. Rows overwritten for the first time since the last mark are in
         the log on disk before anything changes. UserError where the disk is full or cannot be written; the store then
         takes no more writes, and is to be opened again and taken back to a mark.
         """
@@ -183,7 +183,7 @@ class DiskStates:
         return list(self._marks)
 
     def _logs_back_to(self, round_number: int) -> tuple[list[Log], str]:
-        """Logs from the newest to that of a round, and what keeps one from going all the way."""
+        """Logs from the newest to that of a round, and the obstacle that keeps one from going all the way."""
         logs: list[Log] = []
         for mark in reversed(self._marks):
             try:

@@ -1,4 +1,4 @@
-"""What the rows of a file were before they were overwritten, so that the file can be taken back to a checkpoint.
+"""Old contents of overwritten rows, by which a file is taken back to a checkpoint.
 
 A log belongs to one moment, a *mark*. It begins with which rows held something then. Before a row is changed for the
 first time after the mark, its old bytes are appended and made durable. Undoing the log gives the file as it was at the
@@ -41,7 +41,7 @@ class UndoBlock(NamedTuple):
 
     empty: np.ndarray  # int64 [n] numbers of rows that held nothing
     filled: np.ndarray  # int64 [m] numbers of rows that held something
-    rows: np.ndarray  # uint8 [m, row_bytes]: what they held
+    rows: np.ndarray  # uint8 [m, row_bytes]: their old contents
 
 
 class Log(NamedTuple):
@@ -62,7 +62,7 @@ def create(path: Path, filled: np.ndarray) -> int:
 
 
 def append(path: Path, end: int, empty: np.ndarray, filled: np.ndarray, rows: np.ndarray) -> int:
-    """Adds a block at byte `end`, over whatever an interrupted call left there; returns its end once it is on disk.
+    """End of a new block at byte `end`, over the remains of an interrupted call; returned once it is on disk.
 
     Arguments as the fields of `UndoBlock`. OSError where that cannot be; the log is then as it was.
     """

@@ -33,7 +33,7 @@ from fedjax8.types import Array, Key, Model, Product, PyTree, Variables
 
 NODE, A, B, MIDDLE, SCALE = "lora", "a", "b", "middle", "scale"
 LEARN = {"both": (A, B), "b": (B,), "middle": (MIDDLE,)}
-"""What is trained, by variant."""
+"""Trained leaves, by variant."""
 STARTS = ("kaiming", "gaussian")
 
 
@@ -43,7 +43,7 @@ def is_factor(name: str) -> bool:
 
 
 def _why_not(layer: LayerShapes) -> str | None:
-    """Why a layer cannot have factors, or None if it can."""
+    """Reason why a layer cannot have factors, or None if it can."""
     x, kernel, y = layer
     if not x:
         return "its kernel is used many times by a recurrence"
@@ -100,7 +100,7 @@ def lora(
       alpha: the change is multiplied by alpha / r.
       targets: shell-style patterns on layer paths, such as `*/qkv`. Layers that are trained in full, grouped
         convolutions and kernels of recurrences are left out.
-      train: what of the model itself is trained in full, as in `subset`; `()` for nothing.
+      train: leaves of the model itself that are trained in full, as in `subset`; `()` for none.
       learn: `both` factors, `b` (FFA-LoRA) or `middle` (Fed-SB).
       start: A at first: `kaiming`, uniform within 1 / sqrt(k), or `gaussian` of deviation 1 / r. Not for `middle`.
       train_mode: see `subset`.
@@ -193,7 +193,7 @@ def merge(variables: Variables) -> Variables:
     return Variables(merged(params), state)
 
 
-# What servers that merge factors need of a model (`algorithms.fedlora`).
+# For servers that merge factors (`algorithms.fedlora`).
 
 
 def pairs_of(params: PyTree) -> dict[str, dict[str, Array]]:

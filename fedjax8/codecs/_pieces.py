@@ -1,4 +1,4 @@
-"""Blocks of a tree cut into pieces of limited size, and back: what `skip` chooses among."""
+"""Blocks of a tree cut into pieces of limited size, and back, for `skip` to choose among."""
 
 import itertools
 import math
@@ -57,7 +57,7 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def take(piece: Sequence[Slice], leaves: Mapping[str, Array]) -> dict[str, Array]:
-    """What a piece holds, by path name; ranges of matrices as matrices."""
+    """Values of a piece, by path name; ranges of matrices as matrices."""
     return {part.name: _slice(part, leaves[part.name]) for part in piece}
 
 
@@ -69,7 +69,7 @@ def _slice(part: Slice, x: Array) -> Array:
 
 
 def join(pieces: Sequence[Sequence[Slice]], taken: Sequence[Mapping[str, Array]], shapes: Mapping) -> dict[str, Array]:
-    """The leaves, by path name, of what `take` gave for each piece."""
+    """The leaves, by path name, joined from the values of all pieces."""
     found: dict[str, list[tuple[Slice, Array]]] = {}
     for piece, values in zip(pieces, taken, strict=True):
         for part in piece:

@@ -3,7 +3,7 @@
     code = round_to_grid(x * max / alpha),   x^ = code * alpha / max,   E[x^] = clip(x, -alpha, alpha)
 
 This is the message of FP8FedAvg-UQ, after Wang et al. (arXiv 2407.02610: clients and messages in 8-bit floating point).
-That messages are rounded without bias is known from second hand, the formula is inferred; the grid with a clip per
+Unbiased rounding of messages is known from second hand, the formula is inferred; the grid with a clip per
 tensor is that of Kuzmin et al. (arXiv 2208.09225). Which tensors are quantized, and that clips travel as float32, is
 this project's choice.
 
@@ -80,7 +80,7 @@ def fp8(
         return by_layer.of(layer_of(name))
 
     def grid(name: str) -> Format:
-        """Of a leaf that is quantized."""
+        """Format of a leaf that is quantized."""
         return format_of(name) or by_layer.rest
 
     def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], set[str]]:

@@ -27,7 +27,7 @@ class Carried(NamedTuple):
     down_states: dict[str, PyTree]
 
 
-class CallArguments(NamedTuple):
+class CallInputs(NamedTuple):
     """Arguments of a call of several rounds, the same on every device."""
 
     order: PyTree
@@ -64,7 +64,7 @@ class Begun(NamedTuple):
 
     plan: Plan
     carried: Carried
-    settings: CallArguments
+    settings: CallInputs
     share: Share
 
 

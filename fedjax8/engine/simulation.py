@@ -23,7 +23,7 @@ from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine.arguments import check_run
-from fedjax8.engine.call import Begun, CallArguments, Carried, RoundOutcome, Share
+from fedjax8.engine.call import Begun, CallInputs, Carried, RoundOutcome, Share
 from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
@@ -182,9 +182,8 @@ class Simulation:
         states = jax.tree.map(
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
-        settings = CallArguments(
-            self._feed.order, self._root, np.int32(plan.first), np.int32(plan.rounds), self._initial[0]
-        )
+        first, rounds = np.int32(plan.first), np.int32(plan.rounds)
+        settings = CallInputs(self._feed.order, self._root, first, rounds, self._initial[0])
         if state.step_scale is not None:
             settings = settings._replace(step_scale=np.float32(state.step_scale))
         carried = Carried(state.server, state.down_states)
@@ -200,8 +199,7 @@ class Simulation:
         new: PyTree,
         donate: bool = False,
     ) -> tuple[SimulationState, list[dict[str, Any]]]:
-        """The result of `run_rounds`, after its program: `state` is that before the call, `new` are the clients' new
-        states."""
+        """The result of `run_rounds` after its program; `state` is that before the call, `new` the clients' states."""
         everyone = used(plan.table, self.num_clients)
         new = self.executor.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
         new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)

@@ -48,7 +48,7 @@ def as_codes(x: jax.Array, fmt: Format | None = None) -> tuple[jax.Array, Format
     """The uint8 codes inside an array made by `as_storage`, and its format (`fmt` is needed for uint8 arrays only)."""
     if x.dtype == jnp.uint8:
         if fmt is None:
-            raise UserError("an array of uint8 codes does not say its number format: pass fmt")
+            raise UserError("an array of uint8 codes has no number format of its own: pass fmt, such as 'e4m3fn'")
         return x, fmt
     if fmt is None:
         fmt = get_format(x.dtype.name.removeprefix("float8_"))
@@ -109,7 +109,7 @@ def round_to_grid(x: jax.Array, fmt: str | Format, form: str = "auto") -> jax.Ar
 
 @functools.partial(jax.jit, static_argnames=("fmt", "form"), inline=True)
 def to_float32(x8: jax.Array, fmt: str | Format | None = None, form: str = "auto") -> jax.Array:
-    """The exact float32 values of an array of 8-bit floats, or of uint8 codes when `fmt` says of which format.
+    """The exact float32 values of an array of 8-bit floats, or of uint8 codes in the format `fmt`.
 
     Infinities and NaNs come out as such.
 

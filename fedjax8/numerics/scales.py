@@ -7,7 +7,7 @@ For "e4m3fnuz" this is the grid of the FP8 quantization papers, whose real-value
 b = 2**4 - log2(alpha) + log2(2 - 2**-3) - 1 (Kuzmin et al., "FP8 Quantization: The Power of the Exponent", arXiv
 2208.09225), without a logarithm: 128 non-negative values, alpha among them.
 
-What is guaranteed, and how
+Guarantees and their reasons
 - One factor each way, `x * (fmt.max / alpha)` and `g * (alpha * (1 / fmt.max))`. Multiplying by a factor computed once
   costs less per element than dividing, and 1 / fmt.max is a constant here because XLA would turn a division by a
   constant into just that, but only inside jit. A factor is off by at most 2**-23, a decoded value by 3 * 2**-24.

@@ -1,14 +1,15 @@
-"""Dense layers whose examples' gradients need not be made to be clipped (Goodfellow 2015, arXiv 1510.01799).
+"""Norms and clipped sums of examples' gradients of dense layers, without the gradients themselves (Goodfellow 2015,
+arXiv 1510.01799).
 
-With x `[D]` what example i gives to a layer and dy `[E]` the gradient of what it gets back,
+With x `[D]` the layer's input from example i and dy `[E]` the gradient of its output,
 
     |g_i| = |x_i| |dy_i|,      sum_i f_i g_i = sum_i x_i^T (f_i dy_i)
 
 which needs memory for x and dy instead of D E per example. That is for layers that an example goes through once: over
 several tokens g_i is a sum of products that may nearly cancel, and the sum of (X X^T) * (dY dY^T) that is its squared
-norm (Bu et al. 2022, arXiv 2210.00038) loses in float32 what is left, so such gradients are made. Layers are found by
-tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and nowhere else;
-all other parameters, those of quantized layers too, stay with whoever calls.
+norm (Bu et al. 2022, arXiv 2210.00038) loses the remainder in float32, so such gradients are computed. Layers are
+found by tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and
+nowhere else; all other parameters, those of quantized layers too, stay with whoever calls.
 """
 
 import math
@@ -22,14 +23,14 @@ from fedjax8.types import Array, Batch, BatchLoss, Key, Multiply, Product, PyTre
 
 
 class DenseLayer(NamedTuple):
-    """A dense layer, seen by one example."""
+    """A dense layer, traced on one example."""
 
     leaf: int
-    """Which leaf of the parameters is its kernel, in tree order."""
+    """Number of its kernel among the leaves of the parameters, in tree order."""
     inputs: int
-    """D: the kernel's leading axes that are summed, in values."""
+    """D: values along the kernel's summed leading axes."""
     y: jax.ShapeDtypeStruct
-    """What it gives, `[1, ..., E]`."""
+    """Shape of its output, `[1, ..., E]`."""
 
 
 def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, DenseLayer]:
@@ -77,7 +78,7 @@ def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> DenseLayer | None:
 
 
 def tapped(layers: dict[str, DenseLayer], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
-    """A `multiply` that adds a layer's probe to what it gives, and puts what it got in `inputs`."""
+    """A `multiply` that adds a layer's probe to its output, and puts its input in `inputs`."""
 
     def multiply(path, product, x, kernel):
         y = product.forward(x, kernel)
@@ -92,19 +93,19 @@ def tapped(layers: dict[str, DenseLayer], probes: dict[str, Array], inputs: dict
 def weighted_sum(layer: DenseLayer, x: Array, dy: Array, kernel: Array) -> Array:
     """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`.
 
-    In float32 whatever a device does by default: rounded operands would lengthen what was clipped.
+    In float32 whatever a device does by default: rounded operands would lengthen a clipped gradient.
     """
     x, dy = x.reshape(-1, layer.inputs), dy.reshape(len(x), -1)
     return jnp.dot(x.T, dy, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
 
 
 def zero_probes(layers: dict[str, DenseLayer]) -> dict[str, Array]:
-    """What `tapped` adds: the gradient of it is dY."""
+    """Zeros that `tapped` adds to outputs; their gradient is dY."""
     return {path: jnp.zeros(layer.y.shape, layer.y.dtype) for path, layer in layers.items()}
 
 
 def split(layers: dict[str, DenseLayer], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
-    """Leaves that are no layer's kernel, and a function that puts such leaves back among the kernels."""
+    """(leaves that are no layer's kernel, a function that puts such leaves back among the kernels)."""
     leaves, structure = jax.tree.flatten(params)
     own = {layer.leaf for layer in layers.values()}
 

@@ -1,9 +1,9 @@
-"""Noisy SGD, no guarantee: what the experiment code of FedPEFT does under the name of differential privacy (Sun et al.,
-arXiv 2210.01708; code of late 2022).
+"""Noisy SGD without a guarantee, as in the experiment code of FedPEFT under the name of differential privacy (Sun et
+al., arXiv 2210.01708; code of late 2022).
 
     g = gradient of the batch's mean loss + N(0, sigma^2 I),     sigma = 2 c sqrt(2 ln(1.25 / delta) / epsilon)
 
-This is for repeating such experiments. Nothing is bounded (that code's call to clip finds no gradient to clip), so no
+It serves to repeat such experiments. Nothing is bounded (that code's call to clip finds no gradient to clip), so no
 amount of noise protects an example; epsilon stands inside the root, where the Gaussian mechanism has it outside; steps
 and rounds are not composed. Hence there is no epsilon in the log. Use `dp_sgd` for a guarantee.
 """

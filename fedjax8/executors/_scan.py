@@ -13,7 +13,7 @@ def leading(per_client: PyTree) -> int:
 
 
 def groups(count: int, chunk: int) -> int:
-    """How many groups, of at most `chunk` clients each, `count` clients of one device are worked off in.
+    """Number of groups, of at most `chunk` clients each, for `count` clients of one device.
 
     As few as possible; `padded` makes them equally large.
     """
@@ -27,7 +27,7 @@ def padded(count: int, chunk: int) -> int:
 
 
 def at_once(count: int, chunk: int) -> int:
-    """How many of `count` clients a device works on at once, where it may work on `chunk`."""
+    """Number of `count` clients that a device works on at once, where it may work on `chunk`."""
     return padded(count, chunk) // max(1, groups(count, chunk))
 
 

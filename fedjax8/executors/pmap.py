@@ -76,7 +76,7 @@ class _Compiled:
         return shared_out, _joined(parts_out)
 
     def lower(self, shared: PyTree, parts: PyTree) -> jax.stages.Lowered:
-        """As of what `jax.jit` gives."""
+        """The program lowered, as by functions of `jax.jit`."""
         return self._mapped.lower(shared, self._dealt(parts))
 
     def _dealt(self, parts: PyTree) -> PyTree:

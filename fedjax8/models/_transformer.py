@@ -29,13 +29,13 @@ from fedjax8.types import Array
 
 DEVIATION = 0.02
 initial = nn.initializers.truncated_normal(DEVIATION)
-"""Of kernels and learned tokens: normal of this deviation, cut at two deviations; biases start at 0."""
+"""Initial deviation of kernels and learned tokens: normal, cut at two deviations; biases start at 0."""
 BLOCK_BYTES = 2**20
 """CPU: rows are worked off in blocks whose softmax fits a core's second-level cache."""
 
 
 class Size(NamedTuple):
-    """How wide and deep a transformer is."""
+    """Width, depth and heads of a transformer."""
 
     width: int
     depth: int
@@ -97,9 +97,10 @@ def _attend(query: Array, key: Array, value: Array, mask: Array | None, causal: 
 
 
 class Attention(nn.Module):
-    """Tokens `[B, T, width]` to the same shape; `mask` bool `[B, T]` says which tokens may be looked at, None for all.
+    """Tokens `[B, T, width]` to the same shape; `mask` bool `[B, T]` is true for tokens that may be attended to, None
+    for all.
 
-    A causal one looks at a token itself and those before. Where no token may be looked at, all are, alike.
+    Causal attention sees a token itself and those before. Where no token may be attended to, all are, equally.
     """
 
     heads: int
@@ -108,7 +109,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """What each token gathers."""
+        """The attention output of each token."""
         width = x.shape[-1]
         split = (*x.shape[:2], self.heads, width // self.heads)
         query, key, value = (
@@ -138,7 +139,7 @@ class TransformerMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens `[B, T, width]` to the same shape: attention, then an MLP, each added to what went in."""
+    """Tokens `[B, T, width]` to the same shape: attention, then an MLP, each added to its input."""
 
     heads: int
     mlp: int

@@ -41,7 +41,7 @@ SHOWN = 3
 
 
 class StoredTensor(NamedTuple):
-    """What a file's header says of a tensor."""
+    """A tensor in a file's header."""
 
     name: str
     dtype: str
@@ -78,7 +78,8 @@ def load_pretrained(
     Args:
       path: a safetensors file, or a folder with `model.safetensors`.
       like_params: params of the model, or `jax.ShapeDtypeStruct`s in their place.
-      names: whose file it is: `fedjax8` for one of `save_params`, `timm_vit`, `hf_vit`, `bert`, `roberta` or `gpt2`.
+      names: the library of the file: `fedjax8` for one of `save_params`, `timm_vit`, `hf_vit`, `bert`, `roberta` or
+        `gpt2`.
       head: `keep` for the file's, `new` for the one in `like_params`, whatever the file has. For RoBERTa the pooler
         belongs to it. A tied one (`gpt`) is always the file's.
       positions: `same` refuses position embeddings of another number. `resize` brings those of another image size to
@@ -104,7 +105,7 @@ def load_pretrained(
 def readers(
     path: str | os.PathLike, like_params: PyTree, names: str, *, head: str, positions: str
 ) -> dict[str, Callable[[], np.ndarray]]:
-    """By path of each leaf that is loaded, what reads it: float32, of its shape. Arguments, errors: `load_pretrained`.
+    """Path of each leaf that is loaded to its reader: float32, of its shape. Arguments, errors: `load_pretrained`.
 
     Only the header is read here, so that all errors come before any values.
     """

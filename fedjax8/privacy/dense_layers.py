@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from fedjax8.types import Array, Batch, BatchLoss, Key, Multiply, Product, PyTree, Variables
 
 
-class DenseLayer(NamedTuple):
+class TracedDense(NamedTuple):
     """A dense layer, traced on one example."""
 
     leaf: int
@@ -33,10 +33,10 @@ class DenseLayer(NamedTuple):
     """Shape of its output, `[1, ..., E]`."""
 
 
-def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, DenseLayer]:
+def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, TracedDense]:
     """Layers by path, of a `loss` that takes `multiply`, for a batch of one row."""
     leaves, structure = jax.tree.flatten(variables.params)
-    seen: list[tuple[str, int, DenseLayer | None]] = []
+    seen: list[tuple[str, int, TracedDense | None]] = []
 
     def traced(own, of_layers):
         def multiply(path, product, x, kernel):
@@ -66,18 +66,18 @@ def _is_plain(product: Product, x: Array, kernel: Array) -> bool:
     return names.count("dot_general") == 1 and set(names) <= {"dot_general", "reshape", "transpose"}
 
 
-def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> DenseLayer | None:
+def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> TracedDense | None:
     """None unless y is one row, x's last axes summed with the kernel's first, and both are smaller than the kernel."""
     for axes in range(1, kernel.ndim):
         kept = x.shape[: x.ndim - axes]
         if x.shape[len(kept) :] == kernel.shape[:axes] and y.shape == kept + kernel.shape[axes:]:
             inputs, outputs = math.prod(kernel.shape[:axes]), math.prod(kernel.shape[axes:])
             if math.prod(kept) == 1 and inputs + outputs < inputs * outputs:
-                return DenseLayer(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
+                return TracedDense(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
     return None
 
 
-def tapped(layers: dict[str, DenseLayer], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
+def tapped(layers: dict[str, TracedDense], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
     """A `multiply` that adds a layer's probe to its output, and puts its input in `inputs`."""
 
     def multiply(path, product, x, kernel):
@@ -90,7 +90,7 @@ def tapped(layers: dict[str, DenseLayer], probes: dict[str, Array], inputs: dict
     return multiply
 
 
-def weighted_sum(layer: DenseLayer, x: Array, dy: Array, kernel: Array) -> Array:
+def weighted_sum(layer: TracedDense, x: Array, dy: Array, kernel: Array) -> Array:
     """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`.
 
     In float32 whatever a device does by default: rounded operands would lengthen a clipped gradient.
@@ -99,12 +99,12 @@ def weighted_sum(layer: DenseLayer, x: Array, dy: Array, kernel: Array) -> Array
     return jnp.dot(x.T, dy, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
 
 
-def zero_probes(layers: dict[str, DenseLayer]) -> dict[str, Array]:
+def zero_probes(layers: dict[str, TracedDense]) -> dict[str, Array]:
     """Zeros that `tapped` adds to outputs; their gradient is dY."""
     return {path: jnp.zeros(layer.y.shape, layer.y.dtype) for path, layer in layers.items()}
 
 
-def split(layers: dict[str, DenseLayer], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
+def split(layers: dict[str, TracedDense], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
     """(leaves that are no layer's kernel, a function that puts such leaves back among the kernels)."""
     leaves, structure = jax.tree.flatten(params)
     own = {layer.leaf for layer in layers.values()}

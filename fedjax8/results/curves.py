@@ -1,4 +1,4 @@
-"""What a run's log says, as arrays: its evaluations, smoothed, and the mean over the seeds of a setting.
+"""Curves of runs: evaluations as arrays, smoothed, and their mean over the seeds of a setting.
 
 NumPy and the standard library only.
 """
@@ -37,7 +37,7 @@ class Trajectory(NamedTuple):
     num_bytes: np.ndarray
     """Up and down by the end of that round, float64 `[E]`."""
     accuracy: np.ndarray
-    """Smoothed test accuracy (or another that was asked for), float64 `[E]`."""
+    """Smoothed test accuracy (or another accuracy), float64 `[E]`."""
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:

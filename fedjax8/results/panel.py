@@ -1,4 +1,4 @@
-"""What the report's panels are made of: plotly figures as plain dicts, their axes, colors and numbers."""
+"""Parts of the report's panels: plotly figures as plain dicts, their axes, colors and numbers."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ class Panel(NamedTuple):
     figures: Mapping[str, Figure]
     """By the name it is chosen by; with one figure there is no choice."""
     absent: str = ""
-    """Why there is nothing, where there are no figures."""
+    """Reason why there are no figures."""
     wide: bool = False
 
 

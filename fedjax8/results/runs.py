@@ -2,8 +2,8 @@
 
 A run folder holds `config.json`, `metrics.jsonl` (one line per logged round) and, once the run has ended,
 `summary.json`. Read too, where they are there: `about.json` (the split and the messages, see `running.about`) and
-`clients.json` (what the final model is worth to each client). Runs whose configs differ only in `seed` are one
-*setting*; what a setting reached and spent is worked out in `results.comparison`.
+`clients.json` (accuracy of the final models by client). Runs whose configs differ only in `seed` are one
+*setting*; `results.comparison` has its accuracies and totals.
 
 NumPy and the standard library only: reading results needs no accelerator and no JAX.
 """
@@ -47,7 +47,7 @@ FORMS = {
     ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
     CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float], "without_rows?": int},
 }
-"""What is read of these files."""
+"""Forms of the parts that are read of these files."""
 
 
 class NotJSON(ValueError):
@@ -75,7 +75,7 @@ class RunFolder(NamedTuple):
     summary: dict[str, Any]
     """`summary.json`; empty if it is missing or older than the last line."""
     notes: tuple[str, ...]
-    """What the reader of a comparison should know, one line each."""
+    """Remarks for the reader of a comparison, one line each."""
     about: Mapping[str, Any] = MappingProxyType({})
     """`about.json`; empty if it is missing."""
     clients: Mapping[str, Any] = MappingProxyType({})
@@ -192,11 +192,11 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             line = _parse_line(text)
         except NotJSON:
             if i != numbered[-1][0]:
-                raise UserError(f"{file}, line {i}: not JSON; mend or remove that line") from None
+                raise UserError(f"{file}, line {i}: not JSON; repair or remove that line") from None
             notes.append(f"{file}: the last line is half written and was ignored")
             continue
         except ValueError as error:
-            raise UserError(f"{file}, line {i}: {error}; mend or remove that line") from None
+            raise UserError(f"{file}, line {i}: {error}; repair or remove that line") from None
         while lines and lines[-1]["round"] >= line["round"]:
             lines.pop()
             repeated += 1
@@ -329,7 +329,7 @@ def short_name(field: str, fields: list[str]) -> str:
 
 
 def _directory_labels(groups: list[list[Path]]) -> list[str]:
-    """What a group's directory names begin with, without `seed0` and the like; else full names."""
+    """Common beginning of a group's directory names, without `seed0` and the like; else full names."""
     absolute = [[Path(os.path.abspath(p)) for p in group] for group in groups]
     flat = [p for group in absolute for p in group]
     base = flat[0].parent if len(flat) == 1 else Path(os.path.commonpath(flat))

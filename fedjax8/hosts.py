@@ -1,7 +1,7 @@
-"""Several processes in one run: what they tell each other between calls, so that all do the same.
+"""Several processes in one run: their agreement between calls, so that all do the same.
 
-Process 0 reads and writes the files of the run and talks to the user. The others are given what it read, and agree with
-it on what depends on a clock or a signal. Everything goes over the network of the devices: no shared files are needed.
+Process 0 reads and writes the files of the run and talks to the user. The others get the contents, and agree with it on
+decisions by a clock or a signal. Everything goes over the network of the devices: no shared files are needed.
 A process alone agrees with itself, at no cost.
 """
 
@@ -25,7 +25,7 @@ class Hosts(NamedTuple):
     """The processes of a run, as one of them sees them. All must call `gather` and `spread` in the same order."""
 
     number: int
-    """This process."""
+    """Number of this process."""
     gather: Callable[[np.ndarray], np.ndarray]
     """uint8 `[n]` of each process to `[processes, n]`, on all."""
     spread: Callable[[PyTree], PyTree]
@@ -33,7 +33,7 @@ class Hosts(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.number == 0
 
     def agree(self, seconds: float, signal_number: int | None) -> tuple[float, int | None]:

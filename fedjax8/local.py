@@ -1,4 +1,4 @@
-"""One client's training: masked mini-batch steps with any optax optimizer, as one pure function.
+"""Local training of one client: masked mini-batch steps with any optax optimizer, as one pure function.
 
     for s in 0 .. S - 1:   g = gradient of the batch's mean loss at y;   y <- project(y - optimizer(adjust(g, y)))
 
@@ -102,7 +102,7 @@ class _Withheld(Mapping[str, Array]):
 
 
 _OWN_DRAWS = (1 << 31) - 3
-"""Folded into a step's key for what `adjust` draws beside private gradients, whose noise is drawn from that key."""
+"""Folded into a step's key for draws of `adjust` beside private gradients, whose noise is drawn from that key."""
 
 
 def check_restarts(optimizer_state: PyTree) -> None:
@@ -142,8 +142,9 @@ def local_training(
     Args:
       model: the model that is trained.
       optimizer: any of optax, whose state is fresh each round unless it is kept.
-      plan: how a client cuts its rows into batches.
-      gradient: how a step's gradient is taken and its batch drawn, such as `privacy.dp_sgd(...)`. Where that is
+      plan: the batch plan.
+      gradient: the rule by which a step's gradient is taken and its batch drawn, such as `privacy.dp_sgd(...)`. Where
+        that is
         accounted for, only `train` may be used, and `adjust` may not read the batch: UserError.
       keep_optimizer: each client keeps the optimizer's state from one of its rounds to the next, in algorithms made by
         `algorithms.from_parts`; others raise UserError. Costs memory for every registered client.

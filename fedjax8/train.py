@@ -77,7 +77,7 @@ _DRY_RUN = flags.DEFINE_enum(
 _WRITERS = flags.DEFINE_list(
     "writers",
     [],
-    "Writers of metrics besides metrics.jsonl: tensorboard, wandb, or package.module:factory; several with commas. Needs "
+    "Writers besides metrics.jsonl: tensorboard, wandb, or package.module:factory; several with commas. Needs "
     "--workdir.",
 )
 _CLIENT_ACCURACY = flags.DEFINE_integer(
@@ -141,8 +141,8 @@ def versions() -> dict[str, str]:
 def main(argv: list[str]) -> int:
     """The exit status of the run that the flags describe.
 
-    `argv` is the rest that `parse_flags` left, or a whole command line: `main(["train", "--config.rounds=5"])`, also several
-    times in a process.
+    `argv` is the rest that `parse_flags` left, or a whole command line: `main(["train", "--config.rounds=5"])`, also
+    several times in a process.
     """
     rest, pairs = split_overrides(argv)
     if any(argument.startswith("-") for argument in rest[1:]) or not flags.FLAGS.is_parsed():
@@ -219,7 +219,7 @@ def check_flags(processes: int) -> None:
         if _DRY_RUN.value and (_SEEDS.value or _AUTOTUNE.value or _PROFILE.value or processes > 1):
             mistakes.note(
                 UserError(
-                    "--dry_run forecasts one run on one host; leave out --seeds, --autotune, --profile and --distributed"
+                    "--dry_run is of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
         for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):

@@ -97,12 +97,12 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
 
 
 def cache_file() -> Path:
-    """Where settings are remembered: `$XDG_CACHE_HOME/fedjax8/tuned.json`, by default below `~/.cache`."""
+    """File of remembered settings: `$XDG_CACHE_HOME/fedjax8/tuned.json`, by default below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax8" / "tuned.json"
 
 
 def remembered(cache: Path) -> dict[str, dict[str, int]]:
-    """Settings by key; what is damaged is forgotten, and measured anew."""
+    """Settings by key; damaged ones are dropped, and measured anew."""
     try:
         found = read_object(cache) or {}
     except OSError:
@@ -113,7 +113,7 @@ def remembered(cache: Path) -> dict[str, dict[str, int]]:
 
 
 def key_of(config: ConfigDict) -> str:
-    """A digest of all that the fastest setting depends on."""
+    """A digest of everything on which the fastest setting depends."""
     devices = [d.device_kind for d in jax.devices()]
     what = {name: plain(config[name]) for name in MATTERS}
     what |= {"devices": devices, "cores": os.cpu_count(), "versions": [version.__version__, jax.__version__]}

@@ -7,7 +7,7 @@
     python scripts/bench.py --codecs
     python scripts/bench.py --codecs=fp8,topk --rounds=3 --json=codecs.json
 
-`bench_workloads.py` says what W1 to W7 are, `bench_floor.py` what the floors are. Each workload runs in a process of
+`bench_workloads.py` defines W1 to W7, `bench_floor.py` the floors. Each workload runs in a process of
 its own, so that its peak memory is its own. Several variants, by `--precision` or `--compare`, take turns round by
 round in one process; each is compared with the first pair by pair, and the peak is that of all together. `--compare`
 may be given several times, each with one or more `config.FIELD=VALUE`, quoted where a value has spaces in it; they are
@@ -51,7 +51,7 @@ COMPILE_EVENTS = {
 
 
 def floor_of(run: PreparedRun) -> tuple[int, Any]:
-    """(multiply-adds of a sample, what the shape floor is computed from)."""
+    """(multiply-adds of a sample, its shape floor)."""
     import jax
 
     from fedjax8 import trees
@@ -177,8 +177,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs every workload in its own process and collects what they print."""
-    logging.set_verbosity(logging.WARNING)  # not that a TPU was looked for
+    """Runs every workload in its own process and collects their results."""
+    logging.set_verbosity(logging.WARNING)  # no message about the search for a TPU
     if _CODECS.value is not None:
         measure_codecs(_CODECS.value, argv[1:])
         return

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How time and memory grow with clients a round, with registered clients, and with processes.
+"""Growth of time and memory with clients a round, with registered clients, and with processes.
 
     python scripts/bench_scaling.py --json=scaling.json
 
@@ -35,7 +35,7 @@ _PARTS = flags.DEFINE_list("parts", ["cohort", "clients", "hosts"], "What to run
 _ROUNDS = flags.DEFINE_integer("rounds", 21, "Timed rounds of each setting; the median is reported.", lower_bound=1)
 _CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "Write the results there.")
-_WORKER = flags.DEFINE_list("worker", None, "Internal: what to measure in this process.")
+_WORKER = flags.DEFINE_list("worker", None, "Internal: the measurement of this process.")
 
 PARTS = ("cohort", "clients", "hosts")
 HOSTS = ("W1", "W2")

@@ -29,7 +29,7 @@ PRECISIONS = ("float32", "fp8")
 
 
 class Workload(NamedTuple):
-    """What of a config makes a workload."""
+    """The fields of a config that define a workload."""
 
     data: tuple[str, dict[str, Any]]
     """A component's name and settings, as are the next two."""
@@ -40,7 +40,7 @@ class Workload(NamedTuple):
     cohort: int
     batch: int
     parameters: int
-    """Of the float32 model."""
+    """Parameters of the float32 model."""
     learning_rate: float = 0.1
     more: tuple[tuple[str, str], ...] = ()
     """Further fields of the config, as in a variant's overrides."""
@@ -132,7 +132,7 @@ class Round(NamedTuple):
     padding: float
     """Share of the round's work that is padding, as the simulation logs it."""
     rounds: int
-    """Of the call."""
+    """Of the call that it was part of."""
 
 
 class PreparedRun(NamedTuple):

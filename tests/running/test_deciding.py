@@ -265,7 +265,7 @@ def test_where_an_epsilon_is_stated_nothing_is_decided_by_training_rows():
     private = ("privacy.name", "dp_sgd"), ("privacy.noise_multiplier", "1.0"), ("privacy.delta", "1e-3")
     private += ("input_mean", "0.5"), ("input_std", "0.5"), ("adapter.name", "none")
     by_training = ("callbacks", "early_stopping"), ("callbacks.0.metric", "train_loss")
-    with pytest.raises(UserError, match="early_stopping would decide by train_loss, which tells of private rows"):
+    with pytest.raises(UserError, match="early_stopping would decide by train_loss, a metric of private rows"):
         build(configured(*private, *by_training))
     config = configured(*private, ("validation", "0.1"))
     config.callbacks = (component("early_stopping"),)

@@ -1,7 +1,7 @@
 """Files and folders that survive a power cut, and a checksum fast enough for whole models.
 
-A file is on disk after its own `fsync`; its name, after that of the folder that holds it. What is replaced is either
-the old file or the whole new one, also where the disk was full in between.
+A file is on disk after its own `fsync`; its name, after that of the folder that holds it. A replaced file is either
+the old one or the whole new one, also where the disk was full in between.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Standard output and error that cannot end a run: work goes on where they cannot be written.
 
-A reader that goes away (`| head -1`), a full disk or a terminal that is gone make every write an `OSError`. What a run
-has computed by then is worth more than the line: the stream is pointed to the null device, stderr says so once, and the
+A reader that goes away (`| head -1`), a full disk or a terminal that is gone make every write an `OSError`. The
+results of a run are worth more than the line: the stream is pointed to the null device, stderr says so once, and the
 exit status is that of the work.
 """
 

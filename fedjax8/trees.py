@@ -130,7 +130,8 @@ def summable(tree: PyTree) -> Array:
 
 
 def still_finite(new: PyTree, old: PyTree) -> Array:
-    """bool scalar: nothing became NaN or infinite. What was infinite before, such as a threshold, may stay so."""
+    """bool scalar: nothing became NaN or infinite. Values that were infinite before, such as a threshold, may stay
+    so."""
 
     def apart() -> Array:
         same = [jnp.all(jnp.isfinite(x) | (x == y)) for x, y in zip(*map(_floating, (new, old)), strict=True)]
@@ -166,7 +167,7 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
 
 
 def as_dtype(mean: Array, dtype: np.dtype) -> Array:
-    """A mean in the dtype of what was averaged; integers to the nearest."""
+    """A mean in the dtype of the averaged values; integers to the nearest."""
     return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.round(mean).astype(dtype)
 
 

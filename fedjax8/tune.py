@@ -1,9 +1,9 @@
-"""How many devices and clients at once are fastest for an experiment on this machine: measured, and remembered.
+"""The fastest numbers of devices and of clients at once for an experiment on this machine, measured and remembered.
 
 A round is timed with one setting after another, starting from the machine's default: first more clients at once, four
 times as many each, for as long as that helps; then, on CPU, half as many devices likewise. Each trial compiles the
-round, so this takes about as long as compiling it a few times. What was found is kept in a file by what it depends on
-(model, adapter, local training, codecs, rows, cohort, devices, versions), and not measured again.
+round, so this takes about as long as compiling it a few times. The result is kept in a file, keyed by everything it
+depends on (model, adapter, local training, codecs, rows, cohort, devices, versions), and not measured again.
 
 Results do not depend on these settings beyond the order of float32 sums.
 """
@@ -40,7 +40,7 @@ MATTERS = (
 
 
 class ExecutorSetting(NamedTuple):
-    """What is tuned."""
+    """The numbers that are tuned."""
 
     chunk: int
     num_devices: int

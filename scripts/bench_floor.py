@@ -7,7 +7,7 @@ float32 products on all devices at once:
     floor = samples * sum over products of rows * inner * columns * repeats * (1 + [dx] + [dk]) / rate of large products
 
 Only rows that a client has are counted, not the padding of its last batch. A derivative is counted if training needs
-it: the first layer has no dx, unless what it sees was itself trained, as an embedding was. Of an LSTM these are the
+it: the first layer has no dx, unless its input was itself trained, as an embedding was. Of an LSTM these are the
 products into its gates, the recurrent ones of every time step, and those of the layer after it. Clips of quantizers are
 not taken for parameters, so that 8-bit training has the floor of float32 training. The rate is measured in the same
 process right before and after each round, so that a machine whose speed drifts does not spoil the ratio.

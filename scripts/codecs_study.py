@@ -265,7 +265,7 @@ def plot() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument says."""
+    """Runs the action that the first argument names."""
     logging.set_verbosity(logging.WARNING)
     actions = {"run": run, "table": table, "plot": plot}
     unknown = sorted(set(_METHODS.value) - set(METHODS))

@@ -148,7 +148,7 @@ def trace() -> None:
 
 
 def set_up() -> None:
-    """A device for each core, and a folder for what is compiled."""
+    """Sets up a device for each core, and a folder for compiled programs."""
     import jax
 
     from fedjax8.train import set_up_devices
@@ -276,7 +276,7 @@ def plot() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument says."""
+    """Runs the action that the first argument names."""
     logging.set_verbosity(logging.WARNING)
     actions = {"run": run, "table": table, "plot": plot, "trace": trace}
     if len(argv) != 2 or argv[1] not in actions:

@@ -196,7 +196,7 @@ def plot() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument says."""
+    """Runs the action that the first argument names."""
     from fedjax8.errors import UserError
 
     logging.set_verbosity(logging.WARNING)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints, for every setting, what its runs logged last: means over seeds, as a Markdown table.
+"""Prints the last logged values of every setting: means over seeds, as a Markdown table.
 
     python scripts/last_values.py RUN... --values=uplink_quantization_error,test_accuracy
 

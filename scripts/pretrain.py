@@ -7,7 +7,7 @@
 
 The model is the one that a config has, by default the small vision transformer of configs/fedpeft.py on 28 x 28 pixels;
 other sizes by --set. AdamW with warm-up and cosine decay on one data set, or on some of its classes: then fine-tuning
-can be done on what is left. By default on the letters of FEMNIST, dark on light; MNIST's digits, light on dark, are
+can be done on the others. By default on the letters of FEMNIST, dark on light; MNIST's digits, light on dark, are
 other classes of another look. Prints loss and test accuracy after every epoch.
 """
 

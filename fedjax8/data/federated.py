@@ -1,6 +1,6 @@
 """A data set, and the same data seen as clients.
 
-`Dataset` is what a source returns. A partition gives every training row an owner, and
+A source returns a `Dataset`. A partition gives every training row an owner, and
 `FederatedData.from_owners` turns that into clients: row numbers grouped by client, with a start and a size
 for each. Clients are windows into one row order, so millions of them can share one pool of rows at twelve
 bytes a client; a partition may also give the windows themselves. Where rows lie client by client, as in a
@@ -47,7 +47,7 @@ NO_TARGET = -1
 class Dataset(NamedTuple):
     """Training and test rows of one data set, with their normalization and number of classes.
 
-    A row has one label, or, as a sequence [T, ...], a label at each of its T positions. What counts is the row:
+    A row has one label, or, as a sequence [T, ...], a label at each of its T positions. The row is the unit:
     its loss and its accuracy are means over its labels that are not `NO_TARGET`.
 
     Invariants (`validate` checks them): the columns of a part have equal length, at least one row; `y` is

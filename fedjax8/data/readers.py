@@ -2,8 +2,8 @@
 
 Each returns NumPy arrays as stored. A damaged or wrong file raises a `UserError` that names the
 file and the problem, whatever is in it: sizes that a header promises are held against those of the file
-before memory is taken for them, and what unpacks to more than a file of its kind may is not unpacked. Nothing is ever
-unpickled and archives are read in place, never extracted.
+before memory is taken for them, and a member that would unpack to more than a file of its kind may is refused. Nothing
+is ever unpickled and archives are read in place, never extracted.
 """
 
 import contextlib

@@ -7,9 +7,9 @@ A folder holds
     sizes.npy           int32 [K]
     columns/NAME.npy    [M, ...], rows in the order of the clients
 
-so one client's rows lie side by side and are one read, and no order has to be kept. The files are what `numpy.load`
-reads. A folder is written under another name and renamed once complete. Opening it reads the headers, starts and sizes,
-which are checked; rows are checked when they are read.
+so one client's rows lie side by side and are one read, and no order has to be kept. `numpy.load` reads the files. A
+folder is written under another name and renamed once complete. Opening it reads the headers, starts and sizes, which
+are checked; rows are checked when they are read.
 
     save_clients(({"x": x, "y": y} for x, y in my_users), "data/reddit/train")
     data = open_federated("data/reddit/train")

@@ -78,11 +78,11 @@ class Fit(NamedTuple):
 
 
 _last: list[tuple[Model, Any, Fit]] = []
-"""What was traced last: a config's builder asks first, to name its fields, and a run then once more."""
+"""The last trace: a config's builder asks first, to name its fields, and a run then once more."""
 
 
 def fit_of(model: Model, columns: Mapping[str, np.ndarray], what: str = "the model", rows: str = "the data") -> Fit:
-    """How `columns` fit the model; UserError where they do not. Values are not looked at.
+    """The fit of model and `columns`; UserError where they do not go together. Values are not read.
 
     Args:
       model: to be traced, not run.

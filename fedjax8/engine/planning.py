@@ -19,7 +19,7 @@ import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -139,6 +139,13 @@ def deal(
     return Deal(positions.reshape(num_shards, places), 1.0 - kept / whole if whole else 0.0)
 
 
+class Planner(Protocol):
+    """The plans of a run."""
+
+    def __call__(self, first: int, rounds: int, losses: Losses | None = None) -> Plan:
+        """The plan of at least one and at most `rounds` rounds, from round `first` on."""
+
+
 def planner(
     *,
     participants: Participants,
@@ -148,8 +155,8 @@ def planner(
     most_rounds: int,
     stay: int,
     most_rows: int | None,
-) -> Callable[..., Plan]:
-    """`plan(first, rounds, losses=None) -> Plan` of at least one and at most `rounds` rounds.
+) -> Planner:
+    """The planner of a run.
 
     Args:
       participants: the selection of clients.

@@ -6,7 +6,7 @@ device takes its runs one after another; on accelerators they are vmapped. Every
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,21 @@ from fedjax8.types import Executor, Partial, PyTree
 RunLines = list[dict[str, Any]]
 
 
-def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = None) -> Callable:
-    """`run_rounds(states, counts, thens=None, donate=False) -> (states, metrics of each run)` for several runs.
+class RunRounds(Protocol):
+    """The rounds of several runs as one dispatch."""
+
+    def __call__(
+        self,
+        states: Sequence[SimulationState],
+        counts: Sequence[int],
+        thens: Sequence[int] | None = None,
+        donate: bool = False,
+    ) -> tuple[list[SimulationState], list[RunLines]]:
+        """(next states, lines of metrics of each run); arguments by run, as of `Simulation.run_rounds`."""
+
+
+def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = None) -> RunRounds:
+    """The `RunRounds` of several runs.
 
     Each run gets the results of its own `run_rounds`, with its `count`; a run with count 0 waits. All runs of a call do
     the same number of rounds, which may be fewer than asked for.

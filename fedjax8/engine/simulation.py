@@ -29,7 +29,7 @@ from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.lines import call_line
 from fedjax8.engine.losses import client_losses
-from fedjax8.engine.planning import Losses, Plan, planner, used
+from fedjax8.engine.planning import Losses, Plan, Planner, planner, used
 from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.programs import Programs
 from fedjax8.engine.start import start_batch
@@ -320,7 +320,7 @@ class Simulation:
         return feed(self.data, self.executor, placed, mode, usual, most_rounds, self.check_read)
 
     @functools.cached_property
-    def _planner(self) -> Callable[..., Plan]:
+    def _planner(self) -> Planner:
         return planner(
             participants=self.participants,
             batches=self.plan,

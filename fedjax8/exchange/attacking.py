@@ -86,7 +86,7 @@ def attacked(
     """`(own contribution, client, key) -> contribution` that a client of this exchange sends.
 
     Raises:
-      UserError: attackers change what is sent, and the algorithm gives no `origin`.
+      UserError: attackers change messages, and the algorithm gives no `origin`.
     """
     attack = exchange.attack
     if attack.send is None:

@@ -63,7 +63,8 @@ def is_moving(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = 
 def for_large_kernel(product: Product, kernel: Array) -> Product:
     """`product`, which is that of a dense layer, for a kernel `[I, O]` of which `is_moving` holds.
 
-    As it is where the kernel cannot be cut into blocks: what reads the whole kernel reads its gradient more than once.
+    As it is where the kernel cannot be cut into blocks: a consumer of the whole kernel reads its gradient more than
+      once.
     """
     blocks = _blocks(*kernel.shape)
     if blocks == 1:

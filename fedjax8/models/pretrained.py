@@ -87,7 +87,7 @@ def load_pretrained(
 
     Raises:
       ValueError: a setting that is not allowed, or `head="new"` with shapes only.
-      UserError: no such file, a file of another kind or without what is needed, tensors that have no place in the
+      UserError: no such file, a file of another kind or without a needed tensor, tensors that have no place in the
         model, another shape, or a dtype other than float32, float16 and bfloat16.
     """
     read = readers(path, like_params, names, head=head, positions=positions)
@@ -199,7 +199,7 @@ def _opened(file: Path):
 
 @contextlib.contextmanager
 def _reading(file: Path, tensor: StoredTensor) -> Iterator[None]:
-    """What the library, or memory, has against a tensor that the header promised."""
+    """Turns errors of the library, or of memory, about a tensor in the header into UserError."""
     try:
         yield
     except Exception as error:
@@ -216,7 +216,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _canonical(name: str, prefix: str) -> str:
-    """The name without what only some files have: the prefix of a class, the old words for a norm's parameters."""
+    """The name without variants of some files: the prefix of a class, the old names of a norm's parameters."""
     name = re.sub(r"(LayerNorm)\.gamma$", r"\1.weight", re.sub(r"(LayerNorm)\.beta$", r"\1.bias", name))
     return name.removeprefix(prefix)
 

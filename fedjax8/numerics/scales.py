@@ -56,7 +56,7 @@ def max_abs(x: jax.Array) -> jax.Array:
 
 
 def scale_for(alpha: jax.Array, fmt: str | Format) -> jax.Array:
-    """alpha / fmt.max as float32: what one unit of the format is worth.
+    """alpha / fmt.max as float32: the value of one unit of the format.
 
     Example:
       >>> float(scale_for(896.0, "e4m3fn"))

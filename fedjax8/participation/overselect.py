@@ -15,8 +15,8 @@ e_ir is drawn anew in every round. Transfers take no time in it. `dropouts.deadl
 which these are not. The fast, and clients with few rows, are waited for more often, so the mean leans to them; a client
 without rows is always done at once. Nothing corrects that.
 
-Law: `unknown`, since who is used depends on speeds and sizes. Both are public in this package's notion of neighbors, so
-what examples lose is accounted for by the rounds in which their client was waited for.
+Law: `unknown`, since who is used depends on speeds and sizes. Both are public in this package's notion of neighbors,
+so the privacy of examples is accounted by the rounds in which their client was waited for.
 """
 
 import fractions

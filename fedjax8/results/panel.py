@@ -45,6 +45,6 @@ def axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def short(values: Iterable[float], digits: int = 5) -> list[float | int | None]:
-    """Numbers with so many significant digits, whole ones as integers; None for what is not finite."""
+    """Numbers with so many significant digits, whole ones as integers; None for numbers that are not finite."""
     rounded = (float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in map(float, values))
     return [int(v) if v is not None and v.is_integer() else v for v in rounded]

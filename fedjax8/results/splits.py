@@ -23,8 +23,8 @@ BOXED = 600
 SHADES = [[0, "#ffffff"], [0.25, "#bfd9ea"], [0.6, "#2f7fb8"], [1, "#08306b"]]
 """White to dark blue: one hue, ordered in brightness."""
 HELD_OUT = {"natural": "held-out", "dealt": "held-out (dealt by its labels)"}
-"""What rows the accuracies of `clients.json` are of, in words."""
-ABSENT = "No run wrote about.json, which says what clients hold."
+"""Held-out rows of the accuracies in `clients.json`, in words."""
+ABSENT = "No run wrote about.json, which has the clients' labels and sizes."
 
 
 def splits(settings: Sequence[Setting]) -> dict[str, Mapping[str, Any]]:

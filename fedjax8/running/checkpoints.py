@@ -115,7 +115,7 @@ class Checkpoints:
         return rounds[-KEEP:][0]
 
     def _rounds(self) -> list[int]:
-        """Rounds of the checkpoints there, ascending; what else lies in the folder is left alone."""
+        """Rounds of the checkpoints there, ascending; other files in the folder are left alone."""
         names = [path.name for path in self._folder.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 

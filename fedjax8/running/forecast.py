@@ -102,7 +102,7 @@ class Traffic(NamedTuple):
     """Messages and bytes of one client in one round."""
 
     times: Mapping[Channel, Range]
-    """How often each kind of message goes."""
+    """Messages of each kind."""
     up: Range
     """Bytes."""
     down: Range

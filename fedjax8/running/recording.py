@@ -181,7 +181,7 @@ class Recording:
     def finish(
         self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, measure: Callable
     ) -> dict[str, Any]:
-        """Saves what is not saved; returns the summary. `measure(state)` evaluates; of `test` labels are read."""
+        """The summary, after the last state is saved. `measure(state)` evaluates; of `test` labels are read."""
         self.save(state, forgiving=False)
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **measure(state)}

@@ -25,7 +25,7 @@ from fedjax8.running.signals import stop_on_signals
 from fedjax8.running.writers import Writer
 
 PROFILED_CALLS = 3
-"""Enough to see what repeats, little enough to open."""
+"""Calls in a profile: enough to see the pattern, few enough to open."""
 
 
 class RunResult(NamedTuple):
@@ -64,7 +64,10 @@ def run(
 
 def run_all(
     runs: Sequence[Run],
-    advance: Callable,
+    advance: Callable[
+        [Sequence[SimulationState], Sequence[int], Sequence[int]],
+        tuple[list[SimulationState], list[list[dict[str, Any]]]],
+    ],
     test: Mapping[str, np.ndarray],
     schedule: Schedule,
     introduce: Callable[[SimulationState], str] | None = None,

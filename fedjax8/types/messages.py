@@ -13,8 +13,9 @@ class Codec(NamedTuple):
 
     Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone (parts may be left out:
     `Sections`); leaves that are not float32 pass through unchanged; `decode` yields float32 and the tree that was
-    encoded, up to the stated error. What both sides know (shapes, names) may be static fields of a message's classes.
-    Finite trees decode to finite ones: what would exceed the largest float32 is clipped to it. Subnormal numbers, below
+    encoded, up to the stated error. Facts that both sides know (shapes, names) may be static fields of a message's
+    classes.
+    Finite trees decode to finite ones: values beyond the largest float32 are clipped to it. Subnormal numbers, below
     2**-126, may be flushed to zero, as processors do.
     """
 

@@ -4,7 +4,7 @@ balanced=True, equal client sizes: client k draws a class prior q_k ~ Dirichlet(
 ones(classes)). Places, sizes equal to within one row, are filled in random order; a place of client k takes
 an unused row of a class drawn from q_k, and a class that has run out is left out and q_k renormalized. This
 is the split of the FedDyn code (Acar et al., Federated learning based on dynamic regularization, ICLR 2021);
-drawing the order of places as one permutation, and falling back on what is left where q_k gives the remaining
+drawing the order of places as one permutation, and falling back on the remaining rows where q_k gives the remaining
 classes no mass at all, are project choices.
 
 balanced=False, label-wise: each class is cut over the clients in proportions ~ Dirichlet(concentration *

@@ -36,7 +36,7 @@ class DiskStates:
 
     In a folder of its own, undo logs make the store return to each of its marks, also after the process or the machine
     died. A new store is marked at round 0, and a mark stays until `release` gives it up. Between marks the newest log
-    grows by what the clients that took part had before. A temporary store has no log: nothing can go on from it.
+    grows by the old states of clients that took part. A temporary store has no log: nothing can go on from it.
 
     Everything read is checked: rows against their checksums and against the list of clients that have a state, logs as
     a whole, and the marks in `marks.json` against the logs that are there. Damage is an error.
@@ -215,7 +215,7 @@ class DiskStates:
         self._marks = marks
 
     def _remove_leftovers(self) -> None:
-        """Removes logs that no mark needs any more and what an interrupted call left half written."""
+        """Removes logs that no mark needs any more and half-written files of an interrupted call."""
         needed = {self._log(mark).name for mark in self._marks}
         for path in self._folder.iterdir():
             if path.name.endswith(PART) or (path.name.startswith(_UNDO) and path.name not in needed):

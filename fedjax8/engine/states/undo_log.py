@@ -9,9 +9,9 @@ mark, whatever of the later changes reached the disk. Little-endian:
     block ...  uint64 rows that were empty | uint64 rows that held something | uint32 checksum of all else in the block
                int64 row numbers, the empty ones first | old bytes of the rows that held something, in that order
 
-One call to `append` makes one block, and then writes the head, on disk before any of its rows may change. What lies
-behind that end is from a process that died while it wrote: none of its rows had changed, and it is ignored. What lies
-before it must be whole; where it is not, the log is damaged and nothing of it is used.
+One call to `append` makes one block, and then writes the head, on disk before any of its rows may change. Bytes behind
+that end are from a process that died while it wrote: none of its rows had changed, and it is ignored. Blocks before it
+must be whole; where it is not, the log is damaged and nothing of it is used.
 """
 
 import os
@@ -85,7 +85,7 @@ def append(path: Path, end: int, empty: np.ndarray, filled: np.ndarray, rows: np
 
 
 def read_log(path: Path, num_rows: int, row_bytes: int) -> Log:
-    """A log of `num_rows` rows. `Damaged` says what is wrong with one that cannot be trusted."""
+    """A log of `num_rows` rows. `Damaged` names the problem of one that cannot be trusted."""
     try:
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     except FileNotFoundError:

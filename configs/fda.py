@@ -1,4 +1,4 @@
-"""Federated dynamic averaging and what it is compared with: LeNet-5 on MNIST, batch 32, after the paper's Table 1.
+"""Federated dynamic averaging and its baselines: LeNet-5 on MNIST, batch 32, after the paper's Table 1.
 
     python -m fedjax8.train --config=configs/fda.py:mnist,lenet5,linear --data_dir=DIR
     python -m fedjax8.train --config=configs/fda.py:mnist,lenet5,sketch,sorted60 --config.algorithm.theta=3 \\
@@ -11,7 +11,7 @@ model `lenet5`, `vgg16_star`, `densenet121`, `densenet201`; strategy `linear`, `
 the mean of their models is evaluated.
 
 Optimizers, thresholds and splits are those of the paper and its authors' code (Theologitis et al., arXiv 2405.20988;
-configs of FedAdam and FedAvgM: Keras's defaults, as there). docs/studies/fda.md has what to expect.
+configs of FedAdam and FedAvgM: Keras's defaults, as there). docs/studies/fda.md has results.
 """
 
 from ml_collections import ConfigDict

@@ -21,9 +21,9 @@ The argument is words in any order, at most one of each line; the first of a lin
     dp       dp (epsilon 5), dp10 (epsilon 10)
     fp8      8-bit messages: clients send their update, the server its model
 
-What the authors' code has (Sun et al., arXiv 2210.01708, v1 and v2), for cifar100, resisc45 and pcam: 64 clients, 8 a
-round, 50 rounds, 10 epochs of batch 64, Nesterov SGD with momentum 0.9 and weight decay 1e-4, and the step size of each
-method; with dp clipping to 1 and delta 1e-3. LoRA is not among its methods: rank, alpha and step size are this
+Settings of the authors' code (Sun et al., arXiv 2210.01708, v1 and v2), for cifar100, resisc45 and pcam: 64 clients, 8
+a round, 50 rounds, 10 epochs of batch 64, Nesterov SGD with momentum 0.9 and weight decay 1e-4, and the step size of
+each method; with dp clipping to 1 and delta 1e-3. LoRA is not among its methods: rank, alpha and step size are this
 project's choice, and so is everything about `small`. Where this differs: biases do not decay, no client of a Dirichlet
 split stops at the mean size, means and deviations are those of the training set, and `dp` is DP-SGD with its accountant
 (theirs is `privacy.noisy_sgd`, without a guarantee). Measured: docs/studies/fedpeft.md.
@@ -83,7 +83,7 @@ def data_of(data: str, little: bool) -> ConfigDict:
 
 
 def adapter_of(method: str, small: bool) -> ConfigDict:
-    """From a file, and then what of it is trained."""
+    """The adapter that loads the file, and the one that trains part of it."""
     file = {"file": FILE} if small else {"file": FILE, "names": "timm_vit"}
     methods = {
         "lora": component("lora", rank=2 if small else 8, alpha=16.0, targets=("*/query", "*/value")),

@@ -15,10 +15,10 @@
                        dimensions or more is quantized: for kwt1 also class token and positions
 
     grid     e4m3fn    (where none is given) e4m3fn weights, inputs and messages, e5m2 gradients
-             e4m3fnuz  the grid of Kuzmin et al.; gradients in float32: what docs/studies/fp8.md measured
+             e4m3fnuz  the grid of Kuzmin et al.; gradients in float32: as measured in docs/studies/fp8.md
 
-Which data and models Wang et al. (arXiv 2407.02610) use could not be confirmed, and none of their settings: what
-follows is what the closest public sources have. Vision: 100 clients, 5 local epochs of batch 50, SGD 0.1, weight decay
+Which data and models Wang et al. (arXiv 2407.02610) use could not be confirmed, and none of their settings: the
+following is from the closest public sources. Vision: 100 clients, 5 local epochs of batch 50, SGD 0.1, weight decay
 1e-3, 1000 rounds, no augmentation (the FedDyn code); 10 clients a round and concentration 0.3 are this project's
 choice. Speech: one client a speaker, AdamW 1e-3 with weight decay 0.1 (Keyword Transformer), one local epoch of batch
 16, 100 speakers a round, 1000 rounds (this project's choice); an IID split has as many clients as there are speakers.
@@ -43,7 +43,7 @@ CELLS = {
 
 
 def choose(what: str, given: str, allowed: tuple[str, ...]) -> str:
-    """`given`, or a UserError that names what is allowed."""
+    """`given`, or a UserError that names the allowed ones."""
     if given not in allowed:
         raise UserError(f"no {what} {given!r} here; allowed are {', '.join(allowed)}{suggest(given, allowed)}")
     return given
@@ -70,7 +70,7 @@ def speech(config: ConfigDict, data: str, model: str, split: str) -> None:
 
 
 def apply_method(config: ConfigDict, method: str) -> None:
-    """What is quantized, and how; the base config is UQ."""
+    """Sets quantized parts and their codecs; the base config is UQ."""
     if method == "float32":
         in_float32(config)
     elif method == "uq_plus":

@@ -7,7 +7,7 @@ The argument is DATA,METHOD: data `cifar10` (100 clients with two labels each, b
 a client for each writer); method `fedavg`, `fedrep`, `fedper`, `local_only` or `centralized`. LeNet-5 in float32,
 nothing encoded, 10 clients a round of CIFAR-10 and 20 of FEMNIST; the head is the last layer. Every method passes five
 times over a client's rows in a round: FedRep four times for the head and once for the body. Look at
-`personal_accuracy`, the mean over clients; docs/studies/personal.md has what to expect.
+`personal_accuracy`, the mean over clients; docs/studies/personal.md has results.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,10 @@
 
 A run is built from small pure parts:
 
-    model = adapters.qat(models.mlp((128,)))                      what is trained, seen on an FP8 grid
-    local = local_training(model, optimizer, plan)                how one client trains
-    algorithm = algorithms.fedavg(local)                          what a round is
-    run = simulate(algorithm, clients, uplink=codecs.fp8(), ...)   who takes part, and what travels
+    model = adapters.qat(models.mlp((128,)))                      the model, trained on an FP8 grid
+    local = local_training(model, optimizer, plan)                one client's training
+    algorithm = algorithms.fedavg(local)                          one round
+    run = simulate(algorithm, clients, uplink=codecs.fp8(), ...)   the run, with its clients and messages
 
 `python -m fedjax8.train` does the same from a config and flags. Names are loaded when first used, so reading the
 files of a run does not have to start JAX.

@@ -1,4 +1,4 @@
-"""Config to objects: the only place where a string becomes a thing."""
+"""Objects from a config: the only place where a string becomes an object."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +31,17 @@ from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
 
 
 class Experiment(NamedTuple):
-    """A config, built."""
+    """The objects of a config."""
 
     config: ConfigDict
     dataset: Dataset
     simulation: Simulation
     private: bool = False
-    """Whether an epsilon is stated, so that nothing but what it accounts for may depend on a training row."""
+    """Whether an epsilon is stated, so that nothing outside its accounting may depend on a training row."""
     validation: Mapping[str, np.ndarray] | None = None
-    """Columns `[V, ...]` that nobody trains on, if some are held out."""
+    """Columns `[V, ...]` held out of training for validation, if any."""
     callbacks: tuple[tuple[str, Callback], ...] = ()
-    """By name."""
+    """Callbacks by name."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -55,7 +55,7 @@ def build_augment(names: tuple[str, ...]) -> Callable | None:
 
 
 def build_schedule(config: ConfigDict, weight_decay: float, rounds: int) -> Callable | None:
-    """The schedule that stands in the place of the clients' learning rate, checked; None for a number."""
+    """The schedule of the clients' learning rate, checked; None where the rate is a number."""
     where, rate = "config.client.optimizer.learning_rate", config.get("learning_rate")
     if not is_schedule(rate):
         return None
@@ -83,7 +83,7 @@ def build_optimizer(config: ConfigDict, weight_decay: float = 0.0) -> optax.Grad
 
 
 def natural_clients(dataset: Dataset) -> int:
-    """How many clients the data names; UserError if none."""
+    """Number of natural clients of the data; UserError if none."""
     if not dataset.num_natural_clients:
         raise UserError(f"config.num_clients is 0, but {dataset.name} names no clients; set it to at least 1")
     return dataset.num_natural_clients
@@ -155,14 +155,14 @@ def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
 def build_callback(index: int, config: ConfigDict, validation: float, private: bool) -> tuple[str, Callback]:
     """The name of a callback, and the callback; it goes by validation rows where some are held out.
 
-    UserError for one that would decide by private rows of the training, which no epsilon accounts for.
+    UserError for one that would decide by private training rows, which no epsilon accounts for.
     """
     where = f"config.callbacks.{index}"
     callback = build_component(where, config, SEAMS["callbacks"], part="validation" if validation else "test")
     by_training = [metric for metric in callback.reads if "test_" not in metric and "validation_" not in metric]
     if private and by_training:
         raise UserError(
-            f"{where}: {config.name} would decide by {by_training[0]}, which tells of private rows what no epsilon "
+            f"{where}: {config.name} would decide by {by_training[0]}, a metric of private rows that no epsilon "
             "accounts for; let it go by test rows, or by validation rows (--config.validation=0.1)"
         )
     return config.name, callback
@@ -196,12 +196,11 @@ def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None =
 
 
 def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | None = None) -> Experiment:
-    """Everything that a config describes, checked; reads the data, runs nothing.
+    """The experiment that a config describes, checked; reads the data, runs nothing.
 
-    `beside` is an experiment whose config differs in its seed alone; its data and what it compiles are shared.
+    `beside` is an experiment whose config differs in its seed alone; its data and programs are shared.
 
-    Raises `UserError` that names everything that is wrong, as far as it can be known: what is built from something that
-    could not be is not tried.
+    Raises `UserError` that names all mistakes, as far as they can be known: objects whose parts failed are not tried.
     """
     with Mistakes() as mistakes:
         attempt, given = mistakes.attempt, usable(config, mistakes)

@@ -1,4 +1,4 @@
-"""What all command lines share: absl flags, errors of a line each, exit statuses."""
+"""Common part of the command lines: absl flags, errors of a line each, exit statuses."""
 
 import os
 import sys
@@ -47,7 +47,7 @@ def run(main: Callable[[list[str]], int | None], flags_parser: Callable | None =
 
 
 def report(error: BaseException) -> int:
-    """Says on stderr what went wrong, a user's mistake in one line, several as a numbered list; returns the status."""
+    """The exit status of an error, after it is printed on stderr: a mistake in one line, several as a numbered list."""
     if isinstance(error, UserError):
         said = error.mistakes
         lines = said if len(said) == 1 else [f"{len(said)} mistakes; nothing was run", *numbered(said)]

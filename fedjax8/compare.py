@@ -1,4 +1,4 @@
-"""Rounds and bytes to reach an accuracy, and the gain against the first setting, as a table and a page of plots.
+"""Rounds and bytes to a target accuracy, and the gain against the first setting, as a table and a page of plots.
 
     python -m fedjax8.compare DIR... [--target=0.9] [--margin=0.01] [--smooth=N] [--on=validation]
         [--html=FILE] [--png=FILE]
@@ -42,11 +42,9 @@ UNLIMITED = 2**15
 def define_flags() -> None:
     """Registers the flags; not done on import, since other command lines have flags of the same names."""
     flags.DEFINE_float("target", None, "test accuracy to compare at, above 0 and up to 1")
-    flags.DEFINE_float(
-        "margin", MARGIN, "how far below the reference's best accuracy a setting's may be to have a gain, 0 to 1"
-    )
+    flags.DEFINE_float("margin", MARGIN, "largest distance below the reference's best accuracy for a gain, 0 to 1")
     flags.DEFINE_integer("smooth", None, "evaluations to average the test accuracy over")
-    flags.DEFINE_enum("on", "test", PARTS, "rows whose accuracy chooses what is reached and what is best")
+    flags.DEFINE_enum("on", "test", PARTS, "rows whose accuracy chooses targets and best rounds")
     flags.DEFINE_string("html", None, f"page to write; {PAGE} by default, none if empty")
     flags.DEFINE_string("png", None, "picture to write: accuracy against bytes, and gain against accuracy")
 

@@ -1,4 +1,4 @@
-"""Components of a config to objects: where each is looked up, how its settings are checked, what it must give."""
+"""Objects from a config's components: looked up by name, their settings and types checked."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,7 +26,7 @@ def _finder(package: str) -> Callable[[str], Callable]:
 
 
 class Seam(NamedTuple):
-    """Where a field's components are looked up, and what they make."""
+    """Lookup of a field's components, and the type of the objects that they make."""
 
     finder: Callable[[str], Callable]
     kind: type | None
@@ -52,7 +52,7 @@ KINDS: dict[str, type | None] = {
     "schedules": None,
     "no_schedules": None,
 }
-"""What the factories in a package make; None: a function of no particular type."""
+"""Type that the factories in a package make; None: a function of no particular type."""
 INNER = {
     "aggregate": "algorithms.aggregators",
     "monitor": "algorithms.monitors",
@@ -64,7 +64,7 @@ INNER = {
 }
 """Packages of components that stand inside others, by field."""
 FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedules": no_server_schedule}
-"""Of what no folder of this package holds."""
+"""Finders of components that no folder of this package holds."""
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
@@ -77,7 +77,7 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
 
     Args:
       where: dotted path for messages.
-      seam: where to look it up, and what must come out.
+      seam: its lookup and the type of the result.
       supplied: arguments that the program fills in where the factory takes them and the config does not; those in
         OURS may not be set at all.
 
@@ -89,7 +89,7 @@ def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any)
 
 
 class Bound(NamedTuple):
-    """A component that is all there but for what the program supplies."""
+    """A component complete but for the arguments that the program supplies."""
 
     needs: Sequence[str]
     """Arguments of `make`."""
@@ -99,9 +99,10 @@ class Bound(NamedTuple):
 def bind(
     where: str, config: ConfigDict, seam: Seam, supplies: Collection[str], run_format: RunFormat | None = None
 ) -> Bound:
-    """A component whose settings, and those of components inside it, are checked before what `supplies` names is there.
+    """A component whose settings, and those of components inside it, are checked before the arguments in `supplies` are
+    there.
 
-    What of that its factory takes, and the config does not give, it needs; parts without a format of their own inherit
+    It needs those that its factory takes and the config does not give; parts without a format of their own inherit
     `run_format`. Raises as `build_component`; FAILED if one of its settings has.
     """
     with mistakes_of(f"{where}.name"):
@@ -133,7 +134,7 @@ def bind(
 
 
 def _nested(where: str, field: str, value: Any, seam: Seam, run_format: RunFormat | None = None) -> Any:
-    """Builds components that stand inside a setting: alone, in a list, or as values of a mapping.
+    """The setting with the components inside it built: alone, in a list, or as values of a mapping.
 
     An adapter becomes a function of the model that it changes, which is built when that is there.
     """

@@ -1,8 +1,8 @@
-"""Settings of a run: what they are, how a file and flags change them, how they are checked.
+"""Settings of a run: defaults, changes by a file and by flags, checks.
 
 A config is an `ml_collections.ConfigDict`. Some fields are plain values; a *component* is a `ConfigDict` with a `name`
 (a file in the matching package, or `package.module:factory`) and that factory's keyword settings. `build.py` turns it
-into objects. Which fields there are says `config_fields.py`.
+into objects. `config_fields.py` lists the fields.
 """
 
 import ast
@@ -82,7 +82,7 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(given: Mapping[str, Any]) -> ConfigDict:
-    """The config of which `plain` made this: components where there is a `name`, tuples for lists, whole numbers as
+    """The inverse of `plain`: components where there is a `name`, tuples for lists, whole numbers as
     keys (rounds of a schedule) where JSON has texts of digits.
 
     Fields that are not given are at their defaults.
@@ -112,7 +112,7 @@ def from_plain(given: Mapping[str, Any]) -> ConfigDict:
 
 
 def _read_record(file: str) -> ConfigDict:
-    """The config in the `config.json` of a run, or in a file that holds what `plain` gave.
+    """The config in the `config.json` of a run, or in a file with the result of `plain`.
 
     Raises UserError if it is damaged or something else. Warns of fields that it lacks: they are at their defaults.
     """
@@ -130,7 +130,7 @@ def _read_record(file: str) -> ConfigDict:
     places = ((name, *name.rpartition(".")[::2]) for name in FIELDS)
     if missing := [name for name, section, own in places if section in sections and own not in sections[section]]:
         warnings.warn(
-            f"--config: {path} says nothing of {', '.join(missing)}, as one of another version; defaults are taken",
+            f"--config: {path} lacks {', '.join(missing)}, as one of another version; defaults are taken",
             stacklevel=3,
         )
     return from_plain(found)
@@ -189,7 +189,7 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     Naming another component drops the settings of the old one; the new one starts from its factory's defaults.
 
     Raises `UserError` that names every assignment which cannot be made. Fields whose value has a wrong type are FAILED
-    from then on, so that what needs them is not tried.
+    from then on, so that objects that need them are not tried.
     """
     split = [(path.split("."), text) for path, text in assignments]
     with Mistakes() as mistakes:
@@ -285,7 +285,7 @@ def validate(config: ConfigDict) -> None:
 def usable(config: ConfigDict, mistakes: Mistakes) -> types.SimpleNamespace:
     """The config's fields as attributes, those of `client` below `client`; FAILED for each that cannot be used.
 
-    What is wrong with them goes to `mistakes`.
+    Their mistakes go to `mistakes`.
     """
     if not isinstance(config, ConfigDict):
         raise UserError("a config must be a ConfigDict; start from fedjax8.config.base_config()")
@@ -349,7 +349,7 @@ def check_choice(path: str, value: Any, allowed: Sequence[str]) -> None:
 
 def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied: Sequence[str] = ()) -> None:
     """Raises `UserError` that names every setting of `given` which `factory` does not take or whose value is not of the
-    annotated simple type, and what it needs and was not given.
+    annotated simple type, and every required setting that is missing.
 
     `supplied` are arguments that the program fills in; the user may not set them.
     """

@@ -44,10 +44,10 @@ class Field(NamedTuple):
     setting_limits: Mapping[str, tuple[float, float]] = MappingProxyType({})
     """Likewise of settings of a component."""
     choices: tuple[str, ...] | None = None
-    """Of a text: those allowed."""
+    """Allowed values of a text."""
     package: str | None = None
-    """Of a component, or of a tuple of them: where its files lie, below `fedjax8`; `components.KINDS` says what they
-    make."""
+    """Package of a component, or of a tuple of them, below `fedjax8`; `components.KINDS` has the type of its
+    objects."""
 
 
 FIELDS: dict[str, Field] = {
@@ -56,7 +56,7 @@ FIELDS: dict[str, Field] = {
     "eval_every": Field(5, "rounds between evaluations on the test set", limits=(1, LARGEST_COUNT)),
     "checkpoint_every": Field(10, "rounds between checkpoints", limits=(1, LARGEST_COUNT)),
     "num_clients": Field(50, "registered clients; 0 for as many as the data names", limits=(0, LARGEST_COUNT)),
-    "cohort_size": Field(10, "clients a round; how they are drawn, participation says", limits=(1, LARGEST_COUNT)),
+    "cohort_size": Field(10, "clients a round, drawn by the participation", limits=(1, LARGEST_COUNT)),
     "data": Field(component("digits"), "source of rows: a file in fedjax8/data/sources", package="data.sources"),
     "partition": Field(
         component("dirichlet", concentration=0.3),
@@ -81,7 +81,7 @@ FIELDS: dict[str, Field] = {
     "format_rules": Field(
         (), "another format, or float32, for layers by pattern: Dense_0=float32,*/mlp/*=e5m2; first match wins"
     ),
-    "adapter": Field(component("qat"), "what changes the model: a file in fedjax8/adapters", package="adapters"),
+    "adapter": Field(component("qat"), "changes the model: a file in fedjax8/adapters", package="adapters"),
     "client.optimizer": Field(
         component("sgd", learning_rate=0.1),
         "of local training: any of optax; its learning_rate may be a schedule of optax, counted in rounds",
@@ -99,35 +99,27 @@ FIELDS: dict[str, Field] = {
     ),
     "client.keep_optimizer": Field(False, "clients keep their optimizer's state from round to round"),
     "privacy": Field(
-        component("none"), "how clients protect their examples: a file in fedjax8/privacy", package="privacy"
+        component("none"), "protection of the clients' examples: a file in fedjax8/privacy", package="privacy"
     ),
     "algorithm": Field(component("fedavg"), "a file in fedjax8/algorithms", package="algorithms"),
-    "attack": Field(
-        component("none"), "what some clients do against the server: a file in fedjax8/attacks", package="attacks"
-    ),
-    "dropout": Field(
-        component("none"), "which clients are lost on the way: a file in fedjax8/dropouts", package="dropouts"
-    ),
+    "attack": Field(component("none"), "Byzantine clients: a file in fedjax8/attacks", package="attacks"),
+    "dropout": Field(component("none"), "dropouts and stragglers: a file in fedjax8/dropouts", package="dropouts"),
     "participation": Field(
-        component("uniform"), "who takes part in a round: a file in fedjax8/participation", package="participation"
+        component("uniform"), "selection of clients: a file in fedjax8/participation", package="participation"
     ),
-    "uplink": Field(component("fp8"), "codec of what clients send: a file in fedjax8/codecs", package="codecs"),
-    "downlink": Field(component("fp8"), "codec of what clients receive", package="codecs"),
-    "executor": Field(
-        component("auto"), "how clients are mapped over devices: a file in fedjax8/executors", package="executors"
-    ),
+    "uplink": Field(component("fp8"), "codec of clients' messages: a file in fedjax8/codecs", package="codecs"),
+    "downlink": Field(component("fp8"), "codec of the server's messages", package="codecs"),
+    "executor": Field(component("auto"), "maps clients over devices: a file in fedjax8/executors", package="executors"),
     "evaluate_clients.every": Field(
         0,
         "rounds between evaluations of clients' own models on their held-out rows; 0: never",
         limits=(0, LARGEST_COUNT),
     ),
     "evaluate_clients.clients": Field(1000, "at most so many of them, evenly spaced", limits=(1, LARGEST_COUNT)),
-    "evaluate_clients.fine_tune_steps": Field(
-        0, "local steps before, of which nothing is kept", limits=(0, LARGEST_COUNT)
-    ),
+    "evaluate_clients.fine_tune_steps": Field(0, "local steps before, forgotten after", limits=(0, LARGEST_COUNT)),
     "callbacks": Field(
         (),
-        "what the run decides by its metrics: names of files in fedjax8/callbacks with commas, such as "
+        "decisions by the run's metrics: names of files in fedjax8/callbacks with commas, such as "
         "early_stopping,best_checkpoint; their settings as callbacks.0.patience",
         package="callbacks",
     ),
@@ -136,12 +128,12 @@ FIELDS: dict[str, Field] = {
     ),
     "feed": Field(
         "auto",
-        "how rows reach the device: resident (all at once), streamed (each call's own), auto (by size)",
+        "feed of rows to the device: resident (all at once), streamed (each call's own), auto (by size)",
         choices=("auto", "resident", "streamed"),
     ),
     "on_nan": Field(
         "drop",
-        "what becomes of contributions that are not finite: drop (left out and counted) or error (the run ends)",
+        "contributions that are not finite: drop (excluded and counted) or error (the run ends)",
         choices=("drop", "error"),
     ),
 }

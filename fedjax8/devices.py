@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 def check_jax() -> None:
-    """UserError for settings of JAX with which a run cannot work, or would be another run. Starts no device."""
+    """Raises UserError for settings of JAX with which a run cannot work, or would be another run. Starts no device."""
     import jax
 
     with Mistakes() as mistakes:

@@ -1,4 +1,4 @@
-"""Processes on one or many hosts that run an experiment together: how they find each other, and how they part.
+"""Processes on one or many hosts that run an experiment together: their connection and their end.
 
 JAX connects them through a coordinator, which process 0 runs. When a process is lost the others see it at once by a
 broken connection, at the latest after `HEARTBEAT_SECONDS`; they cannot go on without it and end with `LOST_STATUS`.
@@ -22,9 +22,9 @@ from fedjax8.errors import UserError
 LOST_STATUS = 75
 """EX_TEMPFAIL: the same command on all hosts goes on from the last checkpoint."""
 HEARTBEAT_SECONDS = 30
-"""How long a process may be silent before it counts as lost: one that only computes is never silent."""
+"""Seconds that a process may be silent before it counts as lost: one that only computes is never silent."""
 SHUTDOWN_SECONDS = 60
-"""How long a process that is done waits for the others."""
+"""Seconds that a finished process waits for the others."""
 _PARTING_SECONDS = 1.0  # process 0 goes last, so that the others see what happened and not just the coordinator gone
 _LOST = (
     "fedjax8: a process of this run was lost; start all of them again with the same --workdir to go on from the last "
@@ -35,20 +35,20 @@ _NOT_ALL_CAME = (
     "--process_id"
 )
 _BROKEN = ("gloo", "nccl", "coordination", "connection", "socket", "heartbeat", "unavailable", "deadline_exceeded")
-"""Words in what JAX raises, as `JaxRuntimeError` or `ValueError`, when what connects the processes is broken."""
+"""Words in JAX's errors (`JaxRuntimeError`, `ValueError`) when the connection of the processes is broken."""
 
 
 class Group(NamedTuple):
-    """Which processes run together; see the flags of `train`."""
+    """The processes that run together; see the flags of `train`."""
 
     coordinator: str | None = None
     """`HOST:PORT` of process 0."""
     num_processes: int | None = None
     process_id: int | None = None
     detect: bool = False
-    """Whether JAX finds out by itself."""
+    """Whether JAX finds the processes by itself."""
     connect_seconds: int = 300
-    """How long to wait for the others."""
+    """Seconds to wait for the others."""
 
     @property
     def alone(self) -> bool:
@@ -111,7 +111,7 @@ class _Ending:
         _install(self._handler)
 
     def say(self, line: str, status: int) -> None:
-        """What to say and how to exit when JAX aborts."""
+        """Sets the line to print and the exit status for the case that JAX aborts."""
         self._line, self._status = line.encode() + b"\n", status
 
     def _aborted(self, number: int) -> None:
@@ -192,8 +192,8 @@ def give_way(numbers: Iterable[int]) -> None:
 
     For the one in which gloo waits for the network. A part of a sum that arrives before this process asks for it stays
     where it is, and until then that thread is woken again and again: on the core that should come to the asking it
-    takes a whole time slice first, many times as long as the sum. Which thread is gloo's is not told, so all that were
-    started with it are treated alike, those that compute among them. Their share of a core is as before.
+    takes a whole time slice first, many times as long as the sum. Which thread is gloo's cannot be asked, so all that
+    were started with it are treated alike, those that compute among them. Their share of a core is as before.
     """
     for number in numbers:
         with contextlib.suppress(OSError):  # it has ended, or a container does not allow it
@@ -216,7 +216,7 @@ def _silent_stdout() -> Iterator[None]:
 
 
 def _check_coordinator(group: Group) -> None:
-    """What JAX would answer with an abort, said by name: a port that is taken, a coordinator that does not answer."""
+    """Raises UserError where JAX would abort: a port that is taken, a coordinator that does not answer."""
     host, _, port = (group.coordinator or "").rpartition(":")
     if group.process_id == 0:
         family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET

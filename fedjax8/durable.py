@@ -1,7 +1,7 @@
 """Files and folders that survive a power cut, and a checksum fast enough for whole models.
 
-A file is on disk after its own `fsync`; its name, after that of the folder that holds it. What is replaced is either
-the old file or the whole new one, also where the disk was full in between.
+A file is on disk after its own `fsync`; its name, after that of the folder that holds it. A replaced file is either
+the old one or the whole new one, also where the disk was full in between.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 PART = ".part"
-"""What the name of a file or folder ends in until it is whole."""
+"""Ending of the name of a file or folder until it is whole."""
 
 _BLOCK = 4096  # bytes that are summed before the sums go through crc32
 
@@ -73,14 +73,14 @@ def remove(path: Path) -> None:
 
 
 def checksum(content: np.ndarray, start: int = 0) -> int:
-    """A uint32 of bytes `[n]` uint8: crc32 over the 64-bit sums of blocks of 4096 bytes, then what is left over.
+    """A uint32 of bytes `[n]` uint8: crc32 over the 64-bit sums of blocks of 4096 bytes, then the remaining bytes.
 
-    Any damage within one block, to any number of its bits, changes its sum, but for one case in 2^64 if what is there
-    now is unrelated to what was; blocks that changed places change the crc32. About ten times as fast as crc32 of all.
+    Any damage within one block, to any number of its bits, changes its sum, but for one case in 2^64 if the new bytes
+    are unrelated to the old; blocks that changed places change the crc32. About ten times as fast as crc32 of all.
 
     Args:
       content: uint8 `[n]`, contiguous.
-      start: the checksum of what comes before, or any number to tell equal contents apart.
+      start: the checksum of preceding bytes, or any number to distinguish equal contents.
     """
     whole = len(content) // _BLOCK * _BLOCK
     sums = content[:whole].view("<u8").reshape(-1, _BLOCK // 8).sum(axis=1, dtype=np.uint64).astype("<u8")

@@ -1,9 +1,9 @@
-"""What a user did wrong: one mistake as an exception, and a collector for all of them.
+"""Mistakes of the user: one as an exception, and a collector for all of them.
 
 Command lines print each mistake as one line on stderr and exit with status 2; everywhere else it is an ordinary
 `ValueError`.
 
-A config is built step by step, and a step that fails must not hide what is wrong with the others:
+A config is built step by step, and a step that fails must not hide mistakes in the others:
 
     with Mistakes() as mistakes:
         codec = mistakes.attempt(make_codec, settings)      FAILED if that raises UserError
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work: says what was given, what is allowed and what to try, in one line."""
+    """A mistake of the user, in one line: the given value, the allowed ones, and advice."""
 
     @property
     def mistakes(self) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def numbered(mistakes: Sequence[str]) -> list[str]:
 
 
 class _Failed:
-    """What stands for a value that could not be made. Its attributes could not be made either."""
+    """Placeholder of a value that could not be made; so are its attributes."""
 
     def __getattr__(self, name: str) -> "_Failed":
         if name.startswith("__"):
@@ -67,11 +67,11 @@ class _Failed:
 
 
 FAILED: Any = _Failed()
-"""The result of an attempt that failed, or was not made because what it needs had failed."""
+"""The result of an attempt that failed, or was not made because one of its arguments had failed."""
 
 
 class Mistakes:
-    """Collects what goes wrong in the block that it opens, and raises it all at the block's end.
+    """Collects the mistakes in the block that it opens, and raises all at the block's end.
 
     One mistake is raised as a `UserError`, several as `UserErrors`. Another exception in the block takes precedence.
     """
@@ -90,7 +90,7 @@ class Mistakes:
             return FAILED
 
     def note(self, error: UserError) -> None:
-        """Takes in what an error says, unless it is known already."""
+        """Takes in the mistakes of an error, unless they are known already."""
         self.found += [mistake for mistake in error.mistakes if mistake not in self.found]
 
     def __enter__(self) -> "Mistakes":
@@ -105,7 +105,7 @@ class Mistakes:
 
 @contextlib.contextmanager
 def mistakes_of(path: str) -> Iterator[None]:
-    """What a factory refuses in the block is the user's mistake at `path`, which is named unless it was named already.
+    """Turns errors of factories in the block into the user's mistakes at `path`, unless they name a path already.
 
     ValueError and TypeError become `UserError`.
     """

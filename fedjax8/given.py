@@ -1,4 +1,4 @@
-"""What a user gives to a function or in a file, checked against what it says it takes.
+"""Arguments and JSON files from the user, checked against annotations and forms.
 
 @checked
 def local_training(model: Model, optimizer: optax.GradientTransformation, plan: BatchPlan, ...): ...
@@ -26,15 +26,15 @@ from fedjax8.errors import UserError
 P = ParamSpec("P")
 T = TypeVar("T")
 MOST_JSON_BYTES = 1 << 28
-"""Of a JSON file; what this package writes is far smaller."""
+"""Most bytes of a JSON file; those of this package are far smaller."""
 _ABSENT = object()
 MOST_DEPTH = 64
-"""Of brackets within brackets in such a file."""
+"""Deepest nesting of brackets in such a file."""
 INSTEAD = {
     ("Model", "flax", "linen"): "models.from_linen(module) makes a model of it",
-    ("Model", "flax", "nnx"): "models.from_nnx(lambda rngs: ...) makes a model of what builds it",
+    ("Model", "flax", "nnx"): "models.from_nnx(lambda rngs: ...) makes a model of its constructor",
     ("FederatedData", "Dataset", ""): "data.federate(dataset, data.iid(), num_clients=10) splits it over clients",
-    ("LocalTraining", "Model", ""): "local_training(model, optimizer, plan) says how a client trains it",
+    ("LocalTraining", "Model", ""): "local_training(model, optimizer, plan) trains it on a client",
     ("Algorithm", "LocalTraining", ""): "algorithms.fedavg(local) makes an algorithm of it",
     ("Dataset", "FederatedData", ""): "it is split over clients already",
     ("BatchPlan", "int", ""): "try data.batch_plan(batch_size, epochs=1)",
@@ -43,7 +43,7 @@ INSTEAD = {
     ("Algorithm", "str", ""): "pass the object, such as algorithms.fedavg(local)",
     ("Model", "str", ""): "pass the object, such as models.mlp()",
 }
-"""What to try, by the type that is wanted and the type, or module, of what was given."""
+"""Advice, by the wanted type and the type, or module, of the given value."""
 
 
 def checked(f: Callable[P, T]) -> Callable[P, T]:
@@ -67,7 +67,7 @@ def checked(f: Callable[P, T]) -> Callable[P, T]:
         if not misfits:
             return f(*args, **kwargs)
         if all(value is None or not _takes_object(hints[name]) for name, value in misfits):
-            # What `f` itself says of a number, a name or what is missing is more to the point.
+            # The checks of `f` itself on numbers, names and missing arguments are more to the point.
             with contextlib.suppress(AttributeError, TypeError):
                 f(*args, **kwargs)
         name, value = misfits[0]
@@ -82,7 +82,7 @@ def refused(where: str, value: Any, hint: Any) -> UserError:
 
 
 def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:
-    """Whether a value can be meant by an annotation; one that is not understood takes everything.
+    """Whether a value fits an annotation; one that is not understood takes everything.
 
     With `objects` classes and callables are understood too: a component in a config is no object yet.
     """
@@ -115,7 +115,7 @@ def fits(value: Any, hint: Any, *, objects: bool = False) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where it is damaged, or too large to be what this package wrote.
+    """The JSON object in a file; None where it is damaged, or too large to be one of this package.
 
     Raises OSError where there is none, or it cannot be read.
     """
@@ -128,7 +128,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def matches(value: Any, pattern: Any) -> bool:
-    """Whether what JSON says has a form: a type, `[form]` for a list of them, `{name: form}` with at least these names
+    """Whether a JSON value has a form: a type, `[form]` for a list of them, `{name: form}` with at least these names
     but for those that end in `?`, `{str: form}` for any names, or a tuple of forms for one of them; None for null.
     Numbers must be finite, and of 64 bits if they are whole."""
     if isinstance(pattern, tuple):
@@ -150,7 +150,7 @@ def matches(value: Any, pattern: Any) -> bool:
 
 
 def parse(text: str) -> Any:
-    """What a text in JSON says; None where it is none."""
+    """The value of a text in JSON; None where it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # the latter for brackets in brackets

@@ -1,7 +1,7 @@
-"""Several processes in one run: what they tell each other between calls, so that all do the same.
+"""Several processes in one run: their agreement between calls, so that all do the same.
 
-Process 0 reads and writes the files of the run and talks to the user. The others are given what it read, and agree with
-it on what depends on a clock or a signal. Everything goes over the network of the devices: no shared files are needed.
+Process 0 reads and writes the files of the run and talks to the user. The others get the contents, and agree with it on
+decisions by a clock or a signal. Everything goes over the network of the devices: no shared files are needed.
 A process alone agrees with itself, at no cost.
 """
 
@@ -25,7 +25,7 @@ class Hosts(NamedTuple):
     """The processes of a run, as one of them sees them. All must call `gather` and `spread` in the same order."""
 
     number: int
-    """This process."""
+    """Number of this process."""
     gather: Callable[[np.ndarray], np.ndarray]
     """uint8 `[n]` of each process to `[processes, n]`, on all."""
     spread: Callable[[PyTree], PyTree]
@@ -33,7 +33,7 @@ class Hosts(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.number == 0
 
     def agree(self, seconds: float, signal_number: int | None) -> tuple[float, int | None]:
@@ -43,24 +43,24 @@ class Hosts(NamedTuple):
         return words[0][0], max(signal for _, signal in words) or None
 
     def ask(self, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What process 0 answers, which JSON must be able to say; its `UserError` is raised by all."""
-        told: dict[str, Any] = {}
+        """The answer of process 0, which must be JSON; its `UserError` is raised by all."""
+        reply: dict[str, Any] = {}
         if self.first:
             try:
-                told = {"answer": answer()}
+                reply = {"answer": answer()}
             except UserError as error:
-                told = {"error": str(error)}
-        text = json.dumps(told).encode()
+                reply = {"error": str(error)}
+        text = json.dumps(reply).encode()
         length = np.array([len(text)])
         length = self.spread(length)[0]
         text = self.spread(np.frombuffer(text.ljust(length)[:length], np.uint8)).tobytes()
-        told = json.loads(text)
-        if "error" in told:
-            raise UserError(told["error"])
-        return told["answer"]
+        reply = json.loads(text)
+        if "error" in reply:
+            raise UserError(reply["error"])
+        return reply["answer"]
 
     def check_same(self, what: str, content: Any) -> None:
-        """UserError, raised by all, unless all processes have the same content, which JSON must be able to say."""
+        """Raises UserError in all processes unless all have the same content, which must be JSON."""
         text = json.dumps(content, sort_keys=True, default=str).encode()
         digests = self.gather(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
         if (digests != digests[0]).any():
@@ -89,5 +89,5 @@ def _spread(tree: PyTree) -> PyTree:
     # As bytes: the devices have no 64-bit numbers, and a sum that adds 0 loses the sign of -0.
     tree = jax.tree.map(np.asarray, jax.device_get(tree))
     as_bytes = jax.tree.map(lambda x: np.ascontiguousarray(x).reshape(-1).view(np.uint8), tree)
-    told = multihost_utils.broadcast_one_to_all(as_bytes)
-    return jax.tree.map(lambda x, like: np.array(x).view(like.dtype).reshape(like.shape), told, tree)
+    of_first = multihost_utils.broadcast_one_to_all(as_bytes)
+    return jax.tree.map(lambda x, like: np.array(x).view(like.dtype).reshape(like.shape), of_first, tree)

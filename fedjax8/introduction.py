@@ -1,4 +1,4 @@
-"""What a run says of itself before its first round."""
+"""The heading of a run, printed before its first round."""
 
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,15 @@ PRIVATE = (
     "\nrows are private: the model starts from drawn ones, inputs are normalized by constants, labels are not counted; "
     "losses and clips in the log are not protected (docs/privacy.md)"
 )
-"""What a run says of itself whose rows are private."""
+"""Line of a run whose rows are private."""
 
 
 NOTHING_SENT = "\nnothing travels between server and clients: codecs and a deadline change nothing"
-"""What a run says of itself whose algorithm has no messages."""
+"""Line of a run whose algorithm has no messages."""
 
 
 def validation_words(experiment: "Experiment") -> str:
-    """A line on the validation part, if there is one, and on what it means where rows are private."""
+    """A line on the validation part, if there is one, and on its privacy where rows are private."""
     if experiment.validation is None:
         return ""
     rows = len(experiment.validation["y"])
@@ -27,7 +27,7 @@ def validation_words(experiment: "Experiment") -> str:
 
 
 def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
-    """Two lines that say what runs on what, and a third where rows are private."""
+    """Two lines on the experiment and its devices, and a third where rows are private."""
     import jax
 
     from fedjax8 import trees

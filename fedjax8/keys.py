@@ -17,5 +17,5 @@ def random_key(seed: int | Array) -> Key:
 
 
 def as_key(words: Array) -> Key:
-    """The key of its two words, uint32 `[2]`: what `jax.random.key_data` gives for it."""
+    """The key of its two words, uint32 `[2]`, the inverse of `jax.random.key_data`."""
     return jax.random.wrap_key_data(words, impl=GENERATOR)

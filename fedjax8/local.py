@@ -1,11 +1,11 @@
-"""One client's training: masked mini-batch steps with any optax optimizer, as one pure function.
+"""Local training of one client: masked mini-batch steps with any optax optimizer, as one pure function.
 
     for s in 0 .. S - 1:   g = gradient of the batch's mean loss at y;   y <- project(y - optimizer(adjust(g, y)))
 
 The number of steps is the client's own: the loop is bounded by it, so a small client costs little, and under `vmap`
 finished clients keep still while the longest one goes on.
 
-`proximal` and `scheduled` make one local training of another, for every algorithm:
+`proximal` and `scheduled` wrap a local training, for every algorithm:
 
     proximal(local, mu)          g <- g + mu (y - x),  x the model that training started from
     scheduled(local, schedule)   y <- y - schedule(round) * optimizer(g)
@@ -28,6 +28,8 @@ from fedjax8.types import (
     Adjust,
     Array,
     Batch,
+    BatchGradient,
+    BatchLoss,
     BatchPlan,
     ClientRows,
     Key,
@@ -48,7 +50,9 @@ def masked_mean(values: Array, mask: Array) -> Array:
     return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key, multiply: Multiply | None = None):
+def _loss_and_sums(
+    model: Model, variables: Variables, batch: Batch, key: Key, multiply: Multiply | None = None
+) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
     """Mean loss, with (new model state, sums of loss and metrics over the batch's examples)."""
     outputs, state = model.apply(variables, batch, key=key, train=True, multiply=multiply)
     losses, mask = model.loss(outputs, batch), batch["mask"]
@@ -57,13 +61,15 @@ def _loss_and_sums(model: Model, variables: Variables, batch: Batch, key: Key, m
     return masked_mean(losses, mask), (state, sums)
 
 
-def _plain_gradient(loss: Callable) -> Callable:
-    """`gradient(variables, batch, key, expected)` of a `loss` as in `StepGradient.make`."""
+def _plain_gradient(loss: BatchLoss) -> BatchGradient:
+    """The gradient of a batch's mean loss."""
     loss_and_grad = jax.value_and_grad(
         lambda params, state, frozen, batch, key: loss(Variables(params, state, frozen), batch, key), has_aux=True
     )
 
-    def gradient(variables, batch, key, expected):
+    def gradient(
+        variables: Variables, batch: Batch, key: Key, expected: Array | None
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         (_, (state, sums)), gradients = loss_and_grad(*variables, batch, key)
         return gradients, state, sums
 
@@ -74,12 +80,12 @@ def _refuse(what: str) -> NoReturn:
     raise UserError(f"this algorithm {what}, which the accounting of private gradients does not cover")
 
 
-def _refused(what: str) -> Callable:
-    """Stands in for what accounting does not cover."""
+def _refused(what: str) -> Callable[..., NoReturn]:
+    """A function that accounting does not cover: UserError whenever it is called."""
     return lambda *_, **__: _refuse(what)
 
 
-class _Withheld(Mapping):
+class _Withheld(Mapping[str, Array]):
     """A batch that may not be read beside private gradients: UserError whenever it is."""
 
     def __getitem__(self, name: str) -> NoReturn:
@@ -96,7 +102,7 @@ class _Withheld(Mapping):
 
 
 _OWN_DRAWS = (1 << 31) - 3
-"""Folded into a step's key for what `adjust` draws beside private gradients, whose noise is drawn from that key."""
+"""Folded into a step's key for draws of `adjust` beside private gradients, whose noise is drawn from that key."""
 
 
 def check_restarts(optimizer_state: PyTree) -> None:
@@ -115,7 +121,7 @@ def check_restarts(optimizer_state: PyTree) -> None:
 
 
 def check_not_kept(local: LocalTraining, what: str) -> None:
-    """Raises UserError if clients shall keep their optimizer's state, which `what` gives them no place for."""
+    """Raises UserError if clients are to keep their optimizer's state, for which `what` leaves them no place."""
     if local.keep_optimizer:
         raise UserError(
             f"keep_optimizer=True changes nothing here: {what}; leave it out, or take an algorithm such as fedavg"
@@ -134,10 +140,11 @@ def local_training(
     """Local training of `model` by `optimizer` on batches cut by `plan`.
 
     Args:
-      model: what is trained.
+      model: the model that is trained.
       optimizer: any of optax, whose state is fresh each round unless it is kept.
-      plan: how a client cuts its rows into batches.
-      gradient: how a step's gradient is taken and its batch drawn, such as `privacy.dp_sgd(...)`. Where that is
+      plan: the batch plan.
+      gradient: the rule by which a step's gradient is taken and its batch drawn, such as `privacy.dp_sgd(...)`. Where
+        that is
         accounted for, only `train` may be used, and `adjust` may not read the batch: UserError.
       keep_optimizer: each client keeps the optimizer's state from one of its rounds to the next, in algorithms made by
         `algorithms.from_parts`; others raise UserError. Costs memory for every registered client.
@@ -151,29 +158,40 @@ def local_training(
     plan = plan if rule.sampling is None else plan._replace(sampling=rule.sampling)
     gradient_of = (rule.make or _plain_gradient)(functools.partial(_loss_and_sums, model))
 
-    def one_step(variables, rows, batch, key):
+    def one_step(
+        variables: Variables, rows: ClientRows, batch: Batch, key: Key
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         return gradient_of(variables._replace(frozen=rows.pool.frozen), batch, key, expected(rows))
 
-    def expected(rows) -> Array | None:
+    def expected(rows: ClientRows) -> Array | None:
         return jnp.clip(rows.size, 1, plan.batch_size).astype(jnp.float32) if rule.make else None
 
-    def start(variables, rows) -> Training:
+    def start(variables: Variables, rows: ClientRows) -> Training:
         batch = jax.eval_shape(lambda: take_batch(plan, rows, None, jnp.int32(0)))
         sums = jax.eval_shape(one_step, variables, rows, batch, random_key(0))[2]
         state = optimizer.init(variables.params)
         return Training(variables, state, trees.zeros_like(sums), variables.params)
 
-    def adjusted(adjust: Adjust, gradients, params, batch, key) -> PyTree:
+    def adjusted(adjust: Adjust, gradients: PyTree, params: PyTree, batch: Batch, key: Key) -> PyTree:
         if rule.accounted:
             withheld: Any = _Withheld()
             return adjust(gradients, params, withheld, jax.random.fold_in(key, _OWN_DRAWS))
         return adjust(gradients, params, batch, key)
 
-    def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:
+    def advance(
+        training: Training,
+        rows: ClientRows,
+        key: Key,
+        first: Array | int,
+        count: Array | int,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Training:
         shuffle_key, step_key = jax.random.split(key)
         origin = training.origin
 
-        def step(index, training):
+        def step(index: Array | int, training: Training) -> Training:
             variables, optimizer_state, sums, _ = training
             batch, own_key = take_batch(plan, rows, shuffle_key, index), jax.random.fold_in(step_key, index)
             gradients, state, new = one_step(variables, rows, batch, own_key)
@@ -186,9 +204,17 @@ def local_training(
         training = training._replace(origin=())  # stays as it is, and so outside of the loop
         if isinstance(count, int) and count == 1:
             return step(first, training)._replace(origin=origin)
-        return jax.lax.fori_loop(first, first + count, step, training)._replace(origin=origin)
+        after: Training = jax.lax.fori_loop(first, first + count, step, training)
+        return after._replace(origin=origin)
 
-    def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
+    def train(
+        variables: Variables,
+        rows: ClientRows,
+        key: Key,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Trained:
         steps, training = num_steps(plan, rows.size), start(variables, rows)
         if not keep_optimizer:
             check_restarts(training.optimizer)
@@ -199,28 +225,29 @@ def local_training(
         after = advance(training, rows, key, 0, steps, adjust=adjust, step_scale=step_scale)
         return Trained(after.variables, steps, after.report, after.optimizer if keep_optimizer else ())
 
-    def gradient_at(variables, rows, batch, key):
+    def gradient_at(variables: Variables, rows: ClientRows, batch: Batch, key: Key) -> PyTree:
         return one_step(variables, rows, batch, key)[0]
 
     def over_all(add: Callable[[Batch, PyTree], PyTree], rows: ClientRows, zeros: PyTree) -> PyTree:
-        """The mean over a client's examples of what `add(batch, total)` sums over a batch's."""
+        """The mean over a client's examples; `add(batch, total)` adds the sum over a batch's."""
         sum_up = lambda index, total: add(take_batch(plan, rows, None, index), total)
         total = jax.lax.fori_loop(0, steps_per_epoch(plan, rows.size), sum_up, zeros)
         return trees.scale(1.0 / jnp.maximum(rows.size, 1), total)
 
-    def full_gradient(variables, rows, key):
-        def add_batch(batch, total):
+    def full_gradient(variables: Variables, rows: ClientRows, key: Key) -> PyTree:
+        def add_batch(batch: Batch, total: PyTree) -> PyTree:
             gradients = one_step(variables, rows, batch, key)[0]
             return trees.add(total, trees.scale(jnp.sum(batch["mask"]), gradients))
 
         return over_all(add_batch, rows, trees.zeros_like(variables.params))
 
-    def mean_loss(variables, rows):
-        def add_batch(batch, total):
+    def mean_loss(variables: Variables, rows: ClientRows) -> Array:
+        def add_batch(batch: Batch, total: PyTree) -> PyTree:
             outputs, _ = model.apply(variables._replace(frozen=rows.pool.frozen), batch)
             return total + jnp.sum(model.loss(outputs, batch) * batch["mask"])
 
-        return over_all(add_batch, rows, jnp.float32(0))
+        mean: Array = over_all(add_batch, rows, jnp.float32(0))
+        return mean
 
     done = LocalTraining(
         train, full_gradient, gradient_at, mean_loss, model, start, advance, optimizer, plan, keep_optimizer
@@ -239,9 +266,9 @@ def local_training(
 def proximal(local: LocalTraining, mu: float) -> LocalTraining:
     """`local` whose clients are held near the model that they started from: mu (y - x) is added to every gradient.
 
-    That is the gradient of mu/2 ||y - x||^2 (Li et al. 2020, arXiv 1812.06127, section 4). It comes after what an
-    algorithm does to the gradient. With mu = 0 it is `local` itself; several add up. FDA's workers are held near the
-    last model that all had in common.
+    That is the gradient of mu/2 ||y - x||^2 (Li et al. 2020, arXiv 1812.06127, section 4). It comes after an
+    algorithm's own correction of the gradient. With mu = 0 it is `local` itself; several add up. FDA's workers are
+    held near the last model that all had in common.
 
     Example:
       >>> fedadam_with_pull = lambda local: fedopt(proximal(local, 0.1))
@@ -259,10 +286,26 @@ def proximal(local: LocalTraining, mu: float) -> LocalTraining:
 
         return pull
 
-    def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
+    def train(
+        variables: Variables,
+        rows: ClientRows,
+        key: Key,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Trained:
         return local.train(variables, rows, key, adjust=pulled(adjust, variables.params), step_scale=step_scale)
 
-    def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:
+    def advance(
+        training: Training,
+        rows: ClientRows,
+        key: Key,
+        first: Array | int,
+        count: Array | int,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Training:
         adjust = pulled(adjust, training.origin)
         return local.advance(training, rows, key, first, count, adjust=adjust, step_scale=step_scale)
 
@@ -284,10 +327,26 @@ def scheduled(local: LocalTraining, schedule: Callable[[Array], Array | float]) 
     def factor(pool: Pool) -> Array | float:
         return schedule(jnp.asarray(pool.round_number))
 
-    def train(variables, rows, key, *, adjust=None, step_scale=1.0) -> Trained:
+    def train(
+        variables: Variables,
+        rows: ClientRows,
+        key: Key,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Trained:
         return local.train(variables, rows, key, adjust=adjust, step_scale=step_scale * factor(rows.pool))
 
-    def advance(training, rows, key, first, count, *, adjust=None, step_scale=1.0) -> Training:
+    def advance(
+        training: Training,
+        rows: ClientRows,
+        key: Key,
+        first: Array | int,
+        count: Array | int,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Training:
         step_scale = step_scale * factor(rows.pool)
         return local.advance(training, rows, key, first, count, adjust=adjust, step_scale=step_scale)
 

@@ -1,4 +1,4 @@
-"""By which constants inputs are normalized, and what a model is initialized on, where rows may be private."""
+"""Constants that normalize inputs, and rows that initialize a model, where rows may be private."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> t
     """Mean and deviation that inputs are normalized by: constants given, else those of the data set.
 
     For private rows these must not be measured: then images are taken to the middle of their range, and UserError for
-    what has no range, and for classes that were counted on the rows.
+    columns without a range, and for classes that were counted on the rows.
     """
     x = dataset.train["x"]
     if mean or std:
@@ -46,5 +46,5 @@ def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> t
 
 
 def public_sample(dataset: Dataset, mean: tuple, std: tuple) -> dict[str, np.ndarray]:
-    """Rows that a model may be initialized on though all rows of the data set are private."""
+    """Drawn rows to initialize a model on where all rows of the data set are private."""
     return drawn_rows(dataset.train, CALIBRATION_ROWS, mean=mean, std=std, num_classes=dataset.num_classes)

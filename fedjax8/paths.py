@@ -1,4 +1,4 @@
-"""Parts of nested dicts by path, and where the layers of a model are.
+"""Parts of nested dicts by path, and the layers of a model.
 
 Adapters of fine-tuning freeze by it, algorithms with personal parts split parameters by it: `Split` into a public part,
 which travels, and a private one, which each client keeps.
@@ -42,7 +42,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _nearest(pattern: str, names: Collection[str]) -> str:
-    """`; did you mean ...?` for the path that has a stretch near to what is literal in the pattern, or nothing."""
+    """`; did you mean ...?` for the path with a stretch near the pattern's literal text, or nothing."""
     literal = pattern.strip("*/")
     length = literal.count("/") + 1
     stretches = {}
@@ -102,7 +102,8 @@ def join(a: Mapping, b: Mapping) -> dict:
 
 
 class Split(NamedTuple):
-    """How a parameter tree is cut into the part that travels and the part that each client keeps for itself."""
+    """The cut of a parameter tree into the public part, which travels, and the private part, which each client
+    keeps."""
 
     private: tuple[str, ...] | None
     """Shell-style patterns on paths of leaves, or of the layers that they lie in; None: the model's last layer. Empty:
@@ -111,7 +112,7 @@ class Split(NamedTuple):
     def cut(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """(public part, private part) of nested dicts, which `merge` puts together again.
 
-        A clip goes with the kernel that it lies beside, whatever the patterns say of it. Raises UserError if a pattern
+        A clip goes with the kernel that it lies beside, whatever the patterns. Raises UserError if a pattern
         matches nothing, if nothing would be public or, with None, if it isn't plain which layer is the last one.
         """
         if self.private == ():
@@ -133,7 +134,7 @@ class Split(NamedTuple):
         return public, own
 
     def merge(self, public: PyTree, private: PyTree) -> PyTree:
-        """The whole tree of the two parts that `cut` gave."""
+        """The whole tree of the two parts of `cut`."""
         return public if self.private == () else join(public, private)
 
 
@@ -162,7 +163,7 @@ def last_layer(names: Collection[str]) -> str:
 
 
 def _above(name: str) -> list[str]:
-    """Paths of what a leaf lies in, `a/b` and `a` for `a/b/c`."""
+    """Paths of the nodes above a leaf, `a/b` and `a` for `a/b/c`."""
     parts = name.split("/")
     return ["/".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
 
@@ -174,7 +175,7 @@ def _beside(name: str, names: Collection[str]) -> str:
 
 
 def whole(variables: Variables) -> Variables:
-    """The same with what is frozen among the parameters: variables of the model of which nothing is frozen."""
+    """The variables with frozen parameters among the trained ones, as of a model that freezes none."""
     return Variables(join(variables.params, variables.frozen), variables.state)
 
 
@@ -194,7 +195,7 @@ def node_at(params: PyTree, path: str) -> dict:
     return params
 
 
-class Layer(NamedTuple):
+class LayerShapes(NamedTuple):
     """A dense or convolution layer, by the shapes of its product."""
 
     x: tuple[int, ...]
@@ -202,14 +203,14 @@ class Layer(NamedTuple):
     y: tuple[int, ...]
 
 
-def layers_of(model: Model, variables: Variables, batch: Batch) -> dict[str, Layer]:
+def layers_of(model: Model, variables: Variables, batch: Batch) -> dict[str, LayerShapes]:
     """Every layer that asks `multiply`, by path, in the order of their last call. Traced, not run."""
-    found: dict[str, Layer] = {}
+    found: dict[str, LayerShapes] = {}
 
     def record(path, product, x, kernel):
         y = product.forward(x, kernel)
         found.pop(path, None)
-        found[path] = Layer(x.shape, kernel.shape, y.shape)
+        found[path] = LayerShapes(x.shape, kernel.shape, y.shape)
         return y
 
     jax.eval_shape(lambda variables, batch: model.apply(variables, batch, multiply=record)[0], variables, batch)

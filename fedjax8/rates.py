@@ -79,7 +79,9 @@ def check_rates(where: str, schedule: Callable, rounds: int) -> None:
         except UserError as error:
             raise UserError(f"{error} (in round {number + 1})") from None
     if not values.any():
-        raise UserError(f"{where} is 0 in all {rounds} rounds, so that no client would ever move; see its settings")
+        raise UserError(
+            f"{where} is 0 in all {rounds} rounds, so no client would ever move; it must be above 0 in one of them"
+        )
 
 
 def check_proportional(where: str, make: Callable[[float], optax.GradientTransformation]) -> None:

@@ -21,13 +21,13 @@ class RunFormat:
         self.used = self.rules_used = False
 
     def given(self, where: str, config: ConfigDict, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-        """What a part is given; UserError if its own format or rules are others, or its format is missing where each
-        part must have one."""
+        """The settings that a part inherits; UserError if its own format or rules differ, or its format is missing
+        where each part must have one."""
         if "format" not in takes or takes["format"].default is not None:
             return {}
         self.used, own = True, config.get("format")
         if own is not None and own not in formats.FORMATS:
-            return {}  # the factory says which there are
+            return {}  # the factory checks them
         if self.name == MIXED and own is None:
             raise UserError(f"config.format is {MIXED}, so each part names its format: set --{where}.format")
         if own not in (None, self.name) and self.name != MIXED:
@@ -42,7 +42,7 @@ class RunFormat:
             return {}
         self.rules_used, own = True, config.get("rules")
         if own is not None and not isinstance(own, Mapping):
-            return {}  # the factory says what they must be
+            return {}  # the factory checks them
         if own is not None and self.name != MIXED and list(dict(own).items()) != list(self.rules.items()):
             raise UserError(
                 f"{where}.rules is {_shown(dict(own))}, but config.format_rules, which all parts inherit, is "

@@ -1,7 +1,7 @@
-"""Standard output and error that cannot end a run: where they cannot be written, work goes on without them.
+"""Standard output and error that cannot end a run: work goes on where they cannot be written.
 
-A reader that goes away (`| head -1`), a full disk or a terminal that is gone make every write an `OSError`. What a run
-has computed by then is worth more than the line: the stream is pointed to the null device, stderr says so once, and the
+A reader that goes away (`| head -1`), a full disk or a terminal that is gone make every write an `OSError`. The
+results of a run are worth more than the line: the stream is pointed to the null device, stderr says so once, and the
 exit status is that of the work.
 """
 
@@ -60,8 +60,9 @@ def unbroken(stream: TextIO, name: str = "stdout") -> Any:
 
 
 def keep_standard_streams() -> None:
-    """Makes stdout and stderr `Unbroken`, writes `?` for what their encoding lacks, and opens the null device for those
-    of the three that are closed: the next file opened would take the number, and what libraries say would go into it.
+    """Makes stdout and stderr `Unbroken`, writes `?` for characters that their encoding lacks, and opens the null
+    device
+    for those of the three that are closed: the next file opened would take the number, and libraries' output with it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

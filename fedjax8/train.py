@@ -5,8 +5,8 @@
         [--dry_run | --dry_run=fast] [--distributed | --coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 Without flags: FP8FedAvg-UQ on scikit-learn's handwritten digits, well under a minute. With --workdir the run
-is written there and the same command goes on after an interruption. --dry_run tells what a run would send and take,
-and runs nothing. On several hosts every process gets the same command, with its own --process_id; see docs/scaling.md.
+is written there and the same command goes on after an interruption. --dry_run forecasts bytes, memory and time, and
+runs nothing. On several hosts every process gets the same command, with its own --process_id; see docs/scaling.md.
 
 Examples:
   python -m fedjax8.train --workdir=runs/digits
@@ -77,7 +77,7 @@ _DRY_RUN = flags.DEFINE_enum(
 _WRITERS = flags.DEFINE_list(
     "writers",
     [],
-    "Where metrics go besides metrics.jsonl: tensorboard, wandb, or package.module:factory; several with commas. Needs "
+    "Writers besides metrics.jsonl: tensorboard, wandb, or package.module:factory; several with commas. Needs "
     "--workdir.",
 )
 _CLIENT_ACCURACY = flags.DEFINE_integer(
@@ -139,10 +139,10 @@ def versions() -> dict[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    """Builds and runs what the flags say; returns the exit status.
+    """The exit status of the run that the flags describe.
 
-    `argv` is what `parse_flags` left, or a whole command line: `main(["train", "--config.rounds=5"])`, also several
-    times in a process.
+    `argv` is the rest that `parse_flags` left, or a whole command line: `main(["train", "--config.rounds=5"])`, also
+    several times in a process.
     """
     rest, pairs = split_overrides(argv)
     if any(argument.startswith("-") for argument in rest[1:]) or not flags.FLAGS.is_parsed():
@@ -165,8 +165,8 @@ def main(argv: list[str]) -> int:
 
 
 def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
-    """Applies overrides to the config. UserError before JAX starts for mistakes that are seen without it; that then
-    names all others too."""
+    """Applies overrides to the config. Raises UserError, naming all mistakes, before JAX starts if one is found without
+    it."""
     with Mistakes() as mistakes:
         mistakes.attempt(override, config, pairs)
         mistakes.attempt(validate, config)
@@ -184,7 +184,7 @@ def data_dir() -> str | None:
 
 
 def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
-    """What `config.json` holds; `data` is their digest."""
+    """The content of `config.json`; `data` is the digest of the data."""
     import jax
 
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
@@ -208,7 +208,7 @@ def machine() -> str:
 
 
 def check_flags(processes: int) -> None:
-    """UserError that names all flags which do not go together."""
+    """Raises UserError naming all flags which do not go together."""
     with Mistakes() as mistakes:
         if _AUTOTUNE.value and processes > 1:
             mistakes.note(UserError("--autotune measures on one host; set --config.executor.chunk=N on several"))
@@ -219,7 +219,7 @@ def check_flags(processes: int) -> None:
         if _DRY_RUN.value and (_SEEDS.value or _AUTOTUNE.value or _PROFILE.value or processes > 1):
             mistakes.note(
                 UserError(
-                    "--dry_run tells of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
+                    "--dry_run is of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
         for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
@@ -228,7 +228,7 @@ def check_flags(processes: int) -> None:
 
 
 def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
-    """A function that gives what `about.json` holds."""
+    """A function that gives the content of `about.json`."""
     from fedjax8.running.about import about
 
     return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
@@ -314,7 +314,7 @@ def train(config: ConfigDict) -> int:
 
 
 def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
-    """Prints what an experiment would be like."""
+    """Prints the forecast of an experiment."""
     from fedjax8.running.forecast import forecast
     from fedjax8.running.forecast_tables import show
 
@@ -329,7 +329,7 @@ def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
 
 
 def seeds_of(texts: Sequence[str]) -> list[int]:
-    """The seeds that a flag lists; UserError for what is not a seed."""
+    """The seeds that a flag lists; UserError for anything else."""
     for text in texts:
         if not text.strip().isdecimal():
             raise UserError(f"--seeds: {text!r} is not a seed; give whole numbers from 0, such as --seeds=0,1,2")

@@ -42,7 +42,7 @@ def clips_of(leaves: Mapping[str, Array]) -> dict[str, str]:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes of all leaves as they are (a Python int; works on `ShapeDtypeStruct`s)."""
+    """Bytes of all leaves in their dtypes (a Python int; works on `ShapeDtypeStruct`s)."""
     return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -51,9 +51,9 @@ ALWAYS = ""
 
 
 def pieces(message: PyTree) -> dict[str, tuple[int, Array]]:
-    """What a message consists of: {name: (bytes, uint32 1 if it is sent and else 0)}.
+    """Pieces of a message: {name: (bytes, uint32 1 if it is sent and else 0)}.
 
-    The first piece, `ALWAYS`, is all that is always sent; the others are parts of `Sections`, by path.
+    The first piece, `ALWAYS`, is sent in every message; the others are parts of `Sections`, by path.
     """
     return _pieces(message, ALWAYS, jnp.uint32(1))
 
@@ -103,7 +103,7 @@ def all_finite(tree: PyTree) -> Array:
 LARGEST = 2.0**48
 """The largest norm, about 2.8e14, of a message that is used and of a model that a server keeps.
 
-Squares of what is within it, their sums over weighted clients, products of two such values and a server optimizer's
+Squares of values within it, their sums over weighted clients, products of two such values and a server optimizer's
 second moments then all have a float32 (up to 2^128), while no model that still learns is anywhere near.
 """
 LARGEST_SUM = LARGEST**2 * 16
@@ -130,7 +130,8 @@ def summable(tree: PyTree) -> Array:
 
 
 def still_finite(new: PyTree, old: PyTree) -> Array:
-    """bool scalar: nothing became NaN or infinite. What was infinite before, such as a threshold, may stay so."""
+    """bool scalar: nothing became NaN or infinite. Values that were infinite before, such as a threshold, may stay
+    so."""
 
     def apart() -> Array:
         same = [jnp.all(jnp.isfinite(x) | (x == y)) for x, y in zip(*map(_floating, (new, old)), strict=True)]
@@ -166,7 +167,7 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
 
 
 def as_dtype(mean: Array, dtype: np.dtype) -> Array:
-    """A mean in the dtype of what was averaged; integers to the nearest."""
+    """A mean in the dtype of the averaged values; integers to the nearest."""
     return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.round(mean).astype(dtype)
 
 

@@ -1,9 +1,9 @@
-"""How many devices and clients at once are fastest for an experiment on this machine: measured, and remembered.
+"""The fastest numbers of devices and of clients at once for an experiment on this machine, measured and remembered.
 
 A round is timed with one setting after another, starting from the machine's default: first more clients at once, four
 times as many each, for as long as that helps; then, on CPU, half as many devices likewise. Each trial compiles the
-round, so this takes about as long as compiling it a few times. What was found is kept in a file by what it depends on
-(model, adapter, local training, codecs, rows, cohort, devices, versions), and not measured again.
+round, so this takes about as long as compiling it a few times. The result is kept in a file, keyed by everything it
+depends on (model, adapter, local training, codecs, rows, cohort, devices, versions), and not measured again.
 
 Results do not depend on these settings beyond the order of float32 sums.
 """
@@ -39,21 +39,23 @@ MATTERS = (
 """Fields of a config that decide which setting is fastest."""
 
 
-class Setting(NamedTuple):
-    """What is tuned."""
+class ExecutorSetting(NamedTuple):
+    """The numbers that are tuned."""
 
     chunk: int
     num_devices: int
 
 
-def search(seconds: Callable[[Setting], float], start: Setting, most: int, fewer_devices: bool) -> Setting:
+def search(
+    seconds: Callable[[ExecutorSetting], float], start: ExecutorSetting, most: int, fewer_devices: bool
+) -> ExecutorSetting:
     """The fastest setting on the way from `start`: chunks grow up to `most`, then devices are halved if that is asked.
 
     `seconds` measures one; a setting that fails for want of memory takes infinitely long.
     """
     best, least = start, seconds(start)
 
-    def follow(change: Callable[[Setting], Setting]) -> None:
+    def follow(change: Callable[[ExecutorSetting], ExecutorSetting]) -> None:
         nonlocal best, least
         while (trial := change(best)) != best:
             taken = seconds(trial)
@@ -81,7 +83,7 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
     if key not in known:
         found = search(
             lambda setting: _measure(config, data_dir, setting, say),
-            Setting(default_chunk(), jax.local_device_count()),
+            ExecutorSetting(default_chunk(), jax.local_device_count()),
             most=max(1, -(-config.cohort_size // jax.local_device_count())),
             fewer_devices=jax.default_backend() == "cpu",
         )
@@ -95,30 +97,30 @@ def tuned(config: ConfigDict, data_dir: str | None = None, say: Callable[[str], 
 
 
 def cache_file() -> Path:
-    """Where settings are remembered: `$XDG_CACHE_HOME/fedjax8/tuned.json`, by default below `~/.cache`."""
+    """File of remembered settings: `$XDG_CACHE_HOME/fedjax8/tuned.json`, by default below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax8" / "tuned.json"
 
 
 def remembered(cache: Path) -> dict[str, dict[str, int]]:
-    """Settings by key; what is damaged is forgotten, and measured anew."""
+    """Settings by key; damaged ones are dropped, and measured anew."""
     try:
         found = read_object(cache) or {}
     except OSError:
         return {}
     fits = lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 31
-    whole = lambda setting: isinstance(setting, dict) and set(setting) == set(Setting._fields)
+    whole = lambda setting: isinstance(setting, dict) and set(setting) == set(ExecutorSetting._fields)
     return {key: setting for key, setting in found.items() if whole(setting) and all(map(fits, setting.values()))}
 
 
 def key_of(config: ConfigDict) -> str:
-    """A digest of all that the fastest setting depends on."""
+    """A digest of everything on which the fastest setting depends."""
     devices = [d.device_kind for d in jax.devices()]
     what = {name: plain(config[name]) for name in MATTERS}
     what |= {"devices": devices, "cores": os.cpu_count(), "versions": [version.__version__, jax.__version__]}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _measure(config: ConfigDict, data_dir: str | None, setting: Setting, say: Callable[[str], None]) -> float:
+def _measure(config: ConfigDict, data_dir: str | None, setting: ExecutorSetting, say: Callable[[str], None]) -> float:
     """Seconds of a round, the fastest of a few."""
     trial = ConfigDict(config, convert_dict=False)
     trial.executor = component("auto", **setting._asdict())

@@ -1,10 +1,10 @@
-"""What XLA on CPU must be kept from: computing a step again for each that uses it, looping over short axes.
+"""Guards against XLA on CPU: computing a step again for each consumer, looping over short axes.
 
-XLA computes cheap elementwise work anew for everything that uses it. On CPU this can cost far more than it saves: a
+XLA computes cheap elementwise work anew for every consumer. On CPU this can cost far more than it saves: a
 bit plane that computes its codes for every bit, a maximum over windows that is gathered, an element at a time, by the
 loops for its rounded values, for its mask and for its gradient. `lax.optimization_barrier` is gone there before XLA
-fuses. What it leaves alone is a conditional whose condition it cannot know, so that is what is used here: whether one
-bit of some number is below two. Accelerators, where conditionals cost a synchronization, get the plain computation.
+fuses. It leaves a conditional alone whose condition it cannot know, and so one is used here: whether one bit
+of some number is below two. Accelerators, where conditionals cost a synchronization, get the plain computation.
 
 The same conditional makes a loop over all elements of an array one loop, where the last axis is too short for vectors.
 """
@@ -62,8 +62,8 @@ def in_one_loop(f: Callable[..., Out], x: jax.Array, *operands: jax.Array) -> Ou
     takes reshapes into its loops.
 
     Args:
-      f: of `x` and operands; those of the shape of `x` may come as vectors. What it returns as vectors of that length
-        gets the shape of `x`.
+      f: of `x` and operands; those of the shape of `x` may come as vectors. Results that are vectors of that length
+        get the shape of `x`.
     """
     last = next((size for size in reversed(x.shape) if size > 1), VECTOR)
     if jax.default_backend() != "cpu" or last >= VECTOR or x.size < WORTHWHILE:

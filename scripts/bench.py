@@ -7,7 +7,7 @@
     python scripts/bench.py --codecs
     python scripts/bench.py --codecs=fp8,topk --rounds=3 --json=codecs.json
 
-`bench_workloads.py` says what W1 to W7 are, `bench_floor.py` what the floors are. Each workload runs in a process of
+`bench_workloads.py` defines W1 to W7, `bench_floor.py` the floors. Each workload runs in a process of
 its own, so that its peak memory is its own. Several variants, by `--precision` or `--compare`, take turns round by
 round in one process; each is compared with the first pair by pair, and the peak is that of all together. `--compare`
 may be given several times, each with one or more `config.FIELD=VALUE`, quoted where a value has spaces in it; they are
@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from bench_codecs import CODECS
 from bench_floor import matmul_clock, products_of, shape_floor
 from bench_machine import in_own_process, peak_memory_bytes
-from bench_workloads import PRECISIONS, WORKLOADS, Run, Variant, experiment_config, prepare, variants
+from bench_workloads import PRECISIONS, WORKLOADS, PreparedRun, Variant, experiment_config, prepare, variants
 
 _WORKLOADS = flags.DEFINE_list("workloads", ["W1", "W2"], f"What to run: {', '.join(WORKLOADS)}, or all.")
 _PRECISION = flags.DEFINE_list(
@@ -50,8 +50,8 @@ COMPILE_EVENTS = {
 }
 
 
-def floor_of(run: Run) -> tuple[int, Any]:
-    """(multiply-adds of a sample, what the shape floor is computed from)."""
+def floor_of(run: PreparedRun) -> tuple[int, Any]:
+    """(multiply-adds of a sample, its shape floor)."""
     import jax
 
     from fedjax8 import trees
@@ -177,8 +177,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs every workload in its own process and collects what they print."""
-    logging.set_verbosity(logging.WARNING)  # not that a TPU was looked for
+    """Runs every workload in its own process and collects their results."""
+    logging.set_verbosity(logging.WARNING)  # no message about the search for a TPU
     if _CODECS.value is not None:
         measure_codecs(_CODECS.value, argv[1:])
         return
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
         if _WORKER.value:
             print(json.dumps(run_workload(names[0], chosen, _ROUNDS.value, _CHUNK.value)))
             return
-        for variant in chosen:  # a mistake is told before anything is measured
+        for variant in chosen:  # a mistake is reported before anything is measured
             experiment_config(WORKLOADS[names[0]], variant.precision, variant.overrides)
     except (UserError, ValueError) as error:
         sys.exit(f"bench: {error}")

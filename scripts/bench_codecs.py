@@ -1,4 +1,4 @@
-"""What codecs cost: values a second of encoding and decoding, and their share of W1's rounds. Run by `bench.py`.
+"""Cost of codecs: values a second of encoding and decoding, and their share of W1's rounds. Run by `bench.py`.
 
 The tree has the shapes of W1's model and values like those of an update, normal with a scale for each leaf. Encoding
 and decoding run on one device, as they do for one client. The machine's copy bandwidth is that of a plain copy of as
@@ -33,7 +33,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "codebook": {},
     "evofed": {},
 }
-"""Settings that differ from a factory's own. FP8 by the largest value, since updates have no learnt clips."""
+"""Settings that differ from a factory's own. FP8 by the largest value, since updates have no learned clips."""
 SECONDS = 1.0
 """Timing of one direction ends after about this long."""
 FEWEST, MOST = 3, 25
@@ -183,7 +183,7 @@ COLUMNS = {
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """What is to be said beside the table."""
+    """Sentences beside the table."""
     said = [
         f"{results['values']:,} values; a copy of them runs at {results['copy_bytes_per_second'] / 1e9:.3g} GB/s, read "
         "and written, on one device. Milliseconds are the smallest and the median."

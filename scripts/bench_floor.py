@@ -1,18 +1,18 @@
-"""What a round would cost if it were nothing but multiplications: two floors, measured on the machine at hand.
+"""Floors of a round's time, from its multiplications alone, measured on the machine at hand.
 
-The *floor* asks how fast this machine can multiply at all. It is the multiply-adds of the matrix products and
+The *floor* is the time at the machine's best rate: the multiply-adds of the matrix products and
 convolutions of a round (each product y = x k and those of its two derivatives dx and dk) over the rate of large
 float32 products on all devices at once:
 
     floor = samples * sum over products of rows * inner * columns * repeats * (1 + [dx] + [dk]) / rate of large products
 
 Only rows that a client has are counted, not the padding of its last batch. A derivative is counted if training needs
-it: the first layer has no dx, unless what it sees was itself trained, as an embedding was. Of an LSTM these are the
+it: the first layer has no dx, unless its input was itself trained, as an embedding was. Of an LSTM these are the
 products into its gates, the recurrent ones of every time step, and those of the layer after it. Clips of quantizers are
 not taken for parameters, so that 8-bit training has the floor of float32 training. The rate is measured in the same
 process right before and after each round, so that a machine whose speed drifts does not spoil the ratio.
 
-The *shape floor* asks what these products cost when they are as small as they are, one client's batch at a time:
+The *shape floor* is the time of these products in their own shapes, one client's batch at a time:
 
     shape floor = samples / batch / devices * (sum over products of its own seconds + seconds to move the parameters)
                   + seconds to read the samples
@@ -24,7 +24,7 @@ long that takes is measured on an array of the model's size, which may well stay
 same rate. Neither padding nor devices that wait for each other are in it. So
 
     floor -> shape floor    is lost to small or narrow products, and to memory; only another algorithm wins it back
-    shape floor -> round    is what fedjax8 and XLA add: patches, activations, random numbers, padding, dispatch
+    shape floor -> round    is added by fedjax8 and XLA: patches, activations, random numbers, padding, dispatch
 
 The shape floor is measured once, and scaled with the rate of large products at the time of each round.
 """
@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 MATMUL_SIZE = 1024
 CLOCK_SECONDS = 0.25
 SHAPE_SECONDS = 0.03
-"""Of one of three timings of a product of the shape floor."""
+"""Seconds of one of three timings of a product of the shape floor."""
 TRAINED, DATA = 1, 2
 """Marks of a value in a program: computed from parameters, from the batch."""
 
@@ -58,12 +58,12 @@ class Product(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """Of the forward pass."""
+        """Multiply-adds of the forward pass."""
         return self.rows * self.inner * self.columns * self.repeats
 
     @property
     def training_multiply_adds(self) -> int:
-        """Of the forward pass and the gradients that are needed."""
+        """Multiply-adds of the forward pass and the gradients that are needed."""
         return self.multiply_adds * (1 + self.input_gradient + self.kernel_gradient)
 
     def matmuls(self, batch: int) -> list[tuple[int, int, int, int]]:
@@ -125,7 +125,7 @@ def _walk(jaxpr, marks: Sequence[int], repeats: int, found: list[Product]) -> li
 
 
 def _scan(equation, inner, ins, repeats, found):
-    """As `_walk`, for the body of a loop: what it carries has the marks of what it carried the time before."""
+    """As `_walk`, for the body of a loop, whose carry keeps its marks from step to step."""
     constants, carried = equation.params["num_consts"], equation.params["num_carry"]
     while True:
         outs = _walk(inner, ins, repeats, [])

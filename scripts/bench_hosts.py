@@ -5,8 +5,8 @@
 
 Each process is held to one core, as a stand-in for a host, and the two settings take turns call by call, so that a
 machine whose speed drifts does not spoil the ratio. The cores must have nothing else to do: the slower of two processes
-decides. `cpu_ratio`, of processor seconds instead of wall seconds, is what the ratio would be if nothing ever waited,
-and says something on a busy machine too. What a network costs is not in either, only the loopback device.
+decides. `cpu_ratio`, of processor seconds instead of wall seconds, is the ratio without any waiting, and holds on a
+busy machine too. Neither has the cost of a network, only of the loopback device.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROUNDS_PER_CALL = {"W1": 1, "W2": 8, "W6": 2}
 
 
 def measure(workload: str, precision: str = "float32", turns: int = 7) -> dict[str, Any]:
-    """Seconds a round of 1x1 and 2x1 (processes x devices), and how many times faster the second is; medians."""
+    """Seconds a round of 1x1 and 2x1 (processes x devices), and the speedup of the second; medians."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("bench_hosts: two cores are needed")

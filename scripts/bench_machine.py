@@ -1,4 +1,4 @@
-"""What the benchmarks ask of the machine: who it is, how much memory was used, a process of its own for a measurement.
+"""Facts about the machine for the benchmarks, peak memory, and a process of its own for a measurement.
 
 No file of the benchmarks but the command lines defines flags, so that any of them can import any other.
 """
@@ -59,7 +59,7 @@ def peak_memory_bytes() -> int:
 
 
 def in_own_process(script: str, arguments: Sequence[str]) -> Any:
-    """What `script` prints, or at least its last line, as JSON; exits with a message if the script fails."""
+    """The last line that `script` prints, as JSON; exits with a message if the script fails."""
     done = subprocess.run([sys.executable, os.path.abspath(script), *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode or not done.stdout.strip():
         sys.exit(f"{Path(script).name} {' '.join(arguments)} failed; its message is above")

@@ -1,4 +1,4 @@
-"""The results of all benchmarks as one page of Markdown, with sentences that say what limits what."""
+"""The results of all benchmarks as one page of Markdown, with sentences on the limits of each."""
 
 import datetime
 import re
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def table(columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> list[str]:
-    """Lines of a table; a column is its heading and what it makes of a row."""
+    """Lines of a table; a column is its heading and a function of a row."""
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     return [*lines, *(f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in rows)]
 
@@ -26,7 +26,7 @@ def number(value: float) -> str:
 
 
 def parts(row: Row) -> dict[str, float]:
-    """Shares of a round: what its two floors explain, and what they do not. They sum to 1."""
+    """Shares of a round that its two floors explain, and the rest. They sum to 1."""
     memory = row["shape_memory_seconds"] / row["floor_seconds"]
     products = row["shape_products_seconds"] / row["floor_seconds"]
     large = min(1.0, products)  # where small products are no slower than large ones, nothing is lost to their shape
@@ -40,7 +40,7 @@ def parts(row: Row) -> dict[str, float]:
 
 
 def limits(row: Row) -> str:
-    """One sentence: what takes the time of a round."""
+    """One sentence on the time of a round by its parts."""
     shares = parts(row)
     large, shapes, memory, rest = shares.values()
     largest = max(shares, key=shares.get)
@@ -102,7 +102,7 @@ def workloads(rows: Sequence[Row]) -> list[str]:
 
 
 def projection(row: Row, accelerator: bool) -> str:
-    """How long a study of W1 takes, and how much of the machine it uses."""
+    """Time of a study of W1, and its share of the machine."""
     seconds = ROUNDS_OF_A_STUDY * row["seconds_per_round"]
     reached = row["matmul_gflops"] / row["floor_ratio"]
     text = (
@@ -220,7 +220,7 @@ def with_section(text: str, lines: Sequence[str]) -> str:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """All sections that there are results for.
+    """All sections with results.
 
     Args:
       results: `machine`, `commands` and `seconds`; `workloads`, `torch` as lists of rows; `scaling` as a dict of

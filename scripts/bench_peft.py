@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What fine-tuning little of a large model costs: numbers trained and frozen, bytes a message, peak memory, seconds.
+"""Cost of fine-tuning little of a large model: parameters trained and frozen, bytes a message, peak memory, seconds.
 
     python scripts/bench_peft.py --json=peft.json
 
 A vision transformer (ViT-B/16 on 224x224 pixels by default) with LoRA on queries and values and a head of 100 classes;
 synthetic images, one local step a client, FedAvg. Each setting of clients a round and clients at once (`chunk`) runs in
-a process of its own and on one device. If what is frozen were kept for each client, a setting with more clients at once
-would hold the backbone that many times; in one with `chunk` 1, no more clients a round may cost memory.
+a process of its own and on one device. If frozen parameters were kept for each client, a setting with more clients at
+once would hold the backbone that many times; in one with `chunk` 1, no more clients a round may cost memory.
 
 The first round compiles; the second is the one that is timed. The peak is that of the whole process.
 """

@@ -47,7 +47,7 @@ TRIAL = (
 
 
 def run(command: str) -> Any:
-    """The results of one of our scripts, or None if it failed; what it prints is shown."""
+    """The results of one of our scripts, or None if it failed; its output is shown."""
     script, *arguments = shlex.split(command)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.json"
@@ -56,7 +56,7 @@ def run(command: str) -> Any:
 
 
 def measure(commands: tuple[tuple[str, str], ...], made_by: str) -> dict[str, Any]:
-    """What `bench_markdown.page` needs."""
+    """Results for `bench_markdown.page`."""
     begun = time.perf_counter()
     results: dict[str, Any] = {"machine": machine(), "commands": [made_by], "missing": [], "workloads": []}
     for section, command in commands:

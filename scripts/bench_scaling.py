@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How time and memory grow with clients a round, with registered clients, and with processes.
+"""Growth of time and memory with clients a round, with registered clients, and with processes.
 
     python scripts/bench_scaling.py --json=scaling.json
 
@@ -29,13 +29,13 @@ from typing import Any
 from absl import app, flags, logging
 from bench_floor import matmul_clock
 from bench_machine import in_own_process, peak_memory_bytes, resident_peak_bytes
-from bench_workloads import WORKLOADS, Run, Workload, experiment_config, prepare
+from bench_workloads import WORKLOADS, PreparedRun, Workload, experiment_config, prepare
 
 _PARTS = flags.DEFINE_list("parts", ["cohort", "clients", "hosts"], "What to run: cohort, clients, hosts.")
 _ROUNDS = flags.DEFINE_integer("rounds", 21, "Timed rounds of each setting; the median is reported.", lower_bound=1)
 _CHUNK = flags.DEFINE_integer("chunk", 0, "Clients vmapped at once; 0 for the machine's default.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "Write the results there.")
-_WORKER = flags.DEFINE_list("worker", None, "Internal: what to measure in this process.")
+_WORKER = flags.DEFINE_list("worker", None, "Internal: the measurement of this process.")
 
 PARTS = ("cohort", "clients", "hosts")
 HOSTS = ("W1", "W2")
@@ -52,7 +52,7 @@ def of_clients(count: int) -> Workload:
     return WORKLOADS["W5"]._replace(partition=("windows", equal), clients=count, cohort=100, batch=20)
 
 
-def start(workload: Workload, chunk: int) -> Run:
+def start(workload: Workload, chunk: int) -> PreparedRun:
     """The workload, ready to run; brings up JAX first, so that this is not part of its start-up."""
     from fedjax8.train import set_up_devices
 

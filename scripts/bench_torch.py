@@ -5,7 +5,7 @@
     python scripts/bench_torch.py --workloads=W1,W2,W6 --json=torch.json
 
 For fedjax8, a step is the time of a whole round over its number of local steps: cohort, model sent and summed included.
-For PyTorch it is what a simulator would do with a client: load the model, then for each batch gather shuffled uint8
+For PyTorch it is a simulator's work on a client: load the model, then for each batch gather shuffled uint8
 rows, normalize, forward, backward, plain SGD; no averaging and no messages. Two ways to use the machine are tried:
 
     processes   one process a core, each with `torch.set_num_threads(1)`, all with their share of the round's clients
@@ -129,7 +129,7 @@ def fedjax8_rounds(name: str) -> Callable[[int], None]:
 
 
 def serve(contender: str, name: str, clients: int, threads: int) -> None:
-    """Trains once for every line that comes in, and says so."""
+    """Trains once for every line that comes in, and answers with a line."""
     train = fedjax8_rounds(name) if contender == "fedjax8" else torch_clients(name, threads)
     train(clients)
     train(clients)

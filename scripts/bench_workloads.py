@@ -29,7 +29,7 @@ PRECISIONS = ("float32", "fp8")
 
 
 class Workload(NamedTuple):
-    """What of a config makes a workload."""
+    """The fields of a config that define a workload."""
 
     data: tuple[str, dict[str, Any]]
     """A component's name and settings, as are the next two."""
@@ -40,7 +40,7 @@ class Workload(NamedTuple):
     cohort: int
     batch: int
     parameters: int
-    """Of the float32 model."""
+    """Parameters of the float32 model."""
     learning_rate: float = 0.1
     more: tuple[tuple[str, str], ...] = ()
     """Further fields of the config, as in a variant's overrides."""
@@ -132,10 +132,10 @@ class Round(NamedTuple):
     padding: float
     """Share of the round's work that is padding, as the simulation logs it."""
     rounds: int
-    """Of the call."""
+    """Of the call that it was part of."""
 
 
-class Run(NamedTuple):
+class PreparedRun(NamedTuple):
     """A workload, ready to run rounds."""
 
     experiment: Any
@@ -158,7 +158,7 @@ def samples_of_round(experiment: Any, number: int) -> int:
     return int(rows_seen(simulation.plan, simulation.data.windows(ids[~lost])[1]).sum())
 
 
-def prepare(config: Any) -> Run:
+def prepare(config: Any) -> PreparedRun:
     """Builds a config and its first state; nothing is run or compiled but the model's initialization."""
     import jax
 
@@ -180,8 +180,8 @@ def prepare(config: Any) -> Run:
         nonlocal state
         first, lines, begun = state.round, [], time.perf_counter()
         while len(lines) < count:
-            state, told = simulation.run_rounds(state, count - len(lines), then=count, donate=True)
-            lines += told
+            state, new_lines = simulation.run_rounds(state, count - len(lines), then=count, donate=True)
+            lines += new_lines
         jax.block_until_ready(state.server)
         seconds = time.perf_counter() - begun
         samples = sum(samples_of_round(experiment, first + i) for i in range(count))
@@ -197,4 +197,4 @@ def prepare(config: Any) -> Run:
         return done
 
     chunk = places // groups(places, executor.chunk)
-    return Run(experiment, simulation.variables(state), one_call, chunk, start_seconds)
+    return PreparedRun(experiment, simulation.variables(state), one_call, chunk, start_seconds)

@@ -30,7 +30,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds of a run; evaluated every s
 _PNG = flags.DEFINE_string("png", "codecs.png", "Where the plot goes.")
 
 SMOOTH = 5
-"""How many evaluations, the last ones of a run, are averaged to its accuracy."""
+"""Number of last evaluations of a run that are averaged to its accuracy."""
 GRID = "e4m3fnuz"
 """The 8-bit format of the study's messages."""
 FP8_DOWN = {"name": "fp8", "clip": "max"}
@@ -101,7 +101,7 @@ def config_of(method: str, split: str) -> Any:
 
 
 def run_cell(method: str, split: str) -> dict[str, Any]:
-    """Runs one cell: for each seed, what was logged at each evaluation."""
+    """For each seed of one cell, its log line at each evaluation."""
     from fedjax8.build import build_seeds
     from fedjax8.engine.side_by_side import side_by_side
 
@@ -114,8 +114,8 @@ def run_cell(method: str, split: str) -> dict[str, Any]:
         states, lines = advance(states, [min(2 - done % 2, _ROUNDS.value - done)] * len(states))
         if states[0].round % 2 and states[0].round < _ROUNDS.value:
             continue
-        for experiment, state, told, kept in zip(experiments, states, lines, seeds, strict=True):
-            line = told[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
+        for experiment, state, own_lines, kept in zip(experiments, states, lines, seeds, strict=True):
+            line = own_lines[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
             kept.append({name: line[name] for name in ("round", "test_accuracy", "uplink_bytes", "downlink_bytes")})
     return {"method": method, "split": split, "seeds": seeds, "seconds": time.perf_counter() - begun}
 
@@ -148,7 +148,7 @@ def end_of(done: dict[str, Any]) -> dict[str, float]:
 
 
 def stored() -> dict[tuple[str, str], dict[str, float]]:
-    """(split, method) of every cell that was run, and how it ended."""
+    """(split, method) of every cell that was run, to its results at the end."""
     cells = [json.loads(path.read_text()) for path in sorted(Path(_OUT.value).glob("*.json"))]
     return {(cell["split"], cell["method"]): end_of(cell) for cell in cells}
 
@@ -164,7 +164,7 @@ def front(ends: dict[str, dict[str, float]], way: str) -> list[str]:
 
 
 def table() -> None:
-    """Prints accuracy and bytes of every cell, and what fraction of float32's bytes they are."""
+    """Prints accuracy and bytes of every cell, and their fraction of float32's bytes."""
     done = stored()
     for split in sorted({split for split, _ in done}, reverse=True):
         ends = {m: done[split, m] for m in METHODS if (split, m) in done}
@@ -265,7 +265,7 @@ def plot() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument says."""
+    """Runs the action that the first argument names."""
     logging.set_verbosity(logging.WARNING)
     actions = {"run": run, "table": table, "plot": plot}
     unknown = sorted(set(_METHODS.value) - set(METHODS))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The runs, tables and plots behind docs/studies/fda.md: what each strategy sends until a test accuracy is reached.
+"""The runs, tables and plots behind docs/studies/fda.md: bytes of each strategy to a target test accuracy.
 
     python scripts/fda_study.py run --out=runs/fda --data=DIR --strategies=linear,sketch --workers=5,30 \\
         --thetas=0.5,1.5,5 --splits=iid --target=0.985
@@ -10,7 +10,7 @@
 
 A cell is a kind of images, a split, a number of workers, a strategy, a threshold and a seed; it is run epoch by epoch
 until the mean model reaches the target or the most epochs are done, and kept as one JSON file. A cell that is there is
-not run again. `trace` runs cells with everything that each step tells, and plots the variance of the models, which only
+not run again. `trace` runs cells with all values of each step logged, and plots the variance of the models, which only
 a simulator knows, under the monitors' estimates and the threshold.
 """
 
@@ -89,7 +89,7 @@ def steps_of_an_epoch(experiment: Any) -> int:
 
 
 def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    """Runs one cell: the cell with its `epochs`, a dict of what was logged for each."""
+    """One cell, run: the cell with its `epochs`, a dict of the log of each."""
     experiment = experiment_of(cell)
     simulation, test = experiment.simulation, experiment.dataset.test
     state, epochs, begun = simulation.init(), [], time.perf_counter()
@@ -119,8 +119,8 @@ def trace() -> None:
     )
     for axis, cell in zip(axes[:, 0], chosen, strict=True):
         per_epoch = steps_of_an_epoch(experiment_of(cell))
-        told = [("algorithm.record_steps", "True"), ("algorithm.measure_variance", "True")]
-        simulation = experiment_of(cell, [("client.steps", str(per_epoch)), *told]).simulation
+        measures = [("algorithm.record_steps", "True"), ("algorithm.measure_variance", "True")]
+        simulation = experiment_of(cell, [("client.steps", str(per_epoch)), *measures]).simulation
         state, lines = simulation.init(), []
         for _ in range(_EPOCHS.value):
             state, line = simulation.run_round(state)
@@ -148,7 +148,7 @@ def trace() -> None:
 
 
 def set_up() -> None:
-    """A device for each core, and a folder for what is compiled."""
+    """Sets up a device for each core, and a folder for compiled programs."""
     import jax
 
     from fedjax8.train import set_up_devices
@@ -180,7 +180,7 @@ def run() -> None:
 
 
 def end_of(done: dict[str, Any]) -> dict[str, Any]:
-    """What a cell had sent at its end, in GB: by the authors' formula and all of it; steps and synchronizations."""
+    """GB that a cell had sent at its end, by the authors' formula and in all; steps and synchronizations."""
     last = done["epochs"][-1]
     strict = last["uplink_bytes"] + last["downlink_bytes"]
     if "compat_model_bytes" in last:
@@ -203,7 +203,7 @@ def stored() -> list[dict[str, Any]]:
 
 def table() -> None:
     """Prints, for all images, splits, strategies and numbers of workers, medians over thresholds and seeds of runs that
-    reached the target; and the ratio of what Synchronous sends to it."""
+    reached the target; and the ratio of Synchronous's bytes to theirs."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for done in stored():
         groups.setdefault((done["images"], done["split"], done["workers"], done["strategy"]), []).append(done)
@@ -276,7 +276,7 @@ def plot() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument says."""
+    """Runs the action that the first argument names."""
     logging.set_verbosity(logging.WARNING)
     actions = {"run": run, "table": table, "plot": plot, "trace": trace}
     if len(argv) != 2 or argv[1] not in actions:

@@ -22,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 
 _OUT = flags.DEFINE_string("out", "runs/fedpeft", "Folder of the cells.")
-_FILE = flags.DEFINE_string("file", "pretrained.safetensors", "What scripts/pretrain.py wrote.")
+_FILE = flags.DEFINE_string("file", "pretrained.safetensors", "File of scripts/pretrain.py.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data sets.")
 _METHODS = flags.DEFINE_list("methods", [], "Names in METHODS; all by default.")
 _SETTINGS = flags.DEFINE_list("settings", ["homogeneous", "dirichlet0.5", "dirichlet0.1"], "Names in SETTINGS.")
@@ -50,7 +50,7 @@ def config_of(method: str, setting: str) -> Any:
 
 
 def run_seeds(config: Any, seeds: list[int]) -> list[dict[str, Any]]:
-    """For each seed what a message has in it, and what was logged at each evaluation."""
+    """For each seed the number of trained parameters, and its log line at each evaluation."""
     from fedjax8 import trees
     from fedjax8.build import build_seeds
     from fedjax8.engine.side_by_side import side_by_side
@@ -60,10 +60,10 @@ def run_seeds(config: Any, seeds: list[int]) -> list[dict[str, Any]]:
     states, lines = [e.simulation.init() for e in experiments], [[] for _ in experiments]
     while (done := states[0].round) < config.rounds:
         # A call may do fewer rounds than asked for.
-        states, told = advance(states, [min(every - done % every, config.rounds - done)] * len(states))
+        states, new_lines = advance(states, [min(every - done % every, config.rounds - done)] * len(states))
         if states[0].round % every and states[0].round < config.rounds:
             continue
-        for experiment, state, own, kept in zip(experiments, states, told, lines, strict=True):
+        for experiment, state, own, kept in zip(experiments, states, new_lines, lines, strict=True):
             line = own[-1] | experiment.simulation.evaluate(state, experiment.dataset.test)
             names = ("round", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "epsilon")
             kept.append({name: line[name] for name in names if name in line})
@@ -124,7 +124,7 @@ CLIENTS = 8
 
 
 def stored() -> dict[str, dict[str, dict[str, Any]]]:
-    """By setting and method, how every cell that was run ended, and its curve: bytes so far and mean accuracy."""
+    """Setting and method of every cell that was run, to its end and its curve: bytes so far and mean accuracy."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted(Path(_OUT.value).glob("*.json")):
         done = json.loads(path.read_text())
@@ -196,7 +196,7 @@ def plot() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Does what the first argument says."""
+    """Runs the action that the first argument names."""
     from fedjax8.errors import UserError
 
     logging.set_verbosity(logging.WARNING)

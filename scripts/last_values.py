@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints, for every setting, what its runs logged last: means over seeds, as a Markdown table.
+"""Prints the last logged values of every setting: means over seeds, as a Markdown table.
 
     python scripts/last_values.py RUN... --values=uplink_quantization_error,test_accuracy
 
@@ -13,14 +13,14 @@ import numpy as np
 from absl import app, flags
 
 from fedjax8.errors import UserError
-from fedjax8.results.runs import Run, read_settings
+from fedjax8.results.runs import RunFolder, read_settings
 
 _VALUES = flags.DEFINE_list(
     "values", ["test_accuracy"], "Keys of metrics.jsonl, each at the last round that logged it."
 )
 
 
-def last(run: Run, name: str) -> float:
+def last(run: RunFolder, name: str) -> float:
     """The last value logged under that name, NaN if there is none."""
     logged = run.metrics.get(name, np.array([]))
     logged = logged[np.isfinite(logged)]

@@ -1,4 +1,4 @@
-"""Puts plausible faults into a copy of the repository, one at a time, and says which of them the quick tests notice.
+"""Puts plausible faults into a copy of the repository, one at a time, and reports which of them the quick tests notice.
 
     python scripts/mutate.py                          all faults of scripts/faults.toml
     python scripts/mutate.py --room=codecs            those of one room
@@ -36,12 +36,12 @@ class Fault(NamedTuple):
 
     room: str
     name: str
-    """What is wrong, as a sentence."""
+    """The fault, as a sentence."""
     file: str
     old: str
     new: str
     tests: tuple[str, ...]
-    """What is given to pytest."""
+    """Arguments of pytest."""
 
 
 class StaleFault(ValueError):
@@ -63,7 +63,7 @@ def faulty(text: str, fault: Fault) -> str:
 
 
 def copy_of(root: Path, folder: Path) -> Path:
-    """A copy of what tests need, which shares the cache of compiled programs with `root`."""
+    """A copy of the files that tests need, which shares the cache of compiled programs with `root`."""
     folder.mkdir()
     for name in COPIED:
         if (root / name).is_dir():
@@ -106,7 +106,7 @@ def noticed(folder: Path, fault: Fault) -> bool:
 
 
 def summary(results: Sequence[bool]) -> str:
-    """How many were noticed, in one line."""
+    """Number and share of noticed faults, in one line."""
     share = sum(results) / len(results) if results else 0.0
     return f"{sum(results)} of {len(results)} faults noticed, {share:.1%}"
 

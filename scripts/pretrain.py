@@ -7,7 +7,7 @@
 
 The model is the one that a config has, by default the small vision transformer of configs/fedpeft.py on 28 x 28 pixels;
 other sizes by --set. AdamW with warm-up and cosine decay on one data set, or on some of its classes: then fine-tuning
-can be done on what is left. By default on the letters of FEMNIST, dark on light; MNIST's digits, light on dark, are
+can be done on the others. By default on the letters of FEMNIST, dark on light; MNIST's digits, light on dark, are
 other classes of another look. Prints loss and test accuracy after every epoch.
 """
 
@@ -97,10 +97,10 @@ def pretrain(out: str) -> None:
             number += 1
             variables, moments, value = step(variables, moments, batch_of(chosen), jax.random.fold_in(key, number))
             losses.append(value)
-        told = evaluate(variables)
+        metrics = evaluate(variables)
         print(
             f"epoch {epoch}: loss {np.mean([float(x) for x in losses]):.4f}, test accuracy "
-            f"{told['test_accuracy']:.4f}, {time.perf_counter() - begun:.0f} s",
+            f"{metrics['test_accuracy']:.4f}, {time.perf_counter() - begun:.0f} s",
             flush=True,
         )
     save_params(out, variables.params)

@@ -205,13 +205,13 @@ class Runner:
         self._logs.mkdir(parents=True, exist_ok=True)
         heard = [number for number in STOPS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
         before = {number: signal.signal(number, self._stop) for number in heard}
-        told = False
+        announced = False
         try:
             while self._running or (self._waiting and self.signal is None):
                 while self._waiting and self._slots and self.signal is None:
                     self._start(self._waiting.pop(0))
-                if self.signal is not None and not told:
-                    told = True
+                if self.signal is not None and not announced:
+                    announced = True
                     say(f"stopping: {len(self._running)} at work save and end; once more ends them at once")
                 for process in [p for p in self._running if p.poll() is not None]:
                     self._end(process)

@@ -48,7 +48,7 @@ def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
     reference = ["3", "1.00x", "12.0 kB", "12.0 kB", "1.00x"]
     assert cells[1][:9] == ["uplink=none, downlink=none", "1", "0.8000", "3", *reference]
     assert cells[2][:9] == ["uplink=fp8, downlink=fp8", "1", "0.8000", "3", "3", "1.00x", "3.00 kB", "12.0 kB", "4.00x"]
-    assert "Accuracy a: 0.8, as given." in done.stdout
+    assert "Target accuracy: 0.8, as given." in done.stdout
     assert "\x1b" not in done.stdout
     assert 'data-panel="accuracy-bytes"' in (runs / "comparison.html").read_text(encoding="utf-8")
     assert (runs / "a.png").read_bytes().startswith(b"\x89PNG")

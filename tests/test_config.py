@@ -483,9 +483,7 @@ def test_a_config_json_of_another_version_says_which_fields_it_lacks_or_has_too_
     del found["on_nan"], found["client"]["epochs"]
     found |= {"colour": 3, "uplink": {}, "rounds": "many", "client": found["client"] | {"epoch": 1}}
     (tmp_path / "config.json").write_text(json.dumps({"config": found}))
-    with pytest.warns(
-        UserWarning, match=r"says nothing of client.epochs, on_nan, as one of another version; defaults are taken"
-    ):
+    with pytest.warns(UserWarning, match=r"lacks client.epochs, on_nan, as one of another version; defaults are taken"):
         config = load_config(str(tmp_path / "config.json"))
     assert (config.on_nan, config.client.epochs) == ("drop", 2)
     with pytest.raises(UserError) as error:

@@ -261,7 +261,7 @@ def test_keeping_is_refused_where_it_would_do_nothing(toys):
         "no place to keep it": kept(fedcode, momentum),
         "ClientOutput.optimizer": kept(forgetful, momentum),
         "begins every round with a new state": kept(fda_opt, momentum),
-        "optimizer_state='reset' says": kept(functools.partial(fda, optimizer_state="reset"), momentum),
+        "optimizer_state='reset' already decides": kept(functools.partial(fda, optimizer_state="reset"), momentum),
     }
     for message, make in cases.items():
         with pytest.raises(UserError, match=f"keep_optimizer=True changes nothing.*{message}"):

@@ -7,7 +7,7 @@ import pytest
 from fedjax8 import tune
 from fedjax8.config import base_config, component
 from fedjax8.errors import UserError
-from fedjax8.tune import Setting, key_of, search, tuned
+from fedjax8.tune import ExecutorSetting, key_of, search, tuned
 
 
 def record(table):
@@ -23,20 +23,20 @@ def record(table):
 
 def test_chunks_grow_while_that_helps_and_devices_are_halved_after():
     seconds, asked = record({(1, 4): 1.0, (4, 4): 0.5, (16, 4): 0.6, (4, 2): 0.4, (4, 1): 0.9})
-    assert search(seconds, Setting(1, 4), most=64, fewer_devices=True) == (4, 2)
+    assert search(seconds, ExecutorSetting(1, 4), most=64, fewer_devices=True) == (4, 2)
     assert asked == [(1, 4), (4, 4), (16, 4), (4, 2), (4, 1)]
 
 
 def test_what_is_hardly_faster_is_not_taken():
     seconds, _ = record({(1, 2): 1.0, (4, 2): 0.97, (1, 1): 0.96})
-    assert search(seconds, Setting(1, 2), most=64, fewer_devices=True) == (1, 2)
+    assert search(seconds, ExecutorSetting(1, 2), most=64, fewer_devices=True) == (1, 2)
 
 
 def test_a_chunk_is_no_larger_than_a_devices_cohort_and_no_memory_ends_the_search():
     seconds, _ = record({(32, 1): 1.0, (50, 1): 0.5})
-    assert search(seconds, Setting(32, 1), most=50, fewer_devices=False) == (50, 1)
+    assert search(seconds, ExecutorSetting(32, 1), most=50, fewer_devices=False) == (50, 1)
     seconds, _ = record({(32, 1): 1.0, (128, 1): float("inf")})
-    assert search(seconds, Setting(32, 1), most=1000, fewer_devices=False) == (32, 1)
+    assert search(seconds, ExecutorSetting(32, 1), most=1000, fewer_devices=False) == (32, 1)
 
 
 @pytest.fixture
@@ -93,5 +93,5 @@ def test_a_real_measurement_gives_seconds_and_says_them():
     config.cohort_size, config.num_clients, config.model.hidden, config.client.epochs = 2, 4, (4,), 1
     config.adapter = config.uplink = config.downlink = component("none")
     said = []
-    assert 0 < tune._measure(config, None, Setting(1, 2), said.append) < 60
+    assert 0 < tune._measure(config, None, ExecutorSetting(1, 2), said.append) < 60
     assert said[0].startswith("chunk 1 on 2 devices: ")

@@ -1,4 +1,4 @@
-"""Adapters change what is trained, or how it is seen, from outside the model: each maps a `Model` to a `Model`."""
+"""Adapters: functions `Model -> Model` that change a model's parameters or its forward pass from outside."""
 
 from fedjax8.adapters.bottleneck import bottleneck
 from fedjax8.adapters.chain import chain

@@ -6,7 +6,7 @@ With r one block of the inputs, and t the terms of a clip's gradient (`straight_
     dx[:, r]     = dy Q(w[r])^T                                     backward
     alpha dalpha = sum of dy * z,  z = sum of Q(x)[:, r] t(w[r])
 
-What is rounded stays in the cache and is gone with its block. Between memory and core a step moves what it moves in
+Rounded rows stay in the cache and are gone with their block. Between memory and core a step moves as much as in
 float32: the kernel forward, again backward, and in the optimizer's step, into which XLA takes the gradient
 (`models/dense.py`). Taking the clip's gradient from a product costs a product, but that of kernel gradient and terms
 would have to be written for the sum to read.
@@ -41,7 +41,7 @@ def backward(
     input_terms: Array | None,
     dy: Array | None,
 ) -> tuple[Array, Array | None, Array | None]:
-    """What the gradients of clips and inputs are made of, all in one pass over the kernel.
+    """Terms of the gradients of clips and inputs, all in one pass over the kernel.
 
     Args:
       kernel_terms: t of rows of the kernel and of the same rows rounded.
@@ -49,7 +49,7 @@ def backward(
       dy: `[B, O]`, or None where dx is not wanted.
 
     Returns:
-      Q(x) t(w) `[B, O]`; input_terms Q(w) `[B, O]` and dx `[B, I]`, each None where what it is made from is None.
+      Q(x) t(w) `[B, O]`; input_terms Q(w) `[B, O]` and dx `[B, I]`, each None where its argument is None.
     """
     blocks, size = product.blocks, len(kernel) // product.blocks
 

@@ -1,4 +1,4 @@
-"""A model with leaves added to its parameters and something done around its run: before anything is frozen."""
+"""Models with added leaves, run inside a context that uses them, before anything is frozen."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def extended(
     Args:
       added: `(key, the model's variables, batch) -> nested dict` of the leaves that are added.
       is_added: whether a path name is that of an added leaf.
-      around: what to run the model in, given all parameters.
+      around: the context to run the model in, from all parameters.
       train: presets and patterns of the model's own leaves that are trained too.
       trained: whether an added leaf is trained, by its path name.
       train_mode: as of `subset`.

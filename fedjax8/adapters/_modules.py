@@ -1,4 +1,4 @@
-"""Modules of a flax linen model, seen and changed from outside by their path."""
+"""Modules of a flax linen model, recorded and changed from outside by their path."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from fedjax8.types import Batch, Model, Variables
 
 Call = Callable[..., Any]
 Change = Callable[[str, Call, tuple, dict[str, Any]], Any]
-"""`(module path, its __call__, args, kwargs) -> what stands for the result`."""
+"""`(module path, its __call__, args, kwargs) -> the result in its place`."""
 
 
 def changed(at: Sequence[str], change: Change) -> contextlib.AbstractContextManager[None]:
@@ -35,7 +35,7 @@ def changed(at: Sequence[str], change: Change) -> contextlib.AbstractContextMana
 
 
 class Seen(NamedTuple):
-    """What goes into a module first and what comes out: shapes, or None where it is no single array."""
+    """Shapes of a module's first argument and of its result; None where it is no single array."""
 
     x: tuple[int, ...] | None
     y: tuple[int, ...] | None

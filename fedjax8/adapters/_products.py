@@ -25,11 +25,11 @@ Clip = Array | None
 
 
 WANTED = ()
-"""Stands among what is kept for the backward pass where the gradient of x is to be computed."""
+"""Marks residuals of the forward pass that need the gradient of x."""
 
 
 class Operand(NamedTuple):
-    """A rounded array: what a product takes, and the factor that its result has to be multiplied by."""
+    """A rounded array: the operand of a product, and the factor for its result."""
 
     values: Array
     factor: Array | float
@@ -61,12 +61,12 @@ def multiply(product: Callable[[Array, Array], Array], a: Operand, b: Operand) -
 
 
 class Backward(NamedTuple):
-    """What the backward products give, before it goes straight through the rounding of x."""
+    """Results of the backward products, before they go straight through the rounding of x."""
 
     dkernel: Array
     dalpha: Clip
     dx: Array | None
-    """Where it is wanted."""
+    """Gradient of x, where it is wanted."""
     of_terms: Array | None
     """Terms of the gradient of beta times the kernel, otherwise: their sum over dy is that gradient, times beta."""
 
@@ -88,7 +88,7 @@ def quantized_product(
       back: format of the gradients of y, or None.
       eight_bit: hand 8-bit operands to the product, forward, and backward too if `back` is given.
 
-    Where nobody takes the gradient of x, as of the images that a first layer gets, it is not computed: that of its clip
+    Where the gradient of x is not used, as for the images of a first layer, it is not computed: that of its clip
     comes from a forward product, which costs less on CPU than the input's gradient. Backward products of 8-bit operands
     stay as they are, since the terms of that product are on no grid.
 
@@ -151,7 +151,7 @@ def _through(value: Array, clip: Clip, fmt: Format, cotangent: Array) -> tuple[A
 
 
 def _as_a_whole(product, x, kernel, alpha, fmt, gradient, terms, wanted, operand) -> Backward:
-    """Of operands x and gradient, the kernel being one after `operand`."""
+    """The backward products of operands x and gradient; `operand` makes one of the kernel."""
     on_grid = operand(kernel, alpha, fmt)
     dkernel, dalpha = _through(kernel, alpha, fmt, multiply(product.kernel_gradient, x, gradient))
     dx = None if wanted is None else multiply(product.input_gradient, gradient, on_grid)
@@ -159,8 +159,8 @@ def _as_a_whole(product, x, kernel, alpha, fmt, gradient, terms, wanted, operand
 
 
 def _by_blocks(product, x, kernel, alpha, fmt, dy, terms, wanted) -> Backward:
-    """Of float32 arrays x and dy. The gradient of the kernel is computed in whatever reads it, for every element of the
-    kernel; the rounding of x must not be."""
+    """The backward products of float32 arrays x and dy. The gradient of the kernel is fused into its reader, for every
+    element of the kernel; the rounding of x must not be."""
     x = xla_cpu.stored(x)
     of_kernel, of_terms, dx = _blocks.backward(
         product,

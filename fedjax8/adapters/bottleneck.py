@@ -3,10 +3,10 @@
     z <- z + gelu(z D + c) U + b          D [d, width], U [width, d]
 
 Houlsby et al., arXiv 1902.00751, in the place that FedPEFT (Sun et al., arXiv 2210.01708) gives it: behind the output z
-of a transformer block's MLP, before the sum with what goes around it. One of its own for every module, as is usual, or
-with `shared` one for all, which is what the authors' code has.
+of a transformer block's MLP, before the residual sum. One of its own for every module, as is usual, or with
+`shared` one for all, as in the authors' code.
 
-U and b start at zero, so that the model computes at first what it did, bit for bit, and D is random. In the authors'
+U and b start at zero, so that the model's outputs at first are unchanged, bit for bit, and D is random. In the authors'
 code D and c start at zero as well (`paper_code`): then no gradient reaches D and U, and only b ever learns.
 
 The file of the model, of flax linen, is not touched: its modules are intercepted by path. The leaves are
@@ -28,7 +28,7 @@ from fedjax8.types import Array, Key, Model
 
 NODE = "bottleneck"
 DEVIATION = 0.02
-"""Of D at first: this project's choice."""
+"""Standard deviation of D at first: this project's choice."""
 
 
 def _start(key: Key, d: int, width: int, paper_code: bool) -> dict[str, dict[str, Array]]:
@@ -67,7 +67,7 @@ def bottleneck(
         one array `[..., d]`.
       width: features between D and U.
       shared: one adapter for all modules, which must then be equally wide.
-      train: what of the model itself is trained in full, as in `subset`; `()` for nothing.
+      train: leaves of the model itself that are trained in full, as in `subset`; `()` for none.
       paper_code: all of the adapter starts at zero.
       train_mode: see `subset`.
 

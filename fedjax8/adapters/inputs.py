@@ -1,4 +1,4 @@
-"""Raw columns to what a model wants to see: cast, scale, normalize, and augment while training.
+"""Input pipelines: raw columns cast, scaled and normalized on the device, and augmented while training.
 
 Columns are prepared on the device, so that they can stay as they came:
 

@@ -28,12 +28,12 @@ from fedjax8 import paths, trees
 from fedjax8.adapters._extended import extended
 from fedjax8.errors import UserError
 from fedjax8.given import checked
-from fedjax8.paths import Layer
+from fedjax8.paths import LayerShapes
 from fedjax8.types import Array, Key, Model, Product, PyTree, Variables
 
 NODE, A, B, MIDDLE, SCALE = "lora", "a", "b", "middle", "scale"
 LEARN = {"both": (A, B), "b": (B,), "middle": (MIDDLE,)}
-"""What is trained, by variant."""
+"""Trained leaves, by variant."""
 STARTS = ("kaiming", "gaussian")
 
 
@@ -42,8 +42,8 @@ def is_factor(name: str) -> bool:
     return name.split("/")[-2:-1] == [NODE]
 
 
-def _why_not(layer: Layer) -> str | None:
-    """Why a layer cannot have factors, or None if it can."""
+def _why_not(layer: LayerShapes) -> str | None:
+    """Reason why a layer cannot have factors, or None if it can."""
     x, kernel, y = layer
     if not x:
         return "its kernel is used many times by a recurrence"
@@ -54,12 +54,12 @@ def _why_not(layer: Layer) -> str | None:
     return None
 
 
-def target_layers(layers: dict[str, Layer], targets: Sequence[str], trained: set[str]) -> dict[str, Layer]:
+def target_layers(layers: dict[str, LayerShapes], targets: Sequence[str], trained: set[str]) -> dict[str, LayerShapes]:
     """The layers that get factors: those that match and can have them, without those whose kernel is trained anyway.
 
     Raises UserError if a pattern matches no layer, or none that is left.
     """
-    chosen: dict[str, Layer] = {}
+    chosen: dict[str, LayerShapes] = {}
     for pattern in targets:
         refused = {}
         for path in paths.matching([pattern], list(layers), "lora"):
@@ -100,7 +100,7 @@ def lora(
       alpha: the change is multiplied by alpha / r.
       targets: shell-style patterns on layer paths, such as `*/qkv`. Layers that are trained in full, grouped
         convolutions and kernels of recurrences are left out.
-      train: what of the model itself is trained in full, as in `subset`; `()` for nothing.
+      train: leaves of the model itself that are trained in full, as in `subset`; `()` for none.
       learn: `both` factors, `b` (FFA-LoRA) or `middle` (Fed-SB).
       start: A at first: `kaiming`, uniform within 1 / sqrt(k), or `gaussian` of deviation 1 / r. Not for `middle`.
       train_mode: see `subset`.
@@ -118,13 +118,13 @@ def lora(
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
     targets, train = paths.as_patterns(targets), paths.as_patterns(train)
 
-    def trained_in_full(layers: dict[str, Layer]) -> set[str]:
+    def trained_in_full(layers: dict[str, LayerShapes]) -> set[str]:
         patterns = ["*" if wanted == "full" else wanted for wanted in train if wanted not in ("head", "bias")]
         kernels = {path: f"{path}/kernel" if path else "kernel" for path in layers}
         full = {path for path, name in kernels.items() if paths.matches(name, patterns)}
         return full | (set(list(layers)[-1:]) if {"head", "bias"} & set(train) else set())
 
-    def factors(key: Key, layer: Layer) -> dict[str, Array]:
+    def factors(key: Key, layer: LayerShapes) -> dict[str, Array]:
         *front, d = layer.kernel
         fan_in = math.prod(front)
         a_key, b_key = jax.random.split(key)
@@ -193,7 +193,7 @@ def merge(variables: Variables) -> Variables:
     return Variables(merged(params), state)
 
 
-# What servers that merge factors need of a model (`algorithms.fedlora`).
+# For servers that merge factors (`algorithms.fedlora`).
 
 
 def pairs_of(params: PyTree) -> dict[str, dict[str, Array]]:

@@ -24,7 +24,7 @@ def pretrained(
       model: a model without adapters, such as `vit`, `text_encoder` or `gpt`; with `names="fedjax8"` any model whose
         parameters `save_params` wrote.
       file: a safetensors file, or a folder with `model.safetensors`.
-      names: whose file it is: `fedjax8`, `timm_vit`, `hf_vit`, `bert`, `roberta` or `gpt2`.
+      names: the library of the file: `fedjax8`, `timm_vit`, `hf_vit`, `bert`, `roberta` or `gpt2`.
       head: `keep` for the file's head, `new` for one as the model starts it, for other classes.
       positions: `same`, or `resize` for position embeddings of another image size or a longer text.
 
@@ -46,7 +46,7 @@ def pretrained(
         if jax.tree.leaves(shapes.state):
             raise UserError("pretrained loads parameters alone, but the model has a state (batch statistics) too")
         if shapes.frozen:
-            raise UserError("pretrained loads the model itself; put it inside of what freezes: lora(pretrained(model))")
+            raise UserError("pretrained loads the model itself; put it inside, as lora(pretrained(model))")
         read = readers(path, shapes.params, names, head=head, positions=positions)
 
         @jax.jit
@@ -66,4 +66,4 @@ def pretrained(
 
 
 EXAMPLES = ()
-"""None that could run without a file."""
+"""Empty, since none could run without a file."""

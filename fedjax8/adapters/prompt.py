@@ -1,4 +1,4 @@
-"""Visual prompts: learnt tokens that a frozen transformer's blocks see beside their own.
+"""Visual prompts: learned tokens beside those of a frozen transformer's blocks.
 
     deep       before block l:   x <- [x, P_l]     behind it:       x <- x without its last p tokens
     shallow    before the first: x <- [x, P]       behind the last: likewise
@@ -51,11 +51,11 @@ def prompt(
       deep: tokens of their own for every block.
       dropout: share of the prompts' values dropped in training.
       patch_values: numbers in a patch, for v: 768 are 16 x 16 pixels of 3 colors.
-      train: what of the model itself is trained in full, as in `subset`.
+      train: leaves of the model itself that are trained in full, as in `subset`.
       train_mode: see `subset`.
 
     Raises:
-      UserError: when the model is initialized, if a pattern matches no module (names the nearest path) or something
+      UserError: when the model is initialized, if a pattern matches no module (names the nearest path) or a module
         that is no block.
     """
     if tokens < 0:

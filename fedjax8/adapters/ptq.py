@@ -4,7 +4,7 @@
     evaluation    layer(Q(x; max|x|), Q(w; max|w|))          Q rounds to nearest
 
 There is nothing to learn: each tensor's clip is its own largest magnitude, measured where it is used (for inputs: over
-the evaluation batch). Compare with `qat`, whose training sees the grid.
+the evaluation batch). Compare with `qat`, which trains on the grid.
 """
 
 from collections.abc import Mapping

@@ -1,15 +1,15 @@
-"""Quantization-aware training in 8-bit floats: a model sees its weights and layer inputs on an FP8 grid.
+"""Quantization-aware training in 8-bit floats: weights and layer inputs of a model are rounded to an FP8 grid.
 
     layer(x, w)  ->  layer(Q(x; beta), Q(w; alpha))          Q rounds to nearest, its gradient goes straight through
 
-What is rounded is held in the 8-bit type: weights and inputs as float8_e4m3fn, gradients of products as float8_e5m2
+Rounded arrays are held in the 8-bit type: weights and inputs as float8_e4m3fn, gradients of products as float8_e5m2
 (`_products.py`).
 
 Every dense and convolution layer gets two learnable clips, float32 scalars beside its kernel: `kernel_clip` (alpha,
 starts at max|w|) and `input_clip` (beta, starts at the largest input seen on the sample batch). Biases, norms and clips
 stay float32. A kernel that a recurrence uses at every step has no `input_clip`: it is rounded, the state is not. Grid
-and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. That Wang et al. (arXiv 2407.02610) use
-the same, and the initial values, is inferred.
+and gradients: Kuzmin et al., arXiv 2208.09225, section 4 as in its public code. It is inferred that Wang et al. (arXiv
+2407.02610) use the same; so are the initial values.
 
 The model's file is not touched: the product of each layer is replaced through `multiply` (see `types.Model.apply`).
 Layers whose product flax does not let one replace (`ConvTranspose`, `ConvLocal`) stay as they are, with a warning.
@@ -70,7 +70,7 @@ def has_8_bit_units() -> bool:
 
 
 def multipliable(fmt: Format, back: Format | None, weights: bool, activations: bool) -> bool:
-    """Whether 8-bit units take what is to be multiplied: e4m3fn by e4m3fn, and e5m2 by e4m3fn where `back` is given."""
+    """Whether 8-bit units multiply these formats: e4m3fn by e4m3fn, and e5m2 by e4m3fn where `back` is given."""
     return fmt.name == "e4m3fn" and (back is None or back.name == "e5m2") and weights and activations
 
 
@@ -82,8 +82,8 @@ def check_compute(compute: str, fmt: Format, back: Format | None, weights: bool,
         return
     if not multipliable(fmt, back, weights, activations):
         raise UserError(
-            f"compute={compute!r} needs weights and activations in e4m3fn and gradients in e5m2 or None, which is what "
-            f"8-bit matrix units take; got format={fmt.name!r}, gradients={back and back.name!r}, weights={weights}, "
+            f"compute={compute!r} needs weights and activations in e4m3fn and gradients in e5m2 or None, those of "
+            f"8-bit matrix units; got format={fmt.name!r}, gradients={back and back.name!r}, weights={weights}, "
             f"activations={activations}"
         )
     if compute == "native" and not has_8_bit_units():
@@ -166,7 +166,7 @@ def qat(
             seen = {path: m if m is None else jnp.maximum(m, scales.MIN_ALPHA) for path, m in seen.items()}
         except jax.errors.UnexpectedTracerError as error:
             raise UserError(
-                "qat cannot look into nn.scan, nn.remat or recurrent layers of flax: write the layers out"
+                "qat cannot see the layers inside nn.scan, nn.remat or recurrent layers of flax: write the layers out"
             ) from error
         if not seen:
             raise UserError("qat found no dense or convolution layer whose product it could round; use adapter none")

@@ -1,9 +1,9 @@
-"""Train some leaves of a model and freeze the others: linear probes, biases, anything that path patterns can name.
+"""Partial training: some leaves of a model are trained, the others frozen (linear probes, biases, path patterns).
 
     params = the leaves that match,      frozen = the others,      y = model(params and frozen together)
 
 Only `params` has gradients, travels and is averaged. The others lie in `Variables.frozen`, bit for bit as the model
-below initialized them; what it froze already lies there too. The other adapters of fine-tuning (`lora`, `bottleneck`,
+below initialized them, beside the leaves that it froze itself. The other adapters of fine-tuning (`lora`, `bottleneck`,
 `prompt`) add leaves to a model and then are a subset of it.
 
 Head and Bias of FedPEFT (Sun et al., arXiv 2210.01708): the head is the layer that multiplies last; biases are the
@@ -46,7 +46,7 @@ def chosen_leaves(
 def freeze(model: Model, choose: Callable[[Variables, Batch], set[str]]) -> Model:
     """`model` of which only the leaves that `choose(variables, batch)` names are trained.
 
-    What runs below sees all leaves together, as trained ones: there is no gradient for the others outside.
+    The model inside gets all leaves together, as trained ones: the others have no gradient outside.
     """
 
     def init(key, batch):

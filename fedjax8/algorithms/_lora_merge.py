@@ -1,4 +1,4 @@
-"""How a server puts the low-rank factors of many clients together: means, exact sums, and what the mean is off by.
+"""Merges of many clients' low-rank factors on a server: means, exact sums, and the residual of the mean.
 
 Client i holds A_i [k, r] and B_i [r, d] of a layer that adds x A_i B_i, and weighs p_i, with sum_i p_i = 1. Wanted is
 sum_i p_i A_i B_i. Arrays are stacked over clients, `a [C, k, r]`, `b [C, r, d]`, `p [C]`; of a convolution k is
@@ -7,8 +7,8 @@ everything but the outputs, in one axis (`as_matrices`). A client of weight 0 ma
 - `mean`: FedIT (arXiv 2305.05644), the mean of each factor. Its product is off by sum_i p_i (A_i - A) (B_i - B), which
   is zero where all A_i or all B_i are equal, as in FFA-LoRA.
 - `stack`: FLoRA (arXiv 2409.05976), exact with rank C r, for clients of different ranks too (pad with zeros).
-- `residual`: FedEx-LoRA (arXiv 2410.09432), what `mean` is off by, of rank (C - 1) r at most.
-- `by_norm`, `truncate`: HetLoRA (arXiv 2401.06432), means weighted by the size of what a client learnt, between
+- `residual`: FedEx-LoRA (arXiv 2410.09432), the error of `mean`, of rank (C - 1) r at most.
+- `by_norm`, `truncate`: HetLoRA (arXiv 2401.06432), means weighted by the norm of a client's change, between
   clients of different ranks.
 """
 
@@ -45,7 +45,8 @@ def mean(clients: Factors, p: Array) -> Factors:
 
 
 def stack(clients: Factors, p: Array) -> Factors:
-    """FLoRA: p_i A_i and B_i, a pair for each client, whose products sum to what is wanted; p is in the first alone."""
+    """FLoRA: p_i A_i and B_i, a pair for each client, whose products sum to sum_i p_i A_i B_i; p is in the first
+    alone."""
     return clients._replace(a=p[:, None, None] * clients.a)
 
 
@@ -71,7 +72,7 @@ def summed(pairs: Factors) -> Array:
 
 
 def frobenius(clients: Factors) -> Array:
-    """float32 `[C]`: the Frobenius norm of each A_i B_i, by two matrices r x r and not by the product.
+    """float32 `[C]`: the Frobenius norm of each A_i B_i, by two matrices r x r instead of the product.
 
     Factors are scaled to a largest value of 1 first: the square of a norm need not have a float32 where that has.
     """
@@ -84,7 +85,7 @@ def frobenius(clients: Factors) -> Array:
 def by_norm(clients: Factors, valid: Array) -> Array:
     """HetLoRA: float32 weights `[C]` in proportion to `frobenius`, over the clients where `valid` is 1.
 
-    Equal weights where nobody has learnt anything yet.
+    Equal weights where all products are still zero.
     """
     norms = frobenius(clients) * valid
     some = jnp.sum(norms) > 0

@@ -38,11 +38,11 @@ from fedjax8.types import (
 
 EVALUATED = ("average", "last")
 LOSS = "loss"
-"""Name of F_k among what is sent."""
+"""Name of F_k in a contribution."""
 
 
 class AgnosticState(NamedTuple):
-    """State of the server, but for the weights, which lie with the clients' states."""
+    """State of the server without the weights, which are in the clients' states."""
 
     variables: Variables
     """x, float32."""
@@ -53,7 +53,7 @@ class AgnosticState(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """What the server knows of a client."""
+    """The server's record of a client."""
 
     weight: Array
     """float32: K lambda_k."""
@@ -66,7 +66,7 @@ def agnostic(local: LocalTraining, weight_learning_rate: float = 0.1, *, evaluat
     """Agnostic federated learning.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       weight_learning_rate: gamma, from 0 up; with 0 all clients weigh the same.
       evaluated: which model is the result, the `average` over rounds or the `last` one.
 

@@ -8,7 +8,7 @@ A round so sees about as many rows as one of FedAvg, whose axis of rounds it sha
 all rows; the optimizer and its state go on from round to round.
 
 Traffic: no model travels, so that no bytes are counted. That does not make it free: all rows have left their clients,
-once, before the first round. Those bytes are not in the log, and what federated learning keeps private is not.
+once, before the first round. Those bytes are not in the log, and no row stays private.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from fedjax8.types import (
 
 
 class CentralState(NamedTuple):
-    """State of the one place where everything is trained."""
+    """State of the central server, which trains alone."""
 
     variables: Variables
     optimizer: PyTree
@@ -46,16 +46,16 @@ class CentralState(NamedTuple):
 
 @checked
 def centralized(local: LocalTraining) -> Algorithm:
-    """Training at one place.
+    """Centralized training of one model.
 
     Args:
-      local: how is trained: the model, its optimizer, the size of a batch.
+      local: the model, its optimizer, the size of a batch.
 
     Rows must be resident, and each belong to one client. Every device computes the same steps.
 
     Raises:
       UserError: when a run is set up, if clients attack, if rows are streamed or in several clients' windows, or if
-        gradients are accounted for, since the steps are others than those of the clients' batch plan.
+        privacy is accounted, since the steps are others than those of the clients' batch plan.
     """
     check_not_kept(local, "the state of a centralized optimizer always goes on from round to round")
 
@@ -80,7 +80,7 @@ def centralized(local: LocalTraining) -> Algorithm:
 
 
 def positions(pool: Pool) -> Array | int:
-    """How many positions the windows of all clients have together."""
+    """Number of positions in the windows of all clients together."""
     return len(next(iter(pool.columns.values()))) if pool.order is None else len(pool.order)
 
 

@@ -1,7 +1,7 @@
-"""DP-FedAvg: a whole client is protected, by clipped updates and noise on their sum (McMahan et al. 2018, arXiv
+"""DP-FedAvg: client-level differential privacy, by clipped updates and noise on their sum (McMahan et al. 2018, arXiv
 1710.06963), with adaptive clipping (Andrew et al. 2021, arXiv 1905.03871).
 
-    d_i = (y_i - x) min(1, S / |y_i - x|)                            |.| over all that is sent together
+    d_i = (y_i - x) min(1, S / |y_i - x|)                            |.| over all entries of a message
     x  <- x + server_optimizer((sum_i d_i + N(0, (z_d S)^2 I)) / m)      every client weighs the same
 
 m is the number of clients asked, fixed beforehand, or the expected number where cohorts are Poisson samples. With a
@@ -11,8 +11,8 @@ m is the number of clients asked, fixed beforehand, or the expected number where
 
 The bits cost a share of z: z_d = (z^-2 - (2 s_b)^-2)^(-1/2), so that both together are one Gaussian step with z.
 
-Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens what arrives (its squared length grows
-by the rounding's variance), so the server clips again what it has decoded. There the guarantee holds, whatever the
+Lossy codecs: a client clips before it encodes, but unbiased rounding lengthens the update (its squared length grows by
+the rounding's variance), so the server clips the decoded update again. There the guarantee holds, whatever the
 codec: each term of the sum is at most S long (see `privacy.norms`), and depends on one client. The second clip biases
 an unbiased codec. An update that is not finite counts as zeros.
 
@@ -25,10 +25,10 @@ With `noise="clients"` every client adds its share N(0, (z S)^2 / m) itself, and
 the sum alone (secure aggregation); that needs a codec without loss, since a sum of rounded noises is not Gaussian.
 Where only a of the m shares arrive (dropouts, clients that were left out), the server adds N(0, (1 - a / m) (z S)^2),
 so that the model has all of the noise: the stated epsilon holds against those who see models, while a server that looks
-at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that put something else in the place of their message
-are refused, since no one knows whether noise is in it.
+at such a sum sees the multiplier z (a / m)^(1/2) only. Attackers that replace their message are refused, since the
+noise in it would be unknown.
 
-Traffic: an update up, a byte more with a quantile, and 4 bytes more down. What the log says of losses and clips is not
+Traffic: an update up, a byte more with a quantile, and 4 bytes more down. Losses and clips in the log are not
 protected.
 
 The bound S, equal weights and the bits' half are as in the authors' libraries; the second clip is this project's.
@@ -52,7 +52,7 @@ from fedjax8.types.models import nothing
 NOISE = ("server", "clients")
 MODEL_STATE = ("fixed", "local")
 INSIDE = "inside"
-"""Name of the bit that says whether an update was within the bound."""
+"""Name of the bit b_i in a contribution: whether the update was within the bound."""
 
 
 @checked
@@ -71,15 +71,15 @@ def dp_fedavg(
     model_state: str = "fixed",
     facts: Facts | None = None,
 ) -> Algorithm:
-    """Federated averaging that protects clients.
+    """Federated averaging with client-level differential privacy.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       clip: S, or with a quantile its first value.
       noise_multiplier: z. Give it or `target_epsilon`; 0 for no noise.
-      target_epsilon: what a client may have lost, at `delta`, after all rounds; gives z.
+      target_epsilon: a client's privacy loss at `delta` after all rounds; gives z.
       delta: of the epsilons in the log; well below one over the number of clients.
-      server_optimizer: what steps with minus the mean as its gradient; by default `sgd(1.0)`, which adds the mean.
+      server_optimizer: steps with minus the mean as its gradient; by default `sgd(1.0)`, which adds the mean.
       noise: who adds it, `server` or `clients`; then the server makes up for shares that are missing.
       quantile: g, the share of updates that the bound should leave unclipped; None for a fixed bound.
       clip_learning_rate: eta.
@@ -90,7 +90,7 @@ def dp_fedavg(
     Raises:
       ValueError: a setting out of range, or z not below 2 s_b.
       UserError: `facts` are given, and dp-accounting is not installed; later, clients add noise before a lossy codec,
-        or beside attackers that do not send what they are asked for.
+        or beside attackers that replace their messages.
     """
     check_delta(delta)
     check_choice("noise", noise, NOISE)
@@ -144,7 +144,7 @@ def dp_fedavg(
                 sent = gaussian.add_noise(noise_key, sent, deviation)
             if adaptive:
                 sent[INSIDE] = (~long).astype(jnp.float32)
-            # Everyone sends, so that who is left out, and how much noise there is, says nothing of anyone's data.
+            # Everyone sends, so that neither exclusions nor the amount of noise depend on anyone's data.
             state = trees.select(trees.all_finite(out.variables.state), out.variables.state, start.state)
             report = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), out.report)
             report |= {"clipped_updates": jnp.int32(long), "unusable_updates": jnp.int32(jnp.isinf(norm.value))}
@@ -186,7 +186,7 @@ def dp_fedavg(
         else:
             if noise_multiplier and link.attack.send is not None:
                 raise UserError(
-                    "config.attack: attackers send no noise that could be relied on, so noise='clients' has no stated "
+                    "config.attack: attackers replace their message and its noise, so noise='clients' has no stated "
                     "epsilon beside them; set --config.algorithm.noise=server"
                 )
             uplink = lossless(link.uplink)

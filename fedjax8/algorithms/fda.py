@@ -98,13 +98,13 @@ def fda(
     """Federated dynamic averaging.
 
     Args:
-      local: how a worker trains; its batch plan says how many steps a round has. The rows of every step are drawn
-        anew, without regard to earlier ones, as in the authors' code.
+      local: the workers' local training; its batch plan gives the number of steps of a round. The rows of every step
+        are drawn anew, independently of earlier ones, as in the authors' code.
       theta: variance threshold in squared units of parameters. Workers synchronize where H > theta; 0 or less means
         always, infinity never. `auto` takes the paper's rule of thumb for `setting`, or, where `bandwidth` (bits per
         second) and `step_seconds` are given, this project's own; see `thresholds` for where both fail.
       monitor: from `algorithms.monitors`; default `linear()`.
-      workers: how many there are, K; checked if given.
+      workers: K, their number; checked if given.
       check_every: steps from check to check; 1 in the paper.
       optimizer_state: at a synchronization each worker's stays with it (`keep`, as in the authors' code), is begun
         anew (`reset`), or is sent and averaged too (`average`).
@@ -130,7 +130,7 @@ def fda(
     if per_layer and (optimizer_state != "keep" or model_state != "local"):
         raise ValueError("per_layer averages layers by themselves: needs optimizer_state='keep', model_state='local'")
     if optimizer_state != "keep":
-        check_not_kept(local, f"optimizer_state={optimizer_state!r} says what becomes of it")
+        check_not_kept(local, f"optimizer_state={optimizer_state!r} already decides about it")
     if check_every < 1:
         raise ValueError(f"check_every must be at least 1, got {check_every}")
     if record_steps and not local.plan.steps:
@@ -166,7 +166,7 @@ def fda(
         return FdaState(variables, variables, direction, jnp.float32(threshold), jnp.int32(0), jnp.int32(0))
 
     def begin(link: Link, state: FdaState, cohort: Cohort, key) -> tuple[FdaState, PyTree, Link]:
-        """The initial model goes to every worker, before the first round."""
+        """The workers with the initial model, which is sent to each before the first round."""
 
         def first(operands):
             link, state, states = operands
@@ -240,10 +240,10 @@ def fda(
         return {"compat_model_bytes": model, "compat_monitor_bytes": monitoring}
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """No synchronization, or one at every check; the first model in the first round alone."""
+        """Messages without a synchronization, and with one at every check; the first model in the first round alone."""
         checks = steps // check_every, -(-steps // check_every)
-        told = {c: checks[0] for c in channels if c.name in (MONITOR, DECISION) and not c.part}
-        return told, {c: 1 if c.name == START else checks[1] for c in channels}
+        fewest = {c: checks[0] for c in channels if c.name in (MONITOR, DECISION) and not c.part}
+        return fewest, {c: 1 if c.name == START else checks[1] for c in channels}
 
     def start(variables: Variables) -> lockstep.Worker:
         worker, count = lockstep.start_worker(local, variables), len(units(variables.params).names)

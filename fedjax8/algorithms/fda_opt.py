@@ -2,7 +2,7 @@
 takes a step.
 
 "FDA-Opt: Communication-Efficient Federated Fine-Tuning of Language Models" (arXiv 2505.04535). Only its abstract was
-read; what follows is after the authors' code.
+read; the rest follows the authors' code.
 
     x_i = x;   repeat:  every client trains one unit (E epochs of the largest client's batches), sends a small state S_i
                until H(mean S_i) > theta_r, or this was unit number U, or the first round
@@ -64,7 +64,7 @@ class FdaOptState(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What goes from unit to unit of a round."""
+    """State between two units of a round."""
 
     workers: PyTree
     """States of the cohort, `[c, ...]`, with a `Worker` for each client."""
@@ -89,7 +89,7 @@ def fda_opt(
     """FDA-Opt.
 
     Args:
-      local: how a client trains; one unit is what its batch plan says, with the same number of steps for all clients.
+      local: the clients' local training; one unit is its batch plan, with the same number of steps for all clients.
       server_optimizer: default `optax.sgd(1.0)`, with which the new model is the mean of the clients'.
       monitor: from `algorithms.monitors`; default `sketch(3, 500)`, the authors' sizes.
       max_units: U. The authors compare FedOpt of E epochs with U = 2 E + 8.
@@ -103,9 +103,9 @@ def fda_opt(
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     monitor = sketch(3, 500) if monitor is None else monitor
     if monitor.sends is None or monitor.directed or monitor.exact:
-        raise ValueError("fda_opt needs a monitor that tells of clients without a direction: sketch, naive or gm")
+        raise ValueError("fda_opt needs a monitor that measures drift without a direction: sketch, naive or gm")
     check_not_kept(local, "fda_opt begins every round with a new state")
-    plain, told = none(), monitor.sends
+    plain, state_of = none(), monitor.sends
 
     def init(variables: Variables) -> FdaOptState:
         check_restarts(local.optimizer.init(variables.params))
@@ -128,8 +128,8 @@ def fda_opt(
             training = Training(worker.variables, worker.optimizer, nothing, start.params)
             done = local.advance(training, rows, key, units * steps, jnp.where(rows.size > 0, steps, 0))
             new = Worker(done.variables, done.optimizer, worker.steps + 1)
-            sent = told(trees.subtract(new.variables.params, start.params), (), threshold)
-            report = lockstep.checked(done.report, done.variables)
+            sent = state_of(trees.subtract(new.variables.params, start.params), (), threshold)
+            report = lockstep.nan_if_unusable(done.report, done.variables)
             return Contribution(sent, weight_of(new, rows, units + 1), new, report)
 
         def unit(at: Unit) -> Unit:
@@ -180,7 +180,7 @@ def fda_opt(
         return RoundOutput(new, before | {"uplink": states["uplink"]}, link, report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """One to U units."""
+        """Messages of one unit and of U units."""
         fewest, most = each_once(channels, steps, clients)
         return fewest, {c: max_units if c.name in (MONITOR, DECISION) else n for c, n in most.items()}
 

@@ -1,7 +1,7 @@
-"""The steps of `fda`, each a function from what goes on in a round to the same."""
+"""The steps of `fda`: functions `Loop -> Loop`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ from fedjax8.types import (
 )
 
 MONITOR, DECISION = "monitor", "decision"
-"""Names of what travels beside the model."""
+"""Names of the messages beside the model."""
 
 
 class FdaState(NamedTuple):
-    """What the server, and every worker, knows."""
+    """State that the server and every worker know."""
 
     common: Variables
-    """w_0: what all workers had after the last synchronization."""
+    """w_0: the model of all workers after the last synchronization."""
     mean: Variables
     """Average of the workers' models as the last round left them; evaluated, and disturbs nobody."""
     direction: dict[str, PyTree]
@@ -50,7 +50,7 @@ class FdaState(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """What goes from step to step."""
+    """State between two steps of a round."""
 
     server: FdaState
     workers: PyTree
@@ -63,25 +63,31 @@ class Loop(NamedTuple):
     """float32 `[S]` of each step, where steps are recorded."""
 
 
-class Steps(NamedTuple):
-    """What a round of `fda` is made of."""
+class Synchronize(Protocol):
+    """The synchronization of one unit."""
+
+    def __call__(self, loop: Loop, cohort: Cohort, key: Key, name: str) -> Loop:
+        """The loop after the unit `name` of all models was averaged; unchanged if no worker has weight."""
+
+
+class FdaSteps(NamedTuple):
+    """The functions that make up a round of `fda`."""
 
     plain: Callable[[Loop, Cohort, Key], Loop]
     """A step of all workers without a check."""
     monitored: Callable[[Loop, Cohort, Key], tuple[Loop, Reduced | None]]
-    """A step after which every worker tells its state, if the monitor wants one."""
+    """A step after which every worker sends its small state, if the monitor has one."""
     estimates: Callable[[Loop, Cohort, Key, Reduced | None], tuple[dict[str, Array], dict[str, Array]]]
     """H of each unit, and the true variance of each if it is wanted."""
     decide: Callable[[Loop, Cohort, Key, dict[str, Array]], tuple[Loop, Array]]
-    """From H of each unit, bool `[units]`: which are to be averaged. Everybody is told."""
-    synchronize: Callable[..., Loop]
-    """`(loop, cohort, key, name) -> loop`: one unit of all models becomes their mean; nothing does without a worker of
-    any weight."""
+    """From H of each unit, bool `[units]`: which are to be averaged. Every worker receives the decision."""
+    synchronize: Synchronize
+    """Averages one unit of all models."""
     caught_up: Callable[[Loop, Array], Loop]
-    """After a check with these units `due`: workers that had missed a step of them count there again."""
+    """The loop after a check with these units `due`: workers that had missed a step of them count there again."""
     mean: Callable[[Loop, Cohort, Key, Array], Variables]
-    """Average of the workers' models, which only a simulator knows. Where no worker has any weight: the common model
-    if they have synchronized since so many times, the last argument, else the average before."""
+    """Average of the workers' models, which only a simulator knows. Where no worker has weight: the common model if
+    `syncs` has grown beyond the last argument, else the average before."""
 
 
 def fda_steps(
@@ -93,12 +99,12 @@ def fda_steps(
     model_state: str,
     weighting: str,
     with_variance: bool,
-) -> Steps:
+) -> FdaSteps:
     """The steps for these settings; see `fda`. `units` gives the units of a tree of parameters."""
     plain = none()
 
     def weight_of(worker: Worker, rows: ClientRows, steps: Array, unit: int | None = None) -> Array:
-        """A worker that has missed a step, of this unit or of any, has none."""
+        """float32 weight of a worker; 0 if it has missed a step, of this unit or of any."""
         base = client_weight("examples" if weighting == "examples" else "uniform", rows.size)
         done = worker.steps if unit is None else jnp.atleast_1d(worker.steps)[unit]
         return jnp.where(jnp.all(done == steps), base, 0.0)
@@ -125,13 +131,13 @@ def fda_steps(
     def monitored_step(loop: Loop, cohort: Cohort, key) -> tuple[Loop, Reduced | None]:
         if monitor.sends is None:
             return plain_step(loop, cohort, key), None
-        server, told = loop.server, monitor.sends
+        server, state_of = loop.server, monitor.sends
 
         def work(server, worker, rows, key):
             new, report = lockstep.one_step(local, worker, server.common.params, rows, key)
             shares = units(server.common.params).shares
             sent = {
-                name: told(drift, server.direction.get(name, ()), server.threshold * shares[name])
+                name: state_of(drift, server.direction.get(name, ()), server.threshold * shares[name])
                 for name, drift in drifts(server.common, new).items()
             }
             return Contribution(sent, weight_of(new, rows, server.steps + 1), new, report)
@@ -236,4 +242,4 @@ def fda_steps(
         server = loop.server
         return trees.select(weight > 0, found, trees.select(server.syncs > syncs_before, server.common, server.mean))
 
-    return Steps(plain_step, monitored_step, estimates, decide, synchronize, caught_up, mean)
+    return FdaSteps(plain_step, monitored_step, estimates, decide, synchronize, caught_up, mean)

@@ -3,21 +3,21 @@
     y_i = train(x, client i);      x <- (1 - eta_s) x + eta_s sum_i p_i y_i,      p_i = n_i / sum_j n_j
 
 With `payload="update"` clients send y_i - x instead and the server adds the mean. With the `qat` adapter and `fp8`
-codecs both ways this is what this project calls FP8FedAvg-UQ, after Wang et al. (arXiv 2407.02610: 8-bit clients and
+codecs both ways this is FP8FedAvg-UQ, as this project names it, after Wang et al. (arXiv 2407.02610: 8-bit clients and
 messages, float32 server), and with `refine=uq_plus()` FP8FedAvg-UQ+; both names and the details are inferred.
 
 Traffic: one model down, one model up per client and round.
 """
-
-from collections.abc import Callable
 
 from fedjax8 import trees
 from fedjax8.algorithms.aggregators.median import median
 from fedjax8.algorithms.parts import (
     Aggregate,
     ClientOutput,
+    ClientWork,
     ServerOutput,
     ServerState,
+    ServerStep,
     check_choice,
     from_parts,
     mean_update,
@@ -34,12 +34,13 @@ PAYLOADS = ("params", "update")
 
 
 def client_weight(weighting: str, size: Array) -> Array:
-    """float32 weight of a client of `size` examples; an empty client weighs nothing either way."""
+    """float32 weight of a client of `size` examples; 0 for an empty client either way."""
     return (size if weighting == "examples" else size > 0).astype("float32")
 
 
-def training_client(local: LocalTraining, payload: str, weighting: str) -> Callable[..., ClientOutput]:
-    """The client of FedAvg and of all that differ from it on the server alone: train, send the model or its update."""
+def training_client(local: LocalTraining, payload: str, weighting: str) -> ClientWork:
+    """The client of FedAvg and of algorithms that differ from it on the server alone: it trains, and sends the model or
+    its update."""
     check_choice("payload", payload, PAYLOADS)
     check_choice("weighting", weighting, WEIGHTINGS)
 
@@ -52,10 +53,9 @@ def training_client(local: LocalTraining, payload: str, weighting: str) -> Calla
     return client
 
 
-def averaging_server(
-    local: LocalTraining, payload: str, server_learning_rate: float, refine: Refinement
-) -> Callable[..., ServerOutput]:
-    """The server of FedAvg and of all that differ from it on the clients alone: a step towards their mean, refined."""
+def averaging_server(local: LocalTraining, payload: str, server_learning_rate: float, refine: Refinement) -> ServerStep:
+    """The server of FedAvg and of algorithms that differ from it on the clients alone: a step toward their mean,
+    refined."""
 
     def average(params: PyTree, mean: Aggregate) -> PyTree:
         if payload == "params" and server_learning_rate == 1.0:
@@ -84,13 +84,13 @@ def fedavg(
     """Federated averaging.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       server_learning_rate: eta_s; 1 is the plain mean.
       payload: clients send their `params` or their `update`.
       weighting: clients weigh by `examples` or `uniform`.
       model_state: `average`, `local` or `fixed`; see `parts.from_parts`.
       refine: the server's step on the new model, from `algorithms.refinements`; none by default.
-      aggregate: what stands in for the weighted mean, from `algorithms.aggregators`; the mean by default.
+      aggregate: the aggregation rule, from `algorithms.aggregators`; by default the weighted mean.
     """
     if refine is not None and payload != "params":
         raise ValueError("refine reads the clients' clips and needs payload='params'")

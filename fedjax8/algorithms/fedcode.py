@@ -1,7 +1,7 @@
-"""FedCode: models travel as cluster numbers now and then, and in the other rounds only as the values of the clusters.
+"""FedCode: clients and server exchange codebooks alone in most rounds, and cluster numbers too in the others.
 
 Khalilian et al. 2023, "FedCode: Communication-Efficient Federated Learning via Transferring Codebooks" (arXiv
-2311.09270). Only the abstract was read; what follows is after the authors' code.
+2311.09270). Only the abstract was read; the rest follows the authors' code.
 
     W-message: codebook z of C values and the cluster of every weight;      C-message: the codebook alone
     down in round r: C where r > r_s and r mod f1 != 0, else W;      up: W where r < r_s or r mod f2 == 0, else C
@@ -10,8 +10,8 @@ Khalilian et al. 2023, "FedCode: Communication-Efficient Federated Learning via 
              trains y, clusters it, and stores it as it is then (y_k = z_k[a_k])
     server   W: x <- sum_k p_k y_k;     C: x <- nearest value to each of its own weights in the union of all z_k
 
-What this means: in a C-round up, a weight of the server moves to a neighboring value at most and nothing is averaged,
-so that learning reaches the server in W-rounds alone. `stagger` is this project's own answer, at the same number of
+Consequence: in a C-round up, a weight of the server moves to a neighboring value at most and nothing is averaged, so
+that learning reaches the server in W-rounds alone. `stagger` is this project's own answer, at the same number of
 bytes over time: the rounds of a client's W-messages are shifted by its number, so that in every round the server hears
 whole models from some clients, and averages these.
 
@@ -54,13 +54,13 @@ CODEBOOK = "codebook"
 """Name of the C-messages."""
 
 
-class Stored(NamedTuple):
-    """What a client keeps."""
+class FedCodeMemory(NamedTuple):
+    """Memory of a client."""
 
     model: dict[str, PyTree]
     """`params` and `state` after its last training, clustered."""
     codebooks: tuple[Array, ...]
-    """Of that model."""
+    """Codebooks of that model."""
     received: Array
     """int32: round, from 1, of the last W-message it got; 0 for none."""
     trained: Array
@@ -69,12 +69,12 @@ class Stored(NamedTuple):
     """bool: whether this round's message is a W-message."""
 
 
-class Trained(NamedTuple):
-    """A client between its training and its message."""
+class FedCodeClient(NamedTuple):
+    """State of a client between its training and its message."""
 
-    stored: Stored
+    stored: FedCodeMemory
     report: dict[str, Array]
-    """Of its training; zeros where that gave no finite model."""
+    """Report of its training; zeros where that gave no finite model."""
 
 
 def full_down(r: Array, start: int, period: int, offset: Array | int = 0) -> Array:
@@ -105,10 +105,10 @@ def fedcode(
     stagger: bool = False,
     weighting: str = "examples",
 ) -> Algorithm:
-    """FedCode. Its messages are its own; the run's codecs are not used.
+    """FedCode, whose messages replace the run's codecs.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       clusters: C, 2 to 256.
       start_round: r_s.
       down_period: f1, the rounds from one W-message down to the next.
@@ -128,12 +128,12 @@ def fedcode(
     whole = codebook(clusters, scope=scope, cluster_state=cluster_state)
     cluster, plain = clustering(clusters, scope=scope, cluster_state=cluster_state), none()
 
-    def init_client(variables: Variables) -> Stored:
+    def init_client(variables: Variables) -> FedCodeMemory:
         model = {"params": variables.params, "state": variables.state}
         books = trees.zeros_like(jax.eval_shape(cluster.codebooks, model))
-        return Stored(model, books, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
+        return FedCodeMemory(model, books, jnp.int32(0), jnp.int32(0), jnp.bool_(False))
 
-    def train(shared, before: Trained, rows, key) -> tuple[Partial, Trained]:
+    def train(shared, before: FedCodeClient, rows, key) -> tuple[Partial, FedCodeClient]:
         (received, books, r), own = shared, before.stored
         start = trees.select(own.full, received, cluster.snap(own.model, books))
         start = Variables(local.model.project(start["params"]), start["state"])
@@ -141,19 +141,19 @@ def fedcode(
         model = {"params": out.variables.params, "state": out.variables.state}
         own_books = cluster.codebooks(model)
         model = cluster.snap(model, own_books)
-        stored = Stored(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
-        return Partial(()), Trained(stored, lockstep.checked(out.report, out.variables))
+        stored = FedCodeMemory(model, own_books, jnp.where(own.full, r, own.received), r, own.full)
+        return Partial(()), FedCodeClient(stored, lockstep.nan_if_unusable(out.report, out.variables))
 
-    def sent(r, own: Trained, rows, tree: PyTree, weighting: str) -> Contribution:
-        """A client whose training gave no finite model sends what it has stored, with weight 0."""
+    def sent(r, own: FedCodeClient, rows, tree: PyTree, weighting: str) -> Contribution:
+        """The contribution of a client; of weight 0, with its stored model, where training gave no finite one."""
         failed = own.stored.trained != r
         weight = jnp.where(failed, 0.0, client_weight(weighting, rows.size))
         return Contribution(tree, weight, own, own.report | {"failed": failed.astype(jnp.int32)})
 
-    def send_model(r, own: Trained, rows, key) -> Contribution:
+    def send_model(r, own: FedCodeClient, rows, key) -> Contribution:
         return sent(r, own, rows, own.stored.model, weighting)
 
-    def send_codebooks(r, own: Trained, rows, key) -> Contribution:
+    def send_codebooks(r, own: FedCodeClient, rows, key) -> Contribution:
         return sent(r, own, rows, {"codebooks": own.stored.codebooks}, "uniform")
 
     def to_union(tree: PyTree, books: tuple[Array, ...], there: Array) -> PyTree:
@@ -175,7 +175,7 @@ def fedcode(
 
         some_rows = ClientRows(link.pool, cohort.start[0], cohort.size[0])
         report = lockstep.on_all(cohort.ids, lockstep.no_report(local, state, some_rows))
-        before = Trained(stored._replace(full=needs), report)
+        before = FedCodeClient(stored._replace(full=needs), report)
         cohort = cohort._replace(states=cohort.states | {"algorithm": before})
         _, _, states, link = link.on_clients(train, (received, books["codebooks"], r), cohort, train_key)
 
@@ -193,20 +193,20 @@ def fedcode(
         any_models = link.count(sends) > 0
         link, states, (mean, weight, senders, report) = jax.lax.cond(any_models, models, no_models, (link, states))
         now = cohort._replace(valid=valid & ~sends, states=states)
-        told, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
+        collected, states, link = link.collect(send_codebooks, r, now, up_key, CODEBOOK, plain)
 
         with jax.named_scope("server"):
-            there = told.weights > 0
-            snapped = trees.select(jnp.any(there), to_union(tree, told.tree["codebooks"], there), tree)
+            there = collected.weights > 0
+            snapped = trees.select(jnp.any(there), to_union(tree, collected.tree["codebooks"], there), tree)
             new = trees.select(weight > 0, mean, snapped)
-        report = trees.add(report, told.report)
+        report = trees.add(report, collected.report)
         failed = report.pop("failed")
-        report |= {"excluded": report["excluded"] + failed, "clients": senders + told.clients - failed}
+        report |= {"excluded": report["excluded"] + failed, "clients": senders + collected.clients - failed}
         states = states | {"algorithm": states["algorithm"].stored}
         return RoundOutput(Variables(local.model.project(new["params"]), new["state"]), states, link, report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """One kind of message each way, and never both."""
+        """Each combination of one kind of message up and one kind down."""
         downs, ups = ([c for c in channels if c.direction == direction] for direction in ("down", "up"))
         return [{down: 1, up: 1} for down in downs for up in ups]
 

@@ -1,4 +1,5 @@
-"""FedDyn: clients' objectives are bent so that their optima agree (Acar et al. 2021, arXiv 2111.04263, algorithm 1).
+"""FedDyn: dynamic regularization of the clients' objectives, so that their optima agree (Acar et al. 2021, arXiv
+2111.04263, algorithm 1).
 
     client i minimizes f_i(y) + alpha <h_i, y - x> + alpha/2 ||y - x||^2,  steps along g_i(y) + alpha (h_i + y - x)
     h_i <- h_i + (y_i - x)
@@ -36,7 +37,7 @@ def feddyn(
     """Federated learning with dynamic regularization.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       alpha: strength of the regularizer, above 0; 0.01 in the authors' examples.
       evaluated: which model is the result, x as it is `sent`, or the `average` of the clients' models.
       model_state, aggregate: see `parts.from_parts`.

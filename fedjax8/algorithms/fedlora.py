@@ -1,12 +1,12 @@
 """Federated LoRA with servers that merge the clients' low-rank changes exactly, for a model made by `adapters.lora`.
 
-Clients train A_i, B_i and what else is trained, from the same start, beside the kernel W. With p_i as in FedAvg
+Clients train A_i, B_i and all other trained parameters, from the same start, beside the kernel W. With p_i as in FedAvg
 
     stack      W <- W + s sum_i p_i A_i B_i;                   A drawn anew, B <- 0
     residual   W <- W + s sum_i p_i (A_i - A) (B_i - B);       A <- sum_i p_i A_i, B <- sum_i p_i B_i
 
 s = alpha / r. `stack` is FLoRA (Wang et al., arXiv 2409.05976), `residual` FedEx-LoRA (Singhal et al., arXiv
-2410.09432). Both leave a model that computes with W + s A B = the mean of what the clients computed with. FedAvg over
+2410.09432). Both leave a model whose W + s A B is the mean of the clients'. FedAvg over
 the same model is FedIT, which is off by the covariance above (`_lora_merge`), and is exact for `lora(learn="b")` and
 `learn="middle"`.
 
@@ -62,7 +62,7 @@ def factor_pairs(params: PyTree) -> dict[str, Factors]:
 
 
 def _fresh(key: Key, pairs: dict[str, Factors]) -> dict[str, dict[str, Array]]:
-    """A uniform within 1 / sqrt(k), B zero."""
+    """Fresh factors: A uniform within 1 / sqrt(k), B zero."""
     new = {}
     for i, (path, (a, b)) in enumerate(pairs.items()):
         bound = 1.0 / math.sqrt(math.prod(a.shape[:-1]))
@@ -72,7 +72,7 @@ def _fresh(key: Key, pairs: dict[str, Factors]) -> dict[str, dict[str, Array]]:
 
 
 def _rest(params: PyTree) -> dict[str, Array]:
-    """What is trained beside the factors, by path name."""
+    """Trained parameters beside the factors, by path name."""
     return {name: leaf for name, leaf in trees.named_leaves(params).items() if not is_factor(name)}
 
 
@@ -81,12 +81,12 @@ def fedlora(local: LocalTraining, merge: str = "stack", *, weighting: str = "exa
     """Federated LoRA, merged exactly.
 
     Args:
-      local: how a client trains a model made by `adapters.lora` with `learn="both"`.
+      local: local training of a model made by `adapters.lora` with `learn="both"`.
       merge: `stack` (FLoRA; A is drawn uniform within 1 / sqrt(k) each round) or `residual` (FedEx-LoRA).
       weighting: clients weigh by `examples` or `uniform`.
 
-    The server remembers by how much kernels have changed, `[k, d]` of each adapted layer, and before a round everyone
-    adds that to the frozen ones (`Algorithm.frozen`). State of the model is fixed. Memory grows with the cohort: every
+    The server remembers the change of the kernels, `[k, d]` of each adapted layer, which is added to the frozen ones
+    before a round (`Algorithm.frozen`). State of the model is fixed. Memory grows with the cohort: every
     device holds all clients' factors.
 
     Raises:
@@ -137,7 +137,7 @@ def fedlora(local: LocalTraining, merge: str = "stack", *, weighting: str = "exa
     variables = lambda state: state.variables
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """The pairs of none to all clients."""
+        """Messages with the pairs of none, and of all clients."""
         fewest, most = each_once(channels, steps, clients)
         of_all = {c: clients - (merge == "residual") if c.name == PAIRS else n for c, n in most.items()}
         return {c: n for c, n in fewest.items() if c.name != PAIRS}, of_all

@@ -1,4 +1,4 @@
-"""FedNova: updates are divided by how far a client's steps carry, before they are averaged (Wang et al. 2020,
+"""FedNova: averaging of updates normalized by the length of a client's local training (Wang et al. 2020,
 "Tackling the Objective Inconsistency Problem", arXiv 2007.07481, section 4).
 
     d_i = (y_i - x) / a_i,      x <- x + eta_s (sum_i p_i a_i) sum_i p_i d_i
@@ -28,7 +28,7 @@ from fedjax8.local import check_not_kept
 from fedjax8.types import Aggregator, Algorithm, Array, LocalTraining, Pool
 
 NORMALIZER = "normalizer"
-"""Name of a_i among what is sent."""
+"""Name of a_i in a contribution."""
 
 
 def normalizer(local: LocalTraining, steps: Array | int, pool: Pool) -> Array:
@@ -59,7 +59,7 @@ def fednova(
     """Federated averaging of normalized updates.
 
     Args:
-      local: how a client trains; its optimizer's state must be fresh each round.
+      local: the clients' local training; the optimizer's state must be fresh each round.
       server_learning_rate: eta_s.
       weighting: clients weigh by `examples` or `uniform`.
       model_state, aggregate: see `parts.from_parts`. An aggregator sees d_i and a_i of a client together.

@@ -1,11 +1,11 @@
-"""FedOpt: the mean update is a gradient for an optimizer on the server.
+"""FedOpt: a server optimizer that takes minus the mean update as its gradient.
 
 Reddi et al. 2021, arXiv 2003.00295, algorithm 1.
 
     D = sum_i p_i (y_i - x);      x <- x + server_optimizer(-D)
 
-FedAvgM, FedAdam, FedYogi and FedAdagrad are this with the optimizers of `server_optimizers`; any optax optimizer will
-do.
+FedAvgM, FedAdam, FedYogi and FedAdagrad are this with the optimizers of `server_optimizers`; any optax optimizer
+works.
 """
 
 import optax

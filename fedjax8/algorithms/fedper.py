@@ -34,8 +34,9 @@ def fedper(
     """Federated averaging of the public part of the parameters.
 
     Args:
-      local: how a client trains.
-      private: patterns on paths of what each client keeps, such as `("Dense_2", "*/bias")`; None: the last layer.
+      local: the clients' local training.
+      private: patterns on paths of the parameters that each client keeps, such as `("Dense_2", "*/bias")`; None: the
+        last layer.
       server_learning_rate, payload, weighting: as in `fedavg`, for the public part.
       model_state, aggregate: see `parts.from_parts`.
 

@@ -6,7 +6,7 @@
 Collins et al. 2021, "Exploiting shared representations for personalized federated learning", arXiv 2102.07089,
 algorithm 1. The paper's text was not at hand: that its experiments take ten epochs for the head is quoted from memory.
 Weights p_i, eta_s and the choice of payload are FedAvg's here, and the client's optimizer begins anew with each phase.
-What is held does not change by a bit, whatever the optimizer does (momentum, decay of weights). State of the model,
+The held part does not change by a bit, whatever the optimizer does (momentum, weight decay). State of the model,
 such as batch statistics, is that of both phases. As in `fedper`, look at `personal_accuracy`: the global model has
 the head that all began with.
 
@@ -55,15 +55,16 @@ def fedrep(
     """Federated averaging of the public part, trained after the private one.
 
     Args:
-      local: how a client trains; the batch plan's steps are those of the public part.
-      private: patterns on paths of what each client keeps, such as `("Dense_2", "*/bias")`; None: the last layer.
+      local: the clients' local training; the batch plan's steps are those of the public part.
+      private: patterns on paths of the parameters that each client keeps, such as `("Dense_2", "*/bias")`; None: the
+        last layer.
       head_epochs: tau, passes over a client's rows for the private part, at least 1.
       server_learning_rate, payload, weighting: as in `fedavg`, for the public part.
       model_state, aggregate: see `parts.from_parts`.
 
     Raises:
-      UserError: when a run is set up, if a pattern matches nothing, if nothing is left to be public, or if gradients
-        are accounted for, since the steps are others than the batch plan's.
+      UserError: when a run is set up, if a pattern matches nothing, if nothing is left to be public, or if privacy is
+        accounted, since the steps are others than the batch plan's.
     """
     check_choice("payload", payload, PAYLOADS)
     check_choice("weighting", weighting, WEIGHTINGS)

@@ -4,14 +4,14 @@
     up      the same after training
     server  A <- sum_i w_i [A_i, 0],   B <- sum_i w_i [B_i; 0],   w_i in proportion to |A_i B_i|, layer by layer
 
-Cho et al., arXiv 2401.06432, for a model made by `adapters.lora` whose rank is the largest of the clients'. What else
-is trained is averaged by examples. All factors are scaled by alpha over that largest rank. The paper's clients also
-lower their own rank as they train; here it stays.
+Cho et al., arXiv 2401.06432, for a model made by `adapters.lora` whose rank is the largest of the clients'. All other
+trained parameters are averaged by examples. All factors are scaled by alpha over that largest rank. The paper's
+clients also lower their own rank as they train; here it stays.
 
 In the program every client has factors of the largest rank, of which the columns and rows beyond its own are zero and
-have no gradient: one program serves all. What travels is counted as it is: down a message for each rank, up a message
-of `Sections`, blocks of columns and rows between one rank and the next, of which a client sends those it has. A byte
-more says which. In the log `float32_bytes` of what goes up are those of the largest rank.
+have no gradient: one program serves all. Messages are counted at their true size: down a message for each rank, up a
+message of `Sections`, blocks of columns and rows between one rank and the next, of which a client sends those it has.
+A byte more says which. In the log `float32_bytes` of messages up are those of the largest rank.
 """
 
 import re
@@ -51,7 +51,7 @@ from fedjax8.types import (
 
 Pairs = dict[str, Factors]
 BLOCKS = "blocks"
-"""Name of what a client sends of the factors, `Ranked.blocks`."""
+"""Name of the factors in a contribution, `Ranked.blocks`."""
 
 
 @checked
@@ -64,9 +64,9 @@ def hetlora(
     """Federated LoRA with ranks of the clients' own.
 
     Args:
-      local: how a client trains a model made by `adapters.lora` with `learn="both"` and the largest of the ranks.
+      local: local training of a model made by `adapters.lora` with `learn="both"` and the largest of the ranks.
       ranks: client i has `ranks[i % len(ranks)]`; as many as there are clients give each its own.
-      weighting: clients weigh by `examples` or `uniform` in the mean of what is trained beside the factors.
+      weighting: clients weigh by `examples` or `uniform` in the mean of parameters beside the factors.
 
     State of the model is fixed. Memory grows with the cohort: every device holds all clients' factors.
 
@@ -95,7 +95,7 @@ def hetlora(
         own = _with_pairs(params, pairs)
 
         def within(gradients: PyTree, *_: PyTree) -> PyTree:
-            """No step leaves the client's rank; without noise in the gradients none would."""
+            """Gradients, zero beyond the client's rank; without noise they already are."""
             found = factor_pairs(gradients)
             return _with_pairs(gradients, {path: _lora_merge.truncate(pair, rank) for path, pair in found.items()})
 
@@ -121,20 +121,20 @@ def hetlora(
         shared = start, stacked, state.variables.state
         placed = cohort._replace(states=cohort.states | {"algorithm": place})
         codec = _by_rank(link.uplink, len(distinct))
-        told, client_states, link = link.collect(client, shared, placed, client_key, codec=codec)
+        collected, client_states, link = link.collect(client, shared, placed, client_key, codec=codec)
         with jax.named_scope("server"):
-            total = jnp.sum(told.weights)
-            p = told.weights / jnp.where(total > 0, total, 1.0)
-            mean = jax.tree.map(lambda x: jnp.tensordot(p, x, 1), told.tree["params"])
-            merged = {path: _mean_by_norm(pair, p > 0) for path, pair in _joined(told.tree["blocks"]).items()}
+            total = jnp.sum(collected.weights)
+            p = collected.weights / jnp.where(total > 0, total, 1.0)
+            mean = jax.tree.map(lambda x: jnp.tensordot(p, x, 1), collected.tree["params"])
+            merged = {path: _mean_by_norm(pair, p > 0) for path, pair in _joined(collected.tree["blocks"]).items()}
             new = _with_pairs(trees.map_named(lambda name, leaf: mean.get(name, leaf), params), merged)
         stepped = ServerState(Variables(local.model.project(new), state.variables.state), ())
         client_states = client_states | {"algorithm": cohort.memory}
-        report = told.report | {"clients": told.clients}
+        report = collected.report | {"clients": collected.clients}
         return RoundOutput(trees.select(total > 0, stepped, state), client_states, link, report)
 
     def ways(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-        """Those of each rank: its factors down, the blocks up to it up."""
+        """Messages of a client of each rank: its factors down, the blocks up to it up."""
         found = []
         for i, rank in enumerate(distinct):
             own = {f"{BLOCKS}:{j}" for j in range(i + 1)}
@@ -146,13 +146,13 @@ def hetlora(
 
 
 def _block(channel: Channel) -> int:
-    """Number of the block that a part of a message up lies in, 0 if it lies in none."""
+    """Number of the block that a section of a message up lies in, 0 if it lies in none."""
     found = re.match(rf"{BLOCKS}:(\d+)", channel.part)
     return int(found[1]) if channel.direction == "up" and found else 0
 
 
 def _divided(params: PyTree) -> tuple[dict[str, Array], Pairs]:
-    """What is trained beside the factors, by path name, and the factors."""
+    """(trained parameters beside the factors, by path name; the factors)."""
     rest = {name: leaf for name, leaf in trees.named_leaves(params).items() if not is_factor(name)}
     return rest, {path: Factors(pair["a"], pair["b"]) for path, pair in pairs_of(params).items()}
 
@@ -162,7 +162,7 @@ def _with_pairs(params: PyTree, pairs: Pairs) -> PyTree:
 
 
 def _padded(pair: Factors, rank: int) -> Factors:
-    """Zeros in the columns and rows up to this rank."""
+    """The pair with zeros in the columns and rows up to this rank."""
     more = rank - pair.b.shape[0]
     return Factors(jnp.pad(pair.a, [(0, 0)] * (pair.a.ndim - 1) + [(0, more)]), jnp.pad(pair.b, [(0, more), (0, 0)]))
 
@@ -174,7 +174,7 @@ def _blocks(pairs: Pairs, distinct: Sequence[int]) -> tuple[Pairs, ...]:
 
 
 def _joined(blocks: Sequence[Pairs]) -> Pairs:
-    """What `_blocks` cut, of stacked clients."""
+    """Factors of stacked clients, joined from the blocks that `_blocks` cut."""
     return {
         path: Factors(jnp.concatenate([x[path].a for x in blocks], -1), jnp.concatenate([x[path].b for x in blocks], 1))
         for path in blocks[0]
@@ -190,12 +190,12 @@ def _mean_by_norm(clients: Factors, valid: Array) -> Factors:
 
 @struct.dataclass
 class Ranked:
-    """What a client sends."""
+    """Message of a client."""
 
     rest: Any
-    """The inner codec's message of what isn't a factor."""
+    """The inner codec's message of parameters beside the factors."""
     blocks: Sections
-    """Its messages of the blocks, of which a client sends those up to its rank."""
+    """The inner codec's messages of the blocks, of which a client sends those up to its rank."""
 
 
 def _by_rank(codec: Codec, count: int) -> Codec:

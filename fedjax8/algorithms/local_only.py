@@ -5,12 +5,12 @@
 All begin with the same model. The client's optimizer begins anew in every round, as with FedAvg. The global model stays
 the initial one, so that its test accuracy says nothing: look at `personal_accuracy`.
 
-Traffic: none. Codecs have nothing to encode, and no client is late for a deadline. Every client remembers a model.
+Traffic: none. Codecs have nothing to encode, and no client is a straggler. Every client remembers a model.
 """
 
 import jax
 
-from fedjax8.algorithms.lockstep import checked as within_bounds
+from fedjax8.algorithms.lockstep import nan_if_unusable
 from fedjax8.algorithms.parts import ServerState
 from fedjax8.errors import UserError
 from fedjax8.given import checked
@@ -19,18 +19,18 @@ from fedjax8.types import Algorithm, Cohort, Key, Link, LocalTraining, Partial, 
 
 @checked
 def local_only(local: LocalTraining) -> Algorithm:
-    """Training without communication.
+    """Local training without communication.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
 
     Raises:
-      UserError: when a run is set up, if attackers would change what they send.
+      UserError: when a run is set up, if attackers would change their messages.
     """
 
     def work(_, own: Variables, rows, key):
         out = local.train(own, rows, key)
-        return Partial(within_bounds(out.report, out.variables)), out.variables
+        return Partial(nan_if_unusable(out.report, out.variables)), out.variables
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         if link.attack.send is not None:

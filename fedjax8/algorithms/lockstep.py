@@ -1,4 +1,4 @@
-"""Workers that keep their models from step to step, and what can be said of them together.
+"""Workers that keep their models from step to step: their steps, their mean and their variance.
 
 Used by `fda` and `fda_opt`. A worker is a client with a model of its own; its drift is that model minus the last one
 that all had in common.
@@ -29,13 +29,13 @@ from fedjax8.types import (
 
 
 class Worker(NamedTuple):
-    """What a worker keeps."""
+    """State of a worker."""
 
     variables: Variables
     optimizer: PyTree
     """State of its optimizer."""
     steps: Array
-    """int32: steps it has done, those of others up to the last synchronization included; `[units]` where layers are
+    """int32: steps done, those of others up to the last synchronization included; `[units]` where layers are
     averaged by themselves."""
 
 
@@ -53,25 +53,25 @@ def one_step(
     """
     nothing = no_report(local, worker.variables, rows)
     done = local.advance(Training(worker.variables, worker.optimizer, nothing, origin), rows, key, 0, 1)
-    return Worker(done.variables, done.optimizer, worker.steps + 1), checked(done.report, done.variables)
+    return Worker(done.variables, done.optimizer, worker.steps + 1), nan_if_unusable(done.report, done.variables)
 
 
-def checked(report: dict[str, Array], variables: PyTree) -> dict[str, Array]:
-    """`report`, NaN where the model is beyond `trees.LARGEST`: such a client is left out, as one with NaN in it is.
+def nan_if_unusable(report: dict[str, Array], variables: PyTree) -> dict[str, Array]:
+    """`report`, NaN where the model is beyond `trees.LARGEST`, so that the client is excluded as one with NaN is.
 
-    For clients that keep a model, or a part of one, which is not what they send.
+    For clients that keep a model, or a part of one, beside their contribution.
     """
     usable = trees.within_bounds(variables)
     return {name: jnp.where(usable, x, jnp.nan) for name, x in report.items()}
 
 
 def no_report(local: LocalTraining, variables: Variables, rows: ClientRows) -> dict[str, Array]:
-    """The report of a worker that has done nothing: zeros."""
+    """The report of a worker before its first step: zeros."""
     return local.start(variables, rows).report
 
 
 def steps_for_all(local: LocalTraining, link: Link, cohort: Cohort, key: Key) -> Array | int:
-    """How many steps the batch plan gives the client of the cohort that it gives the most."""
+    """int32: most steps that the batch plan gives any client of the cohort."""
     if local.plan.steps:
         return local.plan.steps
     of_client = lambda _, state, rows, __: (Partial((), num_steps(local.plan, rows.size).astype(jnp.float32)), state)
@@ -92,11 +92,11 @@ class Units(NamedTuple):
     put: Callable[[PyTree, str, PyTree], PyTree]
     """`(params, unit, its part) -> params` with that part in place."""
     shares: dict[str, float]
-    """Of each unit, its share of the parameters."""
+    """Unit to its share of the parameters."""
 
 
 def units_of(params: PyTree, per_layer: bool) -> Units:
-    """The units of a model. A layer is what lies beside each other: a kernel, its bias, their clips."""
+    """The units of a model. A layer is the parameters of one path: a kernel, its bias, their clips."""
     count = sum(x.size for x in jax.tree.leaves(params))
     if not per_layer:
         return Units((MODEL,), lambda p: {MODEL: {"params": p}}, lambda p, _, part: part["params"], {MODEL: 1.0})
@@ -156,7 +156,7 @@ def variances(
 ) -> dict[str, Array]:
     """float32 variance of the workers' models about their mean, of each unit: sum_k p_k ||u_k - u||^2.
 
-    In the centered form, by two looks: the mean of norms minus the norm of the mean loses all digits where drifts are
+    In the centered form, by two passes: the mean of norms minus the norm of the mean loses all digits where drifts are
     nearly equal (Theologitis et al. 2024, arXiv 2405.20988, equation 3 has both).
     """
     middle, _ = mean_over_workers(link, cohort, key, shared, drifts, weight)

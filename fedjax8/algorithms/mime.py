@@ -7,7 +7,7 @@ algorithm 1.
     y   <- y - eta U(g_B(y) - g_B(x) + c, s)                  both gradients of one batch B, with the same draws
     x   <- x + eta_s sum_i p_i (y_i - x);     s <- the state of U after c
 
-U is an optimizer's step and s its state (momentum, second moments), which lives on the server. p_i is by examples, as
+U is an optimizer's step and s its state (momentum, second moments), which the server keeps. p_i is by examples, as
 in FedJAX; in the paper means are uniform. eta is the rate of the clients' own optimizer, which must be plain SGD.
 
 Traffic: two exchanges. Down x and s, up a full gradient; down c, up an update. The full gradient costs a pass over the
@@ -35,7 +35,7 @@ from fedjax8.given import checked
 from fedjax8.types import Aggregator, Algorithm, LocalTraining, PyTree, Variables
 
 GRADIENT = "gradient"
-"""Name of full gradients."""
+"""Name of the full gradient in a contribution."""
 
 
 def momentum() -> optax.GradientTransformation:
@@ -48,7 +48,7 @@ def begin(local: LocalTraining, base: optax.GradientTransformation, variables: V
     if jax.tree.leaves(local.optimizer.init(variables.params)):
         raise UserError(
             "mime and mimelite keep the optimizer's state on the server: clients must take plain steps, such as "
-            "optax.sgd(0.1), and momentum or adam belongs into base_optimizer"
+            "optax.sgd(0.1), and momentum or adam belongs in base_optimizer"
         )
     return base.init(variables.params)
 
@@ -85,7 +85,7 @@ def mime(
     """Clients that mimic a central optimizer.
 
     Args:
-      local: how a client trains; plain SGD.
+      local: the clients' local training; plain SGD.
       base_optimizer: U, with a rate of 1; by default SGD with momentum 0.9.
       server_learning_rate: eta_s.
       weighting: clients weigh by `examples` or `uniform`.

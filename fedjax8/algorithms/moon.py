@@ -1,4 +1,4 @@
-"""MOON: clients are drawn to the representations of the global model, and away from those of their own last one.
+"""MOON: a contrastive loss pulls clients toward the global model's representations, away from their last model's.
 
 Li, He, Song 2021, "Model-Contrastive Federated Learning", arXiv 2103.16054, algorithm 1.
 
@@ -7,7 +7,7 @@ Li, He, Song 2021, "Model-Contrastive Federated Learning", arXiv 2103.16054, alg
 
 z is the representation of row b by y, z_g by the model that was received, z_p by the client's model at the end of its
 last round (at first, the initial model), sim the cosine. The representation is the input of the last layer
-(`models.representation`); what comes before it, such as a projection head, is the model's business. All three see the
+(`models.representation`); layers before it, such as a projection head, are part of the model. All three see the
 same batch with the same draws, as in training; the paper does not say so.
 
 Traffic: as FedAvg. A step runs the model twice more, and its representation is differentiated once more. Memory: a
@@ -63,7 +63,7 @@ def moon(
     """Model-contrastive federated learning.
 
     Args:
-      local: how a client trains.
+      local: the clients' local training.
       mu: weight of the contrastive loss; 0.1 to 10 in the paper. With 0 it is FedAvg.
       temperature: tau, 0.5 in the paper.
       payload, weighting: as in `fedavg`.

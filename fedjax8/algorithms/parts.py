@@ -1,13 +1,13 @@
-"""The usual shape of a round (send, train, reduce, step), from what a client does and what the server does.
+"""Algorithms of the usual shape (send, train, aggregate, step) from a client function and a server function.
 
     received = link.broadcast({params, state, extra})                 one message for the cohort
     mean     = link.map_clients(client, received)                     weighted mean of decoded contributions
     params, memory, report = server(state, mean, key)
 
-A round in which nobody's contribution could be used changes nothing.
+A round without a usable contribution changes nothing.
 
-With `private` a part of the parameters is each client's own. It stays with the client, which remembers it; what is
-broadcast, sent, averaged and counted is the rest, the public part. The server keeps the private part as initialized,
+With `private` a part of the parameters is each client's own. It stays with the client, which remembers it; the
+rest, the public part, is broadcast, sent, averaged and counted. The server keeps the private part as initialized,
 from which every client starts.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax8 import trees
-from fedjax8.algorithms.lockstep import checked
+from fedjax8.algorithms.lockstep import nan_if_unusable
 from fedjax8.codecs.none import none
 from fedjax8.codecs.per_path import per_path
 from fedjax8.errors import UserError
@@ -51,11 +51,11 @@ class ServerState(NamedTuple):
     variables: Variables
     """The global model, float32."""
     memory: PyTree
-    """What else the server remembers: an optimizer's moments, control variates."""
+    """The server's memory beside the model: an optimizer's moments, control variates."""
 
 
 class ClientOutput(NamedTuple):
-    """What an algorithm's client function returns."""
+    """Result of one client's work: trees to send, and its new memory."""
 
     sent: dict[str, PyTree]
     """Trees to send up, by name.
@@ -74,21 +74,21 @@ class ClientOutput(NamedTuple):
 
 
 class FirstExchange(NamedTuple):
-    """Something that clients send before they train, whose weighted mean the server sends to all of them."""
+    """An exchange before training: clients send trees, whose weighted mean the server sends to all of them."""
 
     name: str
-    """Of its messages, both ways; the mean is `extra[name]` of the client's function."""
+    """Name of its messages, both ways; the mean is `extra[name]` of the client's function."""
     client: Callable[[Variables, dict[str, PyTree], ClientRows, Key], tuple[dict[str, PyTree], Array]]
     """`(start, extra, rows, key) -> (trees to send, weight)`."""
     steps: Callable[[Array], Array]
-    """int32 sizes of clients to the local steps whose time it takes."""
+    """int32 sizes of clients to the local steps that it takes as long as."""
 
 
 class Aggregate(NamedTuple):
-    """What an algorithm's server function is given."""
+    """Aggregate of a round's contributions, as the server function gets it."""
 
     tree: dict[str, PyTree]
-    """Weighted mean of the contributions, or what an aggregator makes of them."""
+    """Weighted mean of the contributions, or the result of an aggregator."""
     weight: Array
     """float32: sum of the weights of the contributions in it."""
     num_clients: int
@@ -102,20 +102,14 @@ class Aggregate(NamedTuple):
 
 
 class ServerOutput(NamedTuple):
-    """What an algorithm's server function returns."""
+    """Result of the server's step."""
 
     params: PyTree
     """The new global model."""
     memory: PyTree = ()
-    """What else the server remembers from now on."""
+    """The server's memory from now on."""
     report: Mapping[str, Array | Ratio] = {}
-    """What is worth logging about the step."""
-
-
-ClientPart = Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], ClientOutput]
-"""`(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work, from the model it received."""
-ServerPart = Callable[[ServerState, Aggregate, Key], ServerOutput]
-"""`(state, mean, key) -> ServerOutput`: the server's step."""
+    """Values of the step for the log."""
 
 
 def nothing(*_: Any) -> tuple:
@@ -131,7 +125,8 @@ def mean_update(params: PyTree, mean: Aggregate) -> PyTree:
 
 
 def outgoing(payload: str, new: PyTree, received: PyTree) -> dict[str, PyTree]:
-    """The contribution that carries a trained model: as `params`, or as `update`, its difference from what came."""
+    """The contribution that carries a trained model: as `params`, or as `update`, its difference from the received
+    one."""
     return {"params": new} if payload == "params" else {"update": trees.subtract(new, received)}
 
 
@@ -141,11 +136,18 @@ def check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
 
 
+ClientWork = Callable[[Variables, PyTree, PyTree, ClientRows, Key, Array], ClientOutput]
+"""`(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work in a round."""
+
+ServerStep = Callable[[ServerState, Aggregate, Key], ServerOutput]
+"""`(state, mean, key) -> ServerOutput`: the server's step at the end of a round."""
+
+
 def from_parts(
     local: LocalTraining,
     *,
-    client: ClientPart,
-    server: ServerPart,
+    client: ClientWork,
+    server: ServerStep,
     init: Callable[[Variables], PyTree] = nothing,
     init_client: Callable[[Variables], PyTree] = nothing,
     extra: Callable[[ServerState], dict[str, PyTree]] = lambda state: {},
@@ -161,23 +163,23 @@ def from_parts(
     """An `Algorithm` of the usual shape.
 
     Args:
-      local: how its clients train.
+      local: the clients' local training.
       client: `(start, extra, memory, rows, key, round_number) -> ClientOutput`: one client's work. `start` is the
         received model.
       server: `(state, mean, key) -> ServerOutput`: the server's step.
       init: initial variables to the server's memory.
       init_client: initial variables to one client's memory.
-      extra: what travels down beside the model, by name.
+      extra: trees that travel down beside the model, by name.
       watch: a decoded contribution to the values in it whose extremes over clients the server wants
         (`Aggregate.lowest`).
-      model_state: what becomes of state such as batch statistics: `average` (sent both ways and averaged like
+      model_state: treatment of state such as batch statistics: `average` (sent both ways and averaged like
         parameters), `local` (each client keeps its own, nothing travels), `fixed` (every client starts from the
         initial one, nothing travels).
-      aggregate: what stands in for the weighted mean, from `algorithms.aggregators`. It sees changes: contributions
-        less what the client received, `params` and `state`; others are taken for changes already.
-      always: whether the server steps in rounds without any contribution too, of which the mean is zeros. By default
-        nothing changes in them.
-      plain: names of single numbers among what is sent, such as a divisor, that travel as float32 whatever the codec.
+      aggregate: the aggregation rule, from `algorithms.aggregators`; by default the weighted mean. It sees changes:
+        `params` and `state` minus the received ones; other entries count as changes already.
+      always: whether the server steps in rounds without any contribution too, with a mean of zeros. By default nothing
+        changes in them.
+      plain: names of single numbers in a contribution, such as a divisor, that travel as float32 whatever the codec.
       first: an exchange before clients train. It has the same codecs and aggregator.
       private: which parameters are each client's own. The client function trains whole models; of the `params` and the
         `update` that it sends the private part is kept back. The server function is given, and gives, the public part.
@@ -185,7 +187,7 @@ def from_parts(
     """
     check_choice("model_state", model_state, MODEL_STATE)
     if always and model_state == "average":
-        raise ValueError("with always=True model_state must be local or fixed: of nobody there is no average")
+        raise ValueError("with always=True model_state must be local or fixed: a round may have nobody to average")
     usual = UsualRound(
         local,
         client,
@@ -217,8 +219,8 @@ class UsualRound:
     """The round that `from_parts` makes; the fields are its arguments."""
 
     local: LocalTraining
-    client: ClientPart
-    server: ServerPart
+    client: ClientWork
+    server: ServerStep
     init: Callable[[Variables], PyTree]
     init_client: Callable[[Variables], PyTree]
     extra: Callable[[ServerState], dict[str, PyTree]]
@@ -284,7 +286,7 @@ class UsualRound:
         return RoundOutput(new_state, client_states, link, report)
 
     def personal(self, state: ServerState, own: PyTree) -> Variables:
-        """The global model with what of it is the client's own."""
+        """The global model with the client's own part."""
         return self._start({"params": self.private.cut(state.variables.params)[0], "state": state.variables.state}, own)
 
     def _start(self, received: PyTree, own: PyTree) -> Variables:
@@ -305,7 +307,7 @@ class UsualRound:
             new |= {"optimizer": out.optimizer}
         if "private" in own:
             new |= {"private": self.private.cut(out.variables.params)[1]}
-            report = checked(report, new["private"])
+            report = nan_if_unusable(report, new["private"])
         if self.model_state == "average":
             sent = sent | {"state": out.variables.state}
         elif self.model_state == "local":

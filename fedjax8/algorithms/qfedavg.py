@@ -20,7 +20,7 @@ from fedjax8.given import checked
 from fedjax8.types import Aggregator, Algorithm, LocalTraining
 
 CURVATURE = "curvature"
-"""Name of h_i / L among what is sent."""
+"""Name of h_i / L in a contribution."""
 SMALLEST_LOSS = 1e-10
 """Added to losses, so that a client without any has powers of it."""
 
@@ -37,9 +37,10 @@ def qfedavg(
     """Fair federated averaging.
 
     Args:
-      local: how a client trains; its optimizer must be plain SGD with step `learning_rate`. Losses must be from 0 up.
+      local: the clients' local training; its optimizer must be plain SGD with step `learning_rate`. Losses must be
+        from 0 up.
       learning_rate: eta; with a local training that is `scheduled`, the optimizer's own, which the schedule multiplies.
-      q: how much more clients of high loss count, from 0 up.
+      q: exponent of the loss in a client's weight, from 0 up.
       model_state, aggregate: see `parts.from_parts`. An aggregator sees a client's update and h_i together.
     """
     if not (learning_rate > 0 and q >= 0):

@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take client drift out of the local steps.
+"""SCAFFOLD: control variates correct the local steps for client drift.
 
 Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1.
 
@@ -37,7 +37,8 @@ def scaffold(
     """Stochastic controlled averaging.
 
     Args:
-      local: how a client trains; its optimizer must be plain SGD with step `learning_rate`, which option II divides by.
+      local: the clients' local training; its optimizer must be plain SGD with step `learning_rate`, which option II
+        divides by.
       learning_rate: eta; with a local training that is `scheduled`, the optimizer's own, which the schedule multiplies.
       server_learning_rate: eta_s.
       option: `I` costs one more pass over the client's data, `II` reuses the local steps.
@@ -62,7 +63,7 @@ def scaffold(
         if option == "I":
             control = local.full_gradient(start, rows, gradient_key)
         else:
-            length = out.num_steps * (learning_rate * local.rate(rows.pool))  # of the way, at a gradient of 1
+            length = out.num_steps * (learning_rate * local.rate(rows.pool))  # length of the path at a gradient of 1
             moved = 1.0 / jnp.where(length > 0, length, 1.0)
             control = jax.tree.map(lambda own, c, u: own - c - moved * u, memory, common, update)
             control = trees.select(length > 0, control, memory)

@@ -10,8 +10,8 @@ With D the mean update, as optax sees it the gradient is -D:
     V <- V - (1 - b2) D^2 sign(V - D^2)           (fedyogi)
     x <- x + eta_s M / (sqrt(V) + tau)
 
-V starts at tau^2 and there is no bias correction; that is what tells these from `optax.adam`, `yogi` and `adagrad`,
-which serve as server optimizers as well. FedAvgM is `optax.sgd` with momentum. eta_s may be a schedule, which counts
+V starts at tau^2 and there is no bias correction, unlike in `optax.adam`, `yogi` and `adagrad`, which serve as server
+optimizers as well. FedAvgM is `optax.sgd` with momentum. eta_s may be a schedule, which counts
 the server's steps: rounds in which a contribution was used.
 """
 

@@ -1,13 +1,13 @@
-"""What clients do that work against the server, one file each; see `types.Attack`.
+"""Attacks of Byzantine clients, one file each; see `types.Attack`.
 
-    sign_flip         send their change turned round
+    sign_flip         send the negated update
     gaussian          send noise
-    label_flip        train on wrong labels, and send what they learnt
-    inner_product     send the honest clients' mean turned round (they collude)
-    little_is_enough  send what is just within the honest clients' spread (they collude)
+    label_flip        send an honest update, trained on wrong labels
+    inner_product     send the negated mean of the honest clients' updates (they collude)
+    little_is_enough  send an update just within the honest clients' spread (they collude)
 
-Attackers are a share of all registered clients, the same ones in every round: how many of them a cohort has varies, and
-the log says it (`attackers`).
+Attackers are a share of all registered clients, the same ones in every round: their number in a cohort varies, and is
+in the log (`attackers`).
 """
 
 from fedjax8.attacks._members import attacked

@@ -1,4 +1,4 @@
-"""Who attacks, and an algorithm under attack."""
+"""Choice of the attackers, and an algorithm under attack."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def members(share: float, count: int | None, seed: int) -> Callable[[Array, int]
 
 
 def attacked(algorithm: Algorithm, attack: Attack) -> Algorithm:
-    """The algorithm in a world where some clients attack; reports `attackers`, how many of the round do."""
+    """The algorithm under attack by some clients; reports `attackers`, their number in the round."""
     if attack.batch is None and attack.send is None:
         return algorithm
 

@@ -1,10 +1,10 @@
-"""Inner-product manipulation: attackers send the honest mean turned round (Xie et al. 2019, "Fall of Empires: Breaking
+"""Inner-product manipulation: attackers send the negated honest mean (Xie et al. 2019, "Fall of Empires: Breaking
 Byzantine-tolerant SGD by Inner Product Manipulation", arXiv 1903.03936, section 4).
 
     d_bad = -scale * mean of the honest clients' changes
 
-A small scale hides among honest changes, which Krum takes for the densest company; a large one turns a mean round.
-Attackers know what everybody sends, so each round trains everyone twice.
+A small scale hides among honest changes, where Krum finds the nearest neighbors; a large one negates the mean.
+Attackers know every honest change, so each round trains everyone twice.
 """
 
 from fedjax8 import trees

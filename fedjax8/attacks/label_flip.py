@@ -1,7 +1,7 @@
 """Label flip: attackers train on label c - 1 - y in place of y (Biggio et al. 2012, "Poisoning Attacks against Support
 Vector Machines", for two classes; this mapping of c classes as in Fang et al. 2020, arXiv 1911.11815, section 5).
 
-They send what they learnt, so that this works with every algorithm and looks like data.
+They send an honest update of these labels, so that this works with every algorithm and looks like data.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from fedjax8.types import Attack
 def label_flip(share: float = 0.2, *, num_classes: int, count: int | None = None, seed: int = 0) -> Attack:
     """Attackers whose labels are flipped; `share`, `count` and `seed` as in `sign_flip`.
 
-    Labels are column `y`, integers; negative ones, which say that there is none, stay. The log's training loss includes
+    Labels are column `y`, integers; negative ones, for rows without a label, stay. The log's training loss includes
     theirs.
     """
     if num_classes < 2:

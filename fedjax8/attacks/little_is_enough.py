@@ -1,11 +1,11 @@
-"""A little is enough: attackers send what is just within the honest clients' spread (Baruch et al. 2019, arXiv
+"""A little is enough: attackers send a change just within the honest clients' spread (Baruch et al. 2019, arXiv
 1902.06635, algorithm 3).
 
     d_bad = m - z s,      m, s mean and standard deviation of the honest changes, value by value
     z = Phi^-1((n - m' - t) / (n - m')),      t = floor(n / 2 + 1) - m'
 
 for n clients of which m' attack: t honest clients lie further out than z, and with them the attackers are the majority.
-Attackers know what everybody sends, so each round trains everyone twice.
+Attackers know every honest change, so each round trains everyone twice.
 """
 
 import jax

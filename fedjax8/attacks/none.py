@@ -1,4 +1,4 @@
-"""Nobody attacks."""
+"""No attack: all clients are honest."""
 
 import jax.numpy as jnp
 
@@ -6,7 +6,7 @@ from fedjax8.types import Attack
 
 
 def none() -> Attack:
-    """The attack of nobody."""
+    """The attack without attackers."""
     return Attack(members=lambda ids, num_clients: jnp.zeros(jnp.shape(ids), bool))
 
 

@@ -1,12 +1,12 @@
-"""Callbacks: what a run decides by its own metrics, and what it keeps on the way. One file each; see `Callback`.
+"""Callbacks: decisions of a run by its own metrics, and files that it keeps. One file each; see `Callback`.
 
     early_stopping    ends a run whose metric stalls
     target            ends a run whose metric reaches a value
     best_checkpoint   keeps the model that was best so far
     plateau           lowers the clients' step size where a metric stalls
 
-Process 0 decides and the others are told. What a callback remembers is part of checkpoints, so that a resumed run
-decides alike.
+Process 0 decides and sends the decision to the others. The memory of a callback is part of checkpoints, so that a
+resumed run decides alike.
 """
 
 from fedjax8.callbacks.base import Callback, Decision, Moment

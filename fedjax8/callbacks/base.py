@@ -1,4 +1,4 @@
-"""What a callback is, and the metric that it watches."""
+"""The type of callbacks, and the metric that one watches."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ from fedjax8.lookup import suggest
 from fedjax8.types import Variables
 
 Memory = dict[str, Any]
-"""What a callback remembers from line to line: what JSON can say, since checkpoints hold it."""
+"""Memory of a callback from line to line, of JSON types, since checkpoints hold it."""
 DIRECTIONS = ("auto", "max", "min")
 UP, DOWN = ("accuracy",), ("loss", "error", "perplexity")
 """Endings of metrics that are better the higher, and the lower, they are."""
 
 
 class Moment(NamedTuple):
-    """What a callback is shown: a line of the log, right after it was written."""
+    """Argument of a callback: a line of the log, right after it was written."""
 
     round: int
     line: Mapping[str, Any]
@@ -32,12 +32,12 @@ class Moment(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What a callback makes of a moment. What it decides is taken at the next round that is evaluated, this one
-    included: so it does not depend on how many rounds are run as one dispatch."""
+    """Result of a callback. It takes effect at the next round that is evaluated, this one included, and so does not
+    depend on the number of rounds in one dispatch."""
 
     memory: Memory
     stop: str = ""
-    """Why the run ends; empty: it does not."""
+    """Reason to end the run; empty: it goes on."""
     step_scale: float | None = None
     """Factor on every step of the clients from then on; None: as before."""
 
@@ -50,7 +50,7 @@ class Callback(NamedTuple):
     memory: Mapping[str, Any] = {}
     """Before the first line."""
     reads: tuple[str, ...] = ()
-    """Metrics that it decides by."""
+    """Names of the metrics that it decides by."""
     scales: bool = False
     """Whether it may scale the clients' steps: the factor is then an argument of the compiled program."""
     writes: bool = False
@@ -64,7 +64,7 @@ class Watched(NamedTuple):
     sign: float
     """1 where higher is better, -1 where lower is."""
     min_delta: float = 0.0
-    """By how much a value must be better to count."""
+    """Least improvement that counts."""
 
     def read(self, moment: Moment, memory: Memory) -> float | None:
         """The metric at this moment, NaN and infinity included; None on a line without it.
@@ -83,13 +83,14 @@ class Watched(NamedTuple):
         return None
 
     def better(self, value: float, best: float | None) -> bool:
-        """Whether a value is finite and by more than `min_delta` better than the best so far."""
+        """Whether a value is finite and better than the best so far by more than `min_delta`."""
         if not math.isfinite(value):
             return False
         return best is None or self.sign * (value - best) > self.min_delta
 
     def noted(self, value: float, memory: Memory, round_number: int) -> Memory:
-        """The memory with this value taken in: `best`, its `round`, and how many values `since` were no better."""
+        """The memory with this value taken in: `best`, its `round`, and the number of values `since` that were no
+        better."""
         best = memory.get("best")
         if self.better(value, best):
             return {**memory, "best": value, "round": round_number, "since": 0}

@@ -1,4 +1,4 @@
-"""Keeps the global model that was best by a metric so far, in `best.npz` of the run's folder.
+"""The best global model so far by a metric, kept in `best.npz` of the run's folder.
 
 File layout (NumPy's `.npz`): the leaves of `params`, `state` and `frozen` under their paths (`params/Dense_0/kernel`),
 and under `about` a text in JSON: `round`, `metric`, `value`. It is replaced as a whole, and is on disk before the

@@ -1,4 +1,4 @@
-"""Ends a run whose metric has stalled: so many evaluations, one after another, without one better than the best."""
+"""Early stopping: a run ends after so many evaluations in a row without one better than the best."""
 
 from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, check_patience, watched
 
@@ -12,7 +12,7 @@ def early_stopping(
       patience: values in a row; a NaN is one of them.
       metric: a key of `metrics.jsonl`; None: the accuracy on validation rows, or on test rows where there are none.
       direction: `max`, `min` or `auto`, by the metric's name.
-      min_delta: by how much a value must be better than the best to count as better.
+      min_delta: least improvement over the best that counts.
       part: supplied by the program: `validation` or `test`.
     """
     check_patience(patience)

@@ -1,4 +1,4 @@
-"""Lowers the clients' step size where a metric stalls.
+"""Step sizes of the clients, lowered where a metric stalls.
 
     after `patience` evaluations without a better value:   scale <- max(factor * scale, least)
 

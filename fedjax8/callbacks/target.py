@@ -1,4 +1,4 @@
-"""Ends a run whose metric has reached a value, for the rounds and bytes that it takes to get there."""
+"""A target metric, at which a run ends, for rounds and bytes to target."""
 
 from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, watched
 
@@ -7,7 +7,7 @@ def target(value: float, metric: str | None = None, *, direction: str = "auto", 
     """A callback that ends a run when the metric is at `value` or beyond.
 
     Args:
-      value: to be reached.
+      value: the target.
       metric, direction, part: as of `early_stopping`.
     """
     watch = watched(metric, direction, part)

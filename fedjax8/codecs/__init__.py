@@ -1,5 +1,5 @@
-"""Codecs: how a tree becomes a message and back. One file each; `chain` and `per_path` combine several, `delta`,
-`error_feedback` and `skip` wrap one; `wire` turns messages into bytes."""
+"""Codecs: a tree encoded as a message and decoded again. One file each; `chain` and `per_path` combine several,
+`delta`, `error_feedback` and `skip` wrap one; `wire` turns messages into bytes."""
 
 from fedjax8.codecs import wire
 from fedjax8.codecs.adaptive import adaptive

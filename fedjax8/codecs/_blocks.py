@@ -1,4 +1,4 @@
-"""Small floats with a scale for every block of consecutive values: what `block_fp8` and `narrow` share.
+"""Small floats with a scale for every block of consecutive values: the common part of `block_fp8` and `narrow`.
 
     code = round_to_grid(x / scale),   x^ = code * scale
 
@@ -48,7 +48,7 @@ def block_scaled(fmt: Format, rounding: str, *, block: int | None, scale: str, m
         raise ValueError(f"block must be at least 1; got {block}")
 
     def units(x):
-        """What is sent of the scales, and per value the float32 factor into units of the format."""
+        """(scales as they are sent, float32 factor of each value into units of the format)."""
         largest = largest_magnitude(into_rows(x, block), axis=-1)
         if scale == "float32":
             return largest, np.float32(fmt.max) / scales.floor_alpha(largest)

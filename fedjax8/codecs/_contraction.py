@@ -1,8 +1,8 @@
-"""Codecs around others that remember what was lost need an inner codec that contracts; here one is made of it, or not.
+"""Contractions: codecs with a memory of errors need an inner codec that contracts, or one that does once scaled.
 
     E||c(x) - x||^2 <= q ||x||^2 + c,   q < 1
 
-A codec that is unbiased with a variance of omega ||x||^2, omega >= 1, does not: what it errs by is longer than x. The
+A codec that is unbiased with a variance of omega ||x||^2, omega >= 1, does not: its error is longer than x. The
 multiple of it that is nearest to x does, with q = omega / (1 + omega):
 
     a = <c(x), x> / ||c(x)||^2;      E||a c(x) - x||^2 = (1 - E cos^2) ||x||^2,   E cos^2 >= 1 / (1 + omega)
@@ -23,7 +23,7 @@ from fedjax8.types import Array, Codec, PyTree, check_codec
 
 @struct.dataclass
 class Scaled:
-    """The inner codec's message and what each decoded leaf is multiplied by."""
+    """The inner codec's message and the factor of each decoded leaf."""
 
     message: PyTree
     factors: Array
@@ -34,7 +34,7 @@ def contracting(codec: Codec, what: str) -> Codec:
     """`codec` itself if it contracts; else the multiple of it that is nearest to each leaf, if that does.
 
     Args:
-      what: who needs it, for the error.
+      what: name of the outer codec, for the error.
 
     Raises:
       ValueError: when neither contracts.

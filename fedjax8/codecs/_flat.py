@@ -1,4 +1,4 @@
-"""The float32 leaves of a tree as vectors, and back: what codecs that treat a model as one vector share."""
+"""The float32 leaves of a tree as vectors, and back, for codecs that treat a model as one vector."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ SCOPES = ("model", "tensor")
 
 
 class Layout(NamedTuple):
-    """Where vectors came from. Static: both sides know it."""
+    """Places of vectors in their tree. Static: both sides know it."""
 
     structure: Any
     """Structure of the tree."""
@@ -46,7 +46,7 @@ def flatten(
 
 
 def unflatten(vectors: Sequence[Array], others: Sequence[Array], layout: Layout) -> PyTree:
-    """The tree of what `flatten` gave."""
+    """The tree that `flatten` took apart."""
     sizes = [math.prod(shape) for shape in layout.shapes]
     if layout.scope == "model" and vectors:
         vectors = jnp.split(vectors[0], [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
@@ -75,12 +75,12 @@ def check_scope(scope: str) -> None:
 
 
 def number_kept(size: int, share: float, count: int | None) -> int:
-    """How many of `size` values are sent: `count`, or the nearest number to the share; at least 1, at most all."""
+    """Number of values sent of `size`: `count`, or the nearest number to the share; at least 1, at most all."""
     return min(size, max(1, round(share * size) if count is None else count))
 
 
 def check_kept(share: float, count: int | None) -> None:
-    """Raises ValueError unless they say how many values are sent."""
+    """Raises ValueError unless they give a number of values to send."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1; got {share!r}")
     if count is not None and count < 1:

@@ -1,4 +1,4 @@
-"""What quantizers of single leaves share: which leaves they take, their keys, what they measure.
+"""Helpers of quantizers that encode leaf by leaf: choice of leaves, keys, measures.
 
 A leaf is encoded if it is float32, not empty, no clip, and has at least `min_ndim` dimensions and `min_size` elements.
 Every other leaf is sent as it is.
@@ -39,7 +39,7 @@ def leafwise(
     Args:
       encode_leaf: `(key, float32 leaf) -> message`; every leaf is given its own key.
       decode_leaf: `message -> float32 leaf`.
-      message: class of what `encode_leaf` makes.
+      message: class of a leaf's message.
       min_ndim, min_size: see the module's text.
       unbiased: whether E[decode_leaf(encode_leaf(key, x))] = x.
       error_bound: leaf to the largest |decoded - x| per element, to within the smallest normal float32.
@@ -177,5 +177,5 @@ def per_value(of_rows: Array, width: int | None, shape: tuple[int, ...]) -> Arra
 
 
 def message_key(key: Key) -> Array:
-    """uint32 `[2]`, drawn from the key: what a message carries of the sender's randomness."""
+    """uint32 `[2]`, drawn from the key: the sender's randomness, as a message carries it."""
     return hash_bits(key, 2)

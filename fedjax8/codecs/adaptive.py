@@ -1,4 +1,4 @@
-"""Deterministic quantization in as many bits as the leaf's range asks for (FedOBD's adaptive quantizer).
+"""Deterministic quantization in a number of bits that follows from the leaf's range (FedOBD's adaptive quantizer).
 
     m = (max x + min x) / 2,   a = max|x - m|,   s = floor(max(1, sqrt(32 ln(4) a / omega)))   levels,
     q = round(s |x - m| / a),   x^ = m + sign(x - m) a q / s

@@ -8,7 +8,7 @@ rule for the scale, which clips the top of some blocks, is `scale="ocp"`; the de
 instead. Blocks are of consecutive values of the flattened leaf. Stochastic rounding is ours too (`numerics.rounding`).
 
 Guarantees: stochastic rounding is unbiased (with `ocp` wherever nothing is clipped); |x^ - x| is at most one step of
-the grid, half a step to nearest: 2**-M |x|, or the scale times the format's smallest number; plus what is clipped.
+the grid, half a step to nearest: 2**-M |x|, or the scale times the format's smallest number; plus the clipped excess.
 
 Message layout per leaf of n values: n codes (native 8-bit floats, 1 byte each), then ceil(n / block) scales of 1 byte
 (float8_e8m0fnu) or, for `float32`, 4 bytes. Other leaves stay float32.

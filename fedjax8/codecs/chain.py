@@ -43,7 +43,7 @@ def chain(codecs: Sequence[Codec]) -> Codec:
             if changes_nothing(codec, states[index], tree):
                 left = ", ".join(f"{name} {x.shape}" for name, x in trees.named_leaves(tree).items())
                 raise UserError(
-                    f"chain: its part {index + 1} of {len(codecs)} changes nothing of what it is given, {left}; "
+                    f"chain: its part {index + 1} of {len(codecs)} changes none of the leaves it gets, {left}; "
                     "leave it out, or let it take these leaves, as with min_ndim=0"
                 )
             tree, _ = jax.eval_shape(lambda t, c=codec, s=states[index]: c.encode(random_key(0), s, t), tree)

@@ -41,7 +41,7 @@ class Clustered:
 
 
 class Clustering(NamedTuple):
-    """How the values of a tree are clustered."""
+    """Functions that cluster the values of a tree."""
 
     codebooks: Callable[[PyTree], tuple[Array, ...]]
     """A tree to its codebooks, float32 `[C]` each, ascending: one, or one for each tensor."""
@@ -52,7 +52,7 @@ class Clustering(NamedTuple):
 
 
 def clustering(clusters: int = 64, *, scope: str = "model", cluster_state: bool = False) -> Clustering:
-    """What `codebook` with these settings clusters, and how."""
+    """The clustering of `codebook` with these settings."""
     if not 2 <= clusters <= 256:
         raise ValueError(f"clusters must be 2 to 256; got {clusters!r}")
     _flat.check_scope(scope)

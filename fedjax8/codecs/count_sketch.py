@@ -1,6 +1,6 @@
 """Count sketch: the whole tree as one small table, linear in it, from which its large entries are read.
 
-    table = S(x);   x^ = median over rows of what each row says of an element, all of them or the `keep` largest
+    table = S(x);   x^ = median over rows of their estimates of an element, all of them or the `keep` largest
 
 The message of FetchSGD (Rothchild et al., arXiv 2007.07682); `numerics.sketch` has the table and its bounds. As all who
 use one seed share the hashes, S(x) + S(y) = S(x + y): a server may add tables instead of trees. Momentum and error
@@ -40,12 +40,12 @@ def count_sketch(rows: int = 5, columns: int = 500_000, *, keep: int | None = No
     Args:
       rows: 1 to 32 independent rows, of which the median is taken.
       columns: buckets of a row.
-      keep: how many of the largest estimates are kept, the rest decoding to zero; None keeps all.
+      keep: number of the largest estimates that are kept, the rest decoding to zero; None keeps all.
       seed: of the hashes; the same for everyone.
 
     Guarantees: fixed size, independent of the model's; encoding is linear; exact where no two values that differ from
     zero share a bucket in most rows. An estimate has a standard deviation of at most ||x|| / sqrt(columns) over seeds.
-    Does not contract, not even after scaling: what all rows miss is missed again in the next message.
+    Does not contract, not even after scaling: an entry that all rows miss is missed again in the next message.
     Measures `quantization_error`.
 
     Raises:
@@ -63,7 +63,7 @@ def count_sketch(rows: int = 5, columns: int = 500_000, *, keep: int | None = No
         if 0 < count <= rows * columns:
             raise UserError(
                 f"count_sketch: a table of rows={rows} times columns={columns} is no smaller than the {count} values "
-                "that it stands for; give fewer columns"
+                "of the tree; give fewer columns"
             )
         return ()
 

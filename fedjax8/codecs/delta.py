@@ -1,14 +1,14 @@
-"""Differences to what the receiver has: a codec for models that change little from message to message.
+"""Differences to the receiver's copy: a codec for models that change little from message to message.
 
     send c(x - r);   x^ = r + decoded;   r <- x^ on both sides, zero at first
 
 Differences between successive models, as in DIANA (Mishchenko et al., arXiv 1901.09269, with step 1) and EF21
 (Richtarik et al., arXiv 2106.05203). The first message carries the whole model, by way of the inner codec. Since the
-next difference is taken to what was decoded, errors do not add up, and whatever a biased codec left out comes again:
-around a codec that contracts. What it says is no contraction of x but of x - r, so that no other memory fits around it.
+next difference is taken to the decoded tree, errors do not add up, and entries that a biased codec left out come again:
+around a codec that contracts. The message contracts x - r and not x, so that no other memory fits around it.
 
 Both sides keep r: `decode` is given the state that `encode` was given. A receiver needs every message. As a downlink
-codec with cohorts that change, this takes for granted that clients out of the cohort listen too, while the byte count
+codec with cohorts that change, this assumes that clients out of the cohort listen too, while the byte count
 has the messages to the cohort alone.
 """
 
@@ -24,7 +24,7 @@ from fedjax8.types import Array, Codec, PyTree
 
 
 class DeltaState(NamedTuple):
-    """What both sides remember."""
+    """Memory of both sides."""
 
     reference: dict[str, Array]
     """r, float32, by path name of the leaf; leaves that are not float32 have none."""
@@ -35,7 +35,7 @@ class DeltaState(NamedTuple):
 def delta(codec: Codec) -> Codec:
     """Codec that sends differences to the last decoded tree through `codec`.
 
-    A clip's difference is no scale: with trees that hold learnt clips use `fp8(clip="max")` inside.
+    A clip's difference is no scale: with trees that hold learned clips use `fp8(clip="max")` inside.
 
     Args:
       codec: one that contracts, or does once it is scaled, as for `error_feedback`; then a factor for each leaf travels
@@ -44,7 +44,7 @@ def delta(codec: Codec) -> Codec:
     Guarantees: the size is the inner codec's, and 4 bytes a float32 leaf where factors travel; unbiased, given the
     reference, if the inner codec is unbiased and contracts; the reference after a message is exactly the tree that was
     decoded.
-    Measures what the inner codec measures, on trees instead of differences.
+    Has the inner codec's measures, on trees instead of differences.
 
     Raises:
       ValueError: for a codec that does not contract, such as `error_feedback`, which would make up for the same loss.

@@ -17,7 +17,7 @@ to pi / 2 - 1 = 0.571 and 1 - 2 / pi = 0.363. No useful bound per element is kno
 
 Message layout per leaf: ceil(D / 8) bytes of signs (bit 1: negative), the float32 scale S / 2**h, 8 bytes of rotation
 key. Other leaves stay float32. S may be sqrt(D) times as large as any value; 2**h is the power of two at or above
-sqrt(D), so that what is sent never exceeds float32.
+sqrt(D), so that the scale sent never exceeds float32.
 """
 
 import math
@@ -52,7 +52,7 @@ class RotatedSigns:
     scale: Array
     """float32 scalar S / 2**h."""
     key: Array
-    """uint32 `[2]`: what the rotation is drawn from."""
+    """uint32 `[2]`: key of the rotation."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
 
 

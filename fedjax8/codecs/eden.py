@@ -54,7 +54,7 @@ class RotatedCodes:
     scale: Array
     """float32 scalar k / 2**h."""
     key: Array
-    """uint32 `[2]`: what the rotation is drawn from."""
+    """uint32 `[2]`: key of the rotation."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
 
 

@@ -1,13 +1,13 @@
-"""Error feedback: what a codec loses of one message is added to the next.
+"""Error feedback: a codec's error in one message is added to the next.
 
     p = x + decay * e;   send c(p);   e <- p - decoded;      with decay 1:  sum of decoded + e = sum of x
 
 Seide et al. (2014), Karimireddy et al. (arXiv 1901.09847: error feedback fixes signSGD). The residual e belongs to the
 sender and travels nowhere; the message is the inner codec's. It stays bounded where the inner codec contracts, as both
-papers assume; around one whose errors are longer than what it sends it would grow exponentially. Such codecs are scaled
+papers assume; around one whose errors are longer than the tree it would grow exponentially. Such codecs are scaled
 down, if that makes them contract, or refused: see `codecs._contraction`.
 
-A client that takes part now and then adds what it remembers from an older model. `decay` below 1 (this project's
+A client that takes part now and then adds a residual of an older model. `decay` below 1 (this project's
 option) lets such residuals fade; 0 forgets them.
 """
 
@@ -22,7 +22,7 @@ from fedjax8.types import Array, Codec, PyTree
 
 
 class ErrorFeedbackState(NamedTuple):
-    """What a sender remembers."""
+    """Memory of a sender."""
 
     residual: dict[str, Array]
     """e, float32, by path name of the leaf; leaves that are not float32 have none."""
@@ -31,17 +31,17 @@ class ErrorFeedbackState(NamedTuple):
 
 
 def error_feedback(codec: Codec, decay: float = 1.0) -> Codec:
-    """Codec that makes up for what `codec` lost before. For updates.
+    """Codec that corrects the past errors of `codec`. For updates.
 
     Args:
       codec: one that contracts (`Codec.contracts`), usually a biased one, or that does once it is scaled: an unbiased
         one, or `Codec.aligned`. Then a factor for each leaf travels too.
-      decay: 0 to 1, what remains of a residual when it is added.
+      decay: 0 to 1, the factor of a residual when it is added.
 
-    Guarantees: with decay 1, what was decoded so far and the residual add up to what was to be sent, to rounding; the
+    Guarantees: with decay 1, decoded trees and the residual add up to the trees to be sent, to rounding; the
     residual stays bounded. The size is the inner codec's, and 4 bytes a float32 leaf where factors travel. No single
     message is unbiased.
-    Measures what the inner codec measures, against the tree that was to be sent.
+    Has the inner codec's measures, against the tree that was to be sent.
 
     Raises:
       ValueError: for a codec around which residuals would grow without end.

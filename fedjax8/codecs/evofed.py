@@ -1,4 +1,4 @@
-"""EvoFed: how near each member of a shared random population comes to the update, and nothing else.
+"""EvoFed: distances of a shared random population's members to the update, instead of the update.
 
     member j = sigma z_j;   f_j = -||sigma z_j - x||;   x^ = rate / (P sigma) sum_j shaped(f)_j z_j
 
@@ -45,7 +45,7 @@ class Fitness:
     values: Array | None
     """float32 `[K, P]`: shaped fitness of the members, first those of z, then those of -z; None of an empty tree."""
     seed: Array | None
-    """uint32 `[2]`: what the population grows from; None where both sides count messages instead."""
+    """uint32 `[2]`: seed of the population; None where both sides count messages instead."""
     others: tuple[PyTree, ...]
     """Leaves that pass through."""
     layout: _flat.Layout = struct.field(pytree_node=False)
@@ -132,7 +132,7 @@ def evofed(
             shift = 2 * sigma * along
             common = -0.5 * (divided(excess - shift, near + own_length) + divided(excess + shift, far + own_length))
             unit, contrast = jnp.float32(1.0), divided(shift, near + far)
-        # Without shaping what a pair has in common goes nowhere, and would cost the small difference its digits.
+        # Without shaping the common part of a pair has no effect, and would cost the small difference its digits.
         common = jnp.zeros_like(common) if shaping == "none" else common - jnp.mean(common, axis=0)
         values = jnp.concatenate([common + contrast, common - contrast]).T
         return Fitness(_shape(values, shaping, unit), own, others, layout), new
@@ -159,8 +159,8 @@ def evofed(
         count = sum(x.size for x in jax.tree.leaves(tree) if trees.is_float32(x))
         if 0 < count <= parts * members + (0 if shared else 2):
             raise UserError(
-                f"evofed: fitness of members={members} for parts={parts} is no smaller than the {count} values that "
-                "it stands for; give fewer members"
+                f"evofed: fitness of members={members} for parts={parts} is no smaller than the {count} values of "
+                "the tree; give fewer members"
             )
         return jnp.int32(0) if shared else ()
 

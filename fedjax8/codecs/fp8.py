@@ -3,13 +3,13 @@
     code = round_to_grid(x * max / alpha),   x^ = code * alpha / max,   E[x^] = clip(x, -alpha, alpha)
 
 This is the message of FP8FedAvg-UQ, after Wang et al. (arXiv 2407.02610: clients and messages in 8-bit floating point).
-That messages are rounded without bias is known from second hand, the formula is inferred; the grid with a clip per
+Unbiased rounding of messages is known from second hand, the formula is inferred; the grid with a clip per
 tensor is that of Kuzmin et al. (arXiv 2208.09225). Which tensors are quantized, and that clips travel as float32, is
 this project's choice.
 
 Message layout, in tree order: a quantized leaf becomes its codes (native 8-bit floats, 1 byte each) and, unless a clip
 already stands beside it in the tree, the float32 clip; every other leaf stays float32, also where a rule says so. A
-learnt clip is sent once, as the leaf that it is.
+learned clip is sent once, as the leaf that it is.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from fedjax8.numerics.formats import Format
 from fedjax8.types import Array, Codec, PyTree, Ratio
 
 ROUNDINGS = ("stochastic", "nearest")
-CLIPS = ("learnt", "raised", "max")
+CLIPS = ("learned", "raised", "max")
 BEYOND = np.float32(1 + 2.0**-18)
 """A value counts as clipped beyond this many alphas. Within it, where an average of values that are alpha may lie by
 float32 rounding, stochastic rounding takes it for alpha itself (see `numerics.rounding`)."""
@@ -38,14 +38,14 @@ class Quantized(NamedTuple):
     codes: Array
     """8-bit floats, the leaf's shape."""
     clip: Array | None
-    """float32 scalar alpha, or None where the tree itself holds the learnt clip of this leaf."""
+    """float32 scalar alpha, or None where the tree itself holds the learned clip of this leaf."""
 
 
 def fp8(
     format: str | None = None,
     rounding: str = "stochastic",
     *,
-    clip: str = "learnt",
+    clip: str = "learned",
     min_ndim: int = 2,
     rules: Mapping[str, str] | None = None,
 ) -> Codec:
@@ -55,12 +55,12 @@ def fp8(
       format: `e4m3fn`, `e4m3fnuz` (with a clip, the grid of Kuzmin et al.) or `e5m2`; None: that of the run
         (`config.format`), `e4m3fn` outside of one.
       rounding: `stochastic` (unbiased up to clipping) or `nearest` (the biased ablation).
-      clip: `learnt` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
+      clip: `learned` takes the clip beside a parameter (a leaf `kernel_clip` under `params`, as the `qat` adapter makes
         them) and falls back to the largest magnitude in top-level entries that hold no clips; `raised` does the same,
-        but first raises a learnt clip to the largest magnitude of its tensor and sends the raised one (the `alpha_up`
+        but first raises a learned clip to the largest magnitude of its tensor and sends the raised one (the `alpha_up`
         option: nothing is clipped, no byte is added); `max` always takes the largest magnitude and sends it beside the
         codes.
-      min_ndim: in a top-level entry without learnt clips, leaves of at least this many dimensions are quantized.
+      min_ndim: in a top-level entry without learned clips, leaves of at least this many dimensions are quantized.
       rules: as of `qat`: a pattern on layer paths to the format of the leaves in a layer, or to `float32`, which sends
         them as they are; first match wins. None: those of the run (`config.format_rules`), none outside of one.
 
@@ -80,7 +80,7 @@ def fp8(
         return by_layer.of(layer_of(name))
 
     def grid(name: str) -> Format:
-        """Of a leaf that is quantized."""
+        """Format of a leaf that is quantized."""
         return format_of(name) or by_layer.rest
 
     def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], set[str]]:
@@ -94,16 +94,16 @@ def fp8(
         large = [n for n, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(n)]
         whole = [n for n in large if n.split("/")[0] not in with_clips and n not in single]
         alphas = {n: scales.max_abs(leaves[n]) for n in whole if format_of(n)}
-        learnt = {n: leaves[c] for n, c in pairs.items() if format_of(n)}
+        learned = {n: leaves[c] for n, c in pairs.items() if format_of(n)}
         if clip == "raised":
-            learnt = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learnt.items()}
-            sent = {pairs[n]: alpha for n, alpha in learnt.items()}
+            learned = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learned.items()}
+            sent = {pairs[n]: alpha for n, alpha in learned.items()}
             tree = trees.map_named(lambda name, x: sent.get(name, x), tree)
-        return tree, alphas | learnt, set(learnt)
+        return tree, alphas | learned, set(learned)
 
     def encode(key, state, tree):
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(trees.named_leaves(tree))}
-        tree, alphas, learnt = prepare(tree)
+        tree, alphas, learned = prepare(tree)
         if alphas or rules:
             by_layer.record("codec fp8", [layer_of(name) for name in keys])
 
@@ -111,7 +111,7 @@ def fp8(
             if name not in alphas:
                 return x
             codes = scales.encode(x, alphas[name], grid(name), keys[name] if rounding == "stochastic" else None)
-            return Quantized(codes, None if name in learnt else alphas[name])
+            return Quantized(codes, None if name in learned else alphas[name])
 
         return trees.map_named(encode_leaf, tree), state
 
@@ -145,7 +145,7 @@ def fp8(
 
     def measure(tree, decoded):
         """Fractions over all quantized leaves: values beyond their clip, and squared error over squared norm."""
-        _, alphas, learnt = prepare(tree)
+        _, alphas, learned = prepare(tree)
         leaves, got = trees.named_leaves(tree), trees.named_leaves(decoded)
         if not alphas:
             return {}
@@ -157,7 +157,7 @@ def fp8(
             return jnp.sum(jnp.abs(leaves[name]) > scales.floor_alpha(alphas[name]) * BEYOND, dtype=jnp.float32)
 
         # Nothing lies beyond a clip that is the largest value or was raised to it.
-        may_clip = learnt if clip == "learnt" else ()
+        may_clip = learned if clip == "learned" else ()
         count = jnp.float32(sum(leaves[n].size for n in alphas))
         error = total(lambda n: trees.squared_distance(got[n], leaves[n]))
         norm = total(lambda n: jnp.sum(jnp.square(leaves[n])))

@@ -19,7 +19,7 @@ from fedjax8.types import Codec, PyTree, check_codec
 
 
 @struct.dataclass
-class Parts:
+class MessagesByPath:
     """Messages of the parts. Structure and names of the tree they came from are static: both sides know them."""
 
     messages: tuple[PyTree, ...]
@@ -71,7 +71,7 @@ def per_path(rules: Mapping[str, Codec], default: Codec) -> Codec:
         keys = jax.random.split(key, len(codecs))
         done = [c.encode(k, s, p) for c, k, s, p in zip(codecs, keys, state, split(tree), strict=True)]
         messages, states = zip(*done, strict=True)
-        return Parts(messages, jax.tree.structure(tree), tuple(trees.named_leaves(tree))), states
+        return MessagesByPath(messages, jax.tree.structure(tree), tuple(trees.named_leaves(tree))), states
 
     def join(parts, structure, names):
         leaves = {name: leaf for part in parts for name, leaf in part.items()}

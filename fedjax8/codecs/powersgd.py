@@ -36,7 +36,7 @@ class LowRank:
     q: Array
     """float32 `[m, r]`, Q / 2**h with 2**h the power of two at or above sqrt(n), so that it never exceeds float32."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
-    """Of the leaf."""
+    """Shape of the leaf."""
 
 
 def powersgd(rank: int = 2, *, min_rate: float = 2.0, seed: int = 0) -> Codec:
@@ -44,7 +44,7 @@ def powersgd(rank: int = 2, *, min_rate: float = 2.0, seed: int = 0) -> Codec:
 
     Args:
       rank: r, columns of P and Q.
-      min_rate: matrices that would not become smaller by at least this factor are sent as they are (2 in the authors'
+      min_rate: matrices that would not become smaller by at least this factor are sent unchanged (2 in the authors'
         code). From 1 on, which is the least, no rank exceeds a side of a matrix that is sent as a product.
       seed: of the first Q.
 

@@ -22,13 +22,13 @@ from fedjax8.types import Array, Codec, PyTree
 
 
 @struct.dataclass
-class Drawn:
+class RandomEntries:
     """A message; one entry in `values` for the model, or for each tensor."""
 
     values: tuple[Array, ...]
     """float32 `[1, k]` (or as another codec left them), unscaled."""
     seed: Array | None
-    """uint32 `[2]`: what the positions are drawn from; None where all values are sent."""
+    """uint32 `[2]`: seed of the positions; None where all values are sent."""
     others: tuple[PyTree, ...]
     """Leaves that pass through."""
     layout: _flat.Layout = struct.field(pytree_node=False)
@@ -44,7 +44,7 @@ def randomk(share: float = 0.01, *, count: int | None = None, scope: str = "mode
       scaled: whether the receiver multiplies by d/k.
 
     Guarantees: fixed size; unbiased if scaled; unscaled, a value arrives exactly or as zero. Positions are those of the
-    largest of d hashed counters, hence uniform as far as 31 random bits tell values apart.
+    largest of d hashed counters, hence uniform as far as 31 random bits distinguish values.
     Measures `quantization_error`.
     """
     _flat.check_kept(share, count)
@@ -59,17 +59,17 @@ def randomk(share: float = 0.01, *, count: int | None = None, scope: str = "mode
         ]
 
     def everything(sizes):
-        """Whether all is sent, because a share and the seed would be no smaller."""
+        """Whether all values are sent, because a share and the seed would be no smaller."""
         return 4 * sum(_flat.number_kept(n, share, count) for n in sizes) + 8 >= 4 * sum(sizes)
 
     def encode(key, state, tree):
         vectors, others, layout = _flat.flatten(tree, scope)
         sizes = _flat.group_sizes(layout)
         if everything(sizes):
-            return Drawn(tuple(x[None] for x in vectors), None, others, layout), state
+            return RandomEntries(tuple(x[None] for x in vectors), None, others, layout), state
         seed = jax.random.bits(key, (2,), jnp.uint32)
         values = tuple(x[None, at] for x, at in zip(vectors, draw(seed, sizes), strict=True))
-        return Drawn(values, seed, others, layout), state
+        return RandomEntries(values, seed, others, layout), state
 
     def decode(state, message):
         sizes = _flat.group_sizes(message.layout)

@@ -53,7 +53,7 @@ class Rotated:
     step: Array
     """float32 scalar, step / 2**(h + 1)."""
     key: Array
-    """uint32 `[2]`: what the rotation is drawn from."""
+    """uint32 `[2]`: key of the rotation."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
 
 

@@ -3,13 +3,13 @@
     importance of block b = ||x_b||_2 / |b|;   by falling importance, keep b if the kept size stays <= (1 - dropout) d
 
 FedOBD (Chen et al., arXiv 2208.05174), the greedy walk as in the authors' code: a block that does not fit is passed
-over and the walk goes on. It acts on updates, where x is new minus old; for parameters use it inside `delta`. What is
-one block is said by path patterns, else by the model's top-level modules.
+over and the walk goes on. It acts on updates, where x is new minus old; for parameters use it inside `delta`. Path
+patterns define the blocks, else the model's top-level modules do.
 
-Ours: a block that takes more than half of what may be sent is cut into pieces of at most that size, ranges of rows of
+Ours: a block that takes more than half of the budget is cut into pieces of at most that size, ranges of rows of
 its matrices, and the walk chooses among pieces. Whole, a layer that holds most of a small model would never be sent:
 it does not fit, or not beside the small blocks, whose norm per value is larger. Deep models of similar blocks are not
-cut. What is left out of one update comes later inside `error_feedback` (or `delta`), and only there.
+cut. Blocks left out of one update come later inside `error_feedback` (or `delta`), and only there.
 
 Message: `Sections`, a bit per piece and the inner codec's messages of the pieces that are kept. Leaves that are not
 float32 are always sent.
@@ -38,14 +38,14 @@ class Kept:
     """A message. Structure, names and pieces of the tree are static: both sides know them."""
 
     sections: Sections
-    """Pieces, each as the inner codec's message of a dict from path name to what the piece holds of a leaf."""
+    """Pieces, each as the inner codec's message of a dict from path name to the piece's values of a leaf."""
     others: dict[str, Array]
     """Leaves that are not float32."""
     structure: Any = struct.field(pytree_node=False)
     names: tuple[str, ...] = struct.field(pytree_node=False)
-    pieces: tuple[tuple[_pieces.Part, ...], ...] = struct.field(pytree_node=False)
+    pieces: tuple[tuple[_pieces.Slice, ...], ...] = struct.field(pytree_node=False)
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = struct.field(pytree_node=False)
-    """Of the float32 leaves, by path name."""
+    """Shapes of the float32 leaves, by path name."""
 
 
 def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> Codec:
@@ -53,7 +53,7 @@ def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> C
 
     Args:
       codec: encodes each piece by itself. Its state of a piece that is left out stays as it is.
-      dropout: lambda of the paper, from 0 up below 1: fraction of the values that is left out at least (0.3 in the
+      dropout: lambda of the paper, from 0 to below 1: fraction of the values that is left out at least (0.3 in the
         authors' code).
       blocks: shell-style patterns on path names, such as `*/layer_1/*`; leaves that match the same pattern first are
         one block. Leaves that match none belong to the block of their module, the second part of their path: the
@@ -61,22 +61,22 @@ def skip(codec: Codec, dropout: float = 0.3, *, blocks: Sequence[str] = ()) -> C
 
     Guarantees: the size depends on data (`Sections`) and is at most the inner codec's of all pieces and a bit per
     piece; a piece arrives as the inner codec decodes it or as zeros; every piece has room for itself and as much again.
-    Measures what the inner codec measures, over all pieces.
+    Has the inner codec's measures, over all pieces.
 
     Raises:
       UserError: when the run is set up, if a pattern matches no leaf, naming the nearest path, or if the budget is
-        smaller than the least that a block can be cut into.
+        smaller than the smallest piece of a block.
     """
     check_codec(codec)
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be from 0 up below 1, where nothing would be sent; got {dropout!r}")
+        raise ValueError(f"dropout must be from 0 to below 1, at which nothing would be sent; got {dropout!r}")
     patterns = (blocks,) if isinstance(blocks, str) else tuple(blocks)
 
     def block_of(name):
         matches = (p for p in patterns if fnmatch.fnmatchcase(name, p))
         return ("pattern", pattern) if (pattern := next(matches, None)) else ("module", name.split("/")[:2][-1])
 
-    def split(tree: PyTree) -> tuple[dict[str, Array], dict[str, Array], list[tuple[_pieces.Part, ...]]]:
+    def split(tree: PyTree) -> tuple[dict[str, Array], dict[str, Array], list[tuple[_pieces.Slice, ...]]]:
         """The float32 leaves, the others, and the pieces of the blocks."""
         named = trees.named_leaves(tree)
         leaves = {name: x for name, x in named.items() if trees.is_float32(x)}

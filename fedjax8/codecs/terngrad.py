@@ -8,7 +8,7 @@ zero for a leaf that is constant or has one element, which would then be erased;
 zero, where the two agree.
 
 Guarantees, per leaf: E[x^] = c, so that the codec is unbiased without a clip. With one it is not: of normal values 1.2
-percent lie beyond 2.5 sigma, of sparse ones nearly all that counts may. Values in {-a, 0, a};
+percent lie beyond 2.5 sigma, of sparse ones nearly all large ones may. Values in {-a, 0, a};
 E(x^ - x)**2 = |x| (a - |x|), and |x^ - x| <= max(|x|, a - |x|), for |x| <= a; |x| - a beyond.
 
 Message layout per leaf of n values: codes 0, 1, 2 for 0, a, -a; `plain`: 2 bits each, ceil(n / 4) bytes; `base3`: five

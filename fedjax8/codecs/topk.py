@@ -1,4 +1,4 @@
-"""Top-k: the k values of largest magnitude and where they stand; the rest decodes to zero.
+"""Top-k: the k values of largest magnitude and their positions; the rest decodes to zero.
 
     x^_j = x_j if |x_j| is among the k largest, else 0;      ||x - x^||^2 <= (1 - k/d) ||x||^2
 

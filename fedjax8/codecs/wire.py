@@ -1,7 +1,7 @@
 """Messages as bytes, to leave the simulator with: versioned, checked, without pickle, as long as the simulator counts.
 
 Both sides know the codec and the tree's shapes, hence structure, shapes and dtypes of a message. So the body is the
-bytes of its leaves in tree order and nothing else, and `len(pack(message)) - HEADER_BYTES` is what the ledger counts.
+bytes of its leaves in tree order and nothing else, and `len(pack(message)) - HEADER_BYTES` is the ledger's count.
 The layout is this project's choice; every number is little-endian:
 
     offset  bytes  field
@@ -17,7 +17,7 @@ An element of the body is its bytes as NumPy has them: 1 for bool (0 or 1) and f
 high bits are 0), real part first for complex. A `types.Sections` node is `present`, then the parts whose bit is 1.
 
 The checksum finds accidents, not attackers: authenticate the channel. Hostile bytes raise `WireError` all the same, or
-give a message of the known shapes, and what is allocated is bounded by these shapes.
+give a message of the known shapes, and allocations are bounded by these shapes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ ZLIB = 1
 """Flag: the body is a zlib stream."""
 _HEADER, _CHECKSUM = struct.Struct("<4sHH8sQ"), struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECKSUM.size
-"""28: what `pack` adds to a message."""
+"""28: the bytes that `pack` adds to a message."""
 _CHUNK = 1 << 20
 
 
@@ -55,7 +55,7 @@ def pack(message: PyTree, compress: str | None = None) -> bytes:
     """The message as bytes: a header of `HEADER_BYTES`, then `size(message)` bytes, or fewer if compressed.
 
     Args:
-      message: what a codec's `encode` returned, concrete arrays of JAX or NumPy.
+      message: the message of a codec's `encode`, concrete arrays of JAX or NumPy.
       compress: None or `zlib`, which is used only where it makes the message shorter.
 
     Raises:
@@ -90,7 +90,7 @@ def unpack(data: bytes | bytearray | memoryview, like: PyTree) -> PyTree:
     Raises:
       WireError: if `data` is truncated, altered, of another version or another model, or not in the one form that
         `pack` writes. Nothing larger than the message that is expected is allocated.
-      UserError: if `like` is not what a message can be.
+      UserError: if `like` cannot be a message.
     """
     data = _view(data)
     flags, name = _check_header(data)

@@ -1,7 +1,7 @@
 """Random image augmentation on the device: `augment(key, x) -> x` on batches [B, H, W, C], pure and jit-able.
 
-Every example gets its own draw, the shape and dtype stay, and the same key gives the same result. What was
-drawn can be had on its own (`flip_choices`, `crop_offsets`), for tests and for figures.
+Every example gets its own draw, the shape and dtype stay, and the same key gives the same result. The draws can be had
+on their own (`flip_choices`, `crop_offsets`), for tests and for figures.
 
     augment = chain(crop(padding=4), flip())
     x = augment(key, x)

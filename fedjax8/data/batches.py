@@ -127,7 +127,7 @@ def poisson_count(key: Key, batch_size: int, size: Array) -> Array:
     return jnp.where(size <= batch_size, size, drawn)
 
 
-def _poisson_places(plan: BatchPlan, key: Key, step: Array, size: Array) -> tuple[Array, Array]:
+def _poisson_places(plan: BatchPlan, key: Key, step: Array | int, size: Array) -> tuple[Array, Array]:
     """Places in 0 .. size - 1 `[lanes]`, and how many of them, the first, are in the sample."""
     order_key, count_key = jax.random.split(jax.random.fold_in(key, step))
     count = poisson_count(count_key, plan.batch_size, size)
@@ -135,7 +135,7 @@ def _poisson_places(plan: BatchPlan, key: Key, step: Array, size: Array) -> tupl
     return shuffled(order_key, lane % jnp.maximum(count, 1), size), count
 
 
-def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array) -> Batch:
+def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array | int) -> Batch:
     """Batch number `step` of a client: columns `[B, ...]` and `mask` float32 `[B]`.
 
     The order is drawn anew from `key` for every epoch, or is that of the data where `key` is None. A batch that is not

@@ -1,8 +1,8 @@
 """Rows and labels, checked where they enter: on the host, by passes over whole columns.
 
 Every message says what was given, what is allowed and what to try. Where rows lie in memory they are checked once,
-before they are used; where they lie on disk those that are read are checked when they are read, and starts and sizes,
-which decide what is read, from end to end.
+before they are used; on disk, rows are checked as they are read, and starts and sizes, by which they are found, from
+end to end.
 """
 
 import logging
@@ -21,7 +21,7 @@ _NATIVE = "column.astype(column.dtype.newbyteorder('='))"
 
 
 def check_columns(columns: Mapping[str, np.ndarray], where: str) -> None:
-    """UserError unless all columns are NumPy arrays of numbers that a device can hold, with an axis of rows."""
+    """Raises UserError unless all columns are NumPy arrays of numbers that a device can hold, with an axis of rows."""
     if not isinstance(columns, Mapping):
         raise UserError(
             f"{where}: columns are {kind_of(columns)}; give a mapping of names to arrays, such as {{'x': x, 'y': y}}"
@@ -44,7 +44,8 @@ def check_columns(columns: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def check_representable(columns: Mapping[str, np.ndarray], where: str) -> None:
-    """UserError where 32 bits, which devices compute in, cannot hold the numbers of a 64-bit column in memory."""
+    """Raises UserError where 32 bits, in which devices compute, cannot hold the numbers of a 64-bit column in
+    memory."""
     for name, column in columns.items():
         if column.dtype.kind in "iu" and column.dtype.itemsize >= 4 and column.dtype != np.int32:
             check_int32(column, f"{where}: column {name!r}")
@@ -58,14 +59,14 @@ def check_representable(columns: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def check_int32(values: np.ndarray, where: str) -> None:
-    """UserError where integers are beyond 32 bits, the widest that devices hold."""
+    """Raises UserError where integers are beyond 32 bits, the widest that devices hold."""
     low, high = extremes(values)
     if values.size and (low < _INT32.min or high > _INT32.max):
         raise UserError(f"{where} runs from {low} to {high}, beyond 32-bit integers; number the values anew from 0")
 
 
 def check_finite(columns: Mapping[str, np.ndarray], where: str) -> None:
-    """UserError that names the first row with NaN or an infinity in a floating column."""
+    """Raises UserError naming the first row with NaN or an infinity in a floating column."""
     for name, column in columns.items():
         if column.dtype.kind != "f" or finite(column):
             continue
@@ -91,7 +92,8 @@ def finite(values: np.ndarray) -> bool:
 
 
 def check_classes(labels: np.ndarray, num_classes: int, where: str, lowest: int = 0) -> None:
-    """UserError unless labels are integers from `lowest` (-1 where positions may have none) to below `num_classes`."""
+    """Raises UserError unless labels are integers from `lowest` (-1 where positions may have none) to below
+    `num_classes`."""
     check_label_kind(labels, where)
     low, high = extremes(labels)
     if labels.size and (low < lowest or high >= num_classes):
@@ -103,7 +105,7 @@ def check_classes(labels: np.ndarray, num_classes: int, where: str, lowest: int 
 
 
 def check_label_kind(labels: np.ndarray, where: str) -> None:
-    """UserError unless labels are integers."""
+    """Raises UserError unless labels are integers."""
     if labels.dtype.kind not in "iu":
         raise UserError(
             f"{where} labels are {labels.dtype} {labels.shape}; they must be integers{label_advice(labels)}"
@@ -111,7 +113,7 @@ def check_label_kind(labels: np.ndarray, where: str) -> None:
 
 
 def label_advice(labels: np.ndarray) -> str:
-    """What to try with labels of another kind or shape, beginning with `; `, or nothing."""
+    """Advice on labels of another kind or shape, beginning with `; `, or empty."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         return "; try labels[:, 0]"
     if labels.ndim == 2 and labels.dtype.kind in "biuf":
@@ -124,7 +126,7 @@ def label_advice(labels: np.ndarray) -> str:
 
 
 def count_classes(labels: Mapping[str, np.ndarray], where: str) -> int:
-    """Largest label + 1 over all parts. Classes that never occur are said, and refused where they are nine of ten.
+    """Largest label + 1 over all parts. Classes that never occur are reported, and refused where they are nine of ten.
 
     Args:
         labels: part -> integers, perhaps with -1 for none; not empty.
@@ -147,7 +149,7 @@ def count_classes(labels: Mapping[str, np.ndarray], where: str) -> int:
 
 
 def _count_different(labels: Sequence[np.ndarray], most: int) -> int:
-    """How many of the labels 0 .. most - 1 occur."""
+    """Number of the labels 0 .. most - 1 that occur."""
     if most > _VALUES_AT_ONCE:
         return len(set().union(*(np.unique(part[part >= 0]).tolist() for part in labels)))
     present = np.zeros(most, bool)
@@ -169,7 +171,7 @@ def extremes(values: np.ndarray) -> tuple[Any, Any]:
 
 
 def common_length(columns: Mapping[str, np.ndarray], where: str, numbered: bool = True) -> int:
-    """Of all columns; `numbered` rows must have int32 numbers."""
+    """The length of all columns; `numbered` rows must have int32 numbers."""
     if not columns:
         raise UserError(f"{where}: no columns given; at least one is needed")
     lengths: dict[str, Any] = {name: len(column) if np.ndim(column) else None for name, column in columns.items()}
@@ -182,7 +184,7 @@ def common_length(columns: Mapping[str, np.ndarray], where: str, numbered: bool 
 
 
 def check_windows(starts: np.ndarray, sizes: np.ndarray, positions: int, what: str) -> None:
-    """UserError unless `starts` int64 and `sizes` int32 of some clients lie within 0 .. `positions`."""
+    """Raises UserError unless `starts` int64 and `sizes` int32 of some clients lie within 0 .. `positions`."""
     # Not starts + sizes, which may overflow.
     if len(starts) and (sizes.min() < 0 or starts.min() < 0 or (starts > positions - sizes.astype(np.int64)).any()):
         raise UserError(
@@ -192,7 +194,7 @@ def check_windows(starts: np.ndarray, sizes: np.ndarray, positions: int, what: s
 
 
 def kind_of(value: Any) -> str:
-    """`a list of 3`, `a jax Array`: what was given, in a word or two."""
+    """`a list of 3`, `a jax Array`: the kind of a value, in a word or two."""
     kind = type(value)
     home = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} "
     length = f" of {len(value)}" if isinstance(value, list | tuple | dict) else ""

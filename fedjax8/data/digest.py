@@ -1,7 +1,8 @@
-"""What tells two data sets apart, at little cost: enough to notice that files were replaced between stop and go.
+"""Digests of data sets, at little cost: enough to notice that files were replaced before a run is resumed.
 
-Arrays up to `WHOLE` bytes are read in full. Of larger ones, and of folders that are mapped and not read, it is rows
-evenly spaced, with the shape and dtype: another set, another order or another split is noticed, one mended row is not.
+Arrays up to `WHOLE` bytes are read in full. Of larger ones, and of folders that are mapped and not read, evenly
+spaced rows count, with the shape and dtype: another set, another order or another split is noticed, one mended row is
+not.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ SAMPLED = 512
 
 
 def digest(dataset: Dataset, clients: FederatedData) -> dict[str, str]:
-    """`{"train.x": "uint8 [60000, 28, 28] 1f0c...", ..., "clients.sizes": ...}`: training and test columns, and who
-    owns which rows. Equal data give equal text on every machine."""
+    """`{"train.x": "uint8 [60000, 28, 28] 1f0c...", ..., "clients.sizes": ...}`: training and test columns, and the
+    owners of rows. Equal data give equal text on every machine."""
     parts: dict[str, Mapping[str, Any]] = {
         "train": clients.columns,
         "test": dataset.test,

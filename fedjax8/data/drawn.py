@@ -12,7 +12,7 @@ import numpy as np
 
 _STREAM = 0xD12A3
 IMAGE_MEAN, IMAGE_STD = (0.5,), (0.25,)
-"""Of x / 255 of any images: the middle of their range, which lies two deviations to either side."""
+"""Mean of x / 255 of any images: the middle of their range, two deviations to either side."""
 
 
 def drawn_rows(
@@ -23,11 +23,11 @@ def drawn_rows(
     std: Sequence[float] | None = None,
     num_classes: int = 1,
 ) -> dict[str, np.ndarray]:
-    """So many rows with the row shapes and dtypes of `columns`.
+    """Columns of `rows` drawn rows, with the row shapes and dtypes of `columns`.
 
     Args:
       columns: name -> [N, ...]; no value is read.
-      rows: how many.
+      rows: their number.
       mean: per channel, of x / 255 where columns are uint8; by default 0, or of images `IMAGE_MEAN`.
       std: likewise; 1, or `IMAGE_STD`.
       num_classes: symbols and labels to draw from.

@@ -36,7 +36,7 @@ _CLIPS_AT_ONCE = 16  # 16 s of speech at a time keep the work arrays near 5 MB, 
 
 
 class FeatureSettings(NamedTuple):
-    """All that the features depend on; `check` says what must hold."""
+    """Settings of the features; `check` has their limits."""
 
     sample_rate: int = 16_000  # Hz
     window_samples: int = 480

@@ -1,6 +1,6 @@
 """A data set, and the same data seen as clients.
 
-`Dataset` is what a source returns. A partition gives every training row an owner, and
+A source returns a `Dataset`. A partition gives every training row an owner, and
 `FederatedData.from_owners` turns that into clients: row numbers grouped by client, with a start and a size
 for each. Clients are windows into one row order, so millions of them can share one pool of rows at twelve
 bytes a client; a partition may also give the windows themselves. Where rows lie client by client, as in a
@@ -33,9 +33,9 @@ _GATHER_BYTES = 1 << 26  # of rows that are held twice while they are read in an
 
 
 class Windows(NamedTuple):
-    """Clients as windows into one row order, the fields of `FederatedData` that say who owns which rows."""
+    """Clients as windows into one row order: the fields of `FederatedData` that give rows their owners."""
 
-    order: np.ndarray | None  # [M] int32 row numbers; None for rows as they lie
+    order: np.ndarray | None  # [M] int32 row numbers; None for rows client by client
     starts: np.ndarray  # [K] int64
     sizes: np.ndarray  # [K] int32
 
@@ -45,9 +45,9 @@ NO_TARGET = -1
 
 
 class Dataset(NamedTuple):
-    """Training and test rows of one data set, with what a model needs to know about them.
+    """Training and test rows of one data set, with their normalization and number of classes.
 
-    A row has one label, or, as a sequence [T, ...], a label at each of its T positions. What counts is the row:
+    A row has one label, or, as a sequence [T, ...], a label at each of its T positions. The row is the unit:
     its loss and its accuracy are means over its labels that are not `NO_TARGET`.
 
     Invariants (`validate` checks them): the columns of a part have equal length, at least one row; `y` is
@@ -68,7 +68,7 @@ class Dataset(NamedTuple):
 
     @property
     def num_natural_clients(self) -> int:
-        """How many different natural clients own training rows; 0 where the set has none."""
+        """Number of natural clients that own training rows; 0 where the set has none."""
         if self.clients is not None:
             return len(self.clients.starts)
         return 0 if self.owners is None else len(np.unique(self.owners))
@@ -124,11 +124,11 @@ class Dataset(NamedTuple):
 class FederatedData:
     """Rows grouped by client: client c owns rows `order[starts[c] : starts[c] + sizes[c]]` of every column.
 
-    Without an `order`, rows are where they lie: client c owns rows `starts[c] : starts[c] + sizes[c]`.
+    Without an `order`, rows lie client by client: client c owns rows `starts[c] : starts[c] + sizes[c]`.
 
     Checked when made: columns have equal length, `order` holds valid row numbers, every window lies inside
-    `order`. Windows may overlap (clients that share rows) and may be empty. `checked=True` says that this is
-    known, and skips what would read `order`, `starts` and `sizes` from end to end.
+    `order`. Windows may overlap (clients that share rows) and may be empty. `checked=True` skips the
+    checks that would read `order`, `starts` and `sizes` from end to end.
     """
 
     columns: Mapping[str, np.ndarray]  # name -> [N, ...]
@@ -190,7 +190,7 @@ class FederatedData:
 
     @property
     def num_clients(self) -> int:
-        """K."""
+        """K, the number of clients."""
         return len(self.starts)
 
     @property
@@ -272,7 +272,7 @@ class FederatedData:
         return dataclasses.replace(self, starts=self.starts[clients], sizes=self.sizes[clients], checked=True)
 
     def label_counts(self, num_classes: int) -> np.ndarray:
-        """[K, num_classes] int32: how many rows of each class in column `y` each client holds.
+        """[K, num_classes] int32: rows of each class in column `y` by client.
 
         Running totals along `order` make this cost (M + K) per class, however much the clients overlap.
         """
@@ -316,7 +316,7 @@ def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
     """
     if dataset.owners is None or dataset.test_owners is None:
         raise UserError(
-            f"{dataset.name} does not say which natural client each train and test row belongs to; "
+            f"{dataset.name} does not name the natural client of each train and test row; "
             "per-client test sets need that"
         )
     client_of = np.full(int(max(dataset.owners.max(), dataset.test_owners.max())) + 1, -1, np.int32)

@@ -1,4 +1,4 @@
-"""Held-out rows by client: the test rows that a client's own model is measured on.
+"""Held-out rows by client: test rows for the evaluation of a client's own model.
 
 Where the data set names the natural client of each test row, and the split keeps natural clients together, they are the
 client's own (`natural`). Else test rows are dealt by the labels that clients train on (`dealt`):
@@ -8,8 +8,8 @@ client's own (`natural`). Else test rows are dealt by the labels that clients tr
 so that label and size skew of a client are those of its training rows, by whichever partition. Shares are rounded down
 or up to whole rows, at random so that they are met in expectation; no test row goes to two clients. Rows of a label
 that nobody trains on go to nobody, and a client whose shares come to nothing has no held-out rows. Rows with a label at
-every position are dealt by sizes alone. What else may differ between clients, such as the inputs of windows of a file,
-is not followed. The rule is this project's; where a partition cuts shards, dealing test rows by the same shards, as is
+every position are dealt by sizes alone. Other differences between clients, such as the inputs of windows of a file,
+are not followed. The rule is this project's; where a partition cuts shards, dealing test rows by the same shards, as is
 usual, gives the same labels in the same shares.
 """
 

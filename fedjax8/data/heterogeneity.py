@@ -1,4 +1,4 @@
-"""How unequal a split is: distance of each client's label distribution to the global one, and client sizes.
+"""Measures of skew: distance of each client's label distribution to the global one, and client sizes.
 
 With p the label distribution of a client, g that of all clients' rows pooled, and m = (p + g) / 2,
 

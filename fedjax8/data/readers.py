@@ -1,9 +1,9 @@
 """Readers for the file formats data sets come in: idx, CIFAR binary, npz and wav.
 
-Each returns NumPy arrays as stored. A file that is not what it should be raises a `UserError` that names the
-file and says what is wrong with it, whatever is in it: sizes that a header promises are held against those of the file
-before memory is taken for them, and what unpacks to more than a file of its kind may is not unpacked. Nothing is ever
-unpickled and archives are read in place, never extracted.
+Each returns NumPy arrays as stored. A damaged or wrong file raises a `UserError` that names the
+file and the problem, whatever is in it: sizes that a header promises are held against those of the file
+before memory is taken for them, and a member that would unpack to more than a file of its kind may is refused. Nothing
+is ever unpickled and archives are read in place, never extracted.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from fedjax8.errors import UserError
 
 MAP_ABOVE_BYTES = 1 << 30  # npz members this large are mapped rather than read, where they are stored uncompressed
 MOST_EXPANSION = 1032
-"""Most bytes that deflate makes of one."""
+"""Most bytes into which deflate expands one."""
 MOST_UNPACKED_BYTES = 1 << 32
 """Of a compressed array or archive; larger ones are stored uncompressed, and then mapped."""
 MOST_MEMBER_BYTES = 1 << 30
@@ -250,7 +250,7 @@ def _read(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _reading(path: Path, problem: str) -> Iterator[None]:
-    """What goes wrong in the block is the file's fault: a `UserError` that names it and the problem.
+    """Turns errors in the block into a `UserError` that names the file and the problem.
 
     Decoders of formats, given damaged or hostile files, raise almost anything.
     """

@@ -7,9 +7,9 @@ A folder holds
     sizes.npy           int32 [K]
     columns/NAME.npy    [M, ...], rows in the order of the clients
 
-so one client's rows lie side by side and are one read, and no order has to be kept. The files are what `numpy.load`
-reads. A folder is written under another name and renamed once complete. Opening it reads the headers, starts and sizes,
-which are checked; rows are checked by who reads them.
+so one client's rows lie side by side and are one read, and no order has to be kept. `numpy.load` reads the files. A
+folder is written under another name and renamed once complete. Opening it reads the headers, starts and sizes, which
+are checked; rows are checked when they are read.
 
     save_clients(({"x": x, "y": y} for x, y in my_users), "data/reddit/train")
     data = open_federated("data/reddit/train")
@@ -97,7 +97,7 @@ def open_federated(folder: str | Path) -> FederatedData:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """What `federated.json` says; UserError where there is none, one of another format, or a damaged one.
+    """The content of `federated.json`; UserError where there is none, one of another format, or a damaged one.
 
     Columns come as name -> (dtype, row shape).
     """
@@ -183,7 +183,7 @@ class _Column:
 
 
 class _Writer:
-    """Of the files in `part`, which becomes `folder`."""
+    """Writer of the files in `part`, which becomes `folder`."""
 
     def __init__(self, part: Path, folder: Path):
         self._part, self._folder, self._rows, self._blocks = part, folder, 0, 0
@@ -253,7 +253,7 @@ def _new_folder(folder: Path) -> Iterator[_Writer]:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Only around what writes: the caller's clients may come from files as well, and fail on their own account."""
+    """Turns errors of writing into UserError; not around the caller's clients, which may fail on their own account."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,10 @@
-"""A validation part: training rows that no client trains on, for choosing settings and for deciding when to stop.
+"""A validation part: held-out training rows, for the choice of settings and for early stopping.
 
     of rows      of client k floor(f n_k + u_k) rows are held out, u_k uniform in [0, 1), but one stays: f in the mean
     of clients   round(f K) clients, at least one, take no part with all their rows
 
-Which rows or clients these are comes from a random stream of its own, so that the split over clients stays the one that
-it is without a validation part. Test rows are then for reporting alone.
+Which rows or clients these are comes from a random stream of its own, so that the split over clients is the same as
+without a validation part. Test rows are then for reporting alone.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def validation_part(clients: FederatedData, share: float, of: str = "rows", seed
     seen[rows] = True
     if np.count_nonzero(seen) < len(rows):
         raise UserError(
-            "validation needs rows that belong to one client each, and here clients share rows: what is held out for "
+            "validation needs rows that belong to one client each, and here clients share rows: rows held out for "
             "one would be trained on by another; choose another partition, such as dirichlet"
         )
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAM,)))

@@ -1,4 +1,4 @@
-"""An algorithm some of whose clients are lost in every round."""
+"""An algorithm with dropouts in every round."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ def uniform_of(key: Key, ids: Array) -> Array:
 
 
 def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
-    """The algorithm in a world where clients are lost; reports `dropped`, how many were in the round.
+    """The algorithm with dropouts; reports `dropped`, their number in the round.
 
-    Who is late is decided by the exchanges of the round, which know what each client sends. A lost client keeps the
-    state that it had before the round. One that is lost whatever it does is not trained: it costs no time. UserError
-    where everyone must take part in every round.
+    The exchanges of the round, which know each client's bytes, decide who is late. A dropout keeps the state that it
+    had before the round. One that drops out whatever it does is not trained: it costs no time. UserError where everyone
+    must take part in every round.
     """
     lost_of, speeds_of = dropout.lost, dropout.speeds
     if lost_of is None and speeds_of is None:

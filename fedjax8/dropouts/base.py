@@ -1,4 +1,4 @@
-"""What a dropout is."""
+"""The type of dropouts, and the speeds of clients."""
 
 import math
 from collections.abc import Callable
@@ -8,24 +8,24 @@ from fedjax8.types import Array, Key
 
 
 class Speeds(NamedTuple):
-    """How fast the clients of a round are, float32 `[C]` each."""
+    """Speeds of the clients of a round, float32 `[C]` each."""
 
     step_seconds: Array
     """Seconds of a local step."""
     down_bandwidth: Array
-    """Bytes a second that a client receives."""
+    """Bytes a second of a client's downlink."""
     up_bandwidth: Array
-    """Bytes a second that it sends."""
+    """Bytes a second of its uplink."""
 
 
 class Dropout(NamedTuple):
-    """Which clients of a round are lost after they received the model; see `dropouts`."""
+    """The choice of clients that drop out of a round after they received the model; see `dropouts`."""
 
     lost: Callable[[Key, Array], Array] | None = None
-    """`(key of the round, int32 client ids [C]) -> bool [C]`: lost whatever they do. None: nobody."""
+    """`(key of the round, int32 client ids [C]) -> bool [C]`: dropouts whatever they do. None: nobody."""
     speeds: Callable[[Key, Array], Speeds] | None = None
     """`(key of the round, int32 client ids [C]) -> Speeds`. None: nobody is late."""
     deadline: float = math.inf
-    """Seconds from the start of a round; what arrives later is late."""
+    """Seconds from the start of a round; a later message is late."""
     steps: Callable[[Array], Array] = lambda sizes: sizes
     """Client sizes `[C]` to the local steps that a client of that size takes when it trains by its batch plan."""

@@ -1,10 +1,10 @@
-"""Stragglers: a client is late if what it sends arrives after the deadline.
+"""Stragglers: clients whose message arrives after the deadline drop out.
 
     seconds of client i = bytes down / B_down + v_i step_seconds steps_i + bytes up / B_up
 
-v_i = exp(spread u_i), u_i standard normal, is how slow its device is: drawn once for each client, so that the median
-client takes `step_seconds` for a step. Log-normal speeds are a common model (as in FedScale, Lai et al. 2022, arXiv
-2105.11367, whose traces of devices have such tails); the defaults are this project's. `jitter` is the spread of a
+v_i = exp(spread u_i), u_i standard normal, is the slowness of its device: drawn once for each client, so that the
+median client takes `step_seconds` for a step. Log-normal speeds are a common model (as in FedScale, Lai et al. 2022,
+arXiv 2105.11367, whose traces of devices have such tails); the defaults are this project's. `jitter` is the spread of a
 second factor, drawn anew in every round.
 
 Bytes are those that this client receives and sends in this round: of messages that are alternatives its own, without
@@ -34,15 +34,15 @@ def deadline(
     seed: int = 0,
     plan: BatchPlan | None = None,
 ) -> Dropout:
-    """The dropout of clients that are late.
+    """The dropout of stragglers.
 
     Args:
-      seconds: how long a round lasts.
+      seconds: the deadline, from the start of a round.
       step_seconds: of one local step on the median client.
       spread, jitter: standard deviations of the logarithm of a client's slowness, for good and in one round.
       down_bandwidth, up_bandwidth: bytes per second.
-      seed: of the clients' speeds, apart from the run's seed: runs that differ in that have the same devices.
-      plan: how clients cut their rows into steps; without it every example is a step.
+      seed: of the clients' speeds, apart from the run's seed: runs of several seeds have the same devices.
+      plan: the batch plan; without it every example is a step.
     """
     if not (seconds > 0 and step_seconds >= 0 and down_bandwidth > 0 and up_bandwidth > 0 and min(spread, jitter) >= 0):
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Nobody is lost."""
+"""No dropouts: every client sends."""
 
 from fedjax8.dropouts.base import Dropout
 
 
 def none() -> Dropout:
-    """The dropout of nobody."""
+    """The dropout without dropouts."""
     return Dropout()
 
 

@@ -1,6 +1,6 @@
-"""Each client of a round is lost with probability `share`, by itself and anew in every round.
+"""Random dropouts: each client of a round with probability `share`, independently and anew in every round.
 
-Everyone may be lost, and such a round changes nothing.
+All may drop out, and such a round changes nothing.
 """
 
 from fedjax8.dropouts._round import uniform_of

@@ -1,1 +1,1 @@
-"""Rounds as compiled programs: who takes part, their rows, the call, evaluation, client states."""
+"""Rounds as compiled programs: plans, rows, calls, evaluation, client states."""

@@ -1,4 +1,4 @@
-"""What a simulation refuses before it is made: arguments that do not go together."""
+"""Checks of the arguments of `simulate`, by themselves and together."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def check_run(
     rounds_per_call: int | None,
     feed_mode: str,
 ) -> None:
-    """UserError for arguments of `simulate` that cannot be, by themselves or together."""
+    """Raises UserError for arguments of `simulate` that are impossible, by themselves or together."""
     num_clients = data.num_clients
     if seed < 0 or (rounds_per_call is not None and rounds_per_call < 1):
         raise UserError(

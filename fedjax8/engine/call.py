@@ -1,4 +1,4 @@
-"""Some rounds as one program, so that the host is not needed between them.
+"""Several rounds as one program, without the host between them.
 
     for i in 0 .. rounds - 1:   state, states of the cohort <- Algorithm.round(link, state, cohort i, key of the round)
 
@@ -21,19 +21,19 @@ from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Ke
 
 
 class Carried(NamedTuple):
-    """What goes from round to round."""
+    """State between two rounds of a call."""
 
     server: PyTree
     down_states: dict[str, PyTree]
 
 
-class Settings(NamedTuple):
-    """What a call is told, the same on every device."""
+class CallInputs(NamedTuple):
+    """Arguments of a call of several rounds, the same on every device."""
 
     order: PyTree
     """As in `Pool`."""
     root: Key
-    """Of the run: all that is random in a round comes from it, the round and the client."""
+    """Key of the run: every draw in a round comes from it, the round and the client."""
     first: Array | np.integer
     """int32: rounds done before."""
     rounds: Array | np.integer
@@ -50,7 +50,7 @@ class Share(NamedTuple):
     ids: Array | np.ndarray
     """int32 `[R, c]`."""
     slots: Array | np.ndarray
-    """int32 `[R, c]`: where in `states` a client's state is."""
+    """int32 `[R, c]`: place of a client's state in `states`."""
     rows: Rows
     """Leaves `[R, c]`, and the shard's own columns where they are streamed."""
     states: PyTree
@@ -64,23 +64,23 @@ class Begun(NamedTuple):
 
     plan: Plan
     carried: Carried
-    settings: Settings
+    settings: CallInputs
     share: Share
 
 
-class Outcome(NamedTuple):
-    """What a round leaves for the log, or what all of them do, under a leading axis `[R]`."""
+class RoundOutcome(NamedTuple):
+    """Values of a round for the log, or of all rounds of a call, under a leading axis `[R]`."""
 
     report: dict[str, Any]
-    """What the algorithm says."""
+    """The algorithm's report."""
     measured: dict[str, Ratio]
-    """What codecs measured."""
+    """The codecs' measures."""
     sent: dict[Channel, Array]
     """Messages of each kind."""
     left_out: Array
-    """Which clients were: see `left_out.py`."""
+    """Cells of the excluded clients: see `left_out.py`."""
     rejected: Array
-    """bool: the server's new state could not be used, and everything is as it was before the round."""
+    """bool: whether the server's new state was unusable, and the round taken back."""
 
 
 def call_program(
@@ -89,12 +89,12 @@ def call_program(
     downlink: Codec,
     executor: Executor,
     num_clients: int,
-    outcome: Outcome,
+    outcome: RoundOutcome,
     usual: int | None = None,
 ) -> Callable:
     """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
 
-    `outcome` holds the shapes of what one round leaves; `usual` is `cohort_size` where numbers of clients vary.
+    `outcome` holds the shapes of one round's outcome; `usual` is `cohort_size` where numbers of clients vary.
     """
 
     def program(shared, share):
@@ -135,7 +135,7 @@ def call_program(
             usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
             places = jnp.where(usable, slots, most_slots)
             states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
-            left = Outcome(out.report, link.measured, link.sent, link.left_out, ~usable)
+            left = RoundOutcome(out.report, link.measured, link.sent, link.left_out, ~usable)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
             return trees.select(usable, after, carried), states, outcomes
 

@@ -1,10 +1,10 @@
-"""Every client's own model on its own held-out rows: accuracy and loss by client.
+"""Personalized evaluation: accuracy and loss of every client's own model on its own held-out rows.
 
     for each client:   y = Algorithm.personal(server state, memory);   a few local steps on its training rows, if asked
                        sums of loss and metrics over its held-out rows, batch by batch
 
-Clients are mapped as those of a round are, by the executor: over devices and processes, a chunk at a time. Of many
-clients some are evaluated per call, each call as wide as the others, so that one program serves all. Nothing is sent
+The executor maps clients as it does in a round: over devices and processes, a chunk at a time. Many clients are
+evaluated in several calls of equal width, so that one program serves all. Nothing is sent
 and nothing is counted; no state changes.
 """
 
@@ -30,11 +30,11 @@ from fedjax8.types import Algorithm, Array, ClientRows, Executor, Key, Partial, 
 CLIENTS_PER_CALL = 1024
 """Clients of one call on one device, at most: enough for the host's part to vanish."""
 MEMORY_BYTES = 1 << 27
-"""What clients of a call remember, on one device."""
+"""Bytes of the memories of a call's clients, on one device."""
 
 
 class ClientScores(NamedTuple):
-    """What clients' own models are worth on their own held-out rows. `n` clients that have such rows."""
+    """Metrics of clients' own models on their own held-out rows, of the `n` clients that have such rows."""
 
     ids: np.ndarray
     """int32 `[n]`."""
@@ -47,14 +47,14 @@ class ClientScores(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What is evaluated."""
+    """Arguments of a personalized evaluation."""
 
     server: PyTree
     """The algorithm's server state."""
     frozen: PyTree
     """Frozen parameters as initialized, placed on the devices."""
     memories: ClientStates
-    """What clients remember."""
+    """Memories of all clients."""
     ids: np.ndarray
     """int32 `[n]`: different clients."""
     held: FederatedData
@@ -63,7 +63,7 @@ class Asked(NamedTuple):
 
 
 class FineTuning(NamedTuple):
-    """How clients train before they are evaluated."""
+    """Training of clients before they are evaluated."""
 
     steps: int
     """Local steps; 0 for none."""
@@ -72,7 +72,7 @@ class FineTuning(NamedTuple):
     at_once: int
     """Clients that train in one call, at most: as many as in a round, whose rows are known to fit."""
     feed: Callable[[], Feed]
-    """How their rows reach the devices."""
+    """The feed of their rows."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class ClientEvaluation:
     def scores(self, asked: Asked) -> ClientScores:
         """Scores of the clients asked for; see `Simulation.evaluate_clients`."""
         self._check(asked)
-        # By way of the host: of runs side by side, servers' states lie on other devices than what clients remember.
+        # By way of the host: of runs side by side, servers' states lie on other devices than clients' memories.
         asked = asked._replace(server=self.executor.place(jax.device_get(asked.server)))
         sizes = asked.held.windows(asked.ids)[1]
         shown = np.asarray(asked.ids, np.int32)[sizes > 0]
@@ -126,7 +126,7 @@ class ClientEvaluation:
         if steps < 0:
             raise UserError(f"fine_tune_steps is {steps}, but must be at least 0")
         if steps and self.algorithm.privacy(1):
-            raise UserError("fine_tune_steps are not accounted for, and this run states an epsilon; leave them out (0)")
+            raise UserError("fine_tune_steps are not accounted for, and this run states an epsilon; set them to 0")
 
     def _columns(self, held: FederatedData) -> PyTree:
         """The held-out columns on the devices."""
@@ -144,7 +144,7 @@ class ClientEvaluation:
         return shards * padded(min(most, -(-clients // shards)), self.executor.chunk)
 
     def _batch_size(self, asked: Asked, columns: PyTree, largest: int, width: int) -> int:
-        """Rows of a client that are looked at together: all of the largest client's if that fits."""
+        """Rows of a client in one batch: all of the largest client's if they fit."""
         size = min(BATCH_SIZE, 1 << (largest - 1).bit_length())
         at_once = min(self.executor.chunk, width // self.executor.num_shards)
         model = self.algorithm.local.model
@@ -225,5 +225,5 @@ class ClientEvaluation:
 
 
 def _no_rows(plan: Plan) -> Rows:
-    """Stands in for the training rows of those who do not train."""
+    """The feed of clients that do not train: it is never asked."""
     raise AssertionError("nobody trains")

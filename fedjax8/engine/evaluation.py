@@ -30,14 +30,14 @@ def evaluation(
     """`evaluate(variables) -> metrics` over all rows of `columns` (leaves `[N, ...]`).
 
     The model's own `apply` gives `test_loss` and one `test_<name>` per metric (by the name of another `part` if given);
-    a view called v gives `v_test_loss` and so on; what `model.report` says of the parameters stands beside them.
+    a view called v gives `v_test_loss` and so on; the values of `model.report` are among them.
     Batches are spread over devices by `executor`; the last ones are masked. A device works on no more rows at once than
     there are for it, and on no more than `bytes_at_once` allows, whatever the executor's chunk. Raises UserError where
     there are no rows.
     """
     num_rows = len(next(iter(columns.values()), ()))
     if num_rows == 0:
-        raise UserError("evaluation needs at least one row, and was given none: pass held-out rows")
+        raise UserError("evaluation was given no rows, and needs at least one: pass held-out rows")
     placed = executor.place({name: np.asarray(c) for name, c in columns.items()})
     runs = {"": model.apply} | {f"{name}_": view for name, view in model.views.items()}
     rows_of_shard = math.ceil(num_rows / executor.num_shards)

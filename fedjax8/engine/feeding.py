@@ -1,4 +1,4 @@
-"""How clients' rows get to the device: all of them once, or those of the next rounds while the present ones run.
+"""Feeds of clients' rows to the devices: all rows once, or those of the next rounds, prefetched while a call runs.
 
     resident   every device holds all columns; a batch is a gather inside the training step
     streamed   each call brings the rows of its own clients to the device that trains them, read from columns in memory
@@ -29,7 +29,7 @@ MODES = ("auto", "resident", "streamed")
 
 
 class Rows(NamedTuple):
-    """What a call needs to find its clients' rows."""
+    """Places of the clients' rows of a call, and the rows themselves where they are streamed."""
 
     starts: np.ndarray
     """int32 `[shards, R, c]`: first position of each client's rows."""
@@ -45,11 +45,11 @@ class Feed(NamedTuple):
     columns: PyTree
     """Resident columns, leaves `[N, ...]`; empty where rows are streamed."""
     order: PyTree
-    """int32 `[M]`, as in `Pool`; None where rows are where they lie."""
+    """int32 `[M]`, as in `Pool`; None where rows lie client by client."""
     most_rows: int | None
     """Rows of one shard and call, at most; a call of one round may have more."""
     prepare: Callable[[Plan], Rows]
-    """The rows of a plan's clients on this process's shards; none for those who are not waited for."""
+    """The rows of a plan's clients on this process's shards; none for clients that are not waited for."""
 
 
 def feed(
@@ -64,11 +64,11 @@ def feed(
     """The feed of `data` for this machine.
 
     Args:
-      data: columns and who owns which row.
-      executor: whose devices get them.
+      data: columns and the owner of each row.
+      executor: its devices get them.
       columns: gives all columns of `data`, placed on the devices.
       mode: one of `MODES`; ValueError otherwise.
-      rows_a_round: what a usual cohort has on one shard.
+      rows_a_round: rows of a usual cohort on one shard.
       most_rounds: R, the most rounds of a call.
       check: called with rows that are read from disk; raises UserError for those that cannot be used.
     """

@@ -1,7 +1,7 @@
-"""Whether a model and rows go together: checked where rows enter a run, and where they are evaluated.
+"""Checks that a model and rows go together, where rows enter a run and where they are evaluated.
 
-The model is traced, not run. What that tells (how many outputs there are, which numbers of a row are looked up in which
-table, whether raw integers are multiplied) is held against the rows: whole columns in memory when a run is made, those
+The model is traced, not run. The trace (the number of outputs, which numbers of a row are looked up in which table,
+whether raw integers are multiplied) is held against the rows: whole columns in memory when a run is made, those
 on disk block by block as they are read.
 """
 
@@ -36,7 +36,7 @@ class Fit(NamedTuple):
     """Dtype and row shape by name."""
 
     def check(self, columns: Mapping[str, np.ndarray], where: str) -> None:
-        """UserError that names the first value of these rows that the model cannot be given."""
+        """Raises UserError naming the first value of these rows that the model cannot take."""
         check_finite({name: columns[name] for name in ("x", "y") if name in columns}, where)
         if self.num_classes is not None:
             labels = columns["y"]
@@ -54,7 +54,7 @@ class Fit(NamedTuple):
     def on_entry(
         self, columns: Mapping[str, np.ndarray], where: str
     ) -> Callable[[Mapping[str, np.ndarray]], None] | None:
-        """Checks columns in memory; of columns on disk, gives what is to be called with rows that are read."""
+        """None after a check of columns in memory; for columns on disk, the check to call with rows that are read."""
         if any(isinstance(column, np.memmap) for column in columns.values()):
             return lambda read: self.check(read, where)
         self.check(columns, where)
@@ -78,11 +78,11 @@ class Fit(NamedTuple):
 
 
 _last: list[tuple[Model, Any, Fit]] = []
-"""What was traced last: a config's builder asks first, to name its fields, and a run then once more."""
+"""The last trace: a config's builder asks first, to name its fields, and a run then once more."""
 
 
 def fit_of(model: Model, columns: Mapping[str, np.ndarray], what: str = "the model", rows: str = "the data") -> Fit:
-    """How `columns` fit the model; UserError where they do not. Values are not looked at.
+    """The fit of model and `columns`; UserError where they do not go together. Values are not read.
 
     Args:
       model: to be traced, not run.

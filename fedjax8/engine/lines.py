@@ -1,4 +1,4 @@
-"""What a round leaves on the devices, as one line of the log."""
+"""Lines of the log, from the values that a round leaves on the devices."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax8.engine.call import Outcome
+from fedjax8.engine.call import RoundOutcome
 from fedjax8.engine.planning import Plan
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.exchange.left_out import named
@@ -15,7 +15,7 @@ from fedjax8.types import Algorithm, Ratio
 
 
 def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[str, Any]:
-    """One round's metrics: means of the clients' `train_*` sums, cumulative bytes, what algorithm and codecs report.
+    """One round's metrics: means of the clients' `train_*` sums, cumulative bytes, reports of algorithm and codecs.
 
     A `Ratio` becomes a number; one with nothing to divide by is left out.
     """
@@ -35,9 +35,9 @@ def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[s
 
 
 def call_line(
-    algorithm: Algorithm, participants: Participants, plan: Plan, index: int, outcome: Outcome, ledger: Ledger
+    algorithm: Algorithm, participants: Participants, plan: Plan, index: int, outcome: RoundOutcome, ledger: Ledger
 ) -> dict[str, Any]:
-    """The metrics of round `index` of a call, which left `outcome` and this ledger."""
+    """The metrics of round `index` of a call, from its outcome and the ledger after it."""
     number = plan.first + index + 1
     facts: dict[str, Any] = {"padding": plan.padding[index]}
     facts |= {"cohort": plan.asked[index]} if participants.varies else {}

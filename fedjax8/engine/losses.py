@@ -1,4 +1,4 @@
-"""The loss of the present model on each of some clients, for participations that choose by it.
+"""Losses of the present model on candidate clients, for participations that choose by them.
 
 One program, compiled once: candidates are dealt over devices as the clients of a round are, and every client adds up
 the losses of its own batches, rows in their order and the model as it is evaluated.
@@ -57,10 +57,10 @@ def client_losses(
     Args:
       ids: `[n]`, different clients. Another n is another program.
       compiled: a `losses_program`, compiled.
-      feed: how the clients' rows get to the device.
-      executor: what it was compiled for.
+      feed: the feed of the clients' rows.
+      executor: the one it was compiled for.
       participants: of the run.
-      variables: the model, with what of it is frozen.
+      variables: the model, frozen parameters included.
     """
     sizes = participants.clients.windows(ids)[1]
     found = deal(participants.steps(sizes), executor.num_shards, executor.chunk)

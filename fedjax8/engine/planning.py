@@ -1,4 +1,4 @@
-"""Who takes part in the next rounds, on which device, in which order: decided on the host, before the rounds are run.
+"""Plans of the next rounds, made on the host ahead of time: their clients, on which device, in which order.
 
 A *call* is some rounds that run as one dispatch. Its plan is a function of (seed, round) and the clients' sizes alone,
 so that plans can be made ahead of time, by any process, and a resumed run makes the same ones. Where a participation
@@ -11,15 +11,15 @@ reads the state, its plan is one of that too, and of one round.
 The last rule is the longest-processing-time rule (Graham 1969), with one difference: every device has the same number
 of places, so that all rounds have one shape. A client that remembers something stays on one device for a whole call.
 Where that cannot be, or its rows would not fit, the call ends before the round and the next call begins there. Where
-such a client stays is decided for `stay` rounds at a time, from a multiple of that on, whatever calls these rounds are
-run by: how long a call is depends on the clock and on a setting, and the order of sums must not.
+such a client stays is decided for `stay` rounds at a time, from a multiple of that on, whatever calls run these
+rounds: the length of a call depends on the clock and on a setting, and the order of sums must not.
 """
 
 import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -52,9 +52,9 @@ class Plan(NamedTuple):
     padding: tuple[float, ...]
     """Of each round."""
     training: np.ndarray
-    """int32 `[S, R, c]`: `ids` with padding in the place of clients who are not waited for."""
+    """int32 `[S, R, c]`: `ids` with padding in place of clients that are not waited for."""
     asked: tuple[int, ...]
-    """Clients of each round, those who are not waited for included."""
+    """Number of clients of each round, those that are not waited for included."""
 
 
 Losses = Callable[[np.ndarray], np.ndarray]
@@ -68,7 +68,7 @@ def used(table: np.ndarray, padding: int) -> np.ndarray:
 
 
 def rows_seen(plan: BatchPlan, sizes: np.ndarray) -> np.ndarray:
-    """How many rows, not counting padding, a client of each size trains on in one round, repetitions included."""
+    """Rows that a client of each size trains on in one round, repetitions included and padding not."""
     steps, per_epoch = num_steps(plan, sizes), np.maximum(steps_per_epoch(plan, sizes), 1)
     return steps // per_epoch * sizes + np.minimum(steps % per_epoch * plan.batch_size, sizes)
 
@@ -85,7 +85,7 @@ def deal(
     """The clients of one round on `num_shards` shards, in groups of at most `chunk`.
 
     Args:
-      work: `[C]`: what each client costs, such as rows or steps times batch size.
+      work: `[C]`: cost of each client, such as rows or steps times batch size.
       num_shards, chunk: as of the executor.
       useful: `[C]`: the part of `work` that is not padding; default all of it.
       homes: `[C]`: the shard where a client must be, -1 where it may be anywhere.
@@ -139,6 +139,13 @@ def deal(
     return Deal(positions.reshape(num_shards, places), 1.0 - kept / whole if whole else 0.0)
 
 
+class Planner(Protocol):
+    """The plans of a run."""
+
+    def __call__(self, first: int, rounds: int, losses: Losses | None = None) -> Plan:
+        """The plan of at least one and at most `rounds` rounds, from round `first` on."""
+
+
 def planner(
     *,
     participants: Participants,
@@ -148,15 +155,15 @@ def planner(
     most_rounds: int,
     stay: int,
     most_rows: int | None,
-) -> Callable[..., Plan]:
-    """`plan(first, rounds, losses=None) -> Plan` of at least one and at most `rounds` rounds.
+) -> Planner:
+    """The planner of a run.
 
     Args:
-      participants: who takes part in which round.
-      batches: how clients cut their rows into steps; without it work is counted in rows.
+      participants: the selection of clients.
+      batches: the batch plan; without it work is counted in rows.
       most_rounds: R, the most rounds of a call.
-      stay: for how many rounds at a time it is decided on which shard clients are, where these must be on one for a
-        whole call; no call goes beyond them. 0 where clients may be anywhere. 1 for participations that read the state.
+      stay: number of rounds for which a client's shard is decided at a time, where it must stay on one for a whole
+        call; no call goes beyond them. 0 where clients may be anywhere. 1 for participations that read the state.
       most_rows: a call ends before the rows of its clients are more than this on any shard; None for no limit.
     """
 

@@ -8,8 +8,8 @@ Prepared = TypeVar("Prepared")
 
 
 class Prefetch(Generic[Prepared]):
-    """`prepare(first round, rounds)`, begun ahead of time. What was prepared for another call than the one that comes
-    is dropped. Where `ahead` is false nothing is begun, since what it takes is not known before."""
+    """Results of `prepare(first round, rounds)`, begun ahead of time; a result for another call than the one that comes
+    is dropped. With `ahead` false nothing is prefetched, since its arguments are not known before."""
 
     def __init__(self, prepare: Callable[..., Prepared], ahead: bool = True):
         self._prepare, self._ahead = prepare, ahead
@@ -22,7 +22,7 @@ class Prefetch(Generic[Prepared]):
             self._next = (first, count), self._threads.submit(self._prepare, first, count)
 
     def take(self, first: int, count: int, *now: Any) -> Prepared:
-        """What was begun for these rounds, or is made now, by `prepare(first, count, *now)`."""
+        """The result for these rounds, prefetched or else made now by `prepare(first, count, *now)`."""
         begun, self._next = self._next, None
         if begun is None:
             return self._prepare(first, count, *now)

@@ -1,4 +1,4 @@
-"""What of a run no seed changes: its compiled programs, and all rows on the devices."""
+"""Compiled programs of a run and its rows on the devices, which no seed changes."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from fedjax8.engine.call import Outcome, call_program
+from fedjax8.engine.call import RoundOutcome, call_program
 from fedjax8.engine.client_evaluation import ClientEvaluation
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
@@ -17,7 +17,7 @@ from fedjax8.types import Algorithm, Codec, Executor, PyTree, Variables
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """What no seed changes: compiled and placed once for all simulations `beside` each other."""
+    """Programs and placed rows, made once for all simulations `beside` each other."""
 
     algorithm: Algorithm
     uplink: Codec
@@ -27,8 +27,8 @@ class Programs:
     columns: Mapping[str, np.ndarray]
     """All rows, on the host."""
     fit: Fit
-    outcome: Callable[[], Outcome]
-    """Shapes of what a round leaves."""
+    outcome: Callable[[], RoundOutcome]
+    """Shapes of a round's outcome."""
     usual: int | None
     """As in `call.call_program`."""
 

@@ -1,12 +1,12 @@
-"""Several runs that differ in their seed alone as one dispatch.
+"""Several runs that differ in their seed alone, as one dispatch.
 
 Whole runs are spread over devices, as the clients of one run otherwise are: `Executor.map_reduce` over runs, each of
-which works off its own clients on one device. Devices then need nothing of each other until the call is over. On CPU a
+which trains its own clients on one device. Devices then exchange nothing until the call is over. On CPU a
 device takes its runs one after another; on accelerators they are vmapped. Every run has its own frozen parameters.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,31 @@ from fedjax8.executors import padded
 from fedjax8.executors.auto import auto
 from fedjax8.types import Executor, Partial, PyTree
 
-Lines = list[dict[str, Any]]
+RunLines = list[dict[str, Any]]
 
 
-def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = None) -> Callable:
-    """`run_rounds(states, counts, thens=None, donate=False) -> (states, metrics of each run)` for several runs.
+class RunRounds(Protocol):
+    """The rounds of several runs as one dispatch."""
 
-    Each run gets what `run_rounds` of its own gives, with its `count`; a run with count 0 waits. All runs of a call do
+    def __call__(
+        self,
+        states: Sequence[SimulationState],
+        counts: Sequence[int],
+        thens: Sequence[int] | None = None,
+        donate: bool = False,
+    ) -> tuple[list[SimulationState], list[RunLines]]:
+        """(next states, lines of metrics of each run); arguments by run, as of `Simulation.run_rounds`."""
+
+
+def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = None) -> RunRounds:
+    """The `RunRounds` of several runs.
+
+    Each run gets the results of its own `run_rounds`, with its `count`; a run with count 0 waits. All runs of a call do
     the same number of rounds, which may be fewer than asked for.
 
     Args:
       simulations: made `beside` the first of them, on executors with one shard (`executors.chunked`).
-      spread: how runs are mapped over devices; default `executors.auto`.
+      spread: the executor that maps runs over devices; default `executors.auto`.
 
     Example, with `settings` of a run on `chunked()`:
       first = simulate(algorithm, data, seed=0, **settings)
@@ -41,7 +54,7 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
     spread = auto() if spread is None else spread
     programs = simulations[0].programs
     if any(simulation.programs is not programs for simulation in simulations):
-        raise UserError("runs side by side must be made with simulate(..., beside=the first of them)")
+        raise UserError("runs side by side share no programs; make them with simulate(..., beside=the first of them)")
     width = spread.num_shards * padded(-(-len(simulations) // spread.num_shards), spread.chunk)
     placed: list[PyTree] = []
     frozen: list[PyTree] = []
@@ -72,7 +85,7 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
         counts: Sequence[int],
         thens: Sequence[int] | None = None,
         donate: bool = False,
-    ) -> tuple[list[SimulationState], list[Lines]]:
+    ) -> tuple[list[SimulationState], list[RunLines]]:
         if not any(counts):
             return list(states), [[] for _ in states]
         begun = begin(states, counts)
@@ -94,9 +107,9 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
         after, lines = [], []
         for i, (simulation, state, b, count) in enumerate(zip(simulations, states, begun, counts, strict=True)):
             out = jax.tree.map(lambda x, i=i: x[i], kept)
-            new, told = simulation.finish(state, b.plan, out[0], out[1], out[2], donate) if count else (state, [])
+            new, own_lines = simulation.finish(state, b.plan, out[0], out[1], out[2], donate) if count else (state, [])
             after.append(new)
-            lines.append(told)
+            lines.append(own_lines)
         return after, lines
 
     return run_rounds

@@ -23,13 +23,13 @@ from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine.arguments import check_run
-from fedjax8.engine.call import Begun, Carried, Outcome, Settings, Share
+from fedjax8.engine.call import Begun, CallInputs, Carried, RoundOutcome, Share
 from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.lines import call_line
 from fedjax8.engine.losses import client_losses
-from fedjax8.engine.planning import Losses, Plan, planner, used
+from fedjax8.engine.planning import Losses, Plan, Planner, planner, used
 from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.programs import Programs
 from fedjax8.engine.start import start_batch
@@ -74,16 +74,16 @@ class Simulation:
     sample: Mapping[str, np.ndarray] | None = None
     participation: Participation = uniform()  # noqa: RUF009 (a constant)
 
-    # What it is made of
+    # Its parts
 
     @property
     def model(self) -> Model:
-        """What is trained."""
+        """The model that is trained."""
         return self.algorithm.local.model
 
     @property
     def plan(self) -> BatchPlan:
-        """How clients cut their rows into batches."""
+        """The clients' batch plan."""
         return self.algorithm.local.plan
 
     @property
@@ -93,7 +93,7 @@ class Simulation:
 
     @functools.cached_property
     def participants(self) -> Participants:
-        """Who takes part in its rounds."""
+        """The selection of clients in its rounds."""
         steps = functools.partial(num_steps, self.plan)
         return Participants(self.participation, self.seed, self.cohort_size, self.data, steps)
 
@@ -107,7 +107,7 @@ class Simulation:
         """Clients that a device works on at once."""
         return at_once(self.places, self.executor.chunk)
 
-    # What one does with it
+    # Its use
 
     def init(self, folder: Path | None = None) -> SimulationState:
         """The state before the first round. Client states too large for the device go to files in `folder`."""
@@ -125,7 +125,7 @@ class Simulation:
     ) -> tuple[SimulationState, list[dict[str, Any]]]:
         """(next state, one dict of metrics a round): at least one round and at most `count`, in one dispatch.
 
-        `then` is the `count` of the next call, which is prepared meanwhile. With `donate` the given state's client
+        `then` is the `count` of the next call, which is prefetched meanwhile. With `donate` the given state's client
         states may be overwritten. Metrics: `round`, `train_loss`, cumulative bytes, `clients`, `padding`, ...
         """
         plan, carried, settings, share = self.begin(state, count)
@@ -150,8 +150,8 @@ class Simulation:
         """Scores of clients' own models, each on its own held-out rows.
 
         `ids` `[n]` are different clients; `held` has the held-out rows of all, such as `data.held_out` gives; those
-        without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before,
-        of which nothing is kept. UserError if nobody asked for has held-out rows, or if steps are not accounted for.
+        without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before, and
+        are forgotten after. UserError if no client of `ids` has held-out rows, or if the steps are not accounted for.
         """
         key, frozen = jax.random.fold_in(self._root, 2), self._initial[0]
         training = FineTuning(fine_tune_steps, key, self.cohort_size, lambda: self._own_feed)
@@ -159,8 +159,8 @@ class Simulation:
         return self.programs.client_evaluation.scores(asked)
 
     def variables(self, state: SimulationState) -> Variables:
-        """The global model, with what of it is frozen. No state holds that: it is what `init` of the model gives for
-        the seed, made anew when a run is resumed."""
+        """The global model, frozen parameters included. No state holds these: `init` of the model makes them from the
+        seed, anew when a run is resumed."""
         frozen = self.algorithm.frozen(state.server, self._initial[0])
         return self.algorithm.variables(state.server)._replace(frozen=frozen)
 
@@ -169,7 +169,7 @@ class Simulation:
         return self._traced.found
 
     def ways(self, steps: int) -> Sequence[Way]:
-        """Those of `Algorithm.ways`, for the most local steps of a client in a round."""
+        """The ways of `Algorithm.ways`, for the most local steps of a client in a round."""
         return self.algorithm.ways([found.channel for found in self.discover()], steps, self.cohort_size)
 
     # A call in two halves, between which its program runs
@@ -182,7 +182,8 @@ class Simulation:
         states = jax.tree.map(
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
-        settings = Settings(self._feed.order, self._root, np.int32(plan.first), np.int32(plan.rounds), self._initial[0])
+        first, rounds = np.int32(plan.first), np.int32(plan.rounds)
+        settings = CallInputs(self._feed.order, self._root, first, rounds, self._initial[0])
         if state.step_scale is not None:
             settings = settings._replace(step_scale=np.float32(state.step_scale))
         carried = Carried(state.server, state.down_states)
@@ -190,9 +191,15 @@ class Simulation:
         return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states, lost))
 
     def finish(
-        self, state: SimulationState, plan: Plan, carried: Carried, outcomes: Outcome, new: PyTree, donate: bool = False
+        self,
+        state: SimulationState,
+        plan: Plan,
+        carried: Carried,
+        outcomes: RoundOutcome,
+        new: PyTree,
+        donate: bool = False,
     ) -> tuple[SimulationState, list[dict[str, Any]]]:
-        """`run_rounds` after its program: `state` is that before the call, `new` the client states it left."""
+        """The result of `run_rounds` after its program; `state` is that before the call, `new` the clients' states."""
         everyone = used(plan.table, self.num_clients)
         new = self.executor.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
         new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)
@@ -210,12 +217,12 @@ class Simulation:
 
     @property
     def columns(self) -> PyTree:
-        """Columns that a call is given: all rows, or none where they are streamed."""
+        """Columns that a call gets: all rows, or none where they are streamed."""
         return self._feed.columns
 
     @functools.cached_property
     def programs(self) -> Programs:
-        """What is compiled."""
+        """The compiled programs."""
         if self.beside:
             return self.beside.programs
         return Programs(
@@ -234,7 +241,7 @@ class Simulation:
 
     @functools.cached_property
     def check_read(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
-        """What checks rows as they are read from disk; rows in memory are checked when it is first asked for."""
+        """The check of rows as they are read from disk; rows in memory are checked when it is first asked for."""
         return self.programs.fit.on_entry(self.data.columns, "the clients' rows")
 
     @functools.cached_property
@@ -272,7 +279,7 @@ class Simulation:
 
     @functools.cached_property
     def _first_client(self) -> PyTree:
-        """What a client remembers before its first round."""
+        """A client's state before its first round."""
         return {"algorithm": self._initial[2], "uplink": self._codec_states(UP)}
 
     @functools.cached_property
@@ -282,7 +289,7 @@ class Simulation:
 
     @functools.cached_property
     def _fitting_rounds(self) -> int:
-        """Rounds whose client states fit a device; one where who takes part depends on the state."""
+        """Rounds whose client states fit a device; one where the cohort depends on the state."""
         if self.participation.reads_state:
             return 1
         of_round = trees.num_bytes(self._first_client) * self.places
@@ -298,7 +305,7 @@ class Simulation:
 
     @functools.cached_property
     def _feed(self) -> Feed:
-        """How rows reach the devices."""
+        """The feed of rows to the devices."""
         return self._new_feed(self._most_rounds)
 
     @functools.cached_property
@@ -313,7 +320,7 @@ class Simulation:
         return feed(self.data, self.executor, placed, mode, usual, most_rounds, self.check_read)
 
     @functools.cached_property
-    def _planner(self) -> Callable[..., Plan]:
+    def _planner(self) -> Planner:
         return planner(
             participants=self.participants,
             batches=self.plan,
@@ -360,29 +367,29 @@ def simulate(
     Model and batch plan are those of the `local_training` that the algorithm was built over.
 
     Args:
-      algorithm: what a round is, and what is trained.
-      data: columns and who owns which row.
+      algorithm: defines a round, and has the model that is trained.
+      data: columns and the owner of each row.
       cohort_size: clients a round.
-      uplink, downlink: codecs of what clients send and what they receive.
+      uplink, downlink: codecs of the messages that clients send, and receive.
       seed: of initialization, cohorts and all training randomness.
-      executor: how clients are mapped over devices; default `executors.auto`.
+      executor: maps clients over devices; default `executors.auto`.
       rounds_per_call: most rounds of one dispatch; default as many as are useful and fit. Changes no result.
-      feed_mode: how rows reach the device, see `feeding.feed`.
+      feed_mode: `resident`, `streamed` or `auto`, see `feeding.feed`.
       mixed_formats: allows adapter, codecs and refinement several 8-bit formats, which `init` refuses otherwise.
-      beside: a simulation in which only the seed and who owns which row differ; what it compiled and placed is shared.
+      beside: a simulation in which only the seed and the owners of rows differ; its programs and rows are shared.
       sample: columns `[n, ...]` that the model is initialized on, and its input clips calibrated. By default some of
         the training rows; where the algorithm states an epsilon, which does not cover that, rows that are drawn.
-      participation: who takes part in a round; default `participation.uniform()`.
+      participation: the selection of clients; default `participation.uniform()`.
 
     Raises:
       UserError: an argument of another type; a cohort larger than the number of clients; a participation that cannot
-        draw it, or others than the algorithm can be with or accounts for; clients without any data;
+        draw it, or that the algorithm does not admit; clients without any data;
         rows that do not fit the model (see `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw
         integers that it would multiply; or `beside` has other rows.
     """
     check_run(algorithm, data, seed, rounds_per_call, feed_mode)
     if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
-        raise UserError("simulations beside each other must have the same columns, not copies of them")
+        raise UserError("runs side by side must have the same columns, not copies of them; pass the same arrays to all")
     executor = auto() if executor is None else executor
     how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample, participation or uniform())
     made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how)

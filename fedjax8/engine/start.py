@@ -1,4 +1,4 @@
-"""The rows that a model is initialized on, and its input clips calibrated: outside the byte count of a run."""
+"""Rows that a model is initialized on and its input clips calibrated, outside the byte count of a run."""
 
 from collections.abc import Mapping
 

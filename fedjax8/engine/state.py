@@ -1,4 +1,4 @@
-"""What a run carries between calls."""
+"""State of a run between calls."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from fedjax8.types import PyTree
 
 
 class SimulationState(NamedTuple):
-    """All that a run carries from round to round."""
+    """State of a run between rounds, all of it."""
 
     round: int
     """Rounds done."""
@@ -17,8 +17,8 @@ class SimulationState(NamedTuple):
     down_states: dict[str, PyTree]
     """State of the downlink codec by channel."""
     clients: ClientStates
-    """Persistent states of all registered clients. Where they lie on disk rounds change them in place: go on from the
-    state that a round returned, and not from one before it."""
+    """Persistent states of all registered clients. On disk, rounds change them in place: go on from the state that a
+    round returned, and not from one before it."""
     ledger: Ledger
     step_scale: float | None = None
-    """Factor on every step of the clients; None: there is none, and the compiled program takes none."""
+    """Factor on every step of the clients; None for 1, which is no argument of the compiled program."""

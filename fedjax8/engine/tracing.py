@@ -1,4 +1,4 @@
-"""One round, traced and not run: which messages it has, and the shapes of what it leaves."""
+"""Messages of a round and shapes of its outcome, found by tracing it without running it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.engine.call import Outcome
+from fedjax8.engine.call import RoundOutcome
 from fedjax8.exchange.discovery import Discovery, Recorder
 from fedjax8.exchange.left_out import no_cells
 from fedjax8.exchange.link import RoundLink
@@ -18,11 +18,11 @@ from fedjax8.types import Algorithm, Codec, Cohort, Pool, PyTree
 
 
 class Traced(NamedTuple):
-    """What tracing one round tells."""
+    """Messages and outcome of a traced round."""
 
     found: list[Discovery]
-    outcome: Outcome
-    """Shapes of what a round leaves."""
+    outcome: RoundOutcome
+    """Shapes of a round's outcome."""
 
 
 def trace_round(
@@ -37,7 +37,7 @@ def trace_round(
     frozen: PyTree,
     mixed_formats: bool,
 ) -> Traced:
-    """Traces a round of one client.
+    """Messages and outcome of a round of one client, traced.
 
     Args:
       num_clients: registered clients.
@@ -64,4 +64,4 @@ def trace_round(
     counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
     rejected: Any = jax.ShapeDtypeStruct((), bool)
     measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
-    return Traced(recorder.found, Outcome(report, measured, counts, jax.eval_shape(no_cells), rejected))
+    return Traced(recorder.found, RoundOutcome(report, measured, counts, jax.eval_shape(no_cells), rejected))

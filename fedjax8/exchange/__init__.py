@@ -1,1 +1,1 @@
-"""What a round of an algorithm sees: messages down and up, reduced and counted."""
+"""A round's link to its clients: messages down and up, aggregated and counted."""

@@ -1,4 +1,4 @@
-"""Which kinds of message a round has, found by tracing it without running it."""
+"""The kinds of message of a round, found by tracing it without running it."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ from fedjax8.types import Channel, Codec, PyTree, Ratio
 
 
 class Discovery(NamedTuple):
-    """What a dry run of the round learned about one kind of message."""
+    """One kind of message, as a traced round sends it."""
 
     channel: Channel
     tree: PyTree
     """Shapes of the tree that is sent."""
     codec: Codec
-    """What encodes it."""
+    """Its codec."""
     measured: dict[str, Ratio]
-    """Shapes of what the codec measures, under the names it is logged by."""
+    """Shapes of the codec's measures, under their names in the log."""
 
 
 class Recorder:

@@ -26,17 +26,17 @@ class Ledger(NamedTuple):
 
     @property
     def uplink_bytes(self) -> int:
-        """From clients to the server."""
+        """Bytes from clients to the server."""
         return self.num_bytes("up")
 
     @property
     def downlink_bytes(self) -> int:
-        """From the server to clients."""
+        """Bytes from the server to clients."""
         return self.num_bytes("down")
 
     @property
     def float32_bytes(self) -> int:
-        """What the same exchanges would have cost unencoded."""
+        """Bytes of the same messages unencoded."""
         return sum(channel.float32_bytes * count for channel, count in self.sent.items())
 
     @property
@@ -46,7 +46,7 @@ class Ledger(NamedTuple):
         return self.float32_bytes / sent if sent else 1.0
 
     def totals(self) -> dict[str, int]:
-        """Both directions and what they would have cost in float32."""
+        """Bytes of both directions, and of the same messages in float32."""
         return {name: getattr(self, name) for name in ("uplink_bytes", "downlink_bytes", "float32_bytes")}
 
     def by_name(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Which clients were left out of a round, for the log, at no cost that grows with the cohort.
+"""Numbers of the clients that a round excluded, for the log, at no cost that grows with the cohort.
 
 A client that is left out is added to one of `CELLS` cells, chosen by a hash of its number i, as (1, i, i^2). Sums of
 these go through any reduction. A cell names its client if all it holds can be of one: count * sum of squares = square
@@ -18,19 +18,19 @@ _WORD = 1 << 32
 
 
 def no_cells() -> Array:
-    """uint32 `[CELLS, 3]` of nobody."""
+    """uint32 `[CELLS, 3]` zeros: nobody is left out."""
     return jnp.zeros((CELLS, 3), jnp.uint32)
 
 
 def cells(client: Array, left_out: Array) -> Array:
-    """uint32 `[CELLS, 3]`: those of one client, all zeros unless it is left out."""
+    """uint32 `[CELLS, 3]`: the cells of one client, all zeros unless it is left out."""
     i = client.astype(jnp.uint32)
     here = (jnp.arange(CELLS, dtype=jnp.uint32) == _cell(i)) & left_out
-    return here[:, None] * jnp.stack([jnp.uint32(1), i, i * i])
+    return jnp.asarray(here[:, None] * jnp.stack([jnp.uint32(1), i, i * i]))
 
 
 def named(summed: np.ndarray, num_clients: int) -> list[int]:
-    """Clients that the sum of many `cells` names, in ascending order."""
+    """Numbers of the clients that can be read off a sum of many `cells`, in ascending order."""
     found = []
     for cell, (count, total, squares) in enumerate(np.asarray(summed).tolist()):
         if not count or total % count or (count * squares - total * total) % _WORD:
@@ -42,6 +42,6 @@ def named(summed: np.ndarray, num_clients: int) -> list[int]:
 
 
 def _cell(client: Any) -> Any:
-    """The top bits of a product by the golden ratio, so that neighbors lie apart."""
+    """Cell of a client: the top bits of its number times the golden ratio, so that neighbors lie apart."""
     with np.errstate(over="ignore"):  # it is meant to wrap
         return (client * np.uint32(0x9E3779B1)) >> np.uint32(32 - (CELLS - 1).bit_length())

@@ -1,4 +1,4 @@
-"""What a round sees of the world: send down, map clients, reduce, with codecs and an exact traffic count around it.
+"""The link of a round to its clients: broadcast, map, reduce, with codecs and an exact byte count around them.
 
 A `Link` is a pytree that goes in and comes out of every call, so that it can also be carried through a loop:
 
@@ -9,7 +9,7 @@ Sizes are static and live in the *structure* of `link.sent` (its keys are `Chann
 read off the encoded message's shapes); how many messages went is counted on the device. Bytes are their product, taken
 on the host in Python integers, and therefore exact even where the number of exchanges depends on data.
 
-What a codec measures of its own work (clipped values, quantization error) is summed in `link.measured`, for the usable
+Codecs' measures of their own work (clipped values, quantization error) are summed in `link.measured`, over the usable
 messages of both directions, under names such as `uplink_clipped_fraction`.
 """
 
@@ -35,6 +35,7 @@ from fedjax8.types import (
     Array,
     Attack,
     Channel,
+    ClientFunction,
     ClientRows,
     Codec,
     Cohort,
@@ -61,7 +62,7 @@ class RoundLink:
     sent: dict[Channel, Array]
     measured: dict[str, Ratio]
     left_out: Array
-    """uint32 `[CELLS, 3]`: which clients were; see `left_out.py`."""
+    """uint32 `[CELLS, 3]`: the clients excluded so far; see `left_out.py`."""
     round_number: Array
     uplink: Codec = struct.field(pytree_node=False)
     downlink: Codec = struct.field(pytree_node=False)
@@ -72,7 +73,7 @@ class RoundLink:
     recorder: Recorder | None = struct.field(pytree_node=False, default=None)
     attack: Attack = struct.field(pytree_node=False, default=nobody())
     clock: Clock | None = None
-    """Of this round, where clients can be late."""
+    """Clock of this round, where clients can be late."""
 
     def timed(self, speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "RoundLink":
         """The link of a round in which clients take time and are late after `deadline` seconds; see `clock`."""
@@ -80,7 +81,7 @@ class RoundLink:
 
     @property
     def late(self) -> Array:
-        """bool `[C]`: which clients were late so far. ValueError unless the link is `timed`."""
+        """bool `[C]`: stragglers of the round so far. ValueError unless the link is `timed`."""
         if self.clock is None:
             raise ValueError("only a timed link knows who is late; call link.timed first")
         return self.clock.late
@@ -94,8 +95,8 @@ class RoundLink:
     ) -> tuple[PyTree, "RoundLink"]:
         """One message to every client of the cohort: (the tree as they decode it, link).
 
-        It is encoded once, with one random draw, and counted once per client that receives it. `codec` stands in for
-        the downlink codec on this channel.
+        It is encoded once, with one random draw, and counted once per client that receives it. `codec` replaces the
+        downlink codec on this channel.
         """
         codec = self.downlink if codec is None else codec
         cohort = self.clock.receivers(cohort) if self.clock else cohort
@@ -115,7 +116,7 @@ class RoundLink:
 
     def map_clients(
         self,
-        client: Callable[[PyTree, PyTree, ClientRows, Key], Contribution],
+        client: ClientFunction,
         received: PyTree,
         cohort: Cohort,
         key: Key,
@@ -126,22 +127,23 @@ class RoundLink:
         origin: Mapping[str, PyTree] | None = None,
         steps: Array | int | None = None,
     ) -> tuple[Reduced, PyTree, "RoundLink"]:
-        """Runs `client(received, state, rows, key)` for every client and reduces what they send.
+        """(Reduced, new client states, link): runs `client(received, state, rows, key)` for every client and aggregates
+        their contributions.
 
         A contribution is encoded on the client, decoded to float32 on the server and added as it comes. A client is
-        excluded, counted (`report["excluded"]`) and named, and keeps its old state, whose contribution has a norm
-        beyond `trees.LARGEST`, before encoding or after, whose state (also its codec's) or report is not finite, or
-        whose weight is not a number from 0 up, or so large that its share of the sum would be beyond
-        `trees.LARGEST_SUM`. So all sums are finite. Values in a report count as `LARGEST_SUM` at most. `codec` stands
-        in for the uplink codec on this channel; `watch` names the values in a decoded contribution whose smallest and
-        largest over clients are wanted too. Returns (Reduced, new client states, link).
+        excluded, counted (`report["excluded"]`) and named in the log, and keeps its old state, if its contribution has
+        a norm beyond `trees.LARGEST`, before encoding or after, if its state (also its codec's) or report is not
+        finite, or if its weight is not a number from 0 up, or so large that its share of the sum would be beyond
+        `trees.LARGEST_SUM`. So all sums are finite. Values in a report count as `LARGEST_SUM` at most.
 
-        `aggregate` puts another rule in the place of the mean; memory then grows with the cohort unless it only admits.
-        Such a rule, and an attack, work on changes: `origin` says, by name, what parts of a contribution are above.
-        Parts that it does not name are changes already; None: nothing is known, and attackers cannot be had.
+        `codec` replaces the uplink codec on this channel. `watch` picks the values of a decoded contribution whose
+        smallest and largest over clients are wanted too. `aggregate` replaces the mean by another rule; memory then
+        grows with the cohort unless it only admits. Such a rule, and an attack, work on changes: `origin` is the value
+        each entry started from, by name; its change is entry - origin. Entries that it does not name are changes
+        already; None: origins are unknown, and attacks on messages are refused.
 
-        `steps` says how many local steps a client takes for this exchange, which costs it time: None for those of its
-        batch plan, 0 where it sends what it has. A client that is late sends nothing and keeps its old state.
+        `steps` is the number of local steps that a client takes for this exchange, which costs it time: None for those
+        of its batch plan, 0 where it sends values that it has. A late client sends nothing and keeps its old state.
         """
         rule = Aggregator() if aggregate is None else aggregate
         start = origin or {}
@@ -166,19 +168,19 @@ class RoundLink:
         summed, (highest, negated) = arrived.taken
         if rule.combine is None:
             total, weight = summed
-            divisor, told = jnp.where(weight > 0, weight, 1.0), {}
+            divisor, measures = jnp.where(weight > 0, weight, 1.0), {}
             mean = jax.tree.map(lambda x, like: trees.as_dtype(x / divisor, like.dtype), total, arrived.tree)
         else:
             changes, weights = self.executor.gather(kept)
             with jax.named_scope("aggregate"):
-                change, told = rule.combine(changes, weights)
+                change, measures = rule.combine(changes, weights)
             mean, weight = as_contribution(change, start, arrived.tree), jnp.sum(weights)
         lowest = jax.tree.map(jnp.negative, negated)
-        return Reduced(mean, weight, arrived.clients, arrived.report | told, lowest, highest), states, link
+        return Reduced(mean, weight, arrived.clients, arrived.report | measures, lowest, highest), states, link
 
     def collect(
         self,
-        client: Callable[[PyTree, PyTree, ClientRows, Key], Contribution],
+        client: ClientFunction,
         received: PyTree,
         cohort: Cohort,
         key: Key,
@@ -186,8 +188,8 @@ class RoundLink:
         codec: Codec | None = None,
         steps: Array | int | None = None,
     ) -> tuple[Collected, PyTree, "RoundLink"]:
-        """As `map_clients`, for servers that need the contributions one by one: every shard then holds those of the
-        whole cohort. Returns (Collected, new client states, link)."""
+        """(Collected, new client states, link): as `map_clients`, for servers that need the contributions one by one;
+        every shard then holds those of the whole cohort."""
 
         def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
             return Partial(()), (_if(weight > 0, decoded), weight)
@@ -205,15 +207,15 @@ class RoundLink:
         cohort: Cohort,
         key: Key,
     ) -> tuple[Partial, Array, PyTree, "RoundLink"]:
-        """Runs `f(shared, state, rows, key) -> (Partial, new state)` for every client, without a message.
+        """(totals, int32 clients left out, new client states, link): runs `f(shared, state, rows, key) -> (Partial, new
+        state)` for every client, without a message.
 
-        It is for what clients do on their own, and for what only a simulator can know, such as the mean of models that
-        nobody sends. `key` gives clients the keys that it gives them in `map_clients`. A client whose state is not
-        finite or whose sums are beyond `trees.LARGEST_SUM` is left out, named, and keeps its old state. Returns
-        (totals, int32 clients left out, new client states, link).
+        For work that clients do on their own, and for values that only a simulator knows, such as the mean of models
+        that nobody sends. `key` gives clients the keys that it gives them in `map_clients`. A client whose state is not
+        finite or whose sums are beyond `trees.LARGEST_SUM` is left out, named in the log, and keeps its old state.
         """
 
-        def one(shared, per_client):
+        def one(shared: PyTree, per_client: Cohort) -> tuple[Partial, PyTree]:
             shared, pool, key = shared
             train_key, _ = _client_keys(key, per_client.ids)
             rows, before = self._rows_of(pool, per_client), per_client.states
@@ -234,16 +236,17 @@ class RoundLink:
         return self.usual is not None
 
     def expected(self, cohort: Cohort) -> Array:
-        """float32: of how many clients a round has the messages in expectation, before any is lost on the way."""
+        """float32: number of clients whose messages a round has in expectation, before dropouts."""
         return jnp.float32(self.usual) if self.usual is not None else self.count(cohort.valid).astype(jnp.float32)
 
     def count(self, mask: Array) -> Array:
-        """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""
-        return self.executor.total(jnp.sum(mask, dtype=jnp.int32))
+        """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
+        total: Array = self.executor.total(jnp.sum(mask, dtype=jnp.int32))
+        return total
 
     def _exchange(
         self,
-        client: Callable,
+        client: ClientFunction,
         received: PyTree,
         cohort: Cohort,
         key: Key,
@@ -254,20 +257,23 @@ class RoundLink:
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,
     ) -> tuple["Arrived", PyTree, PyTree, "RoundLink"]:
-        """What `map_clients` and `collect` share: `take(decoded, weight)` says what of a contribution is reduced, and
-        what is kept of each, after `admit`. Returns (Arrived, kept `[c, ...]`, new client states, link)."""
+        """(Arrived, kept `[c, ...]`, new client states, link): the common part of `map_clients` and `collect`.
+
+        `take(decoded, weight)` gives the addends of an admitted contribution, and the values to keep of each.
+        """
         codec, kinds, sending = self.uplink if codec is None else codec, [], None
         asked = cohort
         if self.clock:
             cohort, sending = self.clock.trained(cohort, steps)
 
-        def trained(received, pool, key, per_client) -> Contribution:
+        def trained(received: PyTree, pool: Pool, key: Key, per_client: Cohort) -> Contribution:
             rows = self._rows_of(pool, per_client)
             return client(received, per_client.states["algorithm"], rows, _client_keys(key, per_client.ids)[0])
 
-        attacked = attacking.attacked(self, trained, received, cohort, key, origin)
+        exchange = attacking.Exchange(self.attack, self.executor, self.pool, self.num_clients)
+        attacked = attacking.attacked(exchange, trained, received, cohort, key, origin)
 
-        def one(shared, timed):
+        def one(shared: PyTree, timed: tuple[Cohort, Any]) -> tuple[Partial, PyTree]:
             (received, pool, key), (per_client, sending) = shared, timed
             _, encode_key = _client_keys(key, per_client.ids)
             with jax.named_scope("train"):
@@ -285,7 +291,7 @@ class RoundLink:
                 arrived = sending.ready + _num_bytes(pieces) / sending.bandwidth
                 reached &= arrived <= self.clock.deadline
                 last = jnp.where(reached, arrived, -jnp.inf)
-            # What is sent is looked at before it is encoded too: an 8-bit format saturates infinities.
+            # The contribution is checked before it is encoded too: an 8-bit format saturates infinities.
             admitted, accepted, seen = admit(decoded)
             norm = trees.norm(out.tree, decoded, admitted)
             usable = reached & trees.all_finite((out.state, codec_state, out.report)) & accepted
@@ -314,7 +320,7 @@ class RoundLink:
         return Arrived(tree, (sums["taken"], extremes), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:
-        """A client's rows, as it trains on them."""
+        """A client's rows, poisoned where it attacks."""
         change = attacking.batch_change(self.attack, per_client.ids, self.num_clients)
         return ClientRows(pool, per_client.start, per_client.size, change)
 
@@ -328,7 +334,7 @@ class RoundLink:
         counts: dict[str, Array],
         measured: dict[str, Ratio],
     ) -> "RoundLink":
-        """The link with so many more messages of this kind, whose parts have these `sizes`.
+        """The link with so many more messages of this kind, whose sections have these `sizes`.
 
         A recorder notes the kind and leaves the link as it is, so that a round can be traced with the link in a loop
         before its channels are known.
@@ -349,24 +355,24 @@ class RoundLink:
 
 
 class Arrived(NamedTuple):
-    """What came of an exchange, however it was taken."""
+    """Totals of an exchange."""
 
     tree: PyTree
     """Shapes of one contribution."""
     taken: tuple[PyTree, PyTree]
-    """Sum and maximum of what `take` gave."""
+    """Sum and maximum of the addends that `take` gave."""
     clients: Array
     report: dict[str, Array]
 
 
 def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
-    """Of a client's training, and of the encoding of what it sends."""
+    """Keys of a client's training, and of the encoding of its contribution."""
     train, encode = jax.random.split(jax.random.fold_in(key, client))
     return train, encode
 
 
 def _everything(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
-    """Admits what was decoded as it is."""
+    """The contribution as it is, admitted."""
     return decoded, jnp.array(True), {}
 
 
@@ -375,13 +381,17 @@ def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:
 
 
 def _num_bytes(pieces: dict[str, tuple[int, Array]]) -> Array:
-    """float32: bytes of what is sent of a message."""
+    """float32: bytes of the sections of a message that are sent."""
     return sum((size * present.astype(jnp.float32) for size, present in pieces.values()), jnp.float32(0))
 
 
 def _summable(report: PyTree) -> PyTree:
     """Numbers for the log, no further from 0 than their sum over clients can bear."""
-    cut = lambda x: jnp.clip(x, -trees.LARGEST_SUM, trees.LARGEST_SUM) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def cut(x: Array) -> Array:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.clip(x, -trees.LARGEST_SUM, trees.LARGEST_SUM) if floating else x
+
     return jax.tree.map(lambda x: cut(jnp.asarray(x)), report)
 
 

@@ -1,4 +1,4 @@
-"""Ways to map a function over clients and sum what comes out. They know nothing about learning.
+"""Executors: a function mapped over clients, and its results summed. They know nothing about learning.
 
 One file each; all give the same sums, up to the order of float32 summation.
 """

@@ -1,12 +1,10 @@
 """The shared core: a sequential scan over chunks of clients, each chunk vmapped, reduced as they come."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.types import Partial, PyTree
+from fedjax8.types import ClientMap, Partial, PyTree
 
 
 def leading(per_client: PyTree) -> int:
@@ -15,7 +13,7 @@ def leading(per_client: PyTree) -> int:
 
 
 def groups(count: int, chunk: int) -> int:
-    """How many groups, of at most `chunk` clients each, `count` clients of one device are worked off in.
+    """Number of groups, of at most `chunk` clients each, for `count` clients of one device.
 
     As few as possible; `padded` makes them equally large.
     """
@@ -29,18 +27,18 @@ def padded(count: int, chunk: int) -> int:
 
 
 def at_once(count: int, chunk: int) -> int:
-    """How many of `count` clients a device works on at once, where it may work on `chunk`."""
+    """Number of `count` clients that a device works on at once, where it may work on `chunk`."""
     return padded(count, chunk) // max(1, groups(count, chunk))
 
 
-def reduce_chunk(f: Callable, shared: PyTree, chunk: PyTree) -> tuple[Partial, PyTree]:
+def reduce_chunk(f: ClientMap, shared: PyTree, chunk: PyTree) -> tuple[Partial, PyTree]:
     """`f` vmapped over one chunk: (its reduction, stacked rest)."""
     partial, kept = jax.vmap(f, in_axes=(None, 0))(shared, chunk)
     total = jax.tree.map(lambda x: jnp.sum(x, axis=0), partial.sum)
     return Partial(total, jax.tree.map(lambda x: jnp.max(x, axis=0), partial.max)), kept
 
 
-def scan_map_reduce(f: Callable, shared: PyTree, per_client: PyTree, chunk: int) -> tuple[Partial, PyTree]:
+def scan_map_reduce(f: ClientMap, shared: PyTree, per_client: PyTree, chunk: int) -> tuple[Partial, PyTree]:
     """(reduction of `f(shared, client)[0]`, stacked `f(shared, client)[1]`), at most `chunk` clients at once.
 
     Memory holds one running reduction and one group, whatever `C` is. Where groups are of one client nothing is

@@ -1,4 +1,4 @@
-"""The executor that suits the machine."""
+"""The default executor of the machine."""
 
 import jax
 

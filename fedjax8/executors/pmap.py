@@ -3,8 +3,8 @@
 The whole round runs inside the pmap: the server's step is computed on every device from the same sums, which saves
 sending a model between devices. This is the only file that knows of devices.
 
-Several processes run the same program. Each gives and gets the shards of its own devices, and holds a copy of what is
-shared on them, so that whatever a process reads is its own.
+Several processes run the same program. Each gives and gets the shards of its own devices, and holds a copy of shared
+arrays on them, so that every array that a process reads is its own.
 """
 
 import functools
@@ -76,7 +76,7 @@ class _Compiled:
         return shared_out, _joined(parts_out)
 
     def lower(self, shared: PyTree, parts: PyTree) -> jax.stages.Lowered:
-        """As of what `jax.jit` gives."""
+        """The program lowered, as by functions of `jax.jit`."""
         return self._mapped.lower(shared, self._dealt(parts))
 
     def _dealt(self, parts: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Models on flax linen, and what turns any flax module, linen or nnx, into a `Model`."""
+"""Models on flax linen, and wrappers that make a `Model` of any flax module, linen or nnx."""
 
 from fedjax8.models.char_lstm import char_lstm
 from fedjax8.models.cnn import cnn

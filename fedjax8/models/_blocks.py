@@ -1,4 +1,4 @@
-"""Working off images, or the rows of a kernel, block by block, so that what is computed on the way fits a cache."""
+"""Computations on images, or on the rows of a kernel, block by block, so that intermediate results fit a cache."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from fedjax8.types import Array
 
 
 def block_size(images: int, fitting: int) -> int:
-    """The largest divisor of `images`, or of whatever is cut, up to `fitting`, and at least 1."""
+    """The largest divisor of `images`, or of a number of rows, up to `fitting`, and at least 1."""
     return max(size for size in range(1, max(1, min(fitting, images)) + 1) if images % size == 0)
 
 

@@ -1,4 +1,4 @@
-"""Where the parameters of `vit`, `text_encoder` and `gpt` stand in the files of other libraries, and in what layout.
+"""Names and layouts of the parameters of `vit`, `text_encoder` and `gpt` in the files of other libraries.
 
 A dense layer's kernel is `[in, out]` here and `[out, in]` in PyTorch; GPT-2's published layers ("Conv1D") are `[in,
 out]` too. The convolution that embeds patches, `[out, channels, size, size]` there, is a dense layer here. Queries,
@@ -21,20 +21,20 @@ class Source(NamedTuple):
     """`same`; `transposed`; `leading`, with an axis of length 1 before; `patches`, a convolution's kernel for a dense
     one's; `image_positions` (leading, a class token and a grid) and `text_positions`, which may be resized."""
     part: int | None = None
-    """Which third of the tensor, along the axis of features that come out; None for all of it."""
+    """Third of the tensor, along the axis of output features; None for all of it."""
     skip: int = 0
     """Rows of the tensor before the first of ours."""
 
 
 class Names(NamedTuple):
-    """How a library names the parameters of one architecture."""
+    """A library's names of the parameters of one architecture."""
 
     sources: dict[str, Source]
-    """By path of our leaf."""
+    """Path of our leaf to its tensor."""
     head: tuple[str, ...]
     """Path prefixes of the leaves that `head="new"` does not load."""
     prefix: str = ""
-    """What may stand before the names, depending on the class that was saved."""
+    """Possible prefixes of the names, depending on the class that was saved."""
     ignored: str = "(?!)"
     """Pattern of tensors that have no place here and need none."""
     ignored_head: str = "(?!)"
@@ -180,4 +180,4 @@ KINDS: dict[str, Callable[[int], Names]] = {
     "roberta": _roberta,
     "gpt2": _gpt2,
 }
-"""By what `load_pretrained` calls them."""
+"""Keyed by the `names` of `load_pretrained`."""

@@ -1,7 +1,7 @@
-"""The ways in which `models.conv` computes the three products of a convolution: by lax, by patches, by taps.
+"""Forms of the three products of a convolution, for `models.conv`: by lax, by patches, by taps.
 
-With image x, kernel k and cotangent g: y = x * k, dx (for the image) and dk (for the kernel). Which form serves where
-is decided in `conv`. The forms by matmul take 8-bit floats as well as wider ones.
+With image x, kernel k and cotangent g: y = x * k, dx (for the image) and dk (for the kernel). `conv` chooses among the
+forms. The forms by matmul take 8-bit floats as well as wider ones.
 """
 
 import math
@@ -89,7 +89,7 @@ def contract_8_bit(a: Array, b: Array, dimension_numbers: Any) -> Array:
 
 
 def _contract(geometry, a, b, axes):
-    """`lax.dot_general` over these axes of a and b; sums in float32 or wider, and stays there."""
+    """`lax.dot_general` over these axes of a and b; sums and result in float32 or wider."""
     dimension_numbers = (axes, ((), ()))
     if a.dtype.itemsize == 1:
         return contract_8_bit(a, b, dimension_numbers)

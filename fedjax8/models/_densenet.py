@@ -13,9 +13,9 @@ last layer's kernel starts He-normal too, its biases at zero.
 The running statistics of BatchNorm are the model's state, not its parameters; rows that pad a batch count in them.
 
 The experiments add to the loss an L2 penalty, 1e-4 times the sum of squares of all convolution and dense kernels. Its
-gradient is 2e-4 times the kernel, and that is what `--config.client.weight_decay=2e-4` adds to a kernel's gradient
-before the optimizer (scales and biases have one dimension and do not decay): the same training, though the loss that
-is logged leaves the penalty out. The authors' optimizer is SGD with Nesterov's momentum:
+gradient is 2e-4 times the kernel, and `--config.client.weight_decay=2e-4` adds the same to a kernel's gradient
+before the optimizer (scales and biases have one dimension and do not decay): the same training, though the logged loss
+leaves the penalty out. The authors' optimizer is SGD with Nesterov's momentum:
 `--config.client.optimizer.name=sgd --config.client.optimizer.learning_rate=0.1 --config.client.optimizer.momentum=0.9
 --config.client.optimizer.nesterov=True`.
 """

@@ -24,7 +24,7 @@ from fedjax8.types import Array
 def depthwise(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """y `[B, H, W, O]` in the dtype of x, of x `[B, h, w, I]` and kernel `[kh, kw, 1, O]`; sums in float32 or wider.
 
-    `geometry` is what `conv.geometry_of` gives.
+    `geometry` is the result of `conv.geometry_of`.
     """
     return _sum_of_shifted(geometry, _padded_features(geometry, x, kernel), kernel).astype(x.dtype)
 

@@ -5,10 +5,10 @@
 
 Step by step there is one product, h R, forward and one, da R^T, backward. All else is done for all steps at once: x W
 before the recurrence and its gradients after it; the factors of the backward recurrence before it, as far as they do
-not depend on what comes back; and the gradient of R, which JAX would add up in an array as large as R at every step, as
-the one product sum_t h_{t-1}^T da_t after it. R^T is written out once, as products with a transposed right side take
-twice as long or more at a few rows. On one core of a Xeon, 80 steps of 10 sequences at 256 units take 1.6 times as
-long, forward and backward, as a large product of as many multiply-adds.
+not depend on cotangents; and the gradient of R, which JAX would add up in an array as large as R at every step, as the
+one product sum_t h_{t-1}^T da_t after it. R^T is written out once, as products with a transposed right side take twice
+as long or more at a few rows. On one core of a Xeon, 80 steps of 10 sequences at 256 units take 1.6 times as long,
+forward and backward, as a large product of as many multiply-adds.
 
 sigma(a) is computed as (1 + tanh(a / 2)) / 2, so that one function serves all gates; flax's differs by roundings.
 """

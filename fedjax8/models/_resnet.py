@@ -5,7 +5,7 @@
 He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016, sections 3.3 and 4.2. GroupNorm (Wu and
 He, ECCV 2018) stands in for every BatchNorm: its statistics are those of one image, so that clients with few or skewed
 examples neither disturb each other nor have statistics to send. Convolutions have no bias and pad `size // 2` on every
-side, which with stride 2 is not what `"SAME"` does. They start as He et al. 2015 have it for fan-out, and norms use
+side, which differs from `"SAME"` with stride 2. They start as He et al. 2015 have it for fan-out, and norms use
 epsilon 1e-5, both as torchvision does; that the last layer starts as flax does is this project's choice.
 """
 

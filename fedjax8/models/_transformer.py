@@ -29,13 +29,13 @@ from fedjax8.types import Array
 
 DEVIATION = 0.02
 initial = nn.initializers.truncated_normal(DEVIATION)
-"""Of kernels and learnt tokens: normal of this deviation, cut at two deviations; biases start at 0."""
+"""Initial deviation of kernels and learned tokens: normal, cut at two deviations; biases start at 0."""
 BLOCK_BYTES = 2**20
 """CPU: rows are worked off in blocks whose softmax fits a core's second-level cache."""
 
 
 class Size(NamedTuple):
-    """How wide and deep a transformer is."""
+    """Width, depth and heads of a transformer."""
 
     width: int
     depth: int
@@ -97,9 +97,10 @@ def _attend(query: Array, key: Array, value: Array, mask: Array | None, causal: 
 
 
 class Attention(nn.Module):
-    """Tokens `[B, T, width]` to the same shape; `mask` bool `[B, T]` says which tokens may be looked at, None for all.
+    """Tokens `[B, T, width]` to the same shape; `mask` bool `[B, T]` is true for tokens that may be attended to, None
+    for all.
 
-    A causal one looks at a token itself and those before. Where no token may be looked at, all are, alike.
+    Causal attention sees a token itself and those before. Where no token may be attended to, all are, equally.
     """
 
     heads: int
@@ -108,7 +109,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """What each token gathers."""
+        """The attention output of each token."""
         width = x.shape[-1]
         split = (*x.shape[:2], self.heads, width // self.heads)
         query, key, value = (
@@ -121,7 +122,7 @@ class Attention(nn.Module):
         )
 
 
-class MLP(nn.Module):
+class TransformerMLP(nn.Module):
     """Tokens `[B, T, width]` to the same shape, each by itself. GELU is exact, or by the tanh of GPT-2."""
 
     hidden: int
@@ -138,7 +139,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens `[B, T, width]` to the same shape: attention, then an MLP, each added to what went in."""
+    """Tokens `[B, T, width]` to the same shape: attention, then an MLP, each added to its input."""
 
     heads: int
     mlp: int
@@ -153,7 +154,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, mask: Array | None = None, train: bool = False) -> Array:
         """The tokens, attended to and transformed; `mask` as for `Attention`."""
         attention = Attention(self.heads, self.causal, self.output_deviation, name="attention")
-        mlp = MLP(self.mlp, self.tanh_gelu, self.output_deviation, name="mlp")
+        mlp = TransformerMLP(self.mlp, self.tanh_gelu, self.output_deviation, name="mlp")
         for n, branch in ((1, lambda x: attention(x, mask)), (2, mlp)):
             normed = norm(self.epsilon, f"norm_{n}")
             y = branch(x if self.post_norm else normed(x))

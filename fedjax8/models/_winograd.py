@@ -17,7 +17,7 @@ neural networks", CVPR 2016 (arXiv 1509.09308), sections 4.1 to 4.3. Where we di
 matrices are evaluated at 0, +-1/sqrt(2), +-sqrt(2) and infinity instead of 0, +-1, +-2 and infinity, which rounds three
 times less (B. Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution", 2020, on why).
 In float32 on normal values, measured against float64: errors of 0.7e-6 of the root mean square of the result, the
-largest 1.5e-6 of its largest value, for all three products; that is three times what F(2x2, 3x3) gives.
+largest 1.5e-6 of its largest value, for all three products; three times those of F(2x2, 3x3).
 
 How the sums are written matters, as XLA fuses everything that it can. A transform of both axes at once would add up 36
 numbers for each of its results; stacked, the results of the first axis are not fused into the second, and each of the
@@ -45,9 +45,9 @@ BLOCK_BYTES = 2**20
 """Images are worked off in blocks whose transforms fit a core's second-level cache, or are as large as the kernel's."""
 
 FEW_TILES = 32
-"""With fewer, transforming the kernel costs more than what it saves."""
+"""With fewer tiles, transforming the kernel costs more than it saves."""
 FEW_CHANNELS = 16
-"""With fewer, on either side, transforming images and results costs more than what it saves."""
+"""With fewer channels on either side, transforming images and results costs more than it saves."""
 
 
 def pays(geometry: Geometry, images: int, channels: int, features: int, dtype: Any) -> bool:
@@ -150,7 +150,7 @@ def _to_output(products: Array, images: int, tiles: tuple[int, int]) -> Array:
 
 
 def _block_size(images: int, tiles: tuple[int, int], channels: int, features: int, block_bytes: int) -> int:
-    """How many images to work off at a time."""
+    """Number of images in a block."""
     numbers = max(block_bytes // (4 * SIZE * SIZE), 2 * channels * features)
     return block_size(images, numbers // (math.prod(tiles) * (channels + features)))
 
@@ -170,7 +170,7 @@ def _correlate(x: Array, kernel: Array, low: Sequence[int], output: tuple[int, i
 
 
 def forward(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """y."""
+    """y, the convolution of images with a kernel."""
     return _correlate(x, kernel, [low for low, _ in geometry.padding], geometry.output)
 
 
@@ -181,7 +181,7 @@ def input_gradient(geometry: Geometry, g: Array, kernel: Array) -> Array:
 
 
 def kernel_gradient(geometry: Geometry, x: Array, g: Array) -> Array:
-    """dk."""
+    """dk, the gradient of the kernel."""
     tiles = (_tiles(geometry.output[0]), _tiles(geometry.output[1]))
     size = _block_size(len(x), tiles, x.shape[-1], g.shape[-1], 2 * BLOCK_BYTES)  # fewer sums are worth more
 

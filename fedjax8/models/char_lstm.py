@@ -9,8 +9,8 @@ TensorFlow Federated. With V symbols, embedding E and H units
 which counts one bias for each gate (`_lstm.py`).
 
 In 8 bits (`qat`): the dense layers, those into each LSTM and the last one, see rounded inputs and kernels. A recurrent
-kernel is rounded too, once a batch (as is its gradient, with `gradients`), and travels in 8 bits; what it is multiplied
-with, the hidden state of the step before, stays float32, and so do that product and the embedding.
+kernel is rounded too, once a batch (as is its gradient, with `gradients`), and travels in 8 bits; the hidden state
+that it is multiplied with stays float32, and so do that product and the embedding.
 """
 
 from flax import linen as nn

@@ -2,8 +2,8 @@
 
     nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)
 
-computes what `jax.lax.conv_general_dilated` computes. Only the way differs, because two things hurt a simulator of
-many small clients: XLA's derivative of a convolution for the kernel is slow on CPUs (tens of times slower than its
+has the results of `jax.lax.conv_general_dilated`, computed in another way, because two things slow a simulator of many
+small clients down: XLA's derivative of a convolution for the kernel is slow on CPUs (tens of times slower than its
 forward pass), and `jax.vmap` over per-client kernels turns a convolution into a grouped one, which is slow everywhere.
 
 With image x, kernel k and cotangent g, each of the three bilinear products of training has its own form. On CPUs:
@@ -106,7 +106,7 @@ def geometry_of(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Geometry | None:
-    """What the forms of this file know of a convolution of arrays of these shapes, or None if they do not cover it.
+    """The geometry of a convolution of arrays of these shapes; None if the forms of this file do not cover it.
 
     Arguments as for `conv_general_dilated`.
     """

@@ -2,16 +2,16 @@
 
     nn.Dense(features, dot_general=dot_general)
 
-computes what `jax.lax.dot_general` computes. Where the kernel is larger than a core's cache and the batch is small, the
+has the results of `jax.lax.dot_general`. Where the kernel is larger than a core's cache and the batch is small, the
 time goes into moving the kernel and its gradient, not into multiplying. So the gradient is a written-out sum of outer
 products, one for each example,
 
     dk = x_1 g_1^T + ... + x_B g_B^T,
 
-which XLA computes inside whatever reads it, such as the optimizer's step: a gradient of the kernel's size is neither
+which XLA fuses into its reader, such as the optimizer's step: a gradient of the kernel's size is neither
 written nor read. Everything else goes to lax. Reverse mode only, as for any `jax.custom_vjp`.
 
-A `Product` of such a layer (`for_large_kernel`) has that gradient too, and says in how many blocks to read the kernel.
+A `Product` of such a layer (`for_large_kernel`) has that gradient too, and the number of blocks to read the kernel in.
 """
 
 import functools
@@ -30,7 +30,7 @@ LARGE_BYTES = 2 * 2**20
 SMALL_BATCH = 16
 """With more examples multiplying costs more than moving the gradient, and a matmul does that better."""
 BLOCK_BYTES = 2**19
-"""What a block of rows may hold, so that the rows, what they are rounded to and a third array stay in the cache."""
+"""Bytes of a block of rows, so that the rows, their rounded values and a third array stay in the cache."""
 
 
 def dot_general(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **settings: Any) -> Array:
@@ -63,7 +63,8 @@ def is_moving(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = 
 def for_large_kernel(product: Product, kernel: Array) -> Product:
     """`product`, which is that of a dense layer, for a kernel `[I, O]` of which `is_moving` holds.
 
-    As it is where the kernel cannot be cut into blocks: what reads the whole kernel reads its gradient more than once.
+    As it is where the kernel cannot be cut into blocks: a consumer of the whole kernel reads its gradient more than
+      once.
     """
     blocks = _blocks(*kernel.shape)
     if blocks == 1:

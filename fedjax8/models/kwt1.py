@@ -1,6 +1,6 @@
 """KWT-1, the smallest Keyword Transformer (Berg, O'Connor, Cruz, Interspeech 2021, arXiv 2104.00769, section 3).
 
-Every time frame is projected to `width` features, a class token goes before them, and a learnt position is added to
+Every time frame is projected to `width` features, a class token goes before them, and a learned position is added to
 each. Then 12 layers with the norm after each sum,
 
     h = norm(x + dense(attention(x)))

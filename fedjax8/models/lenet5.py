@@ -29,7 +29,8 @@ class LeNet5(nn.Module):
     """Images `[B, height, width, channels]` to logits `[B, num_classes]`.
 
     `activation` is `"relu"` or `"tanh"`, `pool` is `"max"` or `"avg"`. The first convolution pads, so that 28x28
-    images give what the paper's 32x32 give; `padding="VALID"` takes 32x32 images as the paper has them. `kernel_init`
+    images give the shapes of the paper's 32x32; `padding="VALID"` takes 32x32 images as the paper has them.
+    `kernel_init`
     is how kernels start: `"lecun_normal"`, which is flax's default, or `"glorot_uniform"`, Keras's.
     """
 

@@ -21,17 +21,17 @@ PRODUCTS = {
     nn.Conv: ("conv_general_dilated", conv_stand_in),
     Kernel: ("scale", scale_stand_in),
 }
-"""Linen layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
+"""Linen layers whose product `multiply` sees: the field that flax takes it from, and its replacement."""
 
 
 TRAIN_ARGUMENTS = ("train", "training", "is_training", "deterministic", "use_running_average", "eval", "inference")
-"""What modules call the argument that tells training from evaluation."""
+"""Usual names of the argument that distinguishes training from evaluation."""
 NEGATED = ("deterministic", "use_running_average", "eval", "inference")
 """Those of them that are true in evaluation."""
 
 
 def check_train_argument(call: Callable, name: str, given: str | None, *, attributes: frozenset[str]) -> None:
-    """UserError unless the argument of `call` that tells training from evaluation is the one given, if there is one.
+    """Raises UserError unless the argument of `call` for training or evaluation is the one given, if there is one.
 
     Left at its default, batch norm and dropout would never train. Fields of the module, `attributes`, cannot be changed
     from call to call.

@@ -18,7 +18,7 @@ PRODUCTS = {
     nnx.LinearGeneral: ("dot_general", dot_stand_in),
     nnx.Conv: ("conv_general_dilated", conv_stand_in),
 }
-"""nnx layers whose product `multiply` sees: the field that flax takes it from, and what stands in for it."""
+"""nnx layers whose product `multiply` sees: the field that flax takes it from, and its replacement."""
 
 
 def _hook_layers(module: nnx.Module, multiply: Multiply) -> None:
@@ -34,7 +34,7 @@ def _hook_layers(module: nnx.Module, multiply: Multiply) -> None:
 
 
 def _check_call(module: nnx.Module) -> None:
-    """UserError for an argument that would tell training from evaluation, but that nobody passes."""
+    """Raises UserError for an argument for training or evaluation, which nothing passes."""
     takes = inspect.signature(type(module).__call__).parameters
     # One whose default is None leaves it to the module's mode, which is set.
     left = [name for name in TRAIN_ARGUMENTS if name in takes and takes[name].default is not None]
@@ -56,8 +56,8 @@ def from_nnx(
     `nnx.Param`s become `Variables.params`; batch statistics and the like `Variables.state`. Random streams (dropout)
     are neither: every call draws them from its `key`, or leaves the module in evaluation mode where there is none.
 
-    Raises UserError for a module in place of what builds it, and, when it is built, for one whose `__call__` takes an
-    argument such as `train`: nobody passes that.
+    Raises UserError for a module in place of a function that builds one, and, when it is built, for one whose
+    `__call__` takes an argument such as `train`, which nothing passes.
 
     Example:
       >>> from flax import nnx

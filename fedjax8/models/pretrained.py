@@ -40,8 +40,8 @@ SHOWN = 3
 """Names in a message."""
 
 
-class Stored(NamedTuple):
-    """What a file's header says of a tensor."""
+class StoredTensor(NamedTuple):
+    """A tensor in a file's header."""
 
     name: str
     dtype: str
@@ -78,7 +78,8 @@ def load_pretrained(
     Args:
       path: a safetensors file, or a folder with `model.safetensors`.
       like_params: params of the model, or `jax.ShapeDtypeStruct`s in their place.
-      names: whose file it is: `fedjax8` for one of `save_params`, `timm_vit`, `hf_vit`, `bert`, `roberta` or `gpt2`.
+      names: the library of the file: `fedjax8` for one of `save_params`, `timm_vit`, `hf_vit`, `bert`, `roberta` or
+        `gpt2`.
       head: `keep` for the file's, `new` for the one in `like_params`, whatever the file has. For RoBERTa the pooler
         belongs to it. A tied one (`gpt`) is always the file's.
       positions: `same` refuses position embeddings of another number. `resize` brings those of another image size to
@@ -86,7 +87,7 @@ def load_pretrained(
 
     Raises:
       ValueError: a setting that is not allowed, or `head="new"` with shapes only.
-      UserError: no such file, a file of another kind or without what is needed, tensors that have no place in the
+      UserError: no such file, a file of another kind or without a needed tensor, tensors that have no place in the
         model, another shape, or a dtype other than float32, float16 and bfloat16.
     """
     read = readers(path, like_params, names, head=head, positions=positions)
@@ -104,7 +105,7 @@ def load_pretrained(
 def readers(
     path: str | os.PathLike, like_params: PyTree, names: str, *, head: str, positions: str
 ) -> dict[str, Callable[[], np.ndarray]]:
-    """By path of each leaf that is loaded, what reads it: float32, of its shape. Arguments, errors: `load_pretrained`.
+    """Path of each leaf that is loaded to its reader: float32, of its shape. Arguments, errors: `load_pretrained`.
 
     Only the header is read here, so that all errors come before any values.
     """
@@ -197,30 +198,30 @@ def _opened(file: Path):
 
 
 @contextlib.contextmanager
-def _reading(file: Path, tensor: Stored) -> Iterator[None]:
-    """What the library, or memory, has against a tensor that the header promised."""
+def _reading(file: Path, tensor: StoredTensor) -> Iterator[None]:
+    """Turns errors of the library, or of memory, about a tensor in the header into UserError."""
     try:
         yield
     except Exception as error:
         raise UserError(f"{file}: {tensor.name!r} {tensor.shape} cannot be read ({error})") from error
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def _header(file: Path) -> dict[str, StoredTensor]:
     with _opened(file) as opened:
         found = {}
         for name in opened.keys():  # noqa: SIM118 - not a dict
             tensor = opened.get_slice(name)
-            found[name] = Stored(name, str(tensor.get_dtype()), tuple(tensor.get_shape()))
+            found[name] = StoredTensor(name, str(tensor.get_dtype()), tuple(tensor.get_shape()))
         return found
 
 
 def _canonical(name: str, prefix: str) -> str:
-    """The name without what only some files have: the prefix of a class, the old words for a norm's parameters."""
+    """The name without variants of some files: the prefix of a class, the old names of a norm's parameters."""
     name = re.sub(r"(LayerNorm)\.gamma$", r"\1.weight", re.sub(r"(LayerNorm)\.beta$", r"\1.bias", name))
     return name.removeprefix(prefix)
 
 
-def _read(file: Path, tensor: Stored, source: Source, shape: tuple[int, ...]) -> np.ndarray:
+def _read(file: Path, tensor: StoredTensor, source: Source, shape: tuple[int, ...]) -> np.ndarray:
     """The leaf: what is wanted of the tensor, in our layout."""
     with _opened(file) as opened, _reading(file, tensor):
         if source.part is None:
@@ -275,7 +276,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_places(
-    file: Path, kind: str, wanted: list[str], known: Names, by_name: Mapping[str, Stored], head: str
+    file: Path, kind: str, wanted: list[str], known: Names, by_name: Mapping[str, StoredTensor], head: str
 ) -> None:
     """Raises UserError unless each leaf has its tensor and each tensor its leaf."""
     strangers = [name for name in wanted if name not in known.sources]
@@ -315,13 +316,13 @@ def _expected(source: Source, shape: tuple[int, ...]) -> tuple[int | None, ...]:
     return (1, *theirs) if source.layout in ("leading", "image_positions") else tuple(theirs)
 
 
-def _check_dtype(file: Path, tensor: Stored) -> None:
+def _check_dtype(file: Path, tensor: StoredTensor) -> None:
     if tensor.dtype not in DTYPES:
         raise UserError(f"{file}: {tensor.name!r} is {tensor.dtype}; allowed are {', '.join(DTYPES)}")
 
 
 def _check(
-    file: Path, name: str, shape: tuple[int, ...], source: Source, tensor: Stored, positions: str, head: str
+    file: Path, name: str, shape: tuple[int, ...], source: Source, tensor: StoredTensor, positions: str, head: str
 ) -> None:
     """Raises UserError unless the tensor can become the leaf."""
     _check_dtype(file, tensor)

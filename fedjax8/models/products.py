@@ -86,7 +86,7 @@ def widened_product(multiply: Callable[[Array, Array], Array], x_shape: tuple, k
 def conv_product(multiply: Callable[..., Array], x: Array, kernel: Array, **settings: Any) -> Product:
     """The `Product` of a convolution of arrays of these shapes, with the settings of `lax.conv_general_dilated`.
 
-    Float32 goes to `multiply`, which computes what lax does; 8-bit operands become patches and a matmul.
+    Float32 goes to `multiply`, which has the results of lax; 8-bit operands become patches and a matmul.
     """
     plain = widened_product(functools.partial(multiply, **settings), x.shape, kernel.shape)
     geometry = conv.geometry_of(x, kernel, **settings)

@@ -1,4 +1,4 @@
-"""What a model makes of a row before its last layer, whatever the model."""
+"""Representations: the input of a model's last layer, for any model."""
 
 import jax
 

@@ -1,9 +1,10 @@
 """Text encoder with a classifier on its first token, as BERT (Devlin et al., NAACL 2019, arXiv 1810.04805).
 
 Embeddings of token, position and token type are summed and normed, and post-norm blocks follow (`_transformer.py`);
-of the first token (`[CLS]`) a dense layer with tanh, the pooler, makes what a last dense layer classifies. Exact GELU.
-RoBERTa (Liu et al., 2019, arXiv 1907.11692) is the same network with `token_types=1`, `padding=1`, `epsilon=1e-5` and
-another vocabulary; where Hugging Face's code numbers its positions from 2, ours start at 0 and those two are left out.
+a dense layer with tanh, the pooler, maps the first token (`[CLS]`) to the input of a last dense layer, which
+classifies. Exact GELU. RoBERTa (Liu et al., 2019, arXiv 1907.11692) is the same network with `token_types=1`,
+`padding=1`, `epsilon=1e-5` and another vocabulary; where Hugging Face's code numbers its positions from 2, ours start
+at 0 and those two are left out.
 
 With width D, depth L, vocabulary V, N positions, K token types and C classes
 

@@ -1,4 +1,4 @@
-"""How a model uses the numbers of its rows, read off its traced program: looked up, or multiplied as they are.
+"""Uses of a row's numbers by a model, read off its traced program: looked up, or multiplied unscaled.
 
 A column `x` of integers is followed through the program of `apply`, by the operations that only move numbers about:
 
@@ -6,7 +6,7 @@ A column `x` of integers is followed through the program of `apply`, by the oper
     a product or a convolution        reached by the integers as floats that no constant was multiplied with or taken
                                       from: the model sees them unscaled
 
-What comes of other operations is not followed, so a model that changes its symbols before it looks them up, or scales
+Results of other operations are not followed, so a model that changes its symbols before it looks them up, or scales
 its rows itself, is taken at its word.
 """
 
@@ -27,7 +27,7 @@ KEEPS_SCALE = (
     "gather", "conv_general_dilated_patches", "custom_jvp_call", "custom_vjp_call", "reduce_precision",
     "optimization_barrier", *MOVES,
 )  # fmt: skip
-"""Operations after which floats are as large as before, or rescaled by what the model learned (quantization)."""
+"""Operations after which floats are as large as before, or rescaled by learned factors (quantization)."""
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """What a model does with integer rows."""
+    """Uses of integer rows by a model."""
 
     tables: tuple[Table, ...]
     unscaled: bool
@@ -49,7 +49,7 @@ class Uses(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What is known of one value of the program."""
+    """Facts about one value of the program."""
 
     places: np.ndarray | None = None
     """int `[shape of the value]`: which number of the row each is."""
@@ -62,7 +62,8 @@ _UNKNOWN = _Seen()
 
 
 def uses(run: Callable[[Any, Any], Any], variables: Any, batch: dict[str, Any]) -> Uses:
-    """How `run(variables, batch)` uses the integer column `x` of a batch; arguments may be `jax.ShapeDtypeStruct`s."""
+    """Uses of the integer column `x` of a batch by `run(variables, batch)`; arguments may be
+    `jax.ShapeDtypeStruct`s."""
     program = jax.make_jaxpr(run)(variables, batch)
     flat = jax.tree.leaves((variables, batch))
     x = next(i for i, leaf in enumerate(flat) if leaf is batch["x"])
@@ -78,7 +79,7 @@ def uses(run: Callable[[Any, Any], Any], variables: Any, batch: dict[str, Any]) 
 def _follow(
     jaxpr: Any, constants: Sequence[_Seen], given: Sequence[_Seen], found: list[Table], unscaled: list[bool]
 ) -> list[_Seen]:
-    """What is known of a program's results; tables and unscaled products on the way are added to the lists."""
+    """Facts about a program's results; tables and unscaled products on the way are added to the lists."""
     known: dict[Any, _Seen] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= zip(jaxpr.invars, given, strict=True)
     of = lambda atom: _Seen(constant=True) if isinstance(atom, jex.Literal) else known.get(atom, _UNKNOWN)

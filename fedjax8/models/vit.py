@@ -1,6 +1,6 @@
 """Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929), sizes B, S and Ti.
 
-An image is cut into patches, each of which a dense layer turns into a token; a class token goes before them, a learnt
+An image is cut into patches, each of which a dense layer turns into a token; a class token goes before them, a learned
 position is added to each, and pre-norm blocks follow (`_transformer.py`). The class token, after a last norm, gives the
 logits. S and Ti are those of Touvron et al. (DeiT, ICML 2021, arXiv 2012.12877, table 1), without distillation. Exact
 GELU, LayerNorm epsilon 1e-6 as in timm, the library whose weights most people load (see `adapters.pretrained`).

@@ -1,4 +1,4 @@
-"""Rounding to a small floating-point grid with nothing but 32-bit integer and float operations.
+"""Rounding to a small floating-point grid by 32-bit integer and float operations alone.
 
 XLA's conversions to and from 8-bit floats cost three to five times as much on CPU as the few operations below, which
 give the same bits. The functions here work on *codes*: unsigned integers of `fmt.bits` bits, the sign on top. They
@@ -48,7 +48,7 @@ def magnitude_pattern(x: jax.Array) -> jax.Array:
 
 
 def _to_anchor(fmt: Format) -> np.int32:
-    """What takes the pattern of 2**e to that of the anchor 2**(23 + e - M)."""
+    """Difference of the pattern of 2**e to that of the anchor 2**(23 + e - M)."""
     return np.int32((_MANTISSA - fmt.mantissa_bits) << _MANTISSA)
 
 

@@ -14,7 +14,7 @@ There are two forms, with the same bits (tested on every class of input):
 - "native", XLA's own conversion.
 
 "auto" casts natively on accelerators and by bits on CPU, decided when the program is lowered, for the platform it is
-lowered for. `round_to_grid` and `to_float32` are by bits everywhere unless told otherwise: they are bound by memory on
+lowered for. `round_to_grid` and `to_float32` are by bits everywhere by default: they are bound by memory on
 accelerators too, and XLA for GPU, under its default `xla_allow_excess_precision`, deletes pairs of conversions such as
 float32 -> float8 -> float32 and the rounding with them (openxla/xla issue 41605). For the same reason the native cast
 ends in an optimization barrier, so that a later `astype` cannot be paired with it.
@@ -48,7 +48,7 @@ def as_codes(x: jax.Array, fmt: Format | None = None) -> tuple[jax.Array, Format
     """The uint8 codes inside an array made by `as_storage`, and its format (`fmt` is needed for uint8 arrays only)."""
     if x.dtype == jnp.uint8:
         if fmt is None:
-            raise UserError("an array of uint8 codes does not say its number format: pass fmt")
+            raise UserError("an array of uint8 codes has no number format of its own: pass fmt, such as 'e4m3fn'")
         return x, fmt
     if fmt is None:
         fmt = get_format(x.dtype.name.removeprefix("float8_"))
@@ -109,7 +109,7 @@ def round_to_grid(x: jax.Array, fmt: str | Format, form: str = "auto") -> jax.Ar
 
 @functools.partial(jax.jit, static_argnames=("fmt", "form"), inline=True)
 def to_float32(x8: jax.Array, fmt: str | Format | None = None, form: str = "auto") -> jax.Array:
-    """The exact float32 values of an array of 8-bit floats, or of uint8 codes when `fmt` says of which format.
+    """The exact float32 values of an array of 8-bit floats, or of uint8 codes in the format `fmt`.
 
     Infinities and NaNs come out as such.
 

@@ -16,7 +16,7 @@ from fedjax8.numerics import formats
 from fedjax8.numerics.formats import Format
 
 FLOAT32 = "float32"
-"""In place of a format: the layer is not rounded, and travels as it is."""
+"""In place of a format: the layer is not rounded, and travels in float32."""
 
 
 class FormatRules(NamedTuple):
@@ -25,7 +25,7 @@ class FormatRules(NamedTuple):
     rules: tuple[tuple[str, Format | None], ...]
     """Shell-style patterns on layer paths, in order; None for float32."""
     rest: Format
-    """Of layers that no pattern matches."""
+    """Format of layers that no pattern matches."""
 
     def of(self, layer: str) -> Format | None:
         """The format of the layer at that path; None for float32."""
@@ -48,8 +48,8 @@ class FormatRules(NamedTuple):
         return f"{self.rest.name} ({rules})" if rules else self.rest.name
 
     def record(self, user: str, layers: Sequence[str] | None = None) -> None:
-        """To be called where something is traced that rounds by these rules; see `formats.record_use`. `layers` are the
-        paths that the user sees; None: it has checked that each pattern matches one."""
+        """Records a use of these rules, where one is traced; see `formats.record_use`. `layers` are the paths that the
+        user knows; None: it has checked that each pattern matches one."""
         seen = layers or ()
         matched = [p for p in self.patterns if layers is None or any(matches(path, p) for path in seen)]
         formats.record_use(user, self.name, dict.fromkeys(self.patterns, False) | dict.fromkeys(matched, True), seen)

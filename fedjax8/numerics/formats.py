@@ -112,9 +112,9 @@ NARROW_FORMATS: dict[str, Format] = {name: format_from_dtype(dtype, name) for na
 
 
 DEFAULT = "e4m3fn"
-"""Format of weights, layer inputs and messages where nothing says otherwise."""
+"""Default format of weights, layer inputs and messages."""
 GRADIENTS = "e5m2"
-"""Format of gradients likewise."""
+"""Default format of gradients."""
 
 
 def get_format(fmt: str | Format, known: Mapping[str, Format] = FORMATS) -> Format:
@@ -138,7 +138,7 @@ def get_format(fmt: str | Format, known: Mapping[str, Format] = FORMATS) -> Form
 
 
 class Use(NamedTuple):
-    """Who rounds by which grid, while a round is traced."""
+    """A part of the run and the grid that it rounds by, while a round is traced."""
 
     user: str
     grid: str
@@ -148,7 +148,7 @@ class Use(NamedTuple):
 class _Uses(NamedTuple):
     of: list[Use]
     patterns: dict[str, bool]
-    """Of rules, and whether each matched a layer of some user."""
+    """Patterns of rules, and whether each matched a layer of some user."""
     layers: dict[str, None]
     """Paths that they may match, in order."""
 
@@ -158,8 +158,8 @@ _uses: contextvars.ContextVar[_Uses | None] = contextvars.ContextVar("uses", def
 
 @contextlib.contextmanager
 def one_format(mixed: bool = False) -> Iterator[None]:
-    """Raises UserError at its end if what was traced inside put numbers on the grids of several formats, or by several
-    rules, or if a pattern of the rules matches no layer.
+    """Raises UserError at its end if parts traced inside rounded by several formats or rules, or if a pattern of the
+    rules matches no layer.
 
     `mixed` allows the former.
     """
@@ -180,7 +180,7 @@ def one_format(mixed: bool = False) -> Iterator[None]:
 
 
 def record_use(user: str, grid: str, patterns: Mapping[str, bool] | None = None, layers: Iterable[str] = ()) -> None:
-    """To be called where something is traced that uses the grid that a run's parts share, so that a mix is noticed.
+    """Records a use of the grid that a run's parts share, where one is traced, so that a mix is noticed.
 
     Args:
       grid: the format's name, with its rules if it has some.

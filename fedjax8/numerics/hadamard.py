@@ -107,7 +107,7 @@ def rotate(key: jax.Array, x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, inline=True, static_argnames=("shape",))
 def unrotate(key: jax.Array, z: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The array of that shape whose `rotate` with the same key is `z`; what falls on the padding is dropped.
+    """The array of that shape whose `rotate` with the same key is `z`; values of the padding are dropped.
 
     Example:
       >>> key, x = jax.random.key(0), jnp.arange(6.0).reshape(2, 3)

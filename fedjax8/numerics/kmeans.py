@@ -2,11 +2,11 @@
 
     boundaries m_j = (z_j + z_(j+1)) / 2;   z_j = mean of the x in (m_(j-1), m_j];   repeated until z stands still
 
-Lloyd's algorithm in one dimension (FedCode, arXiv 2311.09270, clusters with k-means++ and ten restarts in float64; what
-follows is this project's choice). It starts from the best clusters that can be made of some hundred bins, found by
+Lloyd's algorithm in one dimension (FedCode, arXiv 2311.09270, clusters with k-means++ and ten restarts in float64; the
+following is this project's choice). It starts from the best clusters that can be made of some hundred bins, found by
 dynamic programming (Wang and Song, "Ckmeans.1d.dp", The R Journal 3, 2011, do that with the values themselves). Bins
-are quantiles of the cube root of the density, which is how the best quantizer's values are spread when there are many
-(Panter and Dite, 1951). Lloyd's iterations alone do not leave the cells they start in: from such quantiles they end at
+are quantiles of the cube root of the density, the spread of the best quantizer's values when there are many (Panter and
+Dite, 1951). Lloyd's iterations alone do not leave the cells they start in: from such quantiles they end at
 almost twice the least error for 64 clusters of values with heavy tails.
 
 The values are sorted once; then a cluster is a range of them and its sum the difference of two prefix sums, so that an
@@ -30,7 +30,7 @@ SHIFT = np.float32(1e-7)
 _BINS, _FEWEST, _MOST = 8, 64, 512
 """Bins of values that clusters are made of: so many times C, within these limits and at least 2 C."""
 _REFINEMENTS = 6
-"""How often bins are laid anew by what the last ones hold."""
+"""Times that bins are refined by the contents of the last ones."""
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
@@ -204,7 +204,7 @@ def _best_of_bins(counts: jax.Array, means: jax.Array, clusters: int) -> jax.Arr
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(a + b rounded, what rounding left off), exactly (Knuth)."""
+    """(a + b rounded, the rounding error), exactly (Knuth)."""
     total = a + b
     from_b = total - a
     return total, (a - (total - from_b)) + (b - from_b)

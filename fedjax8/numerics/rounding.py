@@ -16,9 +16,9 @@ Guarantees
   sign and cancels over uniformly distributed fractions.
 - Saturates at +-fmt.max; NaN stays NaN; no negative zero in the fnuz formats.
 
-The form is the only unbiased one with two neighbors. That Wang et al., "Towards Federated Learning with On-device
-Training and Communication in 8-bit Floating Point" (arXiv 2407.02610), round messages without bias is known from second
-hand; the formula is inferred.
+The form is the only unbiased one with two neighbors. Unbiased messages of Wang et al., "Towards Federated Learning
+with On-device Training and Communication in 8-bit Floating Point" (arXiv 2407.02610), are known from second hand; the
+formula is inferred.
 """
 
 import functools

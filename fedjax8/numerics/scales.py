@@ -7,7 +7,7 @@ For "e4m3fnuz" this is the grid of the FP8 quantization papers, whose real-value
 b = 2**4 - log2(alpha) + log2(2 - 2**-3) - 1 (Kuzmin et al., "FP8 Quantization: The Power of the Exponent", arXiv
 2208.09225), without a logarithm: 128 non-negative values, alpha among them.
 
-What is guaranteed, and how
+Guarantees and their reasons
 - One factor each way, `x * (fmt.max / alpha)` and `g * (alpha * (1 / fmt.max))`. Multiplying by a factor computed once
   costs less per element than dividing, and 1 / fmt.max is a constant here because XLA would turn a division by a
   constant into just that, but only inside jit. A factor is off by at most 2**-23, a decoded value by 3 * 2**-24.
@@ -56,7 +56,7 @@ def max_abs(x: jax.Array) -> jax.Array:
 
 
 def scale_for(alpha: jax.Array, fmt: str | Format) -> jax.Array:
-    """alpha / fmt.max as float32: what one unit of the format is worth.
+    """alpha / fmt.max as float32: the value of one unit of the format.
 
     Example:
       >>> float(scale_for(896.0, "e4m3fn"))

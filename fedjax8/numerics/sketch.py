@@ -56,7 +56,7 @@ _SIGN = np.uint32(1 << 31)
 
 
 class _Hashes(NamedTuple):
-    """What the seed gives: `signs`, a key; `shifts` int32 `[level, digit, row]`, T of the module's docstring."""
+    """Hash functions of a seed: `signs`, a key; `shifts` int32 `[level, digit, row]`, T of the module's docstring."""
 
     signs: jax.Array
     shifts: Shifts
@@ -236,7 +236,7 @@ def _doubled(x: jax.Array) -> jax.Array:
 
 
 def _rotated(doubled: jax.Array, shift: jax.Array) -> jax.Array:
-    """What stands at j in x stands at (j + shift) mod columns; shift from 0 up below columns."""
+    """x rolled by `shift`: entry j moves to (j + shift) mod columns; shift from 0 up below columns."""
     columns = doubled.shape[-1] // 2
     return _cut(doubled, columns - shift)
 

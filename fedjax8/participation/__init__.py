@@ -1,4 +1,4 @@
-"""Who takes part in a round. One file each; see `base.Participation`.
+"""Selection of the clients of a round. One file each; see `base.Participation`.
 
     uniform          `cohort_size` clients without replacement, the default
     poisson          every client on its own, `cohort_size` in expectation
@@ -7,9 +7,9 @@
     power_of_choice  the largest losses among some candidates
     overselect       more are asked than are waited for
 
-Draws are NumPy on the host, a function of (seed, round) and what is public of the clients, and of the present model
-where they say so (`reads_state`). One object, `base.Participants`, is what planning, forecasts, program shapes and
-privacy accounting ask, so that an epsilon is always of the law that drew the clients.
+Draws are NumPy on the host, a function of (seed, round) and of public facts about the clients, and of the present model
+where they say so (`reads_state`). Planning, forecasts, program shapes and privacy accounting all ask one object,
+`base.Participants`, so that an epsilon is always of the law that drew the clients.
 """
 
 from fedjax8.participation.base import (

@@ -1,4 +1,4 @@
-"""Who takes part in a round: the type of a component, and the one object that a whole run asks."""
+"""Types of client selection: a component, and the one object that a whole run asks."""
 
 import functools
 from collections.abc import Callable
@@ -20,14 +20,14 @@ UNKNOWN = "unknown"
 LAWS = (WITHOUT_REPLACEMENT, POISSON, EVERYONE, UNKNOWN)
 
 REPORT = "report"
-"""Name of the channel of what clients report before they are chosen."""
+"""Name of the channel of the losses that candidates report before clients are chosen."""
 _STREAM = 0xC0407
-"""Keeps draws of clients apart from everything else that is drawn from the same seed. A plain `default_rng([seed,
+"""Keeps draws of clients apart from all other draws of the same seed. A plain `default_rng([seed,
 round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed]."""
 
 
 class Ask(NamedTuple):
-    """What a draw may depend on."""
+    """Arguments of a draw, all that it may depend on."""
 
     seed: int
     round: int
@@ -41,7 +41,7 @@ class Ask(NamedTuple):
     """Numbers of rows to the local steps of a client with as many."""
     losses: Callable[[np.ndarray], np.ndarray]
     """Client ids `[n]` to the mean loss of the present model on the rows of each. For draws with `reads_state`; others
-    are given zeros."""
+    get zeros."""
 
 
 class Drawn(NamedTuple):
@@ -50,15 +50,15 @@ class Drawn(NamedTuple):
     ids: np.ndarray
     """int64 `[m]`: different clients, ascending."""
     lost: np.ndarray
-    """bool `[m]`: those that receive the model, and whose message nobody waits for."""
+    """bool `[m]`: clients that receive the model, and whose message nobody waits for."""
 
 
 class Numbers(NamedTuple):
-    """How many clients a round has, the least and the most."""
+    """Fewest and most clients of a round."""
 
     least_asked: int
     most_asked: int
-    """Clients that receive the model. As many places has a round on the devices."""
+    """Clients that receive the model; a round has as many places on the devices."""
     least_used: int
     most_used: int
     """Clients that are waited for."""
@@ -70,10 +70,10 @@ def exactly(num_clients: int, cohort_size: int) -> Numbers:
 
 
 class Participation(NamedTuple):
-    """Who takes part in each round; see `participation`. Its functions run on the host, in NumPy."""
+    """A selection of the clients of each round; see `participation`. Its functions run on the host, in NumPy."""
 
     draw: Callable[[Ask], Drawn]
-    """A function of what it is asked alone, so that a resumed run draws the same clients."""
+    """The clients of a round, a function of the `Ask` alone, so that a resumed run draws the same ones."""
     numbers: Callable[[int, int], Numbers] = exactly
     """`(num_clients, cohort_size) -> Numbers`. Raises UserError where it cannot draw from so many clients."""
     law: str = UNKNOWN
@@ -86,7 +86,7 @@ class Participation(NamedTuple):
 
 
 class Clients(Protocol):
-    """What is asked about clients, of `data.FederatedData`."""
+    """The sizes of clients, such as `data.FederatedData` has them."""
 
     @property
     def num_clients(self) -> int:
@@ -97,14 +97,14 @@ class Clients(Protocol):
 
 
 class Participants(NamedTuple):
-    """Who takes part in the rounds of one run. Planning, forecasts, shapes and accounting all ask this."""
+    """The selection of clients in one run, which planning, forecasts, shapes and accounting all ask."""
 
     participation: Participation
     seed: int
     cohort_size: int
     clients: Clients
     steps: Callable[[np.ndarray], np.ndarray]
-    """As in `Ask`."""
+    """Numbers of rows to local steps, as in `Ask`."""
 
     @property
     def num_clients(self) -> int:
@@ -113,7 +113,7 @@ class Participants(NamedTuple):
 
     @property
     def numbers(self) -> Numbers:
-        """How many clients a round has."""
+        """Fewest and most clients of a round."""
         return self.participation.numbers(self.num_clients, self.cohort_size)
 
     @property
@@ -129,12 +129,12 @@ class Participants(NamedTuple):
 
     @property
     def law(self) -> str:
-        """How clients are drawn: one of LAWS, EVERYONE where no round can leave one out."""
+        """The law of the draws: one of LAWS, EVERYONE where no round can leave a client out."""
         return EVERYONE if self.numbers.least_used == self.num_clients else self.participation.law
 
     def check(self, algorithm: Algorithm, beside: "Participants | None" = None) -> None:
-        """UserError where there are too few clients, or the algorithm needs others, or those `beside`, whose programs
-        are shared, come in other numbers."""
+        """Raises UserError where there are too few clients, the algorithm needs others, or the participants `beside`,
+        whose programs are shared, come in other numbers."""
         size, count, everyone = self.cohort_size, self.num_clients, algorithm.everyone
         if not 1 <= size <= count:
             raise UserError(f"cohort_size is {size}, but must be between 1 and the number of clients, {count}")
@@ -151,12 +151,13 @@ class Participants(NamedTuple):
             )
         algorithm.admits(self)
         if beside and (self.numbers, self.varies, size) != (beside.numbers, beside.varies, beside.cohort_size):
-            raise UserError("simulations beside each other must have the same participation and cohort_size")
+            raise UserError("runs side by side must have the same participation and cohort_size; run these one by one")
 
     def drawn(self, number: int, losses: Callable[[np.ndarray], np.ndarray] | None = None) -> Drawn:
         """The clients of the round after `number` rounds; with `losses` left out, as if all had the same loss.
 
-        UserError where a draw breaks its own promises: other numbers, or clients that are not there or not ascending.
+        Raises UserError where a draw breaks its promises: numbers out of bounds, unknown clients, or clients that are
+        not ascending.
         """
         losses = same_loss if losses is None else losses
         sizes = lambda ids: self.clients.windows(ids)[1]
@@ -176,18 +177,17 @@ class Participants(NamedTuple):
             raise UserError(
                 f"round {number + 1}: {asked} clients were drawn and {used} of them are waited for, but rounds have "
                 f"room for {allowed.least_asked} to {allowed.most_asked} and {allowed.least_used} to "
-                f"{allowed.most_used}; nobody is left out in silence, so the run ends here"
+                f"{allowed.most_used}; no client is left out silently, so the run ends here"
             )
         return found
 
     def reports(self, asked: int) -> dict[Channel, int]:
-        """Messages beside those of the algorithm, in a round in which so many clients are asked."""
+        """Messages beside those of the algorithm, in a round that asks so many clients."""
         num_bytes = self.participation.report_bytes
         return {Channel("up", REPORT, num_bytes, num_bytes): asked} if num_bytes else {}
 
     def usual_rows(self) -> int:
-        """Rows of a usual round: of the first; of the largest of the first eight where their numbers of clients
-        vary."""
+        """Rows of a usual round: the first, or the largest of the first eight where the number of clients varies."""
         rounds = range(8 if self.varies else 1)
         return max(int(self.clients.windows(self.drawn(number).ids)[1].sum()) for number in rounds)
 
@@ -198,7 +198,7 @@ class Participants(NamedTuple):
 
 
 def same_loss(ids: np.ndarray) -> np.ndarray:
-    """Zeros."""
+    """float64 zeros `[n]`: every client has the same loss."""
     return np.zeros(len(ids))
 
 
@@ -214,7 +214,7 @@ def all_kept(ids: np.ndarray) -> Drawn:
 
 @functools.lru_cache(maxsize=2)
 def shuffled_clients(seed: int, num_clients: int) -> np.ndarray:
-    """int64 `[num_clients]`: the clients in an order that the seed decides, the same in all rounds."""
+    """int64 `[num_clients]`: the clients in random order, the same in all rounds of a seed."""
     return generator(seed).permutation(num_clients)
 
 

@@ -7,7 +7,7 @@ left, fewer than M where M does not divide N. The order comes from the seed. (Cy
 Eichner et al. 2019, arXiv 1904.10120, where groups of clients take turns by time of day.)
 
 Law: `unknown`. After the first cycle everyone who knows the past knows who comes next: nobody is hidden in a sample,
-and the accountants here know laws of one round, not of a schedule. What examples lose is accounted for by the rounds
+and the accountants here know laws of one round, not of a schedule. The privacy of examples is accounted by the rounds
 that their client was in, which claims no secrecy.
 """
 

@@ -3,20 +3,20 @@
 
     ask ceil(factor M) clients, uniform without replacement;  wait for the M that are done first
 
-The others have received the model, and its bytes down count; what they would have sent does not, since the round is
-over. They keep what they remembered.
+The others have received the model, and its bytes down count; their updates do not, since the round is over. They keep
+their memory.
 
 Time model, this project's: client i takes
 
     v_i e_ir steps_i,     v_i = exp(spread u_i),   e_ir = exp(jitter u_ir),     u standard normal
 
-where steps_i are its local steps by the batch plan, v_i is how slow its device is, drawn once for each client, and e_ir
-is drawn anew in every round. Transfers take no time in it. `dropouts.deadline` has devices and links of its own, which
-these are not. The fast, and clients with few rows, are waited for more often, so the mean leans to them; a client
+where steps_i are its local steps by the batch plan, v_i is the slowness of its device, drawn once for each client, and
+e_ir is drawn anew in every round. Transfers take no time in it. `dropouts.deadline` has devices and links of its own,
+which these are not. The fast, and clients with few rows, are waited for more often, so the mean leans to them; a client
 without rows is always done at once. Nothing corrects that.
 
-Law: `unknown`, since who is used depends on speeds and sizes. Both are public in this package's notion of neighbors, so
-what examples lose is accounted for by the rounds in which their client was waited for.
+Law: `unknown`, since who is used depends on speeds and sizes. Both are public in this package's notion of neighbors,
+so the privacy of examples is accounted by the rounds in which their client was waited for.
 """
 
 import fractions
@@ -36,7 +36,7 @@ def overselect(factor: float = 1.3, *, spread: float = 0.5, jitter: float = 0.2,
     Args:
       factor: how many times `cohort_size` are asked, above 1; no more than there are.
       spread, jitter: deviations of the logarithm of a client's slowness, for good and in one round.
-      seed: of the devices, apart from the run's seed: runs that differ in that have the same devices.
+      seed: of the devices, apart from the run's seed: runs of several seeds have the same devices.
 
     Raises:
       ValueError: a factor that is not above 1 or not finite, or a negative deviation.
@@ -73,7 +73,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     """uint64: a bijection in which every bit depends on every bit (the finalizer of splitmix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def normals(ids: np.ndarray, *address: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def normals(ids: np.ndarray, *address: int) -> np.ndarray:
     second = _mixed(first + golden)
     # 53 bits each, the first above 0; Box and Muller 1958.
     u, v = ((x >> np.uint64(11)).astype(float) * 2.0**-53 for x in (first, second))
-    return np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v)
+    return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v))
 
 
 EXAMPLES = ({}, {"factor": 2.0, "spread": 1.0, "jitter": 0.0})

@@ -26,9 +26,9 @@ from fedjax8.errors import UserError
 from fedjax8.participation.base import POISSON, Ask, Drawn, Numbers, Participation, all_kept, generator
 
 CHANCE = 1e-9
-"""That any round of a run has more clients than places."""
+"""Largest chance that any round of a run has more clients than places."""
 ROUNDS = 1_000_000
-"""Rounds of the longest run for which that is promised."""
+"""Rounds of the longest run that this chance covers."""
 
 
 def log_chance_of_more(num_clients: int, cohort_size: int, bound: int) -> float:
@@ -73,8 +73,8 @@ def _numbers(num_clients: int, cohort_size: int, most: int | None = None) -> Num
     if most is not None and most < needed:
         raise UserError(
             f"config.participation.most is {most}, but of {num_clients} clients, {cohort_size} a round in expectation, "
-            f"more than that come in one of {ROUNDS:,} rounds with a chance above {CHANCE:g}; allowed are {needed} and "
-            "more, or leave it out"
+            f"more than that are drawn in one of {ROUNDS:,} rounds with a chance above {CHANCE:g}; allowed are "
+            f"{needed} and more, or leave it out"
         )
     least = num_clients if cohort_size == num_clients else 0
     places = needed if most is None else min(most, num_clients)

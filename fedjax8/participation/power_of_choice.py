@@ -7,7 +7,7 @@
 Traffic: all d candidates receive the model, and its bytes down count for all; every candidate reports its loss as a
 float32, 4 bytes up in the channel `report`. Candidates that are not chosen send nothing else.
 
-Choosing by loss speeds up training at first and leaves a bias towards clients that are hard to fit, which grows with d.
+Choosing by loss speeds up training at first and leaves a bias toward clients that are hard to fit, which grows with d.
 A loss that is not finite counts as the smallest: a client that diverged is not asked for ever. Candidates of equal loss
 are taken by number.
 
@@ -28,7 +28,7 @@ from fedjax8.participation.base import Ask, Drawn, Numbers, Participation, by_we
 from fedjax8.participation.weighted import weights_by_rows
 
 REPORT_BYTES = 4
-"""A loss, float32."""
+"""Bytes of a loss, float32."""
 
 
 def power_of_choice(candidates: int = 0) -> Participation:

@@ -13,7 +13,7 @@ from fedjax8.participation.base import WITHOUT_REPLACEMENT, Ask, Drawn, Particip
 
 
 def sample_cohort(seed: int, round_number: int, num_clients: int, cohort_size: int) -> np.ndarray:
-    """[cohort_size] int32 different client ids in ascending order, uniform over all subsets of that size.
+    """int32 `[cohort_size]`: different client ids in ascending order, uniform over all subsets of that size.
 
     A function of its arguments alone, so a resumed run needs no sampler state. Time and memory grow with the
     cohort (at most about twenty times it), not with the number of clients.

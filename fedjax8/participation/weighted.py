@@ -9,7 +9,7 @@ has a large share, and leans to small clients otherwise, since a client cannot b
 1907.02189, sections 3.2 and 3.3, compare both ways of drawing and weighing). Use `--config.algorithm.weighting=uniform`
 with it. Clients without rows are never drawn.
 
-Law: `unknown`. Sizes are public in this package's notion of neighbors, so what examples lose is accounted for by the
+Law: `unknown`. Sizes are public in this package's notion of neighbors, so the privacy of examples is accounted by the
 rounds that their client was in. Time grows with the number of registered clients.
 """
 

@@ -1,4 +1,4 @@
-"""Differential privacy: gradients of clients that protect their examples, Gaussian noise, and what it costs.
+"""Differential privacy: per-example gradients, clipping, Gaussian noise, and accounting.
 
 `dp_sgd` protects an example of a client; `algorithms.dp_fedavg` a whole client. `noisy_sgd` protects nothing.
 """

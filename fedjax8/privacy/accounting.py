@@ -1,4 +1,4 @@
-"""What noise costs: epsilon at delta of Gaussian steps that were taken on samples, and the noise that an epsilon needs.
+"""Accounting: epsilon at delta of Gaussian steps on samples, and the noise that a target epsilon needs.
 
 A step adds N(0, (z S)^2) to a sum to which one *unit* (an example, or a client) adds a vector of norm S at most. Two
 data sets are neighbors if they differ in that one unit counts for nothing in one of them (zero-out, Kairouz et al.
@@ -33,16 +33,16 @@ from fedjax8.participation import EVERYONE, POISSON, WITHOUT_REPLACEMENT, Partic
 from fedjax8.types import Algorithm, BatchPlan, StepGradient
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024)
-"""Whole Renyi orders only: others are slow, and matter where epsilon is too large to mean anything."""
+"""Whole Renyi orders only: others are slow, and matter only for meaninglessly large epsilons."""
 ACCOUNTANTS = ("rdp", "pld")
 CLASSES = 64
-"""Most sizes of clients that are told apart, since each costs 0.05 s once."""
+"""Most sizes of clients that are accounted one by one, since each costs 0.05 s once."""
 LARGEST_NOISE = 2.0**20
-"""Noise multiplier beyond which no target is worth looking for."""
+"""Largest noise multiplier that is tried for a target."""
 
 
 class Sampling(NamedTuple):
-    """How a step's units are drawn; see `rate` and `cohort`."""
+    """Law by which a step's units are drawn; see `rate` and `cohort`."""
 
     probability: float
     size: int
@@ -51,40 +51,40 @@ class Sampling(NamedTuple):
 
 
 def rate(probability: float) -> Sampling:
-    """Every unit by itself with this probability; 1 for everyone."""
+    """The law that draws every unit independently with this probability; 1 for everyone."""
     if not 0 < probability <= 1:
         raise ValueError(f"a sampling probability must be in (0, 1]; got {probability}")
     return Sampling(float(probability), 0, 0)
 
 
 def cohort(size: int, population: int) -> Sampling:
-    """So many of a population, uniform without replacement."""
+    """The law that draws so many of a population, uniform without replacement."""
     if not 1 <= size <= population:
         raise ValueError(f"a cohort must be between 1 and the population, {population}; got {size}")
     return Sampling(1.0, 0, 0) if size == population else Sampling(size / population, int(size), int(population))
 
 
 class Facts(NamedTuple):
-    """What an accountant has to know of a run. None of it is protected: it must not depend on the data of a unit."""
+    """Facts about a run, for an accountant. None is protected: they must not depend on the data of a unit."""
 
     clients: FederatedData
     cohort_size: int
     rounds: int
     """Rounds that noise is calibrated for."""
     seed: int
-    """Of the cohorts; see `participation`."""
+    """Seed of the cohorts; see `participation`."""
     plan: BatchPlan
     participation: Participation = uniform()
-    """Who takes part in a round: the very object that `simulate` is given."""
+    """The selection of clients: the same object that `simulate` gets."""
 
     @property
     def participants(self) -> Participants:
-        """Who takes part in the rounds."""
+        """The selection of clients in the run."""
         steps = functools.partial(num_steps, self.plan)
         return Participants(self.participation, self.seed, self.cohort_size, self.clients, steps)
 
     def admits(self, participants: Participants) -> None:
-        """UserError if these are not the participants that are accounted for."""
+        """Raises UserError unless these are the participants that are accounted for."""
         if not self.participants.same_as(participants):
             raise UserError(
                 "privacy is accounted for another seed, cohort_size, number of clients or participation than the "
@@ -93,7 +93,7 @@ class Facts(NamedTuple):
 
 
 def sampling_of(participants: Participants) -> Sampling:
-    """How the clients of a round are drawn, for steps that protect a client.
+    """The law by which a round's clients are drawn, for client-level privacy.
 
     Raises:
       UserError: the law of the participation is unknown.
@@ -106,7 +106,7 @@ def sampling_of(participants: Participants) -> Sampling:
     if law == WITHOUT_REPLACEMENT:
         return cohort(size, count)
     raise UserError(
-        "config.participation: this one follows no law that an accountant knows, so that no epsilon of clients can be "
+        "config.participation: this one follows no law that an accountant knows, so no epsilon of clients can be "
         "stated; use --config.participation.name=poisson or uniform"
     )
 
@@ -144,7 +144,7 @@ def check_delta(delta: float) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's warnings of orders that it leaves out."""
+    """Silences the library's warnings of orders that it leaves out."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -188,7 +188,7 @@ def epsilon(noise_multiplier: float, delta: float, *, steps: int, sampling: Samp
     """Epsilon at `delta` of `steps` steps.
 
     Args:
-      noise_multiplier: z, the noise's deviation over what one unit can add to the sum.
+      noise_multiplier: z, the noise's deviation over the norm of one unit's term.
       accountant: `rdp` (fast, an upper bound), or `pld` (numerical composition of privacy losses: tight, seconds;
         not for cohorts without replacement).
 
@@ -249,14 +249,14 @@ def calibrate(target_epsilon: float, delta: float, *, steps: int, sampling: Samp
 
 
 class ExampleSteps:
-    """What the client that loses most has spent after each round, where every step of a client is a Gaussian step.
+    """Largest privacy loss of any client's example after each round, where every step of a client is a Gaussian step.
 
-    Who takes part in which round follows from the seed and from what is public, such as sizes, so a client is charged
-    for the rounds it took part in, its number of steps in each, at its own rate: no secrecy of the cohort is claimed.
-    One that is asked and not waited for sends nothing, and is charged nothing.
+    Cohorts follow from the seed and from public facts such as sizes, so a client is charged for the rounds it took part
+    in, its number of steps in each, at its own rate: no secrecy of the cohort is claimed. One that is asked and not
+    waited for sends nothing, and is charged nothing.
 
     Raises:
-      UserError: clients share rows, who takes part depends on their rows (a participation with `reads_state`), or
+      UserError: clients share rows, the cohort depends on their rows (a participation with `reads_state`), or
         dp-accounting is needed and not installed.
     """
 
@@ -266,7 +266,7 @@ class ExampleSteps:
         check_rows(facts.clients)
         if facts.participation.reads_state:
             raise UserError(
-                "config.participation: who takes part depends on the clients' losses, so on the rows that are to be "
+                "config.participation: this one reads the clients' losses, and so the rows that are to be "
                 "protected; use one that does not read them, such as --config.participation.name=uniform"
             )
         self._facts = facts
@@ -310,15 +310,15 @@ class ExampleSteps:
         return front
 
     def epsilon(self, noise_multiplier: float, delta: float, rounds: int) -> float:
-        """By RDP, of the client that has spent most; 0 if no one took part yet."""
+        """Epsilon by RDP of the client with the largest loss; 0 if none took part yet."""
         return max(
             (epsilon(noise_multiplier, delta, steps=n, sampling=rate(q)) for q, n in self.steps(rounds)), default=0.0
         )
 
 
 def accounted(algorithm: Algorithm, gradient: StepGradient) -> Algorithm:
-    """`algorithm`, whose log also tells what examples have lost by `gradient`: as `epsilon` and `delta`, or where these
-    are the algorithm's own, `example_epsilon` and `example_delta`."""
+    """`algorithm`, whose log also has the privacy loss of examples by `gradient`: as `epsilon` and `delta`, or where
+    these are the algorithm's own, `example_epsilon` and `example_delta`."""
 
     def privacy(rounds: int) -> dict[str, float]:
         own, examples = algorithm.privacy(rounds), gradient.privacy(rounds)

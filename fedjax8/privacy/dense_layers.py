@@ -1,14 +1,15 @@
-"""Dense layers whose examples' gradients need not be made to be clipped (Goodfellow 2015, arXiv 1510.01799).
+"""Norms and clipped sums of examples' gradients of dense layers, without the gradients themselves (Goodfellow 2015,
+arXiv 1510.01799).
 
-With x `[D]` what example i gives to a layer and dy `[E]` the gradient of what it gets back,
+With x `[D]` the layer's input from example i and dy `[E]` the gradient of its output,
 
     |g_i| = |x_i| |dy_i|,      sum_i f_i g_i = sum_i x_i^T (f_i dy_i)
 
 which needs memory for x and dy instead of D E per example. That is for layers that an example goes through once: over
 several tokens g_i is a sum of products that may nearly cancel, and the sum of (X X^T) * (dY dY^T) that is its squared
-norm (Bu et al. 2022, arXiv 2210.00038) loses in float32 what is left, so such gradients are made. Layers are found by
-tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and nowhere else;
-all other parameters, those of quantized layers too, stay with whoever calls.
+norm (Bu et al. 2022, arXiv 2210.00038) loses the remainder in float32, so such gradients are computed. Layers are
+found by tracing the model with a `multiply` that looks for kernels that are parameters as they are, used there and
+nowhere else; all other parameters, those of quantized layers too, stay with whoever calls.
 """
 
 import math
@@ -18,24 +19,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax8.types import Array, Batch, Key, Multiply, Product, PyTree, Variables
+from fedjax8.types import Array, Batch, BatchLoss, Key, Multiply, Product, PyTree, Variables
 
 
-class Layer(NamedTuple):
-    """A dense layer, seen by one example."""
+class TracedDense(NamedTuple):
+    """A dense layer, traced on one example."""
 
     leaf: int
-    """Which leaf of the parameters is its kernel, in tree order."""
+    """Number of its kernel among the leaves of the parameters, in tree order."""
     inputs: int
-    """D: the kernel's leading axes that are summed, in values."""
+    """D: values along the kernel's summed leading axes."""
     y: jax.ShapeDtypeStruct
-    """What it gives, `[1, ..., E]`."""
+    """Shape of its output, `[1, ..., E]`."""
 
 
-def find_layers(loss: Callable, variables: Variables, row: Batch, key: Key) -> dict[str, Layer]:
+def find_layers(loss: BatchLoss, variables: Variables, row: Batch, key: Key) -> dict[str, TracedDense]:
     """Layers by path, of a `loss` that takes `multiply`, for a batch of one row."""
     leaves, structure = jax.tree.flatten(variables.params)
-    seen: list[tuple[str, int, Layer | None]] = []
+    seen: list[tuple[str, int, TracedDense | None]] = []
 
     def traced(own, of_layers):
         def multiply(path, product, x, kernel):
@@ -65,19 +66,19 @@ def _is_plain(product: Product, x: Array, kernel: Array) -> bool:
     return names.count("dot_general") == 1 and set(names) <= {"dot_general", "reshape", "transpose"}
 
 
-def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> Layer | None:
+def _layer(leaf: int, x: Array, kernel: Array, y: Array) -> TracedDense | None:
     """None unless y is one row, x's last axes summed with the kernel's first, and both are smaller than the kernel."""
     for axes in range(1, kernel.ndim):
         kept = x.shape[: x.ndim - axes]
         if x.shape[len(kept) :] == kernel.shape[:axes] and y.shape == kept + kernel.shape[axes:]:
             inputs, outputs = math.prod(kernel.shape[:axes]), math.prod(kernel.shape[axes:])
             if math.prod(kept) == 1 and inputs + outputs < inputs * outputs:
-                return Layer(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
+                return TracedDense(leaf, inputs, jax.ShapeDtypeStruct(y.shape, y.dtype))
     return None
 
 
-def tapped(layers: dict[str, Layer], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
-    """A `multiply` that adds a layer's probe to what it gives, and puts what it got in `inputs`."""
+def tapped(layers: dict[str, TracedDense], probes: dict[str, Array], inputs: dict[str, Array]) -> Multiply:
+    """A `multiply` that adds a layer's probe to its output, and puts its input in `inputs`."""
 
     def multiply(path, product, x, kernel):
         y = product.forward(x, kernel)
@@ -89,22 +90,22 @@ def tapped(layers: dict[str, Layer], probes: dict[str, Array], inputs: dict[str,
     return multiply
 
 
-def weighted_sum(layer: Layer, x: Array, dy: Array, kernel: Array) -> Array:
+def weighted_sum(layer: TracedDense, x: Array, dy: Array, kernel: Array) -> Array:
     """The sum over examples of their gradients of the kernel, of x and already weighted dy `[b, 1, ...]`.
 
-    In float32 whatever a device does by default: rounded operands would lengthen what was clipped.
+    In float32 whatever a device does by default: rounded operands would lengthen a clipped gradient.
     """
     x, dy = x.reshape(-1, layer.inputs), dy.reshape(len(x), -1)
     return jnp.dot(x.T, dy, precision=jax.lax.Precision.HIGHEST).reshape(kernel.shape)
 
 
-def zero_probes(layers: dict[str, Layer]) -> dict[str, Array]:
-    """What `tapped` adds: the gradient of it is dY."""
+def zero_probes(layers: dict[str, TracedDense]) -> dict[str, Array]:
+    """Zeros that `tapped` adds to outputs; their gradient is dY."""
     return {path: jnp.zeros(layer.y.shape, layer.y.dtype) for path, layer in layers.items()}
 
 
-def split(layers: dict[str, Layer], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
-    """Leaves that are no layer's kernel, and a function that puts such leaves back among the kernels."""
+def split(layers: dict[str, TracedDense], params: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
+    """(leaves that are no layer's kernel, a function that puts such leaves back among the kernels)."""
     leaves, structure = jax.tree.flatten(params)
     own = {layer.leaf for layer in layers.values()}
 

@@ -1,22 +1,20 @@
-"""DP-SGD in every client: an example is protected from all who see what its client sends.
+"""DP-SGD in every client: example-level privacy against all who see its client's messages.
 
 Abadi et al. 2016, arXiv 1607.00133, algorithm 1.
 
     g = (sum_i min(1, C / |g_i|) g_i + N(0, (z C)^2 I)) / E[B]
 
 The sum is over a Poisson sample of the client's rows, |g_i| over all trainable leaves together, E[B] = min(B, n) the
-*expected* batch size. What the optimizer, codecs and the server do with g costs nothing more.
+*expected* batch size. Postprocessing of g by the optimizer, codecs and the server costs nothing more.
 
 The guarantee: for data sets of which one lacks one example's gradients, so sizes, and all that follows from them, are
-public. It holds against the server too, and what is logged is that of the client that has spent most; see
-`accounting.ExampleSteps`. A client with batches shuffled instead of sampled is charged a Gaussian step an epoch, with
-no gain from sampling. The losses and metrics in the log are the simulator's and are not protected. Each term of the sum
-is at most C long for any float32 values (`norms`); the rounding of the sum itself is not accounted for.
+public. It holds against the server too; the log has the largest epsilon of any client; see `accounting.ExampleSteps`.
+A client with batches shuffled instead of sampled is charged a Gaussian step an epoch, with no gain from sampling. The
+losses and metrics in the log are the simulator's and are not protected. Each term of the sum is at most C long for any
+float32 values (`norms`); the rounding of the sum itself is not accounted for.
 
-What the experiment code of FedPEFT does instead: see `noisy_sgd`.
+For the variant in the experiment code of FedPEFT see `noisy_sgd`.
 """
-
-from collections.abc import Callable
 
 import jax
 
@@ -26,7 +24,7 @@ from fedjax8.privacy.accounting import ExampleSteps, Facts, check_delta, least_n
 from fedjax8.privacy.gaussian import add_noise
 from fedjax8.privacy.norms import check_bound
 from fedjax8.privacy.per_example import clipped_sum
-from fedjax8.types import StepGradient
+from fedjax8.types import BatchGradient, BatchLoss, StepGradient
 from fedjax8.types.models import nothing
 
 
@@ -45,7 +43,7 @@ def dp_sgd(
     Args:
       clip: C, the largest norm that an example's gradient may have.
       noise_multiplier: z. Give it or `target_epsilon`.
-      target_epsilon: what a client's example may have lost, at `delta`, after all rounds; gives z.
+      target_epsilon: privacy loss of a client's example at `delta` after all rounds; gives z.
       delta: of the epsilons in the log.
       sampling: `poisson`, or `shuffled` epochs.
       microbatch: examples whose gradients are in memory at once.
@@ -78,7 +76,7 @@ def dp_sgd(
         raise ValueError(f"noise_multiplier must not be negative; got {noise_multiplier}")
     check_bound(clip, noised=noise_multiplier > 0)
 
-    def make(loss: Callable) -> Callable:
+    def make(loss: BatchLoss) -> BatchGradient:
         def gradient(variables, batch, key, expected):
             gradient_key, noise_key = jax.random.split(key)
             total, sums = clipped_sum(loss, variables, batch, gradient_key, clip, microbatch)

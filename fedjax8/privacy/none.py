@@ -4,7 +4,7 @@ from fedjax8.types import StepGradient
 
 
 def none() -> StepGradient:
-    """Steps as they are."""
+    """The rule that leaves gradients as they are."""
     return StepGradient()
 
 

@@ -8,7 +8,8 @@ A clipped tree is at most C long in exact arithmetic, whatever float32 values it
   is a float32 number times a power of two, and may exceed the largest float32.
 - Sums are taken in levels of `FAN` terms. A sum of k float32 terms that are not negative is off by at most (k - 1) u of
   itself in any order, u = 2^-24 (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 4.2), so a level
-  adds FAN u at most. Every norm is lengthened by what its sum may be off by: 5e-6 of it for 10^5 values, 6e-6 for 10^9.
+  adds FAN u at most. Every norm is lengthened by the bound on its sum's error: 5e-6 of it for 10^5 values, 6e-6 for
+  10^9.
 
 A tree with a value that is not finite has an infinite norm and is clipped to zeros. All other trees keep their
 direction, those whose norm is above the largest float32 too.
@@ -27,12 +28,12 @@ from fedjax8.types import Array, PyTree
 FAN = 16
 """Terms that one level of a sum adds up."""
 UNIT = 2.0**-24
-"""u: what one float32 operation is off by at most, relatively."""
+"""u: largest relative error of one float32 operation."""
 BOUNDS = (1e-30, 1e30)
-"""Least and largest bound that is clipped by: beyond them what is clipped to it, or its noise, is no normal float32."""
+"""Least and largest bound of clipping: beyond them clipped values, or their noise, are no normal float32."""
 _SCALES = (1.0, 2.0**-80, 2.0**80)
 _SMALL = 2.0**-40
-"""Sums of squares from which on what underflowed at scale 1 does not matter."""
+"""Sums of squares from which on underflow at scale 1 does not matter."""
 _OWN_ROUNDINGS = 12
 """More than the roundings of roots, products and quotients between a sum of squares and a clipped value."""
 _LEAST = -252
@@ -76,12 +77,12 @@ def norm_of(tree: PyTree) -> Norm:
 
 
 def product(a: Norm, b: Norm) -> Norm:
-    """The norm of an outer product of what has these norms."""
+    """The norm of an outer product of factors with these norms."""
     return _normal(a.value * b.value * (1 + 2 * UNIT), a.exponent + b.exponent)
 
 
 def joined(norms: Sequence[Norm]) -> Norm:
-    """The norm of all that has these norms, together."""
+    """The norm of all parts together, from the norms of each."""
     if not norms:
         return Norm(jnp.float32(0), jnp.int32(0))
     values, exponents = (jnp.stack(column) for column in zip(*norms, strict=True))
@@ -97,7 +98,7 @@ def exceeds(norm: Norm, bound: Array | float) -> Array:
 
 
 def factor_of(norm: Norm, bound: Array | float) -> Factor:
-    """What `clip` multiplies by: 1 where the norm is within the bound, 0 where it is infinite."""
+    """The factor of `clip`: 1 where the norm is within the bound, 0 where it is infinite."""
     return _factor_and_long(norm, bound)[0]
 
 

@@ -5,12 +5,10 @@
 Each term is at most C long, whatever float32 values it is made of (see `norms`); the sum is then rounded as float32
 sums are. An example whose gradient is not finite adds nothing and is counted.
 
-Examples are vmapped in groups. How many groups a batch fills is found on the device, so a Poisson sample costs what its
-own rows cost and not what its lanes would. Memory: a group's worth of gradients, but for dense layers that go without:
-see `dense_layers`.
+Examples are vmapped in groups. The number of groups that a batch fills is found on the device, so a Poisson sample
+pays for its own rows and not for its lanes. Memory: a group's worth of gradients, except of dense layers: see
+`dense_layers`.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +17,14 @@ from fedjax8 import trees
 from fedjax8.errors import UserError
 from fedjax8.privacy import dense_layers as dense
 from fedjax8.privacy import norms
-from fedjax8.types import Array, Batch, Key, PyTree, Variables
+from fedjax8.types import Array, Batch, BatchLoss, Key, PyTree, Variables
 
 LARGEST = 1e30
 """Largest value of an example in the log: float32 can add up 10^8 of them."""
 
 
 def clipped_sum(
-    loss: Callable, variables: Variables, batch: Batch, key: Key, bound: float, group: int
+    loss: BatchLoss, variables: Variables, batch: Batch, key: Key, bound: float, group: int
 ) -> tuple[PyTree, dict[str, Array]]:
     """(Sum over the batch's examples of their clipped gradients, sums for the log).
 
@@ -37,9 +35,9 @@ def clipped_sum(
       bound: C.
       group: examples whose gradients are in memory at once.
 
-    The log has `train_clipped` too: how many were clipped, and `train_unusable`: how many of these added nothing, since
-    their gradient is not finite. NaN counts as 0 in it, and no value as more than LARGEST, so that no example decides
-    whether what its client sends is finite. Like all of the log it isn't protected.
+    The log has `train_clipped` too, the number of clipped examples, and `train_unusable`, those of them that added
+    nothing, since their gradient is not finite. NaN counts as 0 in it, and no value as more than LARGEST, so that no
+    example decides whether its client's contribution is finite. Like all of the log it isn't protected.
 
     Raises:
       UserError: if the model has state such as batch statistics, by which examples would depend on each other.

@@ -1,4 +1,4 @@
-"""What every setting of a study reached and spent, and its gain against the first setting given.
+"""Comparisons of settings: accuracy reached, bytes and rounds spent, and the gain against the first setting.
 
 The gain and the accuracy at which it is taken are defined in `results.gain`. NumPy and the standard library
 only.
@@ -15,10 +15,10 @@ import numpy as np
 from fedjax8.errors import UserError
 from fedjax8.results.curves import Curve, Statistic, evaluations, statistic
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
-from fedjax8.results.runs import Run, Setting, number, read_settings
+from fedjax8.results.runs import RunFolder, Setting, number, read_settings
 
 SMOOTH_FROM = 50
-"""Evaluations that every run must have for its accuracy to be smoothed unless told otherwise."""
+"""Evaluations that every run must have for its accuracy to be smoothed by default."""
 SMOOTH_WINDOW = 5
 """Evaluations averaged over then."""
 
@@ -28,7 +28,7 @@ PARTS = ("test", "validation")
 
 
 class Result(NamedTuple):
-    """What one setting reached and spent. A statistic over zero seeds is None."""
+    """Accuracies and totals of one setting. A statistic over zero seeds is None."""
 
     setting: Setting
     pairing: Pairing
@@ -52,9 +52,9 @@ class Comparison(NamedTuple):
     smooth: int
     warnings: tuple[str, ...]
     margin: float = MARGIN
-    """How far below the reference's best accuracy a setting's may be to have a gain."""
+    """Largest distance below the reference's best accuracy at which a setting has a gain."""
     on: str = "test"
-    """Which accuracy chooses (what is reached, what is best): `test` or `validation`."""
+    """Rows whose accuracy chooses targets and best rounds: `test` or `validation`."""
 
 
 def compare_runs(
@@ -64,14 +64,15 @@ def compare_runs(
     margin: float = MARGIN,
     on: str = "test",
 ) -> Comparison:
-    """What every setting spends to reach an accuracy, its gain there against the first setting, and its totals.
+    """Rounds and bytes of every setting to a target accuracy, its gain there against the first setting, and its totals.
 
     `target` in (0, 1] is a test accuracy for all; by default each run is compared with the run of the first
-    setting that has its seed, at the lower of the two best smoothed test accuracies. `smooth` is how many
-    evaluations, up to the current one, the accuracy is averaged over; by default 1, and 5 once every run has 50
-    evaluations. A setting whose best accuracy, mean over seeds, is more than `margin` below the reference's has no
-    gain. With `on="validation"` all of this goes by the accuracy on validation rows, and `best_accuracy` is the test
-    accuracy where that was best: test rows are looked at for reporting alone. Raises `UserError` for a bad target,
+    setting that has its seed, at the lower of the two best smoothed test accuracies. `smooth` is the
+    number of evaluations, up to the current one, over which the accuracy is averaged; by default 1, and 5 once every
+    run has 50 evaluations. A setting whose best accuracy, mean over seeds, is more than `margin` below the reference's
+    has no gain. With `on="validation"` all of this goes by the accuracy on validation rows, and `best_accuracy` is the
+    test
+    accuracy where that was best: test rows are for reporting alone. Raises `UserError` for a bad target,
     window or margin, unreadable runs, or no evaluation at all.
     """
     if target is not None and not 0 < target <= 1:
@@ -153,7 +154,7 @@ def _result(setting: Setting, reference: Setting, target: float | None, smooth: 
     )
 
 
-def _chosen(run: Run, smooth: int, on: str) -> float:
+def _chosen(run: RunFolder, smooth: int, on: str) -> float:
     """The test accuracy at the evaluation at which that on other rows was best; NaN if there is none."""
     found, accuracy = evaluations(run, f"{on}_accuracy", smooth)
     tested, test = evaluations(run, smooth=smooth)
@@ -163,7 +164,7 @@ def _chosen(run: Run, smooth: int, on: str) -> float:
 
 
 def _pairing_warnings(results: Sequence[Result]) -> list[str]:
-    """What was not compared seed by seed."""
+    """Warnings of runs that were not compared seed by seed."""
     first, warnings = results[0], []
     for r in results[1:]:
         if not r.pairing.setting or not r.pairing.reference:
@@ -187,7 +188,7 @@ def _seeds_of_one(a: Setting, b: Setting) -> list[str]:
 
 
 def _target_warnings(results: Sequence[Result]) -> list[str]:
-    """Who does not reach the target that was asked for."""
+    """Warnings of settings that do not reach the given target."""
     first, others = results[0], results[1:]
     without = [r.setting.label for r in others if r.gain.in_bytes is None and r.gain.within]
     if first.gain.reached < first.gain.compared and without:

@@ -1,4 +1,4 @@
-"""What a run's log says, as arrays: its evaluations, smoothed, and the mean over the seeds of a setting.
+"""Curves of runs: evaluations as arrays, smoothed, and their mean over the seeds of a setting.
 
 NumPy and the standard library only.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.results.runs import Run, Setting
+from fedjax8.results.runs import RunFolder, Setting
 
 
 class Statistic(NamedTuple):
@@ -37,7 +37,7 @@ class Trajectory(NamedTuple):
     num_bytes: np.ndarray
     """Up and down by the end of that round, float64 `[E]`."""
     accuracy: np.ndarray
-    """Smoothed test accuracy (or another that was asked for), float64 `[E]`."""
+    """Smoothed test accuracy (or another accuracy), float64 `[E]`."""
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -51,20 +51,20 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 
-def evaluations(run: Run, metric: str = "test_accuracy", smooth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def evaluations(run: RunFolder, metric: str = "test_accuracy", smooth: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Indices `[E]` of the lines with a finite `metric`, and its moving mean over them, float64 `[E]`."""
     values = run.metrics.get(metric, np.full(len(run.rounds), np.nan))
     (found,) = np.nonzero(np.isfinite(values))
     return found, moving_mean(values[found], smooth)
 
 
-def total_bytes(run: Run) -> np.ndarray:
+def total_bytes(run: RunFolder) -> np.ndarray:
     """Bytes up and down by the end of each line's round, float64 `[T]` (exact below 2**53)."""
     both = zip(run.uplink_bytes, run.downlink_bytes, strict=True)
     return np.array([up + down for up, down in both], np.float64)
 
 
-def trajectory(run: Run, smooth: int = 1, metric: str = "test_accuracy") -> Trajectory:
+def trajectory(run: RunFolder, smooth: int = 1, metric: str = "test_accuracy") -> Trajectory:
     """The run's evaluations of an accuracy."""
     found, accuracy = evaluations(run, metric, smooth)
     return Trajectory(run.rounds[found], total_bytes(run)[found], accuracy)
@@ -76,7 +76,7 @@ def curve(setting: Setting, x: str = "bytes", y: str = "test_accuracy", smooth: 
     Seeds are lined up by round: each point is a round that every seed evaluated, at the mean `x` of the seeds
     there. None if there is no such round, or if `seconds` were not logged.
     """
-    read: dict[str, Callable[[Run], np.ndarray]] = {
+    read: dict[str, Callable[[RunFolder], np.ndarray]] = {
         "bytes": total_bytes,
         "rounds": lambda run: run.rounds.astype(np.float64),
         "seconds": lambda run: run.elapsed_seconds,

@@ -1,4 +1,4 @@
-"""How evenly a method serves clients: mean, deviation, worst tenth and Jain's index of their accuracies.
+"""Fairness over clients: mean, deviation, worst tenth and Jain's index of their accuracies.
 
     worst tenth = mean of the lowest ceil(n / 10) values
     Jain's index = (sum a)^2 / (n sum a^2),      1 if all are equal, 1 / n if one client has everything

@@ -19,7 +19,7 @@ from fedjax8.results.gain import in_points
 from fedjax8.results.runs import Setting, read_settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-"""Okabe and Ito's palette, told apart by color-blind readers, without its yellow: too pale for lines."""
+"""Okabe and Ito's palette, which color-blind readers can distinguish, without its yellow: too pale for lines."""
 DASHES = ("-", "--", "-.", ":")
 """Line styles of the first seven settings, the next seven and so on."""
 LOG_FROM = 8.0
@@ -29,12 +29,12 @@ LEGEND_INSIDE = 7
 NAME_LENGTH = 24
 """Longest name of a setting beside an axis, in characters."""
 UNRESOLVED = 4
-"""An accuracy that a run reaches within so many evaluations is reached at a round known to a quarter at best, and the
-gain there says more about when runs were evaluated: it is left out of curves, but for no more than a tenth of a run."""
+"""Evaluations within which the round that reaches an accuracy is known to a quarter at best, so that the gain there
+depends on the evaluation period: such accuracies are left out of curves, but for no more than a tenth of a run."""
 LEGEND_WIDTH = 150
 """Characters in a line of a legend below two panels."""
 GUIDE: dict[str, Any] = {"color": "#888888", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
-"""How a target is drawn."""
+"""Line style of a target."""
 AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
 
 Entry = tuple[str, Any]
@@ -91,7 +91,7 @@ def draw(
 
 
 def draw_gain(found: Comparison, ax: Any = None) -> Any:
-    """Matplotlib axes with the gain in bytes of every setting but the first against the accuracy `a` it is taken at.
+    """Matplotlib axes with the gain in bytes of every setting but the first against the target accuracy.
 
     Steps, since the gain changes at evaluations only; a band of one standard deviation over pairs of seeds. Each
     curve ends at the highest accuracy that all its runs and those of the first setting reach. Settings that are not
@@ -208,7 +208,7 @@ def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
     ax.yaxis.set_major_formatter("{x:g}x")
     name = reference.setting.label
     _style(
-        ax, f"{found.on} accuracy a", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
+        ax, f"{found.on} accuracy", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
     )
     return entries
 

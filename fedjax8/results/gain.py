@@ -1,4 +1,4 @@
-"""Communication gain: how many bytes, and rounds, a reference needs to reach an accuracy over those of a setting.
+"""Communication gain: bytes, and rounds, of a reference to a target accuracy over those of a setting.
 
 With `T(a)` the first evaluated round whose smoothed test accuracy reaches `a`, and `bytes(T)` all bytes sent up
 and down by then,
@@ -19,8 +19,8 @@ point (`MARGIN`) unless another is given; otherwise there is none, whatever accu
 better than another. `a`, unless given, is the lowest best accuracy of all runs of both settings, which all of them
 reach; the gain is a ratio of means over seeds, and has no spread.
 
-That the gain is stated at equal accuracy is how papers on 8-bit federated learning word it; the choice of `a` is
-ours. NumPy and the standard library only.
+Papers on 8-bit federated learning state the gain at equal accuracy; the choice of `a` is ours. NumPy and the standard
+library only.
 """
 
 import json
@@ -37,7 +37,7 @@ ROUNDING = 1e-7
 
 
 MARGIN = 0.01
-"""How much less accurate than the reference a setting may be, at its best, to have a gain: one point."""
+"""Largest distance of best accuracies below the reference's at which a setting has a gain: one point."""
 
 
 class Pairing(NamedTuple):
@@ -52,12 +52,12 @@ class Pairing(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """What a setting and its reference spend to reach accuracy `a`. A statistic over zero runs is None."""
+    """Rounds and bytes of a setting and its reference to accuracy `a`. A statistic over zero runs is None."""
 
     compared: int
     """Runs of the setting that were compared."""
     reached: int
-    """How many of them reach `a`; `rounds` and `num_bytes` are over those."""
+    """Number of them that reach `a`; `rounds` and `num_bytes` are over those."""
     accuracy: Statistic | None
     """`a` over the pairs."""
     rounds: Statistic | None
@@ -162,7 +162,7 @@ def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
 
 
 def _by_seed(setting: Setting, smooth: int, metric: str) -> dict[str, Trajectory]:
-    """The runs that have an evaluation; a run that does not know its seed has a key that no other run has."""
+    """Runs with an evaluation, by seed; a run whose seed is unknown has a key of its own."""
     keys = [str(run.path) if run.seed is None else json.dumps(run.seed) for run in setting.runs]
     found = zip(keys, (trajectory(run, smooth, metric) for run in setting.runs), strict=True)
     return {key: run for key, run in found if len(run.rounds)}

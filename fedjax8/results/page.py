@@ -23,11 +23,11 @@ HERE = Path(__file__).parent
 STROKES = {"solid": "", "dash": "6 3", "dashdot": "7 3 2 3", "dot": "2 2"}
 """Dashes in SVG by plotly's names."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""What the page may load: nothing. The browser sees to it."""
+"""Content policy of the page: it may load nothing."""
 BANDS = 12
-"""Settings up to which bands of spread are shown without being asked for."""
+"""Settings up to which bands of spread are shown at first."""
 LISTED = 4
-"""Warnings that are shown without being asked for."""
+"""Warnings that are shown unfolded."""
 
 
 def plotly_script() -> str:
@@ -80,7 +80,7 @@ def html_page(found: Comparison) -> str:
 
 
 def search_text(setting: Setting) -> str:
-    """What the filter looks in: label, the fields that differ, folders and seeds, in lower case."""
+    """Text that the filter searches: label, the fields that differ, folders and seeds, in lower case."""
     fields = [f"{name}={value}" for name, value in setting.fields.items()]
     runs = [part for run in setting.runs for part in (str(run.path), f"seed={run.seed}")]
     return " ".join([setting.label, *fields, *runs]).lower()

@@ -1,4 +1,4 @@
-"""What the report's panels are made of: plotly figures as plain dicts, their axes, colors and numbers."""
+"""Parts of the report's panels: plotly figures as plain dicts, their axes, colors and numbers."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ class Panel(NamedTuple):
     figures: Mapping[str, Figure]
     """By the name it is chosen by; with one figure there is no choice."""
     absent: str = ""
-    """Why there is nothing, where there are no figures."""
+    """Reason why there are no figures."""
     wide: bool = False
 
 
@@ -45,6 +45,6 @@ def axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
 
 
 def short(values: Iterable[float], digits: int = 5) -> list[float | int | None]:
-    """Numbers with so many significant digits, whole ones as integers; None for what is not finite."""
+    """Numbers with so many significant digits, whole ones as integers; None for numbers that are not finite."""
     rounded = (float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in map(float, values))
     return [int(v) if v is not None and v.is_integer() else v for v in rounded]

@@ -2,7 +2,7 @@
 
 A trace of setting i has `meta` i, by which the page shows and hides it; its color and dashes are the same in all
 panels. A line's `customdata` holds its standard deviation over seeds, of which the page draws the band, and the round.
-Panels with nothing to draw say why. NumPy and the standard library only.
+Empty panels give the reason. NumPy and the standard library only.
 """
 
 import html
@@ -30,7 +30,7 @@ ENCODING = {
     "clipped_fraction": ("Clipped values", "linear", axis("share of values", rangemode="tozero", tickformat="~%")),
     "quantization_error": ("Quantization error", "log", axis("squared error / squared norm")),
 }
-"""What codecs measure: title, kind of axis and axis, by the end of its name."""
+"""Codecs' measures: title, kind of axis and axis, by the end of the name."""
 WHOLE = "<b>whole message</b>"
 ELSEWHERE = ("test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes")
 """Metrics that have panels of their own."""
@@ -40,7 +40,9 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     """All panels of a comparison, in the order of the page."""
     settings = [result.setting for result in found.results]
     metrics = dict.fromkeys(name for s in settings for run in s.runs for name in run.metrics)
-    draw = Lines(settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST)))
+    draw = LineCharts(
+        settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST))
+    )
     target = found.target if found.on == "test" else None  # what is drawn is the test accuracy
     accuracy = (
         _panel(
@@ -69,14 +71,14 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     return (
         Section("Accuracy", "Lines are means over seeds, bands one standard deviation to each side.", accuracy),
         Section("Bytes on the network", "Read off encoded messages; means over seeds.", network),
-        Section("What encoding does to values", "", _encodings(metrics, draw)),
+        Section("Effect of encoding on values", "", _encodings(metrics, draw)),
         Section("Clients", "", clients),
         Section("Other metrics", "", (more,)),
     )
 
 
-class Lines:
-    """Draws a metric of all settings against bytes, rounds or seconds; None where no setting has it."""
+class LineCharts:
+    """Line charts of a metric of all settings against bytes, rounds or seconds; None where no setting has it."""
 
     def __init__(self, settings: Sequence[Setting], smooth: int, most: int):
         self._settings, self._smooth, self._most = settings, smooth, most
@@ -134,8 +136,8 @@ def _panel(name: str, title: str, note: str, figure: Figure | None, absent: str 
 
 
 def _front(results: Sequence[Result]) -> Panel:
-    """Final accuracy against all bytes. Which points nothing else beats in both, the page works out for those shown."""
-    title = "What accuracy costs"
+    """Final accuracy against all bytes. The page finds the Pareto front of the points shown."""
+    title = "Accuracy against cost"
     points = []
     for i, result in enumerate(results):
         spent = statistic(float(r.uplink_bytes[-1] + r.downlink_bytes[-1]) for r in result.setting.runs)
@@ -170,7 +172,7 @@ def _front(results: Sequence[Result]) -> Panel:
     return Panel("front", title, note, {"": {"data": [front, *data], "layout": layout}})
 
 
-def _gain(found: Comparison, draw: Lines) -> Panel:
+def _gain(found: Comparison, draw: LineCharts) -> Panel:
     title = "Gain in bytes against accuracy"
     reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
@@ -188,7 +190,7 @@ def _gain(found: Comparison, draw: Lines) -> Panel:
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
     up = axis("bytes of the reference / bytes", log=log, tickformat="~g")
-    layout = {"xaxis": axis(f"{found.on} accuracy a"), "yaxis": up, "shapes": shapes}
+    layout = {"xaxis": axis(f"{found.on} accuracy"), "yaxis": up, "shapes": shapes}
     note = f"over {reference.setting.label}, the line at 1" + (f"; {missing}" if beyond else "")
     return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
 
@@ -232,7 +234,7 @@ def _directions(results: Sequence[Result]) -> Panel:
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 110 + 26 * len(results),
     }
-    note = "dark: up, light: down; the upright stroke: what the same exchanges cost in float32"
+    note = "dark: up, light: down; the upright stroke: the same messages in float32"
     return Panel("directions", "Bytes by direction", note, {"": {"data": data, "layout": layout}}, "", True)
 
 
@@ -242,7 +244,7 @@ def _literal(text: str) -> str:
 
 
 def layer(path: str) -> str:
-    """The layer that a leaf belongs to: its path without its own name and without what kind of tree is sent."""
+    """The layer that a leaf belongs to: its path without its own name and without the entry of the message."""
     parts = path.removeprefix("params/").removeprefix("update/").split("/")
     return "/".join(parts[:-1]) or parts[-1]
 
@@ -263,7 +265,7 @@ def _layers(settings: Sequence[Setting], way: str) -> Panel:
                 name = prefix + html.escape(layer(path))
                 rows[name] = rows.get(name, 0) + num_bytes
     if not sent:
-        return Panel(f"layers-{way}", title, "", {}, "No run wrote about.json, which says what messages consist of.")
+        return Panel(f"layers-{way}", title, "", {}, "No run wrote about.json, which lists the arrays of messages.")
     names = list(dict.fromkeys(name for rows in sent.values() for name in rows))
     data = []
     for place, (i, rows) in enumerate(sent.items()):

@@ -1,4 +1,4 @@
-"""A comparison of runs put into words: the cells of its table, and the sentences under it."""
+"""A comparison of runs as text: the cells of its table, and the sentences under it."""
 
 from fedjax8.results.comparison import Comparison, Result, not_reached
 from fedjax8.results.curves import Statistic
@@ -8,11 +8,11 @@ from fedjax8.results.gain import in_points
 COLUMNS = (
     "setting",
     "seeds",
-    "accuracy a",
-    "rounds to a",
+    "target accuracy",
+    "rounds to target",
     "reference rounds",
     "gain in rounds",
-    "bytes to a",
+    "bytes to target",
     "reference bytes",
     "gain in bytes",
     "best accuracy",
@@ -24,7 +24,7 @@ COLUMNS = (
     "seconds",
 )
 GAIN = 9
-"""The first columns: what it takes to reach accuracy `a`; the others are about whole runs."""
+"""The first columns, on the way to the target accuracy; the others are about whole runs."""
 
 NOT_REACHED = "not reached"
 
@@ -59,7 +59,7 @@ def _row(result: Result) -> list[str]:
 
 
 def _spread(spread: float, digits: int) -> str:
-    """Nothing for one seed, or where all are alike as far as is shown."""
+    """` ± spread`; empty for one seed, or where all are alike to the digits shown."""
     text = f"{spread:.{digits}f}"
     return f" ± {text}" if float(text) > 0 else ""
 
@@ -89,27 +89,30 @@ def _bytes(value: Statistic | None) -> str:
 
 
 def explanation(found: Comparison) -> list[str]:
-    """Sentences under the table: which accuracy the settings are compared at, and what the columns mean."""
+    """Sentences under the table: the target accuracy, and the meaning of the columns."""
     reference = found.results[0].setting.label
     sentences = [
-        f"Accuracy a: the lower of the two best {found.on} accuracies of a run and the run of the reference with the "
+        f"Target accuracy: the lower of the two best {found.on} accuracies of a run and the reference's run with the "
         "same seed, so that both reach it (choose one accuracy for all with --target)."
         if found.target is None
-        else f"Accuracy a: {found.target:.4g}, as given."
+        else f"Target accuracy: {found.target:.4g}, as given."
     ]
     sentences.append(
-        f"Reference: {reference}. Rounds and bytes to a: the first evaluated round whose {found.on} accuracy reaches "
-        "a, and the bytes of all clients up and down by then. Gain: what the reference needs over what the setting "
-        "needs, mean over the seeds in common. Saving: bytes of the same exchanges in float32 over the bytes sent."
+        f"Reference: {reference}. Rounds and bytes to target: the first evaluated round whose {found.on} accuracy "
+        "reaches the target, and the bytes of all clients up and down by then. Gain: rounds or bytes of the reference "
+        "over those of the setting, mean over the seeds in common. Saving: bytes of the same messages in float32 over "
+        "the bytes sent."
     )
     if found.on != "test":
         sentences.append(
-            f"Chosen by {found.on} rows: a, what is reached and what is within the margin. Best accuracy: that on test "
-            f"rows where the {found.on} accuracy is best. Final accuracy: that on test rows."
+            f"Chosen by {found.on} rows: the target accuracy, its rounds, the margin. Best accuracy: that on test rows "
+            f"where the {found.on} accuracy is best. Final accuracy: on test rows."
         )
     unpaired = [r.setting.label for r in found.results if r.gain.accuracy and not r.gain.paired]
     if unpaired:
-        lowest = "a is the lowest best accuracy of all runs of both, and " if found.target is None else ""
+        lowest = (
+            "the target accuracy is the lowest best accuracy of all runs of both, and " if found.target is None else ""
+        )
         sentences.append(
             f"No seed in common with the reference: {'; '.join(unpaired)}. There {lowest}the gain is a ratio of means "
             "over seeds, without ±."

@@ -2,8 +2,8 @@
 
 A run folder holds `config.json`, `metrics.jsonl` (one line per logged round) and, once the run has ended,
 `summary.json`. Read too, where they are there: `about.json` (the split and the messages, see `running.about`) and
-`clients.json` (what the final model is worth to each client). Runs whose configs differ only in `seed` are one
-*setting*; what a setting reached and spent is worked out in `results.comparison`.
+`clients.json` (accuracy of the final models by client). Runs whose configs differ only in `seed` are one
+*setting*; `results.comparison` has its accuracies and totals.
 
 NumPy and the standard library only: reading results needs no accelerator and no JAX.
 """
@@ -47,14 +47,14 @@ FORMS = {
     ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
     CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float], "without_rows?": int},
 }
-"""What is read of these files."""
+"""Forms of the parts that are read of these files."""
 
 
 class NotJSON(ValueError):
     """A line that is no JSON."""
 
 
-class Run(NamedTuple):
+class RunFolder(NamedTuple):
     """One run folder. `T` logged lines, in order of rounds, each round once."""
 
     path: Path
@@ -75,7 +75,7 @@ class Run(NamedTuple):
     summary: dict[str, Any]
     """`summary.json`; empty if it is missing or older than the last line."""
     notes: tuple[str, ...]
-    """What the reader of a comparison should know, one line each."""
+    """Remarks for the reader of a comparison, one line each."""
     about: Mapping[str, Any] = MappingProxyType({})
     """`about.json`; empty if it is missing."""
     clients: Mapping[str, Any] = MappingProxyType({})
@@ -88,10 +88,10 @@ class Setting(NamedTuple):
     label: str
     fields: dict[str, str]
     """The config fields in which the settings compared differ, as text."""
-    runs: tuple[Run, ...]
+    runs: tuple[RunFolder, ...]
 
 
-def read_run(path: str | os.PathLike) -> Run:
+def read_run(path: str | os.PathLike) -> RunFolder:
     """The run in a folder.
 
     Raises `UserError` if the folder or its metrics are missing, or a line other than the last is malformed.
@@ -123,7 +123,7 @@ def read_run(path: str | os.PathLike) -> Run:
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
     about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
-    return Run(
+    return RunFolder(
         path=path,
         config={k: v for k, v in flatten(config).items() if k and k not in PLACES} if known else None,
         seed=config.get("seed"),
@@ -192,11 +192,11 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             line = _parse_line(text)
         except NotJSON:
             if i != numbered[-1][0]:
-                raise UserError(f"{file}, line {i}: not JSON; mend or remove that line") from None
+                raise UserError(f"{file}, line {i}: not JSON; repair or remove that line") from None
             notes.append(f"{file}: the last line is half written and was ignored")
             continue
         except ValueError as error:
-            raise UserError(f"{file}, line {i}: {error}; mend or remove that line") from None
+            raise UserError(f"{file}, line {i}: {error}; repair or remove that line") from None
         while lines and lines[-1]["round"] >= line["round"]:
             lines.pop()
             repeated += 1
@@ -238,7 +238,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
     does, and if no run is left.
     """
     warnings: list[str] = []
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, RunFolder] = {}
     for path in (run for given in paths for run in _runs_in(Path(given), warnings)):
         if path.is_file():
             warnings.append(f"{path}: a file, not a run folder; left out")
@@ -251,11 +251,11 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
     warnings += [note for run in runs.values() for note in run.notes]
     warnings += _differing_origins(list(runs.values()))
 
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunFolder]] = {}
     for resolved, run in runs.items():
         identity = str(resolved) if run.config is None else json.dumps(run.config, sort_keys=True)
         groups.setdefault(identity, []).append(run)
-    settings: list[tuple[Run, ...]] = []
+    settings: list[tuple[RunFolder, ...]] = []
     for group in groups.values():
         if len({json.dumps(run.seed) for run in group}) == len(group):
             settings.append(tuple(group))
@@ -282,7 +282,7 @@ def _runs_in(path: Path, warnings: list[str]) -> list[Path]:
     return begun or [path]
 
 
-def _differing_origins(runs: Sequence[Run]) -> list[str]:
+def _differing_origins(runs: Sequence[RunFolder]) -> list[str]:
     names = dict.fromkeys(name for run in runs for name in run.origin)
     differing = [n for n in names if len({_text(run.origin, n) for run in runs if run.origin}) > 1]
     if not differing:
@@ -303,7 +303,7 @@ def _text(config: dict[str, Any], field: str) -> str:
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
-def _labels(configs: list[dict], fields: list[str], settings: list[tuple[Run, ...]]) -> list[str]:
+def _labels(configs: list[dict], fields: list[str], settings: list[tuple[RunFolder, ...]]) -> list[str]:
     """Labels of `field=value` from the fields all settings have, else from all fields; else directory names.
 
     Fields that only some settings have are mostly the parameters of a component whose name differs already.
@@ -329,7 +329,7 @@ def short_name(field: str, fields: list[str]) -> str:
 
 
 def _directory_labels(groups: list[list[Path]]) -> list[str]:
-    """What a group's directory names begin with, without `seed0` and the like; else full names."""
+    """Common beginning of a group's directory names, without `seed0` and the like; else full names."""
     absolute = [[Path(os.path.abspath(p)) for p in group] for group in groups]
     flat = [p for group in absolute for p in group]
     base = flat[0].parent if len(flat) == 1 else Path(os.path.commonpath(flat))

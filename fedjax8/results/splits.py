@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax8.results.fairness import in_words
 from fedjax8.results.panel import Panel, axis, style
-from fedjax8.results.runs import Run, Setting
+from fedjax8.results.runs import RunFolder, Setting
 
 SPLITS = 12
 """Different splits to choose from, at most."""
@@ -23,13 +23,13 @@ BOXED = 600
 SHADES = [[0, "#ffffff"], [0.25, "#bfd9ea"], [0.6, "#2f7fb8"], [1, "#08306b"]]
 """White to dark blue: one hue, ordered in brightness."""
 HELD_OUT = {"natural": "held-out", "dealt": "held-out (dealt by its labels)"}
-"""What rows the accuracies of `clients.json` are of, in words."""
-ABSENT = "No run wrote about.json, which says what clients hold."
+"""Held-out rows of the accuracies in `clients.json`, in words."""
+ABSENT = "No run wrote about.json, which has the clients' labels and sizes."
 
 
 def splits(settings: Sequence[Setting]) -> dict[str, Mapping[str, Any]]:
     """The different splits of the runs by a name; of settings that share one, it is there once."""
-    found: dict[str, tuple[Run, Mapping[str, Any]]] = {}
+    found: dict[str, tuple[RunFolder, Mapping[str, Any]]] = {}
     for run in (run for setting in settings for run in setting.runs):
         split = run.about.get("split")
         if split and "sizes" in split and "rows" in split and len(found) < SPLITS:
@@ -41,7 +41,7 @@ def splits(settings: Sequence[Setting]) -> dict[str, Mapping[str, Any]]:
     return named
 
 
-def split_name(run: Run, split: Mapping[str, Any]) -> str:
+def split_name(run: RunFolder, split: Mapping[str, Any]) -> str:
     """As `dirichlet (concentration 0.3), 100 clients, seed 0`."""
     config = run.config or {}
     own = {f.removeprefix("partition."): v for f, v in config.items() if f.startswith("partition.")}
@@ -111,7 +111,7 @@ def client_sizes(settings: Sequence[Setting]) -> Panel:
 
 def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
     """A box for each setting over the clients of all its seeds."""
-    data, rows, told = [], set(), []
+    data, rows, meta = [], set(), []
     for i, setting in enumerate(settings):
         known = [run.clients for run in setting.runs if run.clients.get("accuracy")]
         values = sorted(round(v, 4) for clients in known for v in clients["accuracy"])
@@ -119,7 +119,7 @@ def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
         rows |= {HELD_OUT.get(clients.get("rows", ""), "own") for clients in known}
         if values:
             label, color = html.escape(setting.label), style(i)[0]
-            told.append(f"{setting.label}: {in_words(known)}")
+            meta.append(f"{setting.label}: {in_words(known)}")
             data.append(
                 {
                     "type": "box",
@@ -141,7 +141,7 @@ def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
         "xaxis": axis("accuracy of a client's own model on its own rows", tickformat=".0%"),
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 140 + 46 * len(data),
-        "meta": " \u00b7 ".join(told) if len(told) <= POINTED else "",
+        "meta": " \u00b7 ".join(meta) if len(meta) <= POINTED else "",
     }
     note = f"each client's final model on its own {' and '.join(sorted(rows))} rows, all seeds; box: the middle half"
     absent = "No run was asked for it: python -m fedjax8.train --client_accuracy=100."

@@ -1,8 +1,8 @@
-"""What a run's clients hold and what its messages consist of: `about.json`, written once, for those who read results.
+"""Facts about a run's clients and messages: `about.json`, written once, for `compare`, `plot` and the page.
 
     {"split": {"clients", "rows", "classes", "sizes", "labels", "skew"}, "messages": [{"direction", "name", ...}]}
 
-Nothing of it is needed to go on with a run. Clients are shown evenly spaced by number where they are many, so that the
+A resumed run does not need it. Clients are shown evenly spaced by number where they are many, so that the
 file stays small and ten million clients stay unread.
 """
 
@@ -40,7 +40,7 @@ def evenly(count: int, most: int) -> np.ndarray:
 
 
 def split_facts(clients: FederatedData, num_classes: int, private: bool = False) -> dict[str, Any]:
-    """Sizes of clients in rows, how many rows of each label a client holds, and measures of skew.
+    """Sizes of clients in rows, rows of each label by client, and measures of skew.
 
     `labels` and `skew` are None where a row has no single label, labels or rows are too many, or rows are `private`.
     """
@@ -68,10 +68,10 @@ def split_facts(clients: FederatedData, num_classes: int, private: bool = False)
 
 
 def message_facts(found: Sequence[Discovery]) -> list[dict[str, Any]]:
-    """Each kind of message: its bytes, what it would take in float32, and its bytes by leaf of the tree that is sent.
+    """Each kind of message: its bytes, those in float32, and its bytes by leaf of the tree that is sent.
 
-    Parts of a message that belong to no leaf of the tree go by their own path. Where parts may be left out
-    (`types.Sections`) these are the bytes with all of them.
+    Arrays of a message that belong to no leaf of the tree go by their own path. With optional sections
+    (`types.Sections`) these are the bytes of all of them.
     """
     kinds = {found_.channel[:2]: found_ for found_ in found if not found_.channel.part}
     return [

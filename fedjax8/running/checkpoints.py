@@ -2,10 +2,10 @@
 
 A checkpoint is written beside the others under another name, put on disk with its metadata and folders, and only then
 renamed: it is there as a whole or not at all, wherever a process is killed or the power is cut. The older ones go after
-that. What was written is checked when it is read, by a checksum. A checkpoint that cannot be read is put aside for the
+that. A checksum is compared when a checkpoint is read. A checkpoint that cannot be read is put aside for the
 one before it.
 
-A checkpoint also holds what `config.json` does: what it may be gone on with.
+A checkpoint also holds the record of `config.json`, by which it knows the runs that may resume from it.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ FOLDER = "checkpoints"
 UNREADABLE = "unreadable-checkpoint"
 KEEP = 2
 _WRITING = f"writing{PART}"
-_ORBAX_PART = ".orbax-checkpoint-tmp"  # in the names of what earlier versions left half written
+_ORBAX_PART = ".orbax-checkpoint-tmp"  # in the names of folders that earlier versions left half written
 
 
 class NotSaved(UserError):
@@ -48,16 +48,16 @@ class Checkpoints:
         self._record = json.loads(json.dumps(json_ready(record)))
         self._newest = 0
         self.notes: list[str] = []
-        """What a person should know of what `restore` found."""
+        """Remarks of `restore` for the user."""
         self.changed: list[str] = []
         """Devices and versions that are not those of the checkpoint that `restore` found."""
         self.callbacks: Mapping[str, Any] = {}
-        """Where the callbacks stood at that checkpoint."""
+        """The callbacks' standing at that checkpoint."""
 
     def save(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> None:
-        """Writes the state after `state.round` rounds, and where its callbacks stand;
+        """Writes the state after `state.round` rounds and its callbacks' standing, and returns when they are on disk.
 
-        returns when it is on disk. Saving a round again does nothing. Raises `NotSaved`, on all processes.
+        Saving a round again does nothing. Raises `NotSaved`, on all processes.
         """
         if state.round <= self._newest:
             return
@@ -69,14 +69,14 @@ class Checkpoints:
         # All wait for the marks of all: whatever was cut short, there is one for the checkpoint.
         if self._hosts.gather(np.array([bool(problem)], np.uint8)).any():
             raise NotSaved(problem or f"cannot save round {state.round}: another process could not mark its clients")
-        told = self._hosts.ask(lambda: self._write(state, seconds, callbacks or {}))
-        if told["problem"]:
-            raise NotSaved(told["problem"])
+        answer = self._hosts.ask(lambda: self._write(state, seconds, callbacks or {}))
+        if answer["problem"]:
+            raise NotSaved(answer["problem"])
         self._newest = state.round
-        state.clients.release(told["oldest"])
+        state.clients.release(answer["oldest"])
 
     def _write(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any]) -> dict[str, Any]:
-        """What went wrong, if anything, and the oldest round that is kept."""
+        """{problem: error message or None, oldest: the oldest round that is kept}."""
         import orbax.checkpoint as ocp
 
         arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
@@ -115,7 +115,7 @@ class Checkpoints:
         return rounds[-KEEP:][0]
 
     def _rounds(self) -> list[int]:
-        """Rounds of the checkpoints there, ascending; what else lies in the folder is left alone."""
+        """Rounds of the checkpoints there, ascending; other files in the folder are left alone."""
         names = [path.name for path in self._folder.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
@@ -140,28 +140,28 @@ class Checkpoints:
             changed = says_of_others(found["host"].get("record", {}), self._record)
             return {"found": found, "notes": notes, "changed": changed, "oldest": self._keep_newest()}
 
-        told = self._hosts.ask(read)
-        self.notes += told["notes"]
-        self.changed = told["changed"]
+        answer = self._hosts.ask(read)
+        self.notes += answer["notes"]
+        self.changed = answer["changed"]
         if self.changed:
             self.notes.append(
                 f"devices or versions are not those of the checkpoint ({'; '.join(self.changed)}): the rounds are the "
                 "same, but float32 sums may differ in their last bits from those of an unbroken run"
             )
-        if told["found"] is None:
+        if answer["found"] is None:
             like.clients.rewind(0)
             return None
-        step, host = told["found"]["step"], told["found"]["host"]
+        step, host = answer["found"]["step"], answer["found"]["host"]
         self.callbacks = host.get("callbacks", {})
         like.clients.rewind(step)
-        like.clients.release(told["oldest"])
+        like.clients.release(answer["oldest"])
         self._newest = step
         server, down_states, clients = self._hosts.spread(arrays)
         store = like.clients.with_arrays(clients)
         return SimulationState(step, server, down_states, store, Ledger.from_json(host["ledger"])), host["seconds"]
 
     def _newest_readable(self, template: PyTree) -> tuple[dict[str, Any] | None, PyTree, list[str]]:
-        """({step, host}, arrays, what to say of those that are newer)."""
+        """({step, host}, arrays, remarks on damaged ones that are newer)."""
         bad: dict[int, str] = {}
         for step in reversed(self._rounds()):
             try:
@@ -204,7 +204,7 @@ class Checkpoints:
 
 
 def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
-    """crc32 over what JSON makes of `host` and the bytes of all leaves, in tree order."""
+    """crc32 over `host` as JSON and the bytes of all leaves, in tree order."""
     found = zlib.crc32(json.dumps(host, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
         content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
@@ -214,7 +214,7 @@ def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the storage library from writing what it raises to the log as well, some pages of it."""
+    """Keeps the storage library from logging its exceptions too, some pages each."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -235,8 +235,8 @@ def open_checkpoints(
 ) -> Iterator[Checkpoints]:
     """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there.
 
-    What processes that were killed left half written is removed, so hold the directory's lock (`workdir.locked`).
-    `record` is what `config.json` holds.
+    Half-written checkpoints of killed processes are removed, so hold the directory's lock (`workdir.locked`). `record`
+    is the content of `config.json`.
     """
     import orbax.checkpoint as ocp
 

@@ -1,8 +1,8 @@
-"""How well a run serves each client: its own model on its own held-out rows, for the log and for `clients.json`.
+"""Personalized accuracy of a run: clients' own models on their own held-out rows, in the log and `clients.json`.
 
     personal_accuracy     mean over clients          personal_worst_tenth   mean of the lowest tenth of clients
     personal_deviation    standard deviation         personal_fairness      Jain's index (`results.fairness`)
-    personal_loss         mean over clients          personal_clients       how many have held-out rows
+    personal_loss         mean over clients          personal_clients       clients with held-out rows
 
 Clients are evenly spaced by number where they are many, the same ones at every evaluation.
 """
@@ -43,7 +43,7 @@ class OwnModels:
 
     @property
     def ids(self) -> np.ndarray:
-        """Who is evaluated."""
+        """The clients that are evaluated."""
         return evenly(self._simulation.num_clients, self._most)
 
     def scores(self, state: SimulationState) -> ClientScores:
@@ -57,7 +57,7 @@ class OwnModels:
         return self._last[1]
 
     def line(self, state: SimulationState) -> dict[str, float]:
-        """What the log says of them."""
+        """Their metrics for the log, `personal_...`."""
         found = self.scores(state)
         measures = spread(found.metrics["accuracy"]) | {
             "loss": float(found.metrics["loss"].mean()),
@@ -68,10 +68,10 @@ class OwnModels:
         return {f"personal_{name}": value for name, value in measures.items()}
 
     def document(self, state: SimulationState) -> dict[str, Any]:
-        """What `clients.json` says: `{"rows", "clients", "counts", "accuracy", ...}`.
+        """The content of `clients.json`: `{"rows", "clients", "counts", "accuracy", ...}`.
 
-        `rows` is `natural` or `dealt` (`data.held_out`), `counts` on how many held-out rows the accuracy of a client
-        rests, `without_rows` how many clients are left out since they have none.
+        `rows` is `natural` or `dealt` (`data.held_out`), `counts` the number of held-out rows of each client,
+        `without_rows` the number of clients left out since they have none.
         """
         found = self.scores(state)
         return {
@@ -93,8 +93,8 @@ class OwnModels:
 def own_models(
     simulation: Simulation, dataset: Dataset, settings: Mapping[str, int], most: int = 0
 ) -> OwnModels | None:
-    """The evaluations that a config's `evaluate_clients` asks for, or `most`, how many clients to evaluate at the end,
-    which goes before the number of the settings; None if nothing is asked for.
+    """The evaluations that a config's `evaluate_clients` asks for; None if it asks for none. `most`, a number of
+    clients to evaluate at the end, overrides the number of the config.
 
     UserError for a setting that changes nothing, and where no client has held-out rows.
     """
@@ -112,5 +112,5 @@ def own_models(
 
 
 def line_of(models: OwnModels | None) -> Callable[[SimulationState], Mapping[str, float]] | None:
-    """What gives the log's line of clients' own models; None where they are not evaluated."""
+    """`state -> personal metrics` for the log; None where clients' own models are not evaluated."""
     return None if models is None else models.line

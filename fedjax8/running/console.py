@@ -1,6 +1,6 @@
-"""What a person sees: a heading, a table row per evaluation, a progress bar on a terminal, and the result.
+"""Console output of a run: a heading, a table row per evaluation, a progress bar on a terminal, and the result.
 
-Where there is no terminal a run that goes long without an evaluation says now and then how far it is.
+Without a terminal, a run that goes long without an evaluation reports its progress now and then.
 """
 
 import datetime
@@ -57,9 +57,9 @@ def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
 
 
 SILENT_SECONDS = 60.0
-"""How long a run without a terminal may go without a line."""
+"""Seconds that a run without a terminal may go without a line."""
 RATE_SECONDS = 1800.0
-"""Over how much of the past the rate is taken; rounds may last minutes."""
+"""Seconds of the past over which the rate is taken; rounds may last minutes."""
 
 
 def readable_rate(rounds_per_second: float | None) -> str:
@@ -72,7 +72,7 @@ def readable_rate(rounds_per_second: float | None) -> str:
 
 
 class RateColumn(ProgressColumn):
-    """How fast rounds go."""
+    """Column of the progress bar with the rate of rounds."""
 
     def render(self, task: Task) -> Text:
         """The rate in words."""
@@ -80,7 +80,7 @@ class RateColumn(ProgressColumn):
 
 
 class ProgressReport:
-    """Writes the progress of one run, or of several told apart by `labels`, to a console.
+    """Progress of one run, or of several distinguished by `labels`, on a console.
 
     `rounds` and `done` count those of all runs. A context manager, so that the bar is taken away when they end.
     """
@@ -155,7 +155,7 @@ class ProgressReport:
         self.say(label.ljust(self._label_width) + row)
 
     def _how_far(self, line: Mapping[str, Any]) -> str:
-        """A sign of life, as `round 37, 3.7%, train loss 0.2345, 1.6 s/round, 0:16:03 left`."""
+        """The progress in a line, as `round 37, 3.7%, train loss 0.2345, 1.6 s/round, 0:16:03 left`."""
         (task,) = self._bar.tasks
         left = task.time_remaining
         parts = [f"round {line['round']}", f"{task.percentage:.1f}%", f"train loss {_number(line, 'train_loss')}"]
@@ -164,7 +164,8 @@ class ProgressReport:
         return ", ".join(parts)
 
     def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
-        """The result: accuracy, bytes and saving; what every client needs once of a model of which some is frozen."""
+        """Prints the result: accuracy, bytes and saving, and the bytes of frozen parameters, which each client gets
+        once."""
         sent = ledger.uplink_bytes + ledger.downlink_bytes
         float32 = summary.get("float32_test_accuracy")
         beside = "" if float32 is None else f" (float32 view {float32:.4f})"

@@ -1,6 +1,7 @@
-"""The callbacks of one run at work: what they are shown, what they decide, what of it a checkpoint holds.
+"""Callbacks of one run at work: the lines they see, their decisions, and their part of checkpoints.
 
-Process 0 calls them and tells the others. A decision is taken at the end of a call, at a round that is evaluated.
+Process 0 calls them and sends their decisions to the others. A decision is taken at the end of a call, at a round that
+is evaluated.
 """
 
 import json
@@ -19,16 +20,16 @@ from fedjax8.running.workdir import json_ready
 
 
 class Standing(NamedTuple):
-    """Where the callbacks of a run stand after a line; JSON can say it."""
+    """Standing of a run's callbacks after a line, as JSON types."""
 
     names: list[str]
     memories: list[dict[str, Any]]
     reasons: list[str]
-    """Of each that wants the run to end, why; empty of the others."""
+    """Reason of each callback that ends the run; empty for the others."""
     scales: list[float]
-    """What each wants the clients' steps multiplied by."""
+    """Factor of each callback on the clients' steps."""
     step_scale: float | None
-    """What they are multiplied by; None if no callback scales them."""
+    """Factor in use on the clients' steps; None if no callback scales them."""
     stopped_by: dict[str, Any]
     """`callback`, `round` and `reason` of a run that a callback ended; else empty."""
 
@@ -46,7 +47,7 @@ class Deciding:
         memories = [dict(callback.memory) for callback in self._callbacks]
         self._now = Standing(names, memories, [""] * len(names), [1.0] * len(names), 1.0 if scaled else None, {})
         self.notes = self._on_test_rows(names)
-        """Lines for a person."""
+        """Remarks for the user."""
         for name, callback in callbacks:
             if callback.writes and folder is None:
                 raise UserError(f"callback {name} writes files and needs a --workdir")
@@ -71,15 +72,15 @@ class Deciding:
         return state.round < schedule.rounds and not self.stopped_by
 
     def facts(self) -> dict[str, float]:
-        """What lines of the rounds to come say of it."""
+        """Values for the lines of the rounds to come."""
         return {} if self._now.step_scale is None else {"step_scale": self._now.step_scale}
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The callbacks' part of a checkpoint."""
         return self._now._asdict() if self._callbacks else {}
 
     def resume(self, saved: Mapping[str, Any], state: SimulationState) -> SimulationState:
-        """The state to go on from; `saved` is what its checkpoint holds, empty if there is none."""
+        """The state to go on from; `saved` is the callbacks' part of its checkpoint, empty if there is none."""
         if saved and saved["names"] == self._now.names:
             self._now = Standing(**saved)
         elif state.round and self._callbacks:
@@ -87,7 +88,7 @@ class Deciding:
         return state._replace(step_scale=self._now.step_scale)
 
     def see(self, lines: Sequence[Mapping[str, Any]], state: SimulationState, schedule: Schedule) -> SimulationState:
-        """Shows the lines of a call, after which the run is at `state`; the state to go on from."""
+        """The state to go on from, after the callbacks saw the lines of a call that ended at `state`."""
         if not self._callbacks or not lines:
             return state
         self._now = Standing(**self._hosts.ask(lambda: self._after(lines, state, schedule)._asdict()))
@@ -100,28 +101,30 @@ class Deciding:
             evaluated = number % schedule.eval_every == 0 or number == schedule.rounds
             model = (lambda: self._simulation.variables(state)) if number == state.round else None
             moment = Moment(number, line, evaluated, model, self._folder)
-            told = [
-                _checked(name, callback, callback.step(dict(memory), moment))
+            decisions = [
+                _valid(name, callback, callback.step(dict(memory), moment))
                 for name, callback, memory in zip(now.names, self._callbacks, now.memories, strict=True)
             ]
-            reasons = [d.stop or reason for d, reason in zip(told, now.reasons, strict=True)]
-            scales = [old if d.step_scale is None else d.step_scale for d, old in zip(told, now.scales, strict=True)]
-            now = now._replace(memories=[d.memory for d in told], reasons=reasons, scales=scales)
+            reasons = [d.stop or reason for d, reason in zip(decisions, now.reasons, strict=True)]
+            scales = [
+                old if d.step_scale is None else d.step_scale for d, old in zip(decisions, now.scales, strict=True)
+            ]
+            now = now._replace(memories=[d.memory for d in decisions], reasons=reasons, scales=scales)
             if evaluated:
                 now = _taken(now, number)
         return now
 
 
 def _taken(now: Standing, number: int) -> Standing:
-    """With what was decided up to an evaluation taken."""
+    """The standing with decisions up to an evaluation in force."""
     scale = None if now.step_scale is None else math.prod(now.scales)
     first = next((i for i, reason in enumerate(now.reasons) if reason), None)
     stopped = {} if first is None else {"callback": now.names[first], "round": number, "reason": now.reasons[first]}
     return now._replace(step_scale=scale, stopped_by=now.stopped_by or stopped)
 
 
-def _checked(name: str, callback: Callback, decision: Decision) -> Decision:
-    """A decision whose memory is as a checkpoint gives it back; UserError for one that cannot be."""
+def _valid(name: str, callback: Callback, decision: Decision) -> Decision:
+    """The decision, with its memory as a checkpoint gives it back; UserError for an invalid one."""
     scale = decision.step_scale
     if scale is not None and not callback.scales:
         raise UserError(f"callback {name} scales the clients' steps, but says scales=False; make it with scales=True")
@@ -130,4 +133,4 @@ def _checked(name: str, callback: Callback, decision: Decision) -> Decision:
     try:
         return decision._replace(memory=json.loads(json.dumps(json_ready(decision.memory))))
     except TypeError as error:
-        raise UserError(f"callback {name}: its memory must be what JSON can say: {error}") from error
+        raise UserError(f"callback {name}: its memory must be JSON types (numbers, strings, lists): {error}") from error

@@ -1,4 +1,4 @@
-"""Runs that diverged: what counts as that, and what to try, by what happened.
+"""Divergence of runs: its definition, and advice by its symptoms.
 
 A run has **diverged** if at its last evaluation the test loss was not finite or above `TIMES_A_GUESS` times ln(number
 of labels), which is the cross-entropy of a guess, or if in its last round no client's contribution could be used.
@@ -13,7 +13,7 @@ import numpy as np
 TIMES_A_GUESS = 10.0
 """A model that overfits is seldom above 3 times; one that a step too large has thrown out is at hundreds."""
 LARGEST_RATES = ("peak_value", "init_value", "value")
-"""Settings of optax's schedules that say the largest rate, or one to make smaller."""
+"""Settings of optax's schedules that give the largest rate, or one to make smaller."""
 
 
 def loss_of_a_guess(columns: Mapping[str, np.ndarray]) -> float:
@@ -38,7 +38,7 @@ def nothing_usable(metrics: Mapping[str, Any]) -> bool:
 
 
 def explanation(metrics: Mapping[str, Any], guess: float, unusable: int, config: Mapping[str, Any]) -> str:
-    """A sentence on how a run ended and what to try; empty if it did not diverge.
+    """A sentence on the end of a run and what to try; empty if it did not diverge.
 
     Args:
       metrics: the last round's, with those of the last evaluation.
@@ -59,7 +59,7 @@ def explanation(metrics: Mapping[str, Any], guess: float, unusable: int, config:
 
 
 def _advice(from_the_start: bool, unusable: int, config: Mapping[str, Any]) -> str:
-    """What to try: first what may be wrong beside the step."""
+    """Advice: first on causes other than the step."""
     if from_the_start:
         return "The initial model's loss is so already: look at its weights (a pretrained file?) and at the rows."
     aggregate = dict(config.get("algorithm") or {}).get("aggregate") or {}

@@ -1,9 +1,10 @@
-"""What a run will be like, before it is run: parameters, bytes, local steps, memory, time.
+"""Forecast of a run before it is run: parameters, bytes, local steps, memory, time.
 
     bytes    encoded size of each kind of message x how often a client sends it in a round: the least and the most that
-             it may be, since kinds may be alternatives (FedCode, HetLoRA) or go several times (FDA), and clients lost
+             it may be, since kinds may be alternatives (FedCode, HetLoRA) or go several times (FDA), and clients drop
+             out
     steps    of the clients that will take part, since cohorts follow from (seed, round)
-    memory   of one device: what its program is given, and what XLA says the program needs besides
+    memory   of one device: the arguments of its program, and the program's own by XLA's count
     time     of a call of rounds and of an evaluation, measured; or multiply-adds over the rate of large products
 
 Nothing is written. A measured forecast compiles the run and runs a few rounds of it. A quick one does neither: its time
@@ -30,12 +31,12 @@ from fedjax8.running.schedule import CALL_SECONDS, Schedule
 from fedjax8.types import Channel, Executor, Model, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
-"""Clients, over all cohorts, whose steps are added up; of a longer run the rest is taken to be like them."""
+"""Clients, over all cohorts, whose steps are added up; a longer run is extrapolated."""
 PRODUCT = 512
 """Rows and columns of the products that the rate of multiplication is measured by."""
 
 
-class Layer(NamedTuple):
+class Leaf(NamedTuple):
     """One array of the model."""
 
     name: str
@@ -45,13 +46,13 @@ class Layer(NamedTuple):
     """`trained`, `clip` (trained, but of the encoding: no float32 run has it), `frozen`, or `state` (statistics)."""
 
 
-class Steps(NamedTuple):
+class StepForecast(NamedTuple):
     """Local steps."""
 
     least: int
     median: float
     most: int
-    """Of one client in one round, over all clients."""
+    """Steps of one client in one round, over all clients."""
     run: int
     """All steps of the run."""
     exact: bool
@@ -69,17 +70,17 @@ class Memory(NamedTuple):
     client_states: int
     """Of all clients, where they are held on a device (the first one), and of those of a call."""
     working: int | None
-    """What the compiled round needs besides, its results included: gradients, activations, optimizer states, messages
+    """Working set of the compiled round, its results included: gradients, activations, optimizer states, messages
     of the clients that the device works on at once. None where it was not compiled."""
 
     @property
     def total(self) -> int:
-        """All of that."""
+        """Sum of all of them."""
         return sum(part or 0 for part in self)
 
 
 class Seconds(NamedTuple):
-    """Time."""
+    """Seconds of a run and its parts."""
 
     round: float
     evaluation: float | None
@@ -91,44 +92,44 @@ class Seconds(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The least and the most."""
+    """Least and most of a number."""
 
     least: int
     most: int
 
 
 class Traffic(NamedTuple):
-    """What a client of a round sends and receives in it."""
+    """Messages and bytes of one client in one round."""
 
     times: Mapping[Channel, Range]
-    """How often each kind of message goes."""
+    """Messages of each kind."""
     up: Range
     """Bytes."""
     down: Range
 
     @property
     def fixed(self) -> bool:
-        """Whether it is the same for every client and round."""
+        """Whether every client and round has the same."""
         return all(times.least == times.most for times in self.times.values())
 
 
 class Forecast(NamedTuple):
-    """A run foretold."""
+    """Forecast of a run."""
 
-    layers: tuple[Layer, ...]
+    leaves: tuple[Leaf, ...]
     rounds: int
     asked: Range
     """Clients of a round that receive the model."""
     used: Range
     """Those that are waited for."""
     reports: Mapping[Channel, Range]
-    """How many messages beside those of the algorithm a round has: what clients report before some are chosen."""
+    """Messages of a round beside those of the algorithm: the candidates' reports."""
     traffic: Traffic
     round_messages: Ledger | None
-    """What is sent in the first round. None where nothing was run and rounds may differ."""
+    """Ledger of the first round. None where nothing was run and rounds may differ."""
     run_messages: Ledger | None
-    """What is sent in the run. None where rounds may differ."""
-    steps: Steps
+    """Ledger of the run. None where rounds may differ."""
+    steps: StepForecast
     memory: Memory
     seconds: Seconds
     measured: bool
@@ -168,7 +169,7 @@ def forecast(
         of_round = steps.run / schedule.rounds * per_step / products_per_second(simulation.executor)
         seconds = Seconds(of_round, None, None, of_round * schedule.rounds)
     return Forecast(
-        layers=tuple(layers_of(variables)),
+        leaves=tuple(leaves_of(variables)),
         rounds=schedule.rounds,
         asked=asked,
         used=used,
@@ -194,17 +195,17 @@ def traffic_of(ways: Sequence[Way]) -> Traffic:
     return Traffic(times, up, down)
 
 
-def layers_of(variables: Variables) -> list[Layer]:
+def leaves_of(variables: Variables) -> list[Leaf]:
     """The arrays of a model, in the order of their names within each of `params`, `frozen` and `state`."""
     kinds = {"trained": variables.params, "frozen": variables.frozen, "state": variables.state}
     return [
-        Layer(name, tuple(x.shape), math.prod(x.shape), "clip" if kind == "trained" and trees.is_clip(name) else kind)
+        Leaf(name, tuple(x.shape), math.prod(x.shape), "clip" if kind == "trained" and trees.is_clip(name) else kind)
         for kind, tree in kinds.items()
         for name, x in trees.named_leaves(tree).items()
     ]
 
 
-def steps_of(simulation: Simulation, rounds: int) -> Steps:
+def steps_of(simulation: Simulation, rounds: int) -> StepForecast:
     """Steps by the batch plan of the clients that will be drawn."""
     participants = simulation.participants
     of_client = np.asarray(num_steps(simulation.plan, simulation.data.sizes))
@@ -213,7 +214,7 @@ def steps_of(simulation: Simulation, rounds: int) -> Steps:
     found = sum(int(of_client[cohort.ids[~cohort.lost]].sum()) for cohort in cohorts)
     exact = looked_at == rounds and not simulation.participation.reads_state
     least, most = int(of_client.min()), int(of_client.max())
-    return Steps(least, float(np.median(of_client)), most, round(found / looked_at * rounds), exact)
+    return StepForecast(least, float(np.median(of_client)), most, round(found / looked_at * rounds), exact)
 
 
 def _measure(

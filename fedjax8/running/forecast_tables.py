@@ -1,4 +1,4 @@
-"""A forecast as a person reads it: tables on a terminal, aligned columns in a file or pipe."""
+"""A forecast as text: tables on a terminal, aligned columns in a file or pipe."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ SHARES = {
 
 
 def show(found: Forecast, heading: str, console: Console | None = None) -> None:
-    """Prints what would run (`heading`) and the forecast of it."""
+    """Prints the heading of a run and its forecast."""
     console = console_on() if console is None else console
     if not console.is_terminal:
         console = Console(file=console.file, width=UNLIMITED, color_system=None, highlight=False)
@@ -53,12 +53,12 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str
 def _layers(found: Forecast) -> list[tuple[str, ...]]:
     return [
         (layer.name, " x ".join(map(str, layer.shape)) or "scalar", f"{layer.size:,}", layer.kind)
-        for layer in found.layers
+        for layer in found.leaves
     ]
 
 
 def _share_of_layers(found: Forecast) -> str:
-    counts = {kind: sum(layer.size for layer in found.layers if layer.kind == kind) for kind in SHARES}
+    counts = {kind: sum(layer.size for layer in found.leaves if layer.kind == kind) for kind in SHARES}
     return "model    " + ", ".join(f"{n:,} {SHARES[kind]}" for kind, n in counts.items() if n or kind == "trained")
 
 
@@ -84,7 +84,7 @@ def _message(found: Forecast, channel: Channel, of_round: Range) -> tuple[str, .
 
 
 def _spread(found: Range, write: Callable[[int], str] = "{:,}".format) -> str:
-    """The number, or from which to which."""
+    """The number, or `least to most`."""
     return write(found.least) if found.least == found.most else f"{write(found.least)} to {write(found.most)}"
 
 
@@ -123,7 +123,7 @@ def _whole(found: Forecast, direction: str) -> Range:
 
 
 def _clients(found: Forecast) -> list[str]:
-    """Who takes part, where that is not the same number of clients in every round, all of them waited for."""
+    """The number of clients, where it varies or not all of them are waited for."""
     asked, used = found.asked, found.used
     if asked == used and asked.least == asked.most:
         return []

@@ -1,4 +1,4 @@
-"""Running out of memory, said so that a person knows what to change."""
+"""Errors of memory, with advice on what to change."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from fedjax8.errors import UserError
 
 @contextlib.contextmanager
 def memory_explained(chunk: int) -> Iterator[None]:
-    """Turns what JAX or Python raise where memory runs out into a UserError. `chunk` clients are trained at once."""
+    """Turns out-of-memory errors of JAX or Python into a UserError. `chunk` clients are trained at once."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and what it finds there to go on from."""
+"""Files of a run: written round by round, and read when it is resumed."""
 
 import contextlib
 import time
@@ -37,35 +37,35 @@ LINE_ORDER = (
 
 
 EVALUATED = ("_test_accuracy", "_test_loss", "validation_accuracy", "validation_loss")
-"""Endings of what `summary.json` says of evaluations besides `test_accuracy` and `test_loss`."""
+"""Endings of the names of evaluations in `summary.json` besides `test_accuracy` and `test_loss`."""
 FORGIVEN = 2
 """Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
 
 
 class Run(NamedTuple):
-    """One of the runs that `run_all` drives."""
+    """A run that `run_all` drives."""
 
     simulation: Simulation
     workdir: Path | None = None
     record: Mapping[str, Any] | None = None
     """Its `config.json`, which must not change."""
     label: str = ""
-    """What tells it from the others in what is printed."""
+    """Its label in printed lines, where there are several."""
     about: Callable[[], Mapping[str, Any]] | None = None
     """Gives its `about.json`."""
     writers: Mapping[str, Writer] = {}
-    """Where its metrics go besides `metrics.jsonl`, by name."""
+    """Writers of its metrics besides `metrics.jsonl`, by name."""
     validation: Mapping[str, np.ndarray] | None = None
     """Columns `[V, ...]` that are evaluated beside the test rows."""
     callbacks: Sequence[tuple[str, Callback]] = ()
-    """What it decides by its metrics, by name."""
+    """Its callbacks, by name."""
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None
-    """Gives what its log says of clients' own models, after the rounds that `Schedule.clients_every` says."""
+    """`state -> personal metrics`, called after the rounds of `Schedule.clients_every`."""
 
 
 class Recording:
-    """What one run leaves on disk, and what it finds there. Without a `workdir` nothing is written. Process 0 has the
-    files; the others have the states of their clients, where these are on disk."""
+    """The files of one run, and its callbacks. Without a `workdir` nothing is written. Process 0 has the files; the
+    others have the states of their clients, where these are on disk."""
 
     def __init__(self, run: "Run", hosts: Hosts):
         self._simulation, self._workdir, self._record = run.simulation, run.workdir, run.record or {"config": {}}
@@ -77,13 +77,13 @@ class Recording:
         self._failures = 0
         self._named: set[int] = set()
         self._without_line = 0
-        self._told_rejected = False
+        self._rejection_noted = False
         self._unusable = 0
         self.last: Mapping[str, Any] = {}
         self.ending = ""
-        """How a run that diverged ended, and what to try; known when it is over."""
+        """Explanation and advice for a run that diverged; known when it is over."""
         self.notes: list[str] = []
-        """Lines for a person, to be taken and printed."""
+        """Remarks for the user, to be taken and printed."""
 
     def open(self, stack: contextlib.ExitStack) -> SimulationState:
         """The state to go on from. Nothing is written before the run could be set up."""
@@ -102,15 +102,15 @@ class Recording:
             self._started -= found[1]
         else:
             state = self._same_start(state)
-        told = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
-        self.last, self._without_line = told["last"], told["missing"]
-        self.notes += told["notes"]
+        answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        self.last, self._without_line = answer["last"], answer["missing"]
+        self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
         return self._decided(self._checkpoints.callbacks, state)
 
     def _decided(self, saved: Mapping[str, Any], state: SimulationState) -> SimulationState:
-        """The state with what callbacks had decided."""
+        """The state with the decisions of callbacks in force."""
         state = self.deciding.resume(saved, state)
         self.notes += self.deciding.notes
         return state
@@ -123,7 +123,7 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
-        """Leaves the lines up to the checkpoint; says what of them is lost."""
+        """{last, missing, notes}: the lines up to the checkpoint are kept, and remarks name those that are lost."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:
@@ -151,10 +151,10 @@ class Recording:
         new = set(metrics.get("excluded_clients", ())) - self._named
         if new:
             self._named |= new
-            why = "what was sent was not finite, too large to be summed, or not admitted"
+            why = "contributions not finite, too large to be summed, or not admitted"
             self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
-        if metrics.get("rejected") and not self._told_rejected:
-            self._told_rejected = True
+        if metrics.get("rejected") and not self._rejection_noted:
+            self._rejection_noted = True
             self.notes.append(
                 f"round {metrics['round']}: rejected, the server's step gave numbers that are not finite or too large; "
                 "everything stays as it was before the round; said once"
@@ -181,7 +181,7 @@ class Recording:
     def finish(
         self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, measure: Callable
     ) -> dict[str, Any]:
-        """Saves what is not saved; returns the summary. `measure(state)` evaluates; of `test` labels are read."""
+        """The summary, after the last state is saved. `measure(state)` evaluates; of `test` labels are read."""
         self.save(state, forgiving=False)
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **measure(state)}
@@ -208,8 +208,8 @@ def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _summary(
     state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int
 ) -> dict[str, Any]:
-    """What `summary.json` holds. `backbone_bytes`, where something is frozen: the size of that, which every client gets
-    once, before its first round. It is in no other number: bytes and `saving` are of what travels round by round."""
+    """The content of `summary.json`. `backbone_bytes`, with frozen parameters: their size, which every client gets
+    once, before its first round. It is in no other number: bytes and `saving` are of messages round by round."""
     return {
         "rounds": state.round,
         "test_accuracy": last.get("test_accuracy"),

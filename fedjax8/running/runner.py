@@ -25,11 +25,11 @@ from fedjax8.running.signals import stop_on_signals
 from fedjax8.running.writers import Writer
 
 PROFILED_CALLS = 3
-"""Enough to see what repeats, little enough to open."""
+"""Calls in a profile: enough to see the pattern, few enough to open."""
 
 
-class Outcome(NamedTuple):
-    """How a run ended."""
+class RunResult(NamedTuple):
+    """End of a run: its state, summary and the signal that stopped it."""
 
     state: SimulationState
     summary: dict[str, Any]
@@ -51,8 +51,8 @@ def run(
     validation: Mapping[str, np.ndarray] | None = None,
     callbacks: Sequence[tuple[str, Callback]] = (),
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
-) -> Outcome:
-    """Runs one simulation; see `run_all`."""
+) -> RunResult:
+    """The result of one simulation, run to its end; see `run_all`."""
 
     def advance(states, counts, thens):
         state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
@@ -64,13 +64,16 @@ def run(
 
 def run_all(
     runs: Sequence[Run],
-    advance: Callable,
+    advance: Callable[
+        [Sequence[SimulationState], Sequence[int], Sequence[int]],
+        tuple[list[SimulationState], list[list[dict[str, Any]]]],
+    ],
     test: Mapping[str, np.ndarray],
     schedule: Schedule,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
-) -> list[Outcome]:
-    """Runs to the end of the schedule, or to the end of the call of some rounds in which a signal came.
+) -> list[RunResult]:
+    """The results of runs, to the end of the schedule or of the call of rounds in which a signal came.
 
     A run with a `workdir` is written there and a later call goes on where it stopped. Nothing is written before the run
     could be set up.
@@ -79,7 +82,7 @@ def run_all(
       runs: one, or several that `advance` takes on together; those behind catch up first.
       advance: `(states, counts, thens) -> (states, metrics)`: so many more rounds of each run, then so many.
       test: columns `[N, ...]` to evaluate on.
-      schedule: when to stop, evaluate and save.
+      schedule: the rounds after which to stop, evaluate and save.
       introduce: gives the lines printed first.
       profile: where a profile of the calls after the first is written, if anywhere.
     """
@@ -111,12 +114,12 @@ def run_all(
             counts = [count if goes and s.round == behind else 0 for s, goes in zip(states, going, strict=True)]
             then = pace.count(behind + count)
             begun = time.monotonic()
-            states, told = advance(states, counts, [then if of_run else 0 for of_run in counts])
+            states, lines_of_runs = advance(states, counts, [then if of_run else 0 for of_run in counts])
             seconds, stop = all_hosts.agree(time.monotonic() - begun, stopped())
-            rounds = max(len(lines) for lines in told)
+            rounds = max(len(lines) for lines in lines_of_runs)
             pace.learn(rounds, seconds)
             profiler()
-            together = zip(list(states), told, recordings, labels, measures, strict=True)
+            together = zip(list(states), lines_of_runs, recordings, labels, measures, strict=True)
             for i, (state, lines, recording, label, measure) in enumerate(together):
                 if lines and schedule.due(schedule.eval_every, state.round):
                     lines[-1] |= measure(state)
@@ -149,7 +152,7 @@ def run_all(
                 report.say(
                     f"stopped after round {state.round} of {schedule.rounds}; the same command goes on from there"
                 )
-            outcomes.append(Outcome(state, summary, stop))
+            outcomes.append(RunResult(state, summary, stop))
         return outcomes
 
 
@@ -168,7 +171,7 @@ def measuring(
 
 
 def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:
-    """Prints what recordings have to say, each thing once."""
+    """Prints the remarks of recordings, each once."""
     for recording, label in zip(recordings, labels, strict=True):
         for note in recording.notes:
             report.say(f"{label and label + ': '}{note}")

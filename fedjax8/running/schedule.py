@@ -1,4 +1,4 @@
-"""When a run stops, evaluates and saves, and how many rounds it runs as one dispatch."""
+"""Schedules of a run: its end, evaluations and checkpoints, and the number of rounds in one dispatch."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from fedjax8.errors import UserError
 
 CALL_SECONDS = 1.0
-"""How long a user may wait for an answer to Ctrl-C, or for the progress bar to move, where rounds are shorter."""
+"""Seconds that a user may wait for an answer to Ctrl-C, or for the progress bar to move, where rounds are shorter."""
 
 
 class Schedule(NamedTuple):
-    """When to stop, evaluate and save, in rounds."""
+    """End, evaluations and checkpoints of a run, in rounds."""
 
     rounds: int
     eval_every: int
@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
 
 
 def who_of(line: Mapping[str, Any]) -> str:
-    """` (clients 3, 17 and 2 more)`: whom a round's line names as excluded; empty if nobody."""
+    """` (clients 3, 17 and 2 more)`: the clients that a round excluded; empty if none."""
     names = [str(client) for client in line.get("excluded_clients", ())]
     unnamed = line["excluded"] - len(names)
     more = f" and {unnamed} more" if unnamed > 0 else ""
@@ -49,7 +49,7 @@ def who_of(line: Mapping[str, Any]) -> str:
 
 
 class Pace:
-    """How many rounds to run as one dispatch: as many as end within `CALL_SECONDS`, in powers of two, and none beyond
+    """Number of rounds in one dispatch: as many as end within `CALL_SECONDS`, in powers of two, and none beyond
     the next round that is evaluated or saved. A signal is answered, and progress shown, between calls."""
 
     def __init__(self, schedule: Schedule):
@@ -63,7 +63,7 @@ class Pace:
         return min(self._most, schedule.rounds - done, *(period - done % period for period in every if period))
 
     def learn(self, rounds: int, seconds: float) -> None:
-        """Takes in how long a call took; the first one compiles and tells nothing."""
+        """Takes in the seconds of a call; the first one compiles and does not count."""
         if self._compiled:
             fitting = max(1, int(CALL_SECONDS * rounds / max(seconds, 1e-9)))
             self._most = 1 << (fitting.bit_length() - 1)

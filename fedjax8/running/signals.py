@@ -13,7 +13,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that tells the first SIGTERM, SIGINT or SIGHUP received, or None.
+    """Yields a function that gives the first SIGTERM, SIGINT or SIGHUP received, or None.
 
     That one is answered on stderr; the next SIGTERM or SIGINT acts as it did before. Another SIGHUP does nothing: a
     terminal that goes away sends several. A signal that was ignored at the start stays ignored, as `nohup` asks.

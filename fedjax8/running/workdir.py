@@ -1,7 +1,7 @@
 """The files of a run: `config.json`, `metrics.jsonl`, `summary.json`, a lock. Every file is whole or absent.
 
 Metrics are written before the checkpoint of the same round, and are on disk before it, so that on resuming everything
-up to the checkpoint is there and what came after it is cut off and done again, also after a power cut. Where lines were
+up to the checkpoint is there and later lines are cut off and written again, also after a power cut. Where lines were
 damaged or lost in another way, the run goes on and says which.
 """
 
@@ -26,11 +26,11 @@ CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json",
 CLIENT_STATES = "client_states"
 UNREADABLE_METRICS = "unreadable-metrics.jsonl"
 RESUMED = "resumed"
-"""The key of `config.json` that lists with which other devices and versions a run went on, and after which round."""
+"""The key of `config.json` that lists other devices and versions of a resumed run, and after which round."""
 
 
-class Lines(NamedTuple):
-    """What `metrics.jsonl` holds of the rounds up to a checkpoint."""
+class MetricLines(NamedTuple):
+    """Lines of `metrics.jsonl` up to a checkpoint, and their gaps."""
 
     lines: list[dict[str, Any]]
     """In order of rounds, each round at most once."""
@@ -41,12 +41,12 @@ class Lines(NamedTuple):
 
 
 def client_states_folder(directory: Path, process: int) -> Path:
-    """Where a process keeps the states of all clients, if they are kept on disk."""
+    """The folder of a process for the states of all clients, if they are kept on disk."""
     return directory / (f"{CLIENT_STATES}-{process}" if process else CLIENT_STATES)
 
 
 def json_ready(value: Any) -> Any:
-    """`value` with what JSON cannot say (NaN, infinities) as None."""
+    """`value` with numbers that JSON lacks (NaN, infinities) as None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -68,7 +68,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON so that the file is either the old one or the whole new one."""
+    """Writes JSON atomically: the file is the old one or the whole new one."""
     _replace(path, json.dumps(json_ready(value), indent=2) + "\n")
 
 
@@ -119,7 +119,7 @@ def locked(directory: Path) -> Iterator[None]:
 def claim(directory: Path, record: Mapping[str, Any]) -> None:
     """Writes `config.json`, or checks that the one there has the same `config` and `data`; else UserError.
 
-    Which devices and versions earlier parts of the run had (`RESUMED`) stays in it.
+    The devices and versions of earlier parts of the run (`RESUMED`) stay in it.
     """
     path, earlier = directory / CONFIG, {}
     if path.exists():
@@ -136,7 +136,7 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
 
 
 def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], place: Path) -> None:
-    """UserError if two records (what `config.json` holds) are of other configs or other data. A part that one of them
+    """Raises UserError if two records (contents of `config.json`) differ in config or data. A part that one of them
     lacks is not compared. `place` is where the old one lies."""
     if "config" in old and "config" in new and (changed := differences(old["config"], new["config"])):
         raise UserError(
@@ -152,7 +152,7 @@ def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], place: Path) ->
 
 
 def says_of_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Where two records that `refuse_other` lets pass were made on other devices, machines or versions, such as
+    """Differences of devices, machines or versions between two records that `refuse_other` lets pass, such as
     `devices: 2 cpu:cpu -> 4 cpu:cpu`, and which columns of floats those computed differently."""
     both = "data" in old and "data" in new
     return [*_other_origins(old, new), *(differences(old["data"], new["data"]) if both else [])]
@@ -168,13 +168,13 @@ def _other_origins(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def note_resumed(directory: Path, round_number: int, changed: list[str]) -> None:
-    """Adds to `config.json` with which other devices and versions the run goes on after a round."""
+    """Adds to `config.json` the other devices and versions with which the run goes on after a round."""
     path = directory / CONFIG
     record = json.loads(path.read_bytes())
     write_json(path, {**record, RESUMED: [*record.get(RESUMED, []), {"after_round": round_number, "changed": changed}]})
 
 
-def read_metrics(directory: Path, last_round: int) -> Lines:
+def read_metrics(directory: Path, last_round: int) -> MetricLines:
     """Lines of rounds 1 to `last_round`, as far as they can be read; of two of one round, the later."""
     try:
         texts = (directory / METRICS).read_bytes().split(b"\n")
@@ -193,17 +193,17 @@ def read_metrics(directory: Path, last_round: int) -> Lines:
         found[line["round"]] = line
     missing = [number for number in range(1, last_round + 1) if number not in found]
     damaged |= bool(missing) and unread
-    return Lines([found[number] for number in sorted(found)], missing, damaged or (directory / METRICS).is_dir())
+    return MetricLines([found[number] for number in sorted(found)], missing, damaged or (directory / METRICS).is_dir())
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
-    """A line of metrics; None for half of one, or what a power cut or a bad disk made of it."""
+    """A line of metrics; None for a damaged one."""
     line = parse(text.decode("utf-8", "replace"))
     return line if isinstance(line, dict) and type(line.get("round")) is int else None
 
 
 def set_metrics_aside(directory: Path) -> Path:
-    """Moves `metrics.jsonl`, or what is in its place, out of the way; where it is from now on."""
+    """The new place of `metrics.jsonl`, or of anything in its place, moved out of the way."""
     place = directory / UNREADABLE_METRICS
     with _writing(place):
         remove(place)

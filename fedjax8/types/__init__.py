@@ -1,4 +1,4 @@
-"""Shared vocabulary: what a model, a codec, an algorithm and an executor are.
+"""Shared vocabulary: the types of models, codecs, local training, rounds, algorithms and executors.
 
 Axis letters, used in every docstring: `C` clients in the cohort, `S` local steps, `B` examples per batch, `P`
 parameters, `K` registered clients, `N` rows of data. An *update* is new minus old. Bytes are octets.
@@ -8,11 +8,13 @@ write a function that returns the tuple; nothing has to be registered.
 """
 
 from fedjax8.types.messages import MODEL, Channel, Codec, Sections, check_codec
-from fedjax8.types.models import Array, Batch, Key, Model, Multiply, Product, PyTree, Ratio, Variables
+from fedjax8.types.models import Apply, Array, Batch, Key, Model, Multiply, Product, PyTree, Ratio, Variables
 from fedjax8.types.rounds import (
     Aggregator,
     Algorithm,
     Attack,
+    ClientFunction,
+    ClientMap,
     Cohort,
     Collected,
     Colluders,
@@ -20,6 +22,7 @@ from fedjax8.types.rounds import (
     Executor,
     Link,
     Partial,
+    Program,
     Reduced,
     RoundOutput,
     Way,
@@ -28,6 +31,8 @@ from fedjax8.types.rounds import (
 from fedjax8.types.training import (
     Adjust,
     Advance,
+    BatchGradient,
+    BatchLoss,
     BatchPlan,
     ClientRows,
     LocalTraining,
@@ -44,11 +49,16 @@ __all__ = [
     "Advance",
     "Aggregator",
     "Algorithm",
+    "Apply",
     "Array",
     "Attack",
     "Batch",
+    "BatchGradient",
+    "BatchLoss",
     "BatchPlan",
     "Channel",
+    "ClientFunction",
+    "ClientMap",
     "ClientRows",
     "Codec",
     "Cohort",
@@ -64,6 +74,7 @@ __all__ = [
     "Partial",
     "Pool",
     "Product",
+    "Program",
     "PyTree",
     "Ratio",
     "Reduced",

@@ -1,4 +1,4 @@
-"""What travels: codecs, the parts of a message, and the channels that messages are counted by."""
+"""Messages: codecs, the sections of a message, and the channels that messages are counted by."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,9 +13,10 @@ class Codec(NamedTuple):
 
     Invariants: the message's structure, shapes and dtypes depend on the tree's shapes alone (parts may be left out:
     `Sections`); leaves that are not float32 pass through unchanged; `decode` yields float32 and the tree that was
-    encoded, up to the stated error. What both sides know (shapes, names) may be static fields of a message's classes.
-    Finite trees decode to finite ones: what would exceed the largest float32 is clipped to it. Subnormal numbers, below
-    2**-126, may be taken for zero, as processors do.
+    encoded, up to the stated error. Facts that both sides know (shapes, names) may be static fields of a message's
+    classes.
+    Finite trees decode to finite ones: values beyond the largest float32 are clipped to it. Subnormal numbers, below
+    2**-126, may be flushed to zero, as processors do.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -26,24 +27,25 @@ class Codec(NamedTuple):
     """`(state, message) -> tree`, with the state that `encode` was given: the receiver keeps a copy where it needs one
     (`delta`), which most codecs do not."""
     unbiased: bool
-    """Whether the mean of what is decoded, over keys, is x, for every tree whose clips, if it has any, clip nothing."""
+    """Whether E[decoded] = x over keys, for every tree whose clips, if it has any, clip nothing."""
     error_bound: Callable[[PyTree], PyTree] | None = None
     """Tree to the largest possible `|decoded - x|` per element, if there is such a bound."""
     measure: Callable[[PyTree, PyTree], dict[str, Ratio]] = nothing
-    """`(tree, what it was decoded to) -> {name: Ratio}`: what encoding did to it, summed over messages and logged."""
+    """`(tree, decoded tree) -> {name: Ratio}`: clipped values, quantization error and so on, summed over messages and
+    logged."""
     contracts: bool = False
     """Whether E||decoded - x||^2 <= q ||x||^2 + c over keys, for every update x, with q < 1 and c that depend on shapes
-    and settings alone. What remembers its errors (`error_feedback`, `delta`) stays bounded around such a codec."""
+    and settings alone. The memory of `error_feedback` and `delta` stays bounded around such a codec."""
     aligned: bool = False
-    """Whether that holds of the multiple of each decoded leaf that is nearest to x, so that sending the factor along
-    makes a contraction of it. Codecs that are unbiased or contract need not say so."""
+    """Whether that holds for the multiple of each decoded leaf that is nearest to x, so that the codec contracts once
+    the factor is sent along. Codecs that are unbiased or contract need not say so."""
 
 
 @struct.dataclass
 class Sections:
     """Parts of a message, some of which are left out, so that its size depends on data though its shapes do not.
 
-    What is sent is `present` and the parts whose bit is 1; in the arrays the others hold zeros.
+    `present` and the parts whose bit is 1 are sent; the other parts hold zeros.
     """
 
     present: Array
@@ -63,7 +65,8 @@ MODEL = "model"
 
 
 class Channel(NamedTuple):
-    """One kind of message, or a part of one: key of a count. Static, so that it can stand in a pytree's structure."""
+    """One kind of message, or a section of one, and its size: the key of a count. Static, so that it can stand in a
+    pytree's structure."""
 
     direction: str
     """`up` (client to server) or `down` (server to client)."""
@@ -71,6 +74,6 @@ class Channel(NamedTuple):
     message_bytes: int
     """Bytes of one encoded message."""
     float32_bytes: int
-    """Bytes of the same tree unencoded, without the clips that only the encoding needs; 0 for a part."""
+    """Bytes of the same tree unencoded, without the clips that only the encoding needs; 0 for a section."""
     part: str = ""
-    """Which of a message's `Sections`, counted by itself; empty for what is always sent."""
+    """One of a message's `Sections`, counted by itself; empty for the rest, which is always sent."""

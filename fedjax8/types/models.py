@@ -1,7 +1,7 @@
-"""What a model is, what its layers multiply by, and what it carries."""
+"""Models as pure functions, their variables, and the products of their layers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -40,12 +40,12 @@ class Product(NamedTuple):
 
 
 Multiply = Callable[[str, Product, Array, Array], Array]
-"""`(layer path, product, x, kernel) -> y`: stands in for the product of every dense and convolution layer; see
-`Model.apply`. Plainly that is `product.forward(x, kernel)`."""
+"""`(layer path, product, x, kernel) -> y`: replaces the product of every dense and convolution layer; see `Apply`.
+Without it a layer computes `product.forward(x, kernel)`."""
 
 
 class Variables(NamedTuple):
-    """All that a model carries: what is trained, what merely accompanies it, and what never changes.
+    """The arrays of a model: trained parameters, state beside them, and frozen parameters.
 
     `params` is a nested dict of float32 arrays; `state` (batch statistics and the like) is an empty dict for most
     models. `frozen`, a nested dict too, holds parameters that are not trained. They are the same for all clients and
@@ -63,31 +63,47 @@ def unchanged(tree: PyTree) -> PyTree:
     return tree
 
 
-def nothing(*_: PyTree) -> dict:
+def nothing(*_: PyTree) -> dict[str, Any]:
     """An empty report."""
     return {}
+
+
+class Apply(Protocol):
+    """The forward pass of a model."""
+
+    def __call__(
+        self,
+        variables: Variables,
+        batch: Batch,
+        *,
+        key: Key | None = None,
+        train: bool = False,
+        multiply: Multiply | None = None,
+    ) -> tuple[Array, PyTree]:
+        """(outputs `[B, ...]`, new state). `key` is for dropout and other draws in training; `multiply` sees and may
+        replace the product of every dense and convolution layer."""
 
 
 class Model(NamedTuple):
     """A model as pure functions. Adapters map a `Model` to a `Model`.
 
-    Invariants: `apply` never draws from anything but `key`; `loss` and every metric are per example, so that masks and
-    merging stay outside; with `train=False` the returned state equals the given one. `apply` needs all of what `init`
-    gives, frozen parameters included.
+    Invariants: `apply` never draws from anything but `key`; `loss` and every metric are per example, so that masking
+    and averaging stay outside; with `train=False` the returned state equals the given one. `apply` needs all
+    variables of `init`, the frozen ones included.
     """
 
     init: Callable[[Key, Batch], Variables]
     """`(key, sample batch) -> Variables`. The batch gives shapes, and adapters may calibrate on its values."""
-    apply: Callable[..., tuple[Array, PyTree]]
-    """`(variables, batch, *, key=None, train=False, multiply=None) -> (outputs [B, ...], new state)`.
-    `multiply`, a `Multiply`, sees and may replace the product of every dense and convolution layer."""
+    apply: Apply
+    """`(variables, batch, *, key=None, train=False, multiply=None) -> (outputs [B, ...], new state)`."""
     loss: Callable[[Array, Batch], Array]
     """`(outputs, batch) -> float32 [B]`."""
     metrics: Callable[[Array, Batch], dict[str, Array]]
-    """`(outputs, batch) -> {name: float32 [B]}`, each averaged over examples by whoever merges them."""
+    """`(outputs, batch) -> {name: float32 [B]}`, each averaged over examples by the caller."""
     project: Callable[[PyTree], PyTree] = unchanged
-    """`params -> params`: back into the feasible set, after every optimizer step."""
-    views: Mapping[str, Callable[..., tuple[Array, PyTree]]] = {}
-    """Other ways to run the same variables, evaluated beside `apply` (for example `float32` of a quantized model)."""
+    """`params -> params`, projected onto the feasible set; called after every optimizer step."""
+    views: Mapping[str, Apply] = {}
+    """Other forward passes of the same variables, evaluated beside `apply` (for example `float32` of a quantized
+    model)."""
     report: Callable[[PyTree], dict[str, Array]] = nothing
-    """`params -> {name: scalar}`: what is worth logging about them at every evaluation (for example learnt clips)."""
+    """`params -> {name: scalar}`: values for the log at every evaluation (for example learned clips)."""

@@ -1,4 +1,4 @@
-"""What a round is made of: the cohort, the executor, what clients send, what the server gets, the algorithm."""
+"""Rounds: the cohort, the executor, clients' contributions, their aggregate, the link, the algorithm."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
@@ -25,11 +25,11 @@ class Cohort(NamedTuple):
     states: PyTree
     """Persistent client state, leaves `[C, ...]`."""
     dropped: PyTree = ()
-    """bool `[C]`: clients that were lost after they received the model, and send nothing any more; `()` for none."""
+    """bool `[C]`: dropouts, clients that received the model and send nothing any more; `()` for none."""
 
     @property
     def memory(self) -> PyTree:
-        """What the algorithm's clients remember, leaves `[C, ...]`."""
+        """The algorithm's memory of each client, leaves `[C, ...]`."""
         return self.states["algorithm"]
 
     def remember(self, memory: PyTree) -> "Cohort":
@@ -43,16 +43,25 @@ class Cohort(NamedTuple):
 
 
 class Partial(NamedTuple):
-    """What one client adds to the totals of a cohort."""
+    """One client's addends to the totals of a cohort."""
 
     sum: PyTree
     """Added over clients."""
     max: PyTree = ()
-    """float32 leaves of which the largest over clients is kept, element by element; -inf says nothing."""
+    """float32 leaves of which the largest over clients is kept, element by element; -inf counts for nothing."""
+
+
+Program = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+"""`(shared, split) -> (shared_out, split_out)`; leaves of `split` have a leading axis that is divided over the shards
+in order."""
+
+ClientMap = Callable[[Any, Any], tuple[Partial, PyTree]]
+"""`(shared, one client) -> (addends, the client's own result)`: mapped over clients, sums and maxima of the addends
+kept, results stacked."""
 
 
 class Executor(NamedTuple):
-    """How a function is mapped over clients and reduced. Knows nothing about learning.
+    """The way in which a function is mapped over clients and reduced. Knows nothing about learning.
 
     `map_reduce`, `total` and `gather` may be called only inside a function given to `compile`, any number of times and
     in loops.
@@ -64,30 +73,28 @@ class Executor(NamedTuple):
     """Which of them are this process's own."""
     chunk: int
     """Clients that a device works on at once, at most; see `executors.groups`."""
-    compile: Callable[[Callable], Callable]
-    """`f(shared, split) -> (shared_out, split_out)`, compiled. Leaves of `split` have a leading axis that is divided
-    over the shards in order; a process gives, and gets back, the part of its own shards. If it has a method `lower` as
-    what `jax.jit` gives has, the memory that it needs can be foretold."""
-    map_reduce: Callable[[Callable, PyTree, PyTree], tuple[Partial, PyTree]]
+    compile: Callable[[Program], Program]
+    """A program, compiled; each process gives, and gets back, the part of `split` of its own shards. If the result has
+    `lower`, as functions of `jax.jit` have, `--dry_run` can report its memory."""
+    map_reduce: Callable[[ClientMap, PyTree, PyTree], tuple[Partial, PyTree]]
     """`(f, shared, per_client) -> (reduction over all clients of the Partial f(...)[0], stacked f(...)[1])`."""
     total: Callable[[PyTree], PyTree]
     """Sum over the shards of a value that each shard holds."""
     place: Callable[[PyTree], PyTree]
     """Puts shared arrays where `compile`d functions read them without a copy."""
     gather: Callable[[PyTree], PyTree] = unchanged
-    """Leaves `[c, ...]` of each shard to those of all, `[S * c, ...]`, the same on every shard; inside `compile` only,
-    as `map_reduce` and `total`."""
+    """Leaves `[c, ...]` of each shard to those of all, `[S * c, ...]` with S shards, the same on every shard."""
     collect: Callable[[PyTree], PyTree] = unchanged
-    """A process's part of what is split to the whole of it, leaves `[all shards, ...]`; every process must call it."""
+    """A process's part of `split` to all of it, leaves `[all shards, ...]`; every process must call it."""
 
 
 class Contribution(NamedTuple):
-    """What one client's function returns to `Link.map_clients`."""
+    """One client's part in an exchange, as its function returns it to `Link.map_clients`."""
 
     tree: PyTree
-    """What is sent up, encoded by the uplink codec."""
+    """The tree that is sent up, encoded by the uplink codec."""
     weight: Array
-    """float32 scalar: weight in the mean; 0 contributes nothing."""
+    """float32 scalar: weight in the mean; 0 for none."""
     state: PyTree
     """The client's new persistent state."""
     report: dict[str, Array]
@@ -95,7 +102,7 @@ class Contribution(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """What the server has after a reduction."""
+    """Aggregate of the contributions of a cohort."""
 
     mean: PyTree
     """Weighted mean of the decoded contributions, float32."""
@@ -104,12 +111,12 @@ class Reduced(NamedTuple):
     clients: Array
     """int32: clients whose contribution was used."""
     report: dict[str, Array]
-    """Sums over the clients used, and `excluded`: int32 number of clients left out for what they sent (`trees.LARGEST`)
-    or because the aggregator did not admit what they sent."""
+    """Sums over the clients used, and `excluded`: int32 number of clients left out because their contribution is not
+    finite or too long (`trees.LARGEST`), or because the aggregator did not admit it."""
     lowest: PyTree
     """Smallest of each watched value over the clients of positive weight; +inf if there is none."""
     highest: PyTree
-    """Largest likewise; -inf if there is none."""
+    """Largest of each, likewise; -inf if there is none."""
 
 
 class Collected(NamedTuple):
@@ -126,56 +133,58 @@ class Collected(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """How a server makes one change of the model out of those that clients sent; see `algorithms.aggregators`.
+    """The rule by which a server makes one change of the model out of those that clients sent; see
+    `algorithms.aggregators`.
 
-    A *change* is a decoded contribution less what the client had received, float32, all that is sent together.
+    A *change* is a decoded contribution minus the value that the client received, float32, all entries of a message
+    together. Entries that are differences already, such as `update`, are changes as they are.
     """
 
     combine: Callable[[PyTree, Array], tuple[PyTree, dict[str, Array]]] | None = None
     """`(changes [C, ...], float32 weights [C]) -> (change, report)`. A client of weight 0, whose change is zeros, must
     not count. None: the weighted mean, summed as contributions come."""
     admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]] | None = None
-    """`change -> (change, bool, sums)`: what is done to each before. Where it says false the client is left out and
-    counted as excluded; the sums are added over the other clients and logged."""
+    """`change -> (change, bool, sums)`: preprocessing of each change, such as clipping it. A client with false is left
+    out and counted as excluded; the sums are added over the other clients and logged."""
 
 
 class Colluders(NamedTuple):
-    """What attackers of a round know together: what the honest clients would send."""
+    """Statistics of the changes that the honest clients of a round would send, as colluding attackers know them."""
 
     mean: PyTree
     """Unweighted mean of their changes, before encoding."""
     deviation: PyTree
     """Standard deviation of every value."""
     honest: Array
-    """float32: how many they are."""
+    """float32: number of honest clients."""
     attackers: Array
-    """float32: how many attack."""
+    """float32: number of attackers."""
 
 
 class Attack(NamedTuple):
-    """What clients do that work against the server; see `attacks`. A change is as in `Aggregator`."""
+    """The behavior of Byzantine clients; see `attacks`. A change is as in `Aggregator`."""
 
     members: Callable[[Array, int], Array]
-    """`(int32 client ids, number of registered clients) -> bool`: who they are, the same ones in every round."""
+    """`(int32 client ids, number of registered clients) -> bool`: the attackers, the same ones in every round."""
     batch: Callable[[Batch], Batch] | None = None
-    """What they make of each batch that they train on."""
+    """Batch to the poisoned batch that attackers train on; None: they train honestly."""
     send: Callable[[Key, PyTree, Colluders | None], PyTree] | None = None
-    """`(key, own change, what they know) -> the change that is sent in its place`."""
+    """`(key, own change, Colluders or None) -> the change that is sent in its place`; None: they send their own."""
     collude: bool = False
-    """Whether `send` is given what honest clients would send, at the price of training everyone twice."""
+    """Whether `send` is given the `Colluders`, for which every client is trained twice."""
 
 
 ClientFunction = Callable[[PyTree, PyTree, ClientRows, Key], Contribution]
-"""`(received, memory, rows, key) -> Contribution`: what one client does in an exchange."""
+"""`(received, memory, rows, key) -> Contribution`: one client's work in an exchange."""
 
 
 class Link(Protocol):
-    """What a round sees of the world: messages down and up, functions on clients, counts. A pytree that goes in and
+    """A round's access to its clients: messages down and up, functions on clients, counts. A pytree that goes into and
     comes out of every call, so that it can be carried through a loop; see `exchange.link`."""
 
     @property
     def pool(self) -> Pool:
-        """Rows of all clients and what of the model is frozen."""
+        """Rows of all clients and frozen parameters."""
 
     @property
     def num_clients(self) -> int:
@@ -187,15 +196,15 @@ class Link(Protocol):
 
     @property
     def uplink(self) -> Codec:
-        """What encodes messages up, unless a call names another codec."""
+        """The codec of messages up, unless a call names another."""
 
     @property
     def downlink(self) -> Codec:
-        """What encodes messages down, likewise."""
+        """The codec of messages down, likewise."""
 
     @property
     def attack(self) -> Attack:
-        """What some clients do against the server."""
+        """The behavior of Byzantine clients; `attacks.none()` where there are none."""
 
     def broadcast(
         self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
@@ -244,39 +253,39 @@ class Link(Protocol):
         """Whether rounds differ in their numbers of clients, or wait for some of the cohort only."""
 
     def expected(self, cohort: Cohort) -> Array:
-        """float32: of how many clients a round has the messages in expectation, before any is lost on the way: all of
-        the cohort, or where these numbers vary, `cohort_size`."""
+        """float32: number of clients whose messages a round has in expectation, before dropouts: all of the cohort, or,
+        where these numbers vary, `cohort_size`."""
 
     def count(self, mask: Array) -> Array:
-        """int32: of how many clients of the whole cohort the mask bool `[C]` is true."""
+        """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
 
     def timed(self, speeds: PyTree, steps: Callable[[Array], Array], deadline: float) -> Self:
-        """The link of a round whose clients take time (`dropouts.base.Speeds`), late after `deadline` seconds."""
+        """The link of a round whose clients take time (`dropouts.base.Speeds`), stragglers after `deadline` seconds."""
 
     @property
     def late(self) -> Array:
-        """bool `[C]`: which clients were late so far; of a `timed` link alone."""
+        """bool `[C]`: stragglers of the round so far; of a `timed` link alone."""
 
     def replace(self, **changes: Any) -> Self:
         """The link with other settings: `uplink`, `downlink`, `attack`."""
 
 
 class RoundOutput(NamedTuple):
-    """What an algorithm's round returns."""
+    """Result of an algorithm's round: the server's and the clients' new states, the link, and a report."""
 
     state: PyTree
     client_states: PyTree
     link: Link
     report: dict[str, Any]
-    """What is worth logging about the round, by name."""
+    """Values for the log, by name."""
 
 
 Way = Mapping[Channel, int]
-"""What a client may send and receive in a round: how often each kind of message."""
+"""One possibility for a client's traffic in a round: how often it sends or receives each kind of message."""
 
 
 def each_once(channels: Sequence[Channel], steps: int, clients: int) -> Sequence[Way]:
-    """The ways of most algorithms: every kind of message once, without the parts that may be left out, or with them."""
+    """The ways of most algorithms: every kind of message once, without its optional sections, or with them."""
     return {c: 1 for c in channels if not c.part}, dict.fromkeys(channels, 1)
 
 
@@ -284,7 +293,7 @@ class Algorithm(NamedTuple):
     """A federated algorithm. Build the usual shape (send, train, reduce, step) with `algorithms.from_parts`."""
 
     local: LocalTraining
-    """How its clients train; has the model and the batch plan."""
+    """Local training of its clients; has the model and the batch plan."""
     init: Callable[[Variables], PyTree]
     """Initial variables to the server's state (float32)."""
     init_client: Callable[[Variables], PyTree]
@@ -298,13 +307,13 @@ class Algorithm(NamedTuple):
     everyone: bool = False
     """Whether every client must take part in every round."""
     privacy: Callable[[int], dict[str, float]] = nothing
-    """Rounds done to what they have spent, for the log: `epsilon` at `delta`. Called after every round."""
+    """Rounds done to the privacy loss of one client, for the log: `epsilon` at `delta`. Called after every round."""
     admits: Callable[[Any], object] = nothing
-    """`(participation.Participants of a run)`: raises UserError where its privacy is accounted for others. Called when
-    a simulation is made."""
+    """`(participation.Participants of a run)`: raises UserError where privacy is accounted for other participants.
+    Called when a simulation is made."""
     frozen: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: frozen
-    """`(server state, frozen parameters as initialized) -> those in use now`, for servers that move what clients do not
-    train (`fedlora`). Called before every round."""
+    """`(server state, frozen parameters as initialized) -> frozen parameters of this round`, for servers that move
+    parameters which clients do not train (`fedlora`). Called before every round."""
     ways: Callable[[Sequence[Channel], int, int], Sequence[Way]] = each_once
     """`(kinds of message, most local steps of a client in a round, clients of a round) -> ways`, those with the fewest
     and the most bytes of either direction among them; for forecasts."""
@@ -312,7 +321,7 @@ class Algorithm(NamedTuple):
     """`(server state, a client's memory) -> Variables`, the model that this client would use, without frozen
     parameters; None: every client uses the global one. See `variables_of`."""
     pooled: bool = False
-    """Whether a round trains on rows of all clients at once: every device then holds all of them."""
+    """Whether a round trains on the rows of all clients at once: every device then holds all of them."""
 
     def variables_of(self, state: PyTree, memory: PyTree) -> Variables:
         """The model that the client of this memory would use, without frozen parameters."""

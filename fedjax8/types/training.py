@@ -1,20 +1,20 @@
-"""What a client trains on, and how: its rows, its batch plan, the gradient of a step, local training."""
+"""Local training: a client's rows, its batch plan, the gradient of a step, and the steps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import optax
 
-from fedjax8.types.models import Array, Batch, Key, Model, PyTree, Variables, nothing
+from fedjax8.types.models import Array, Batch, Key, Model, Multiply, PyTree, Variables, nothing
 
 
 class Pool(NamedTuple):
-    """What all clients on a device share: all rows of a data set and whose they are, what of the model is frozen, and
-    the round.
+    """Arrays that all clients on a device share: the rows of the data set and their owners, frozen parameters, and the
+    round.
 
     `columns` leaves `[N, ...]`; `order` int32 `[M]`: row numbers, those of one client side by side, or None where the
     rows themselves lie side by side; `frozen` as in `Variables`; `round_number` int32: rounds done before this one;
-    `step_scale` multiplies every update of every client.
+    `step_scale` multiplies every update of every client's optimizer.
     """
 
     columns: dict[str, Array]
@@ -39,7 +39,7 @@ class ClientRows(NamedTuple):
 
 
 class BatchPlan(NamedTuple):
-    """How clients cut their rows into local steps: whole epochs, or the same number of steps whatever the size."""
+    """The cut of a client's rows into local steps: whole epochs, or the same number of steps whatever the size."""
 
     batch_size: int
     epochs: int | None
@@ -48,32 +48,53 @@ class BatchPlan(NamedTuple):
     """One of SAMPLING. With `poisson`, `batch_size` is the expected size, and an epoch as many steps as otherwise."""
 
 
-class StepGradient(NamedTuple):
-    """How a client takes the gradient of a step, where it isn't that of a batch's mean loss: see `privacy`."""
+class BatchLoss(Protocol):
+    """The mean loss of a batch, in training mode."""
 
-    make: Callable[[Callable], Callable] | None = None
-    """`loss(variables, batch, key, multiply=None) -> (mean loss, (model state, sums for the log))` to
-    `gradient(variables, batch, key, expected) -> (gradients, model state, sums)`; None: the gradient of `loss`.
-    `expected` is the float32 number of examples that a batch has in expectation. In a batch examples come first,
-    padding last."""
+    def __call__(
+        self, variables: Variables, batch: Batch, key: Key, multiply: Multiply | None = None
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        """(float32 mean loss, (new model state, sums for the log)); frozen parameters are among the variables."""
+
+
+class BatchGradient(Protocol):
+    """The gradient that a step takes on a batch."""
+
+    def __call__(
+        self, variables: Variables, batch: Batch, key: Key, expected: Array | None
+    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        """(gradients, new model state, sums for the log).
+
+        `expected` is the float32 number of examples that a batch has in expectation; None, if a `StepGradient` has no
+        `make`. In a batch examples come first, padding last.
+        """
+
+
+class StepGradient(NamedTuple):
+    """The rule by which a client takes the gradient of a step, where it isn't that of a batch's mean loss: see
+    `privacy`."""
+
+    make: Callable[[BatchLoss], BatchGradient] | None = None
+    """The loss of a batch to the gradient of a step; None: the gradient of the loss."""
     sampling: str | None = None
-    """How the batch is drawn, one of `data.batches.SAMPLING`; None: as the batch plan says."""
+    """One of `data.batches.SAMPLING`, the law by which batches are drawn; None: that of the batch plan."""
     accounted: bool = False
-    """Whether all gradients must be those of the batch plan's steps, because they are accounted for."""
+    """Whether privacy is accounted by the batch plan's steps, so that a client may take no other gradient."""
     privacy: Callable[[int], dict[str, float]] = nothing
-    """As `Algorithm.privacy`, of an example of a client."""
+    """Rounds done to the privacy loss of one example, for the log: `epsilon` at `delta`."""
     admits: Callable[[Any], object] = nothing
-    """As `Algorithm.admits`."""
+    """`(participation.Participants of a run)`: raises UserError where privacy is accounted for other participants; see
+    `Algorithm.admits`."""
 
 
 Adjust = Callable[[PyTree, PyTree, Batch, Key], PyTree]
-"""`(gradients, params, batch, key) -> gradients`: what SCAFFOLD, Mime and others change about a step; batch and key are
-those that the gradients were taken with. Where gradients are accounted for, reading the batch raises UserError, and the
-key is another one."""
+"""`(gradients, params, batch, key) -> gradients`: the correction of SCAFFOLD, Mime and others to the gradient of a
+step; batch and key are those that the gradients were taken with. Where privacy is accounted, reading the batch raises
+UserError, and the key is another one."""
 
 
 class Trained(NamedTuple):
-    """What local training yields."""
+    """The result of local training."""
 
     variables: Variables
     num_steps: Array
@@ -85,19 +106,19 @@ class Trained(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A client in the midst of its training."""
+    """State of a client between two local steps."""
 
     variables: Variables
     optimizer: PyTree
     """State of the client's optimizer."""
     report: dict[str, Array]
-    """As of `Trained`, so far."""
+    """Sums over the examples seen so far, as in `Trained`."""
     origin: PyTree
-    """Parameters that training started from; what `proximal` pulls toward."""
+    """Parameters that training started from; `proximal` pulls toward them."""
 
 
 class Train(Protocol):
-    """Trains a client by its batch plan."""
+    """All local steps of a client, by its batch plan."""
 
     def __call__(
         self,
@@ -112,7 +133,7 @@ class Train(Protocol):
 
 
 class Advance(Protocol):
-    """Takes some steps of a client's training."""
+    """Some local steps of a client."""
 
     def __call__(
         self,
@@ -130,12 +151,13 @@ class Advance(Protocol):
 
 
 def whole_rate(pool: Pool) -> Array | float:
-    """The run's own factor on all updates: clients take the steps of their optimizer."""
+    """The run's own factor on all updates: clients take their optimizer's steps otherwise unscaled."""
     return pool.step_scale
 
 
 class LocalTraining(NamedTuple):
-    """How a client trains, with its settings closed over. `local.proximal` and `local.scheduled` make another of it.
+    """The functions by which a client trains, closed over their settings; `local.proximal` and `local.scheduled` wrap
+    them.
 
     Variables come and go without frozen parameters: those are read from `rows.pool`, once for all clients.
     """
@@ -150,7 +172,7 @@ class LocalTraining(NamedTuple):
     """float32 mean loss over all of a client's examples, in evaluation mode; 0 for an empty client."""
     model: Model
     start: Callable[[Variables, ClientRows], Training]
-    """Before the first step."""
+    """`(variables, rows) -> Training` before the first step."""
     advance: Advance
     """Some local steps."""
     optimizer: optax.GradientTransformation
@@ -158,7 +180,7 @@ class LocalTraining(NamedTuple):
     keep_optimizer: bool = False
     """Whether a client keeps the optimizer's state from round to round."""
     rate: Callable[[Pool], Array | float] = whole_rate
-    """What clients share to the factor on the optimizer's updates in this round; for algorithms that divide by the
-    length of a step."""
+    """Pool to the factor on the optimizer's updates in this round; for algorithms that divide by the length of a
+    step."""
     pull: float = 0.0
     """mu of the proximal term of `proximal`."""

@@ -124,7 +124,7 @@ def test_the_norm_of_a_product_is_found_where_its_square_has_no_float32(clients)
     np.testing.assert_allclose(frobenius(far), want, rtol=1e-5)
 
 
-def test_clients_that_learnt_equally_much_weigh_alike_and_others_by_how_much(clients):
+def test_clients_that_learned_equally_much_weigh_alike_and_others_by_how_much(clients):
     everyone = jnp.ones(CLIENTS)
     equal = clients._replace(a=clients.a / frobenius(clients)[:, None, None])
     np.testing.assert_allclose(by_norm(equal, everyone), 1 / 3, rtol=1e-5)
@@ -133,7 +133,7 @@ def test_clients_that_learnt_equally_much_weigh_alike_and_others_by_how_much(cli
     np.testing.assert_allclose(by_norm(doubled, jnp.float32([0.0, 1.0, 1.0])), [0.0, 0.5, 0.5], rtol=1e-5)
 
 
-def test_nobody_having_learnt_anything_is_an_equal_mean_and_nobody_at_all_is_zero(clients):
+def test_nobody_having_learned_anything_is_an_equal_mean_and_nobody_at_all_is_zero(clients):
     fresh = clients._replace(b=jnp.zeros_like(clients.b))
     np.testing.assert_array_equal(by_norm(fresh, jnp.float32([1.0, 0.0, 1.0])), [0.5, 0.0, 0.5])
     np.testing.assert_array_equal(by_norm(clients, jnp.zeros(CLIENTS)), 0.0)

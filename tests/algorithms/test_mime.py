@@ -66,5 +66,5 @@ def test_a_client_that_is_late_in_the_first_exchange_is_sent_nothing_more(toys):
 
 def test_a_client_optimizer_with_a_state_of_its_own_is_refused(toys):
     sim = toys.build(mime, toys.q2(), steps=1, optimizer=optax.adam(0.1))
-    with pytest.raises(UserError, match="belongs into base_optimizer"):
+    with pytest.raises(UserError, match="belongs in base_optimizer"):
         sim.init()

@@ -142,7 +142,7 @@ def alone(data, client, start, rank):
     return three_steps((a, b, start["head/kernel"], start["head/bias"]))[:3]
 
 
-def test_a_round_is_every_client_by_itself_at_its_rank_and_the_mean_by_the_size_of_what_it_learnt(different, data):
+def test_a_round_is_every_client_by_itself_at_its_rank_and_the_mean_by_the_size_of_what_it_learned(different, data):
     """Written out, with factors of the client's own shape, and weights by float64 products of full size."""
     start, end = different[0][0], different[0][1]
     found = [alone(data, i, start, rank) for i, rank in enumerate(RANKS)]

@@ -128,7 +128,7 @@ def test_an_algorithm_that_says_nothing_of_changes_is_refused_before_it_runs(toy
         data = with_labels(data, [0, 1])
         sim = toys.build(make, data, steps=1)
         if refused:
-            with pytest.raises(UserError, match="does not say what its clients' messages change"):
+            with pytest.raises(UserError, match="does not say from which values its clients' messages start"):
                 sim.discover()
         else:
             assert sim.discover()

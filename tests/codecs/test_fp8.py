@@ -1,4 +1,4 @@
-"""FP8 messages: layout, bytes, learnt clips."""
+"""FP8 messages: layout, bytes, learned clips."""
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def test_a_large_parameter_without_a_clip_among_those_with_clips_stays_float32()
     assert encode(fp8(), tree)["params"]["embedding"].dtype == jnp.float32
 
 
-# A learnt clip that its tensor has outgrown.
+# A learned clip that its tensor has outgrown.
 
 
 def outgrown_tree():
@@ -116,13 +116,13 @@ def send(codec, tree, key=KEY):
     return codec.decode((), encode(codec, tree, key))
 
 
-def test_a_raised_clip_is_sent_in_the_place_of_the_learnt_one_and_costs_no_byte():
+def test_a_raised_clip_is_sent_in_the_place_of_the_learned_one_and_costs_no_byte():
     tree, inside = outgrown_tree(), model_tree()
     inside["params"]["a"]["kernel_clip"] = jnp.float32(9.0)  # beyond every weight: stays as it is
     for given in (tree, inside):
-        raised, learnt = encode(fp8(clip="raised"), given), encode(fp8(), given)
-        assert trees.num_bytes(raised) == trees.num_bytes(learnt)
-        assert jax.tree.structure(raised) == jax.tree.structure(learnt)
+        raised, learned = encode(fp8(clip="raised"), given), encode(fp8(), given)
+        assert trees.num_bytes(raised) == trees.num_bytes(learned)
+        assert jax.tree.structure(raised) == jax.tree.structure(learned)
         for name, layer in given["params"].items():
             largest = np.abs(layer["kernel"]).max()
             assert float(raised["params"][name]["kernel_clip"]) == max(float(layer["kernel_clip"]), largest)
@@ -130,10 +130,10 @@ def test_a_raised_clip_is_sent_in_the_place_of_the_learnt_one_and_costs_no_byte(
 
 
 def test_a_raised_clip_clips_nothing_and_the_mean_over_keys_is_the_weight_itself():
-    """2000 draws, 4.5 standard errors of at most step / 2; a learnt clip misses what lies beyond it."""
+    """2000 draws, 4.5 standard errors of at most step / 2; a learned clip misses what lies beyond it."""
     tree, count = outgrown_tree(), 2000
     keys = jax.random.split(KEY, count)
-    for clip, unbiased in (("raised", True), ("learnt", False)):
+    for clip, unbiased in (("raised", True), ("learned", False)):
         codec = fp8(clip=clip)
         draws = jax.jit(jax.vmap(lambda key, codec=codec: send(codec, tree, key)["params"]))(keys)
         for name, layer in tree["params"].items():
@@ -145,7 +145,7 @@ def test_a_raised_clip_clips_nothing_and_the_mean_over_keys_is_the_weight_itself
             np.testing.assert_array_equal(close, np.full(kernel.shape, True) if unbiased else np.abs(kernel) <= alpha)
 
 
-def test_raising_changes_no_tree_without_learnt_clips():
+def test_raising_changes_no_tree_without_learned_clips():
     tree = {"update": {"kernel": jnp.asarray([[0.5, -3.0]]), "kernel_clip": jnp.asarray(0.25)}}
     for a, b in zip(jax.tree.leaves(send(fp8(), tree)), jax.tree.leaves(send(fp8(clip="raised"), tree)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -154,23 +154,23 @@ def test_raising_changes_no_tree_without_learnt_clips():
 # Edges.
 
 
-@pytest.mark.parametrize("clip", ["learnt", "raised", "max"])
+@pytest.mark.parametrize("clip", ["learned", "raised", "max"])
 @pytest.mark.parametrize("kernel", [[[0.5, -3.0]], [[0.0, 0.0]]], ids=["nonzero", "zero"])
 def test_a_clip_of_zero_is_floored(clip, kernel):
     """Learnt as zero it stands for 1e-8, the smallest there is; otherwise the largest magnitude takes its place."""
     tree = {"params": {"kernel": jnp.asarray(kernel), "kernel_clip": jnp.float32(0)}}
     codec = fp8(clip=clip)
     decoded = send(codec, tree)["params"]
-    limit = 1e-8 if clip == "learnt" else 3.0
+    limit = 1e-8 if clip == "learned" else 3.0
     np.testing.assert_allclose(decoded["kernel"], np.clip(kernel, -limit, limit), rtol=2.0**-3)
     largest = np.abs(kernel).max()
     assert float(decoded["kernel_clip"]) == np.float32(max(largest, 1e-8) if clip == "raised" else 0.0)
     measured = codec.measure(tree, send(codec, tree))
-    assert float(measured["clipped_fraction"].part) == (2 if clip == "learnt" and largest else 0)
+    assert float(measured["clipped_fraction"].part) == (2 if clip == "learned" and largest else 0)
     assert bool(trees.all_finite(measured))
 
 
-@pytest.mark.parametrize("clip", ["learnt", "raised", "max"])
+@pytest.mark.parametrize("clip", ["learned", "raised", "max"])
 def test_empty_tensors_are_sent_and_measured(clip):
     tree = {"params": {"kernel": jnp.zeros((0, 3)), "kernel_clip": jnp.float32(0.5)}}
     codec = fp8(clip=clip)

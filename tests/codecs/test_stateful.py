@@ -318,7 +318,7 @@ def test_no_dropout_sends_all_and_dropout_of_all_is_refused():
     message, _ = codec.encode(jax.random.key(0), codec.init(tree), tree)
     jax.tree.map(np.testing.assert_array_equal, codec.decode(codec.init(tree), message), tree)
     for impossible in (1, -0.1):
-        with pytest.raises(ValueError, match=rf"dropout must be from 0 up below 1.*; got {impossible}"):
+        with pytest.raises(ValueError, match=rf"dropout must be from 0 to below 1.*; got {impossible}"):
             skip(none(), impossible)
     assert skip(fp8(), 0.0).unbiased
     assert not skip(fp8(), 0.3).unbiased

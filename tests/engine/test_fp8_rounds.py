@@ -112,7 +112,7 @@ def run(sim, rounds):
 
 
 def test_rounds_log_what_quantization_did_to_both_messages(rng):
-    """The download of plain UQ is never clipped; on the way up some weights have outgrown their learnt clips."""
+    """The download of plain UQ is never clipped; on the way up some weights have outgrown their learned clips."""
     sim = build(rng, adapter=adapters.qat, codec=codecs.fp8, learning_rate=0.3)
     state, lines = run(sim, 6)
     for metrics in lines:

@@ -73,7 +73,7 @@ def test_a_round_with_more_clients_than_places_ends_the_run(toys):
     sim = toys.build(fedavg, toys.clients([1.0] * 9, [0.0] * 9), cohort_size=3, steps=1, participation=few)
     first = next(r for r, ids in enumerate(cohorts(20, 9, 3)) if len(ids) > 3)
     state = sim.init()
-    with pytest.raises(UserError, match=f"round {first + 1}: .* nobody is left out in silence"):
+    with pytest.raises(UserError, match=f"round {first + 1}: .* no client is left out silently"):
         while state.round <= first:
             state, _ = sim.run_round(state)
 

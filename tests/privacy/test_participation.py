@@ -104,7 +104,7 @@ def test_examples_are_charged_for_the_rounds_that_their_client_was_waited_for(to
 def test_examples_are_not_accounted_for_where_their_losses_decide(toys):
     data = toys.clients([1.0] * 5, [0.0] * 5)
     for sampling in ("shuffled", "poisson"):
-        with pytest.raises(UserError, match="who takes part depends on the clients' losses"):
+        with pytest.raises(UserError, match="this one reads the clients' losses"):
             ExampleSteps(facts_of(data, 2, participation.power_of_choice()), sampling)
 
 

@@ -137,7 +137,7 @@ def test_a_comparison_is_two_panels_with_one_legend_and_the_target_in_both(folde
     (legend,) = left.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["bits=32", "bits=8", "target 0.3"]
     assert left.get_xlabel() == "bytes sent, up and down"
-    assert (right.get_xlabel(), right.get_ylabel()) == ("test accuracy a", "gain in bytes over bits=32")
+    assert (right.get_xlabel(), right.get_ylabel()) == ("test accuracy", "gain in bytes over bits=32")
     assert list(left.get_lines()[-1].get_ydata()) == list(right.get_lines()[-1].get_xdata()) == [0.3, 0.3]
     assert [line.get_color() for line in left.get_lines()] == [line.get_color() for line in right.get_lines()]
 

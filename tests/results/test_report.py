@@ -24,11 +24,11 @@ def test_a_row_shows_the_figures_worked_out_by_hand(found):
     assert first == {
         "setting": "uplink=<none> & more",
         "seeds": "2",
-        "accuracy a": "0.8500 ± 0.0707",  # the reference is compared with itself: its best, in round 3 of both
-        "rounds to a": "3",
+        "target accuracy": "0.8500 ± 0.0707",  # the reference is compared with itself: its best, in round 3 of both
+        "rounds to target": "3",
         "reference rounds": "3",
         "gain in rounds": "1.00x",
-        "bytes to a": "3.00 MB",
+        "bytes to target": "3.00 MB",
         "reference bytes": "3.00 MB",
         "gain in bytes": "1.00x",
         "best accuracy": "0.8500 ± 0.0707",
@@ -41,11 +41,11 @@ def test_a_row_shows_the_figures_worked_out_by_hand(found):
     }
     # 0.8 with both seeds, in round 3 of 0.25 MB; the reference in rounds 3 and 2 of 1 MB: 3 / 0.75 = 4, 2 / 0.75 = 2.67
     assert list(second.items())[2:9] == [
-        ("accuracy a", "0.8000"),
-        ("rounds to a", "3"),
+        ("target accuracy", "0.8000"),
+        ("rounds to target", "3"),
         ("reference rounds", "2.5 ± 0.7"),
         ("gain in rounds", "0.83 ± 0.24x"),
-        ("bytes to a", "750 kB"),
+        ("bytes to target", "750 kB"),
         ("reference bytes", "2.50 ± 0.71 MB"),
         ("gain in bytes", "3.33 ± 0.94x"),
     ]
@@ -97,20 +97,20 @@ def test_a_spread_is_shown_where_it_is_seen_in_the_digits_shown(mean, spread, di
 def test_the_explanation_says_which_accuracy_is_compared_at(found, tmp_path, write_run):
     sentences = explanation(found)
     assert (
-        "the lower of the two best test accuracies of a run and the run of the reference with the same seed"
+        "the lower of the two best test accuracies of a run and the reference's run with the same seed"
         in (sentences[0])
     )
     assert sentences[1].startswith("Reference: uplink=<none> & more.")
     assert sentences[2:] == ["±: sample standard deviation over seeds."]
     given = compare_runs([write_run(tmp_path / "c", [0.5])], target=0.5, smooth=2)
-    assert explanation(given)[0] == "Accuracy a: 0.5, as given."
+    assert explanation(given)[0] == "Target accuracy: 0.5, as given."
     assert explanation(given)[2:] == ["Accuracies are means of 2 evaluations."]
 
 
 def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_run):
     folders = [write_run(tmp_path / f"{bits}", [0.5, 0.6], bits=bits, seed=bits) for bits in (8, 4)]
     text = explanation(compare_runs(folders))[2]
-    assert text.startswith("No seed in common with the reference: bits=4. There a is the lowest best accuracy of all")
+    assert text.startswith("No seed in common with the reference: bits=4. There the target accuracy is the lowest best")
     text = explanation(compare_runs(folders, target=0.5))[2]
     assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
 

@@ -192,7 +192,7 @@ def test_of_seeds_side_by_side_each_is_stopped_by_its_own_callbacks(toys, tmp_pa
     ("callback", "message"),
     [
         (best_checkpoint("test_loss"), "best_checkpoint writes files and needs a --workdir"),
-        (Callback(lambda memory, moment: Decision({"x": {1, 2}})), "its memory must be what JSON can say"),
+        (Callback(lambda memory, moment: Decision({"x": {1, 2}})), "its memory must be JSON types"),
         (Callback(lambda memory, moment: Decision({}, step_scale=0.0), scales=True), "step_scale must be above 0"),
         (
             Callback(lambda memory, moment: Decision({}, step_scale=0.5)),
@@ -265,7 +265,7 @@ def test_where_an_epsilon_is_stated_nothing_is_decided_by_training_rows():
     private = ("privacy.name", "dp_sgd"), ("privacy.noise_multiplier", "1.0"), ("privacy.delta", "1e-3")
     private += ("input_mean", "0.5"), ("input_std", "0.5"), ("adapter.name", "none")
     by_training = ("callbacks", "early_stopping"), ("callbacks.0.metric", "train_loss")
-    with pytest.raises(UserError, match="early_stopping would decide by train_loss, which tells of private rows"):
+    with pytest.raises(UserError, match="early_stopping would decide by train_loss, a metric of private rows"):
         build(configured(*private, *by_training))
     config = configured(*private, ("validation", "0.1"))
     config.callbacks = (component("early_stopping"),)

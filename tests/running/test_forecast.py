@@ -16,7 +16,7 @@ from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
 from fedjax8.models.logistic import logistic
 from fedjax8.participation import sample_cohort
-from fedjax8.running.forecast import Layer, Range, Traffic, forecast, layers_of, multiply_adds, traffic_of
+from fedjax8.running.forecast import Leaf, Range, Traffic, forecast, leaves_of, multiply_adds, traffic_of
 from fedjax8.running.forecast_tables import show
 from fedjax8.running.schedule import Schedule
 from fedjax8.types import Channel, Variables
@@ -124,13 +124,13 @@ def test_steps_are_those_of_the_clients_that_are_drawn(experiment, measured, fas
 
 
 def test_arrays_are_listed_with_what_becomes_of_them(measured):
-    by_kind = {kind: [x for x in measured.layers if x.kind == kind] for kind in ("trained", "clip")}
+    by_kind = {kind: [x for x in measured.leaves if x.kind == kind] for kind in ("trained", "clip")}
     assert sum(x.size for x in by_kind["trained"]) == KERNELS + BIASES
     assert [x.shape for x in by_kind["clip"]] == [()] * CLIPS
-    assert Layer("Dense_0/kernel", (64, HIDDEN), 64 * HIDDEN, "trained") in measured.layers
+    assert Leaf("Dense_0/kernel", (64, HIDDEN), 64 * HIDDEN, "trained") in measured.leaves
     variables = Variables({"kernel": jnp.ones(2)}, {"mean": jnp.ones(3)}, {"backbone": jnp.ones((4, 5))})
-    assert layers_of(variables) == [
-        Layer("kernel", (2,), 2, "trained"), Layer("backbone", (4, 5), 20, "frozen"), Layer("mean", (3,), 3, "state"),
+    assert leaves_of(variables) == [
+        Leaf("kernel", (2,), 2, "trained"), Leaf("backbone", (4, 5), 20, "frozen"), Leaf("mean", (3,), 3, "state"),
     ]  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_multiply_adds_are_counted_through_loops_branches_and_convolutions():
 
 def test_in_a_pipe_a_forecast_is_plain_and_whole_and_on_a_terminal_it_fits(measured, fast):
     plain, terminal = io.StringIO(), io.StringIO()
-    long = measured._replace(layers=(Layer("block/" * 40 + "kernel", (3, 4), 12, "frozen"),))
+    long = measured._replace(leaves=(Leaf("block/" * 40 + "kernel", (3, 4), 12, "frozen"),))
     show(long, "what runs", Console(file=plain, width=20))
     show(fast, "what runs", Console(file=terminal, width=60, force_terminal=True))
     lines = plain.getvalue().splitlines()

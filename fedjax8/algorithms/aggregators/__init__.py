@@ -1,11 +1,11 @@
-"""How a server makes one change of the model out of those of many clients, one file each; see `types.Aggregator`.
+"""Aggregation rules: one change of the model from those of many clients, one file each; see `types.Aggregator`.
 
-    mean               everyone counts by weight                    a single client can move it anywhere
+    mean               all clients, by weight                       a single client can move it anywhere
     norm_bound         the mean of changes no longer than a bound   f clients of C move it by f / C of the bound at most
-    median             per coordinate                               holds while less than half of the clients lie
-    trimmed_mean       per coordinate, without both ends            while no more lie than are cut at one end
-    krum               the client in the densest company            while C >= 2 f + 3
-    geometric_median   the point nearest to all                     while less than half lie
+    median             per coordinate                               holds for fewer than half Byzantine clients
+    trimmed_mean       per coordinate, without both ends            for no more than are cut at one end
+    krum               the client with the nearest neighbors        for C >= 2 f + 3
+    geometric_median   the point nearest to all                     for less than half
 
 Used by `fedavg(aggregate=krum(byzantine=2))` and its kin. All see decoded messages, after clients whose contribution is
 not finite were left out, and count no client without examples.

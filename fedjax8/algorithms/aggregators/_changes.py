@@ -1,4 +1,4 @@
-"""What aggregators share: changes of all clients as one matrix, and norms of them."""
+"""Helpers of aggregators: changes of all clients as one matrix, order statistics by coordinate, weighted sums."""
 
 from collections.abc import Callable
 

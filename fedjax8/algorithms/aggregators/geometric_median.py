@@ -3,14 +3,14 @@ Learning", arXiv 1912.13445, algorithm 2).
 
     z = argmin sum_i p_i || z - d_i ||,   by   b_i = p_i / max(eps, || z - d_i ||);   z <- sum_i b_i d_i / sum_i b_i
 
-The authors' code starts from the mean and ends where the objective stands still. A liar that sends 1e6 is in both: it
-drags the mean off, of which a step forgets a factor of about n, and its distance makes all other changes of the
-objective look small. Here z starts from the mean of changes shortened to their median length, and the number of steps
-is fixed.
+The authors' code starts from the mean and ends where the objective stands still. A Byzantine client that sends 1e6
+spoils both: it drags the mean off, of which a step forgets a factor of about n, and its distance makes all other
+changes of the objective look small. Here z starts from the mean of changes shortened to their median length, and the
+number of steps is fixed.
 
-Breakdown point 1/2 by weight: z stays bounded while clients of less than half of all weight lie. Norms are over all
-that is sent together. The only one of this family that uses weights, and that secure aggregation could compute, as
-sums. Memory: cohort x parameters in float32 on every device.
+Breakdown point 1/2 by weight: z stays bounded while Byzantine clients have less than half of all weight. Norms are
+over all entries of a message together. The only one of this family that uses weights, and that secure aggregation
+could compute, as sums. Memory: cohort x parameters in float32 on every device.
 """
 
 import jax
@@ -21,7 +21,7 @@ from fedjax8.types import Aggregator, Array, PyTree
 
 
 def distances(changes: PyTree, point: PyTree) -> Array:
-    """float32 `[C]`: how far each client's change is from the point; infinite where that has no float32."""
+    """float32 `[C]`: distance of each client's change from the point; infinite where that has no float32."""
     squares = [
         jnp.sum(jnp.square(x - z).reshape(len(x), -1), axis=1)
         for x, z in zip(jax.tree.leaves(changes), jax.tree.leaves(point), strict=True)
@@ -35,7 +35,7 @@ def geometric_median(iterations: int = 8, *, eps: float = 1e-5) -> Aggregator:
 
     Args:
       iterations: steps; the authors' code has 4 at most.
-      eps: what distances count as at least.
+      eps: floor of the distances.
 
     Reports `aggregate_distance`, the objective.
     """

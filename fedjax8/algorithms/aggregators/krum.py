@@ -1,15 +1,15 @@
-"""Krum and Multi-Krum: the clients in the densest company (Blanchard et al. 2017, "Machine Learning with Adversaries:
-Byzantine Tolerant Gradient Descent", section 4, and its Multi-Krum).
+"""Krum and Multi-Krum: the clients with the nearest neighbors (Blanchard et al. 2017, "Machine Learning with
+Adversaries: Byzantine Tolerant Gradient Descent", section 4, and its Multi-Krum).
 
     s_i = sum of || d_i - d_j ||^2 over the n - f - 2 clients j nearest to i
     x   = mean of the `keep` changes with the smallest s
 
 Krum keeps one, Multi-Krum several; n - f of them is common. The guarantee needs n >= 2 f + 3, that is, a share of
-liars below 1/2; with fewer clients at least one neighbor counts. Distances are over all that is sent together. Weights
-are not used. Memory: cohort x parameters in float32 on every device, and cohort^2 distances.
+Byzantine clients below 1/2; with fewer clients at least one neighbor counts. Distances are over all entries of a
+message together. Weights are not used. Memory: cohort x parameters in float32 on every device, and cohort^2 distances.
 
-Squared distances are |a|^2 + |b|^2 - 2 ab. What a liar sends takes no digits from the distance of two others, which
-subtracting a mean first would.
+Squared distances are |a|^2 + |b|^2 - 2 ab. A Byzantine client's change takes no digits from the distance of two
+others; subtracting a mean first would let it.
 """
 
 import jax
@@ -39,11 +39,11 @@ def scores(changes: PyTree, weights: Array, byzantine: int) -> Array:
 
 
 def krum(byzantine: int = 1, keep: int | None = 1) -> Aggregator:
-    """The aggregator that keeps the clients with the best company.
+    """The aggregator that keeps the clients with the nearest neighbors.
 
     Args:
-      byzantine: f, how many clients of a round may lie.
-      keep: how many are averaged; None for all but f.
+      byzantine: f, the number of Byzantine clients in a round that it withstands.
+      keep: number of clients that are averaged; None for all but f.
 
     Reports `aggregate_score`, the best s.
     """

@@ -2,8 +2,8 @@
 
     x_p = middle of the d_ip over clients i, or the mean of both middle ones where their number is even
 
-Breakdown point 1/2 per coordinate: it stays within the honest values while less than half of the clients lie. Weights
-are not used. Memory: twice cohort x parameters in float32 on every device.
+Breakdown point 1/2 per coordinate: it stays within the honest values while fewer than half of the clients are
+Byzantine. Weights are not used. Memory: twice cohort x parameters in float32 on every device.
 """
 
 import jax.numpy as jnp

@@ -1,12 +1,12 @@
-"""Bounded norms: no client moves the model further than others may (Sun et al. 2019, "Can You Really Backdoor
+"""Norm bounding: a limit on how far any client can move the model (Sun et al. 2019, "Can You Really Backdoor
 Federated Learning?", arXiv 1911.07963, section 4).
 
-    x = sum_i p_i d_i min(1, S / || d_i ||)                         || . || over all that is sent together
+    x = sum_i p_i d_i min(1, S / || d_i ||)                         || . || over all entries of a message
 
-Breakdown point 0, but f liars of n equal clients move x by at most f S / n each way. With `exclude` a change longer
-than S is not shortened but left out, as one that is not finite is: counted in `excluded`, named in `excluded_clients`.
-With `then` another aggregator goes on from there. Norms are upper bounds, up to 6e-6 above the true ones; see
-`privacy.norms`. Memory: one running sum, or that of `then`.
+Breakdown point 0, but f Byzantine ones of n equal clients move x by at most f S / n each way. With `exclude` a change
+longer than S is not shortened but left out, as one that is not finite is: counted in `excluded`, named in
+`excluded_clients`. `then` names another aggregator for the bounded changes. Norms are upper bounds, up to 6e-6 above
+the true ones; see `privacy.norms`. Memory: one running sum, or that of `then`.
 """
 
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ def norm_bound(bound: float = 1.0, *, exclude: bool = False, then: Aggregator | 
 
     Args:
       bound: S, above 0.
-      exclude: leaves out what is longer, instead of shortening it.
-      then: what is done with the bounded changes; the mean by default.
+      exclude: excludes clients of longer changes, instead of shortening these.
+      then: the aggregator of the bounded changes; the mean by default.
 
-    Reports `bounded_clients`, how many were shortened; nothing with `exclude`.
+    Reports `bounded_clients`, the number of shortened changes; nothing with `exclude`.
     """
     if not bound > 0:
         raise ValueError(f"bound must be above 0; got {bound}")

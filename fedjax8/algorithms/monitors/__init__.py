@@ -1,4 +1,4 @@
-"""How workers tell how far their models have moved apart without sending them, one file each; see `base.Monitor`.
+"""Estimates of the variance of workers' models from small messages, one file each; see `base.Monitor`.
 
 With drifts u_k = w_k - w_0 since the last synchronization, every monitor's H is at least (for `sketch`, with a stated
 probability) the variance mean ||u_k||^2 - ||mean u_k||^2, so that H <= Theta keeps the variance within Theta.

@@ -33,8 +33,8 @@ def first_direction(params: PyTree) -> PyTree:
 
 
 def direction_of(new: PyTree, old: PyTree, fallback: PyTree) -> PyTree:
-    """(new - old) / ||new - old||: where the common model has just moved. `fallback` where that has no length, or none
-    that is a finite number."""
+    """(new - old) / ||new - old||: the last move of the common model; `fallback` where its length is 0 or not
+    finite."""
     moved = trees.subtract(new, old)
     # The largest element first: squares of small updates would vanish in float32.
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(moved)]))

@@ -1,4 +1,4 @@
-"""What a monitor is: how workers tell how far their models are apart without sending them."""
+"""The type of monitors, which estimate the variance of workers' models from small messages."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,26 +7,26 @@ from fedjax8.types import Array, PyTree
 
 
 class Monitor(NamedTuple):
-    """How workers that train on their own tell how far their models are apart, without sending them.
+    """An estimate H of the variance of workers' models, from a small message of each worker.
 
     Invariant: with probability 1, or 1 - delta where it is stated, `estimate` is at least the variance of the models
     about their mean. Every worker uses the same functions with the same settings.
     """
 
     estimate: Callable[[Any, Array], Array]
-    """`(reduction of what workers sent, int32 number of the step from 1) -> float32 H`, held against the threshold.
+    """`(Reduced of the workers' messages, int32 number of the step from 1) -> float32 H`, compared to the threshold.
     A monitor that sends nothing gets None for the reduction."""
     sends: Callable[[PyTree, PyTree, Array], PyTree] | None = None
     """`(drift, direction, threshold) -> small tree` that a worker sends up at a check; None: nothing is sent.
     `drift` is the worker's params minus the last common ones, `direction` a unit vector of the same structure that all
     workers know, or `()`."""
     watch: Callable[[PyTree], PyTree] = lambda sent: ()
-    """What a worker sent to the values in it whose largest over workers `estimate` needs (`Reduced.highest`)."""
+    """A worker's message to the values in it whose largest over workers `estimate` needs (`Reduced.highest`)."""
     directed: bool = False
     """Whether `sends` uses `direction`."""
     exact: bool = False
-    """Whether the simulator, which knows all models, puts the variance itself in the place of the estimate."""
+    """Whether the simulator, which knows all models, replaces the estimate by the variance itself."""
     compat_bytes: float | None = None
-    """Bytes per worker and check by the authors' formula, where these are not the size of what is sent."""
+    """Bytes per worker and check by the authors' formula, where these are not the size of the message."""
     compat_start: bool = True
     """Whether the authors' formula charges one exchange of models more than there are synchronizations."""

@@ -7,7 +7,7 @@ from fedjax8.algorithms.monitors.base import Monitor
 
 
 def never() -> Monitor:
-    """The monitor that always says no."""
+    """The monitor that never asks for a synchronization."""
     return Monitor(constant(-math.inf))
 
 

@@ -1,4 +1,5 @@
-"""What a server may do to the averaged model before it is sent again, one file each; see `base.Refinement`."""
+"""Refinements: a server's own step on the averaged model before it is sent again, one file each; see
+`base.Refinement`."""
 
 from fedjax8.algorithms.refinements.none import none
 from fedjax8.algorithms.refinements.uq_plus import uq_plus

@@ -1,4 +1,4 @@
-"""What a refinement is: a server's own step on an averaged model, before anyone receives it."""
+"""The type of refinements: a server's own step on an averaged model, before anyone receives it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

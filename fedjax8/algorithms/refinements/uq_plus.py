@@ -139,7 +139,7 @@ def uq_plus(
     def watch(params: PyTree) -> dict[str, Array]:
         leaves = trees.named_leaves(params)
         if not trees.clips_of(leaves):
-            raise UserError("uq_plus chooses learnt clips, but the model has none: use adapter qat")
+            raise UserError("uq_plus chooses learned clips, but the model has none: use adapter qat")
         return {clip: leaves[clip] for clip in trees.clips_of(leaves).values()}
 
     return Refinement(watch, step)

@@ -1,4 +1,4 @@
-"""Ways to split a data set over clients, one per file, each with a factory named like the file.
+"""Partitions of a data set over clients, one per file, each with a factory named like the file.
 
 A factory returns `split(rng, dataset, num_clients) -> owners`: [N] int32, the client of every training row,
 -1 for a row that stays unused. A split may return `Windows` instead, where clients share rows or where there are too

@@ -1,4 +1,4 @@
-"""What the partitions share: checks, even sizes and rows in random order within their class."""
+"""Helpers of partitions: checks, even sizes, and rows in random order within their class."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from fedjax8.errors import UserError
 
 
 def checked_rows(dataset: Dataset, num_clients: int, rows_per_client: int = 1) -> int:
-    """Number of training rows, after making sure that they give every client `rows_per_client`."""
+    """Number of training rows; UserError unless they give every client `rows_per_client`."""
     rows = len(dataset.train["y"])
     if num_clients < 1:
         raise UserError(f"num_clients is {num_clients}; it must be at least 1")

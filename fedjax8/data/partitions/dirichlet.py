@@ -4,14 +4,14 @@ balanced=True, equal client sizes: client k draws a class prior q_k ~ Dirichlet(
 ones(classes)). Places, sizes equal to within one row, are filled in random order; a place of client k takes
 an unused row of a class drawn from q_k, and a class that has run out is left out and q_k renormalized. This
 is the split of the FedDyn code (Acar et al., Federated learning based on dynamic regularization, ICLR 2021);
-drawing the order of places as one permutation, and falling back on what is left where q_k gives the remaining
+drawing the order of places as one permutation, and falling back on the remaining rows where q_k gives the remaining
 classes no mass at all, are project choices.
 
 balanced=False, label-wise: each class is cut over the clients in proportions ~ Dirichlet(concentration *
 ones(clients)), drawn again until every client has `min_size` rows (the form of Li et al., Federated learning
 on non-IID data silos, ICDE 2022).
 
-Smaller concentration, stronger skew: towards 0 a client holds one class, towards infinity the split is IID.
+Smaller concentration, stronger skew: toward 0 a client holds one class, toward infinity the split is IID.
 """
 
 import numpy as np

@@ -21,7 +21,7 @@ _FORMAT_VERSION = 1  # raise it when the meaning of what is kept changes
 
 
 def cache_folders(data_folder: Path) -> list[Path]:
-    """Where to keep what was computed from a folder, best place first.
+    """Places for results computed from a folder, best first.
 
     `$FEDJAX8_CACHE` where set; then `_fedjax8_cache` in the folder itself; then `fedjax8` in `$XDG_CACHE_HOME`
     (`~/.cache` where unset), for data that one may only read.

@@ -1,4 +1,5 @@
-"""Where data sets lie: `NAME.npz` or the official raw files in the data directory, or what to say instead."""
+"""Where data sets lie: `NAME.npz` or the official raw files in the data directory, or the error where they are
+missing."""
 
 import os
 from pathlib import Path

@@ -26,7 +26,7 @@ from fedjax8.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
-"""What is decoded. Pillow knows many more formats by their first bytes, some of which start other programs."""
+"""Formats that are decoded. Pillow knows many more formats by their first bytes, some of which start other programs."""
 MOST_PIXELS = 1 << 26
 """Of an image: 8192 x 8192, 192 MiB once unpacked. A small file can promise far more."""
 _GRAY_16 = 257
@@ -37,7 +37,7 @@ PARTS = ("train", "test")
 def image_folder(
     data_dir: str | None = None, folder: str = "", *, size: int = 224, test_fraction: float = 0.2, seed: int = 0
 ) -> Dataset:
-    """The images in a folder of the data directory: x [N, size, size, 3] uint8; a log line counts what else lies there.
+    """The images in a folder of the data directory: x [N, size, size, 3] uint8; a log line counts other files.
 
     Args:
         data_dir: None for `$FEDJAX8_DATA`.
@@ -78,7 +78,7 @@ def image_folder(
 
 
 def _files_by_class(root: Path) -> dict[str, list[Path]]:
-    """Images of each class, both sorted by name. What is passed over is counted in the log."""
+    """Images of each class, both sorted by name. Skipped files are counted in the log."""
     try:
         entries = sorted(root.iterdir())
         folders = [path for path in entries if path.is_dir() and not path.name.startswith((".", "_"))]

@@ -9,8 +9,8 @@ come) or `save_federated`, with the columns `x` (uint8, float32 or int32) and `y
     --data_dir=DATA --config.data.name=mapped --config.data.folder=reddit \
         --config.partition.name=by_key --config.num_clients=0
 
-Rows and labels are checked, and mean and deviation of the training rows measured, in one pass the first time; what was
-found is kept in the folder as `measured.json`, with a checksum. Rows are checked again as a run reads them.
+Rows and labels are checked, and mean and deviation of the training rows measured, in one pass the first time; the
+result is kept in the folder as `measured.json`, with a checksum. Rows are checked again as a run reads them.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def mapped(
 
 
 def _check_columns(where: Path, data: FederatedData) -> None:
-    """What `build_dataset` would convert, it would have to hold in memory."""
+    """Raises UserError for columns that `build_dataset` would have to convert in memory."""
     for name, dtypes in (("x", ("uint8", "float32", "int32")), ("y", ("int32",))):
         if name not in data.columns:
             raise UserError(f"{where} has columns {', '.join(data.columns)}; it needs x and y")

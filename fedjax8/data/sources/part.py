@@ -1,6 +1,6 @@
 """Part of another data set: so many of its rows, drawn once, or some of its classes alone.
 
-For what is studied with little data, and for a model that is trained on some classes and fine-tuned on the others. Rows
+For studies with little data, and for a model that is trained on some classes and fine-tuned on the others. Rows
 are drawn uniformly without replacement before anything is split over clients, so that a split is one of the very rows
 that are there, with the skew that it was asked for.
 

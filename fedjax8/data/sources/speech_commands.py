@@ -3,8 +3,8 @@
 Warden, Speech Commands: A dataset for limited-vocabulary speech recognition, arXiv:1804.03209, 2018 (version 0.02).
 
 Read from the unpacked official archive: one folder per word with `SPEAKER_nohash_NUMBER.wav` (16 kHz, 16 bits,
-mono), `validation_list.txt` and `testing_list.txt`. A folder whose name begins with `_` or `.` is no word. What
-neither list names is for training: 84,843 clips; 9,981 are for validation and 11,005 for testing.
+mono), `validation_list.txt` and `testing_list.txt`. A folder whose name begins with `_` or `.` is no word. Clips in
+neither list are for training: 84,843 clips; 9,981 are for validation and 11,005 for testing.
 
 The official split puts each speaker into one part only, so a client's own test set is empty there. Clips are
 turned into features once, by `fedjax8.data.features`, and kept: see `_cache.py` for where. A clip shorter than a
@@ -71,7 +71,7 @@ def speech_commands(
         cache: keep the features in files, 1.5 GB for all words (`matchboxnet` 3.1); large ones come memory-mapped.
 
     Raises:
-        UserError: what is missing, malformed or unknown, with the file or the nearest match.
+        UserError: a missing, malformed or unknown file or word, with the nearest match.
     """
     settings = preset(features)
     if test not in _LISTS:

@@ -70,7 +70,7 @@ def synthetic_clients(
 ) -> FederatedData:
     """Any number of clients as random windows into one pool of rows, at twelve bytes a client.
 
-    What the partition `windows` does, for rows that need not be a `Dataset`.
+    As the partition `windows`, for rows that need not be a `Dataset`.
 
     Args:
         columns: the pool, name -> [N, ...], such as `synthetic().train`; rows are shared, not copied.

@@ -1,1 +1,1 @@
-"""What clients remember between rounds, on the device or on disk."""
+"""Stores of clients' states between rounds, on the device or on disk."""

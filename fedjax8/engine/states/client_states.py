@@ -1,4 +1,4 @@
-"""What clients remember between rounds (SCAFFOLD's variates, error feedback), for up to millions of them.
+"""Stores of clients' states between rounds (SCAFFOLD's variates, error feedback), for up to millions of clients.
 
 Three stores with the same methods; `client_states` chooses:
 
@@ -8,8 +8,8 @@ Three stores with the same methods; `client_states` chooses:
 
     read(ids)           -> states of these clients, leaves [n, ...]
     write(ids, rows)    -> the store to go on with; `donate=True` gives up this one, so that nothing is copied
-    arrays()            -> what a checkpoint must hold
-    with_arrays(arrays) -> the store with what a checkpoint held
+    arrays()            -> arrays that a checkpoint must hold
+    with_arrays(arrays) -> the store with the arrays of a checkpoint
     mark(round)            the state after `round` rounds is complete, and its checkpoint comes next
     release(round)         no checkpoint before that of `round` is kept any more
     rewind(round)          back to the mark of `round`, after its checkpoint was read
@@ -87,8 +87,8 @@ class NoStates:
 
 
 def _to_where(row: jax.Array, array: jax.Array) -> jax.Array:
-    """`row` where `array` lies. Left alone if it lies there: what was put somewhere by name ("committed") is another
-    kind of argument to compiled programs, so that a run's would be compiled anew in its second and third call."""
+    """`row` on the device of `array`. Left alone if it lies there: arrays put somewhere by name ("committed") are
+    another kind of argument to compiled programs, which would be compiled anew in the second and third call."""
     return row if getattr(row, "sharding", None) == array.sharding else jax.device_put(row, array.sharding)
 
 
@@ -125,7 +125,7 @@ class DeviceStates:
         return self._arrays
 
     def with_arrays(self, arrays: PyTree) -> "DeviceStates":
-        """The store with what `arrays` of one like it returned, copied to the device."""
+        """The store with the `arrays` of one like it, copied to the device."""
         return self._with(jax.tree.map(lambda new, old: jnp.array(new, old.dtype), arrays, self._arrays))
 
     def mark(self, round_number: int) -> None:

@@ -36,10 +36,10 @@ class DiskStates:
 
     In a folder of its own, undo logs make the store return to each of its marks, also after the process or the machine
     died. A new store is marked at round 0, and a mark stays until `release` gives it up. Between marks the newest log
-    grows by what the clients that took part had before. A temporary store has no log: nothing can go on from it.
+    grows by the old states of clients that took part. A temporary store has no log: nothing can go on from it.
 
-    What is read is checked: rows against their checksums and against the list of clients that have a state, logs as a
-    whole, and the marks in `marks.json` against the logs that are there. What cannot be trusted is refused.
+    Everything read is checked: rows against their checksums and against the list of clients that have a state, logs as
+    a whole, and the marks in `marks.json` against the logs that are there. Damage is an error.
     """
 
     def __init__(self, initial: PyTree, num_clients: int, folder: Path | None = None):
@@ -90,7 +90,7 @@ class DiskStates:
 
         It is changed in place, whatever `donate` says.
 
-        Ids outside 0 .. K - 1 are padding and ignored. What is overwritten for the first time since the last mark is in
+        Ids outside 0 .. K - 1 are padding and ignored. Rows overwritten for the first time since the last mark are in
         the log on disk before anything changes. UserError where the disk is full or cannot be written; the store then
         takes no more writes, and is to be opened again and taken back to a mark.
         """
@@ -183,7 +183,7 @@ class DiskStates:
         return list(self._marks)
 
     def _logs_back_to(self, round_number: int) -> tuple[list[Log], str]:
-        """Logs from the newest to that of a round, and what keeps one from going all the way."""
+        """Logs from the newest to that of a round, and the obstacle that keeps one from going all the way."""
         logs: list[Log] = []
         for mark in reversed(self._marks):
             try:
@@ -215,7 +215,7 @@ class DiskStates:
         self._marks = marks
 
     def _remove_leftovers(self) -> None:
-        """Removes logs that no mark needs any more and what an interrupted call left half written."""
+        """Removes logs that no mark needs any more and half-written files of an interrupted call."""
         needed = {self._log(mark).name for mark in self._marks}
         for path in self._folder.iterdir():
             if path.name.endswith(PART) or (path.name.startswith(_UNDO) and path.name not in needed):

@@ -1,4 +1,4 @@
-"""What the rows of a file were before they were overwritten, so that the file can be taken back to a checkpoint.
+"""Old contents of overwritten rows, by which a file is taken back to a checkpoint.
 
 A log belongs to one moment, a *mark*. It begins with which rows held something then. Before a row is changed for the
 first time after the mark, its old bytes are appended and made durable. Undoing the log gives the file as it was at the
@@ -9,9 +9,9 @@ mark, whatever of the later changes reached the disk. Little-endian:
     block ...  uint64 rows that were empty | uint64 rows that held something | uint32 checksum of all else in the block
                int64 row numbers, the empty ones first | old bytes of the rows that held something, in that order
 
-One call to `append` makes one block, and then writes the head, on disk before any of its rows may change. What lies
-behind that end is from a process that died while it wrote: none of its rows had changed, and it is ignored. What lies
-before it must be whole; where it is not, the log is damaged and nothing of it is used.
+One call to `append` makes one block, and then writes the head, on disk before any of its rows may change. Bytes behind
+that end are from a process that died while it wrote: none of its rows had changed, and it is ignored. Blocks before it
+must be whole; where it is not, the log is damaged and nothing of it is used.
 """
 
 import os
@@ -36,19 +36,19 @@ class Damaged(Exception):
     """A log is missing, was cut short, or holds something else than was written."""
 
 
-class Block(NamedTuple):
+class UndoBlock(NamedTuple):
     """Rows saved by one `append`."""
 
     empty: np.ndarray  # int64 [n] numbers of rows that held nothing
     filled: np.ndarray  # int64 [m] numbers of rows that held something
-    rows: np.ndarray  # uint8 [m, row_bytes]: what they held
+    rows: np.ndarray  # uint8 [m, row_bytes]: their old contents
 
 
 class Log(NamedTuple):
     """A log that is whole."""
 
     filled: np.ndarray  # bool [K]: which rows held something at the mark
-    blocks: list[Block]  # their rows are mapped, not read
+    blocks: list[UndoBlock]  # their rows are mapped, not read
     end: int  # bytes of the file up to the end of the last block
 
 
@@ -62,9 +62,9 @@ def create(path: Path, filled: np.ndarray) -> int:
 
 
 def append(path: Path, end: int, empty: np.ndarray, filled: np.ndarray, rows: np.ndarray) -> int:
-    """Adds a block at byte `end`, over whatever an interrupted call left there; returns its end once it is on disk.
+    """End of a new block at byte `end`, over the remains of an interrupted call; returned once it is on disk.
 
-    Arguments as the fields of `Block`. OSError where that cannot be; the log is then as it was.
+    Arguments as the fields of `UndoBlock`. OSError where that cannot be; the log is then as it was.
     """
     counts = _COUNTS.pack(len(empty), len(filled))
     parts = [np.ascontiguousarray(part) for part in (empty.astype("<i8"), filled.astype("<i8"), rows)]
@@ -85,7 +85,7 @@ def append(path: Path, end: int, empty: np.ndarray, filled: np.ndarray, rows: np
 
 
 def read_log(path: Path, num_rows: int, row_bytes: int) -> Log:
-    """A log of `num_rows` rows. `Damaged` says what is wrong with one that cannot be trusted."""
+    """A log of `num_rows` rows. `Damaged` names the problem of one that cannot be trusted."""
     try:
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
     except FileNotFoundError:
@@ -113,7 +113,7 @@ def read_log(path: Path, num_rows: int, row_bytes: int) -> Log:
     return Log(filled, list(_blocks(content[:end], at + length, row_bytes)), end)
 
 
-def _blocks(content: np.ndarray, at: int, row_bytes: int) -> Iterator[Block]:
+def _blocks(content: np.ndarray, at: int, row_bytes: int) -> Iterator[UndoBlock]:
     number = 0
     while at < len(content):
         number += 1
@@ -131,7 +131,7 @@ def _blocks(content: np.ndarray, at: int, row_bytes: int) -> Iterator[Block]:
         old = content[rows:at].reshape(num_filled, row_bytes)
         if _sum_of(counts, [ids[:num_empty], ids[num_empty:], old]) != expected:
             raise Damaged(f"its block {number} is damaged")
-        yield Block(ids[:num_empty], ids[num_empty:], old)
+        yield UndoBlock(ids[:num_empty], ids[num_empty:], old)
 
 
 def _sum_of(counts: bytes, parts: list[np.ndarray]) -> int:

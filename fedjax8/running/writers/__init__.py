@@ -1,8 +1,8 @@
-"""Where metrics go besides `metrics.jsonl`: TensorBoard, Weights & Biases, a writer of your own.
+"""Writers of metrics besides `metrics.jsonl`: TensorBoard, Weights & Biases, one of your own.
 
 A writer is a file here with one factory named like the file, or `package.module:factory`. The factory imports what it
 needs, and raises `UserError` with the command that installs it before anything runs. From then on a writer that fails
-is said so once and left out: it never costs a round.
+is reported once and left out: it never costs a round.
 """
 
 import functools
@@ -16,7 +16,7 @@ from fedjax8.lookup import find
 
 
 class Writer(NamedTuple):
-    """How metrics are written to one more place. What `open` returns is handed to the others."""
+    """Functions that write metrics to one more place. The handle that `open` returns goes to the others."""
 
     open: Callable[[Path, Mapping[str, Any], int], Any]
     """`(run folder, contents of config.json, rounds done) -> handle`. Lines of later rounds, written before the run was
@@ -37,7 +37,7 @@ def find_writers(names: Sequence[str]) -> dict[str, Writer]:
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """What of a metrics line is a number, without its round."""
+    """The numbers of a metrics line, without its round."""
     return {
         name: value
         for name, value in line.items()

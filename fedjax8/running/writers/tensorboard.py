@@ -9,13 +9,13 @@ from fedjax8.errors import UserError
 from fedjax8.running.writers import Writer, numbers
 
 FLUSH_SECONDS = 10
-"""How late TensorBoard may be."""
+"""Seconds that TensorBoard may be late."""
 
 
 def tensorboard() -> Writer:
     """Writer for `tensorboard --logdir=DIR`: a scalar for each number of a line, at its round, and the config as text.
 
-    A run that is resumed goes on after its checkpoint: what was logged of later rounds is purged.
+    A run that is resumed goes on after its checkpoint: lines of later rounds are purged.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -27,7 +27,7 @@ def tensorboard() -> Writer:
             str(folder / "tensorboard"), purge_step=done + 1 if done else None, flush_secs=FLUSH_SECONDS
         )
         if not done:
-            # Four spaces make it code in Markdown, which is what TensorBoard shows.
+            # Four spaces make it code in Markdown, which TensorBoard shows.
             log.add_text("config", "    " + json.dumps(record, indent=2).replace("\n", "\n    "), 0)
         return log
 

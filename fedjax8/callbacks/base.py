@@ -25,8 +25,8 @@ class Moment(NamedTuple):
     evaluated: bool
     """Whether it is a round of `eval_every`, or the last: there decisions are taken."""
     model: Callable[[], Variables] | None
-    """Gives the global model after this round. It is there where anything is evaluated, the global model or clients' own,
-    and None elsewhere: which other rounds end a call depends on the clock."""
+    """Gives the global model after this round. It is there where the global model or clients' own are evaluated, and
+    None elsewhere: which other rounds end a call depends on the clock."""
     folder: Path | None
     """The run's workdir, if it has one."""
     complete: bool = True

@@ -61,6 +61,16 @@ class Weighed(NamedTuple):
     """int32: its number."""
 
 
+def risen(weights: Array, rate: float, losses: Array) -> Array:
+    """float32 `[K]`: the projection of weights + rate * losses on the simplex, for losses of any size.
+
+    The projection doesn't change when a number is added to all entries, nor when those more than 1 below the largest
+    are raised to that. Without either, float32 rounds large entries by more than 1, and the sum is not 1.
+    """
+    moved = weights + rate * (losses - jnp.max(losses))
+    return optax.projections.projection_simplex(jnp.maximum(moved - jnp.max(moved), -1.0))
+
+
 @checked
 def agnostic(local: LocalTraining, weight_learning_rate: float = 0.1, *, evaluated: str = "average") -> Algorithm:
     """Agnostic federated learning.
@@ -74,8 +84,8 @@ def agnostic(local: LocalTraining, weight_learning_rate: float = 0.1, *, evaluat
     client that it works on at once.
     """
     check_choice("evaluated", evaluated, EVALUATED)
-    if not weight_learning_rate >= 0:
-        raise ValueError(f"weight_learning_rate must not be negative, got {weight_learning_rate}")
+    if not 0 <= weight_learning_rate <= jnp.finfo(jnp.float32).max:
+        raise ValueError(f"weight_learning_rate must be a number from 0 up, got {weight_learning_rate}")
     check_not_kept(local, "agnostic's clients keep nothing")
 
     def init(variables: Variables) -> AgnosticState:
@@ -108,7 +118,7 @@ def agnostic(local: LocalTraining, weight_learning_rate: float = 0.1, *, evaluat
         with jax.named_scope("server"):
             report = dict(reduced.report)
             losses = report.pop("losses")
-            weights = optax.projections.projection_simplex(weights + weight_learning_rate * losses)
+            weights = risen(weights, weight_learning_rate, losses)
             old = state.variables
             params = local.model.project(trees.add(old.params, reduced.mean["update"]))
             new = trees.select(reduced.weight > 0, Variables(params, reduced.mean["state"]), Variables(*old[:2]))

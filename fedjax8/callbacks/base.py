@@ -25,10 +25,12 @@ class Moment(NamedTuple):
     evaluated: bool
     """Whether it is a round of `eval_every`, or the last: there decisions are taken."""
     model: Callable[[], Variables] | None
-    """Gives the global model after this round; None within a call of several rounds, whose models are never seen. Where
-    `evaluated` it is there."""
+    """Gives the global model after this round. It is there where the global model or clients' own are evaluated, and
+    None elsewhere: which other rounds end a call depends on the clock."""
     folder: Path | None
     """The run's workdir, if it has one."""
+    complete: bool = True
+    """Whether each kind of evaluation, of the global model and of clients' own, was due at least once."""
 
 
 class Decision(NamedTuple):
@@ -69,12 +71,12 @@ class Watched(NamedTuple):
     def read(self, moment: Moment, memory: Memory) -> float | None:
         """The metric at this moment, NaN and infinity included; None on a line without it.
 
-        UserError at the first evaluation if no line up to it had the metric: it has another name.
+        UserError once everything was evaluated, if no line up to there had the metric: it has another name.
         """
         value = moment.line.get(self.metric)
         if isinstance(value, int | float):
             return float(value)
-        if moment.evaluated and "best" not in memory:
+        if moment.evaluated and moment.complete and "best" not in memory:
             known = [name for name, v in moment.line.items() if isinstance(v, int | float)]
             raise UserError(
                 f"callback: no {self.metric!r} up to the evaluation of round {moment.round}; logged are "

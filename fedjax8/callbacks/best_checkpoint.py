@@ -32,7 +32,8 @@ def best_checkpoint(
     Args:
       metric, direction, min_delta, part: as of `early_stopping`.
 
-    `read_best` reads the file. Decides nothing; metrics that are not logged at evaluations are not seen.
+    `read_best` reads the file. Decides nothing. Metrics are seen in the rounds after which the global model or clients'
+    own are evaluated, also those that every round logs.
     """
     watch = watched(metric, direction, part, min_delta)
 

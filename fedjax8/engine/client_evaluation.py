@@ -73,6 +73,10 @@ class FineTuning(NamedTuple):
     """Clients that train in one call, at most: as many as in a round, whose rows are known to fit."""
     feed: Callable[[], Feed]
     """The feed of their rows."""
+    round_number: int
+    """int32: whose rate they take where rates follow a schedule: that of the last round done."""
+    step_scale: float
+    """Factor on their steps, as in that round."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,20 +183,22 @@ class ClientEvaluation:
         if rows is not None:
             clients |= {"train_start": flat(rows.starts), "train_size": flat(rows.sizes)}
             streamed = rows.columns
-        shared = (asked.server, asked.frozen, columns, order, feed.columns, feed.order, asked.tuning.key)
-        _, sums = run(shared, (clients, streamed))
+        shared = (asked.server, asked.frozen, columns, order, feed.columns, feed.order)
+        tuning = asked.tuning.key, np.int32(asked.tuning.round_number), np.float32(asked.tuning.step_scale)
+        _, sums = run((shared, tuning), (clients, streamed))
         return jax.device_get(self.executor.collect(sums))
 
     def _program(self, fine_tune_steps: int, batch_size: int) -> Callable:
-        """`(shared, (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
+        """`((shared, tuning), (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
         algorithm, executor, local = self.algorithm, self.executor, self.algorithm.local
         model = local.model
 
         def one(shared, client):
-            (server, frozen, held, order), (columns, train_order, key) = shared
+            (server, frozen, held, order), (columns, train_order), (key, number, step_scale) = shared
             variables = algorithm.variables_of(server, client["memory"])
             if fine_tune_steps:
-                rows = ClientRows(Pool(columns, train_order, frozen), client["train_start"], client["train_size"])
+                pool = Pool(columns, train_order, frozen, number, step_scale)
+                rows = ClientRows(pool, client["train_start"], client["train_size"])
                 steps = jnp.where(rows.size > 0, fine_tune_steps, 0)
                 own_key = jax.random.fold_in(key, client["id"])
                 variables = local.advance(local.start(variables, rows), rows, own_key, 0, steps).variables
@@ -215,10 +221,10 @@ class ClientEvaluation:
             return Partial(()), sums
 
         def program(shared, split):
-            server, frozen, held, order, columns, train_order, key = shared
+            (server, frozen, held, order, columns, train_order), tuning = shared
             clients, streamed = split
             columns = columns or jax.tree.map(lambda x: x[0], streamed)
-            fixed = (server, algorithm.frozen(server, frozen), held, order), (columns, train_order, key)
+            fixed = (server, algorithm.frozen(server, frozen), held, order), (columns, train_order), tuning
             return (), executor.map_reduce(one, fixed, clients)[1]
 
         return executor.compile(program)

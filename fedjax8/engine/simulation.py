@@ -150,11 +150,14 @@ class Simulation:
         """Scores of clients' own models, each on its own held-out rows.
 
         `ids` `[n]` are different clients; `held` has the held-out rows of all, such as `data.held_out` gives; those
-        without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before, and
-        are forgotten after. UserError if no client of `ids` has held-out rows, or if the steps are not accounted for.
+        without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before, at
+        the last round's rate, and are forgotten after. UserError if no client of `ids` has held-out rows, or if the
+        steps are not accounted for.
         """
         key, frozen = jax.random.fold_in(self._root, 2), self._initial[0]
-        training = FineTuning(fine_tune_steps, key, self.cohort_size, lambda: self._own_feed)
+        scale = 1.0 if state.step_scale is None else state.step_scale
+        how = self.cohort_size, lambda: self._own_feed, max(state.round - 1, 0), scale
+        training = FineTuning(fine_tune_steps, key, *how)
         asked = Asked(state.server, frozen, state.clients, ids, held, training)
         return self.programs.client_evaluation.scores(asked)
 

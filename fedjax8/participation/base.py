@@ -150,6 +150,11 @@ class Participants(NamedTuple):
                 "--config.participation.name=uniform"
             )
         algorithm.admits(self)
+        if beside and count != beside.num_clients:
+            raise UserError(
+                f"simulations beside each other must have as many clients, and here are {beside.num_clients} and "
+                f"{count}; where seeds differ in that, such as by validation_of=clients, start them one by one"
+            )
         if beside and (self.numbers, self.varies, size) != (beside.numbers, beside.varies, beside.cohort_size):
             raise UserError("runs side by side must have the same participation and cohort_size; run these one by one")
 

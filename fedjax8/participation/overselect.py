@@ -39,18 +39,22 @@ def overselect(factor: float = 1.3, *, spread: float = 0.5, jitter: float = 0.2,
       seed: of the devices, apart from the run's seed: runs of several seeds have the same devices.
 
     Raises:
-      ValueError: a factor that is not above 1 or not finite, or a negative deviation.
+      ValueError: a factor that is not above 1 or not finite, a negative deviation, or a seed out of range.
     """
     if not (factor > 1 and math.isfinite(factor)):
         raise ValueError(f"factor must be above 1; got {factor}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1; got {seed}")
     if not (0 <= spread < math.inf and 0 <= jitter < math.inf):
         raise ValueError(f"spread and jitter must not be negative; got {spread} and {jitter}")
     numbers = functools.partial(_numbers, factor)
 
     def draw(ask: Ask) -> Drawn:
         ids = sample_cohort(ask.seed, ask.round, ask.num_clients, numbers(ask.num_clients, ask.cohort_size).most_asked)
-        slowness = np.exp(spread * normals(ids, seed) + jitter * normals(ids, seed, ask.seed, ask.round + 1))
-        seconds = slowness * ask.steps(ask.sizes(ids))
+        slowness = spread * normals(ids, seed) + jitter * normals(ids, seed, ask.seed, ask.round + 1)
+        steps = np.asarray(ask.steps(ask.sizes(ids)), float)
+        # Compared by logarithms, which no spread is too large for.
+        seconds = np.where(steps > 0, slowness + np.log(np.maximum(steps, 1.0)), -np.inf)
         lost = np.ones(len(ids), bool)
         lost[np.argsort(seconds, kind="stable")[: ask.cohort_size]] = False
         return Drawn(ids.astype(np.int64), lost)

@@ -98,9 +98,12 @@ class Deciding:
         now = self._now
         for line in lines:
             number = line["round"]
-            evaluated = number % schedule.eval_every == 0 or number == schedule.rounds
-            model = (lambda: self._simulation.variables(state)) if number == state.round else None
-            moment = Moment(number, line, evaluated, model, self._folder)
+            evaluated = schedule.due(schedule.eval_every, number)
+            # A model is there at the end of any call; where that is due to the clock it is not shown.
+            shown = evaluated or schedule.due(schedule.clients_every, number)
+            model = (lambda: self._simulation.variables(state)) if shown and number == state.round else None
+            complete = number >= min(max(schedule.eval_every, schedule.clients_every), schedule.rounds)
+            moment = Moment(number, line, evaluated, model, self._folder, complete)
             decisions = [
                 _valid(name, callback, callback.step(dict(memory), moment))
                 for name, callback, memory in zip(now.names, self._callbacks, now.memories, strict=True)

@@ -88,7 +88,7 @@ def run_all(
     """
     all_hosts, pace = hosts(), Pace(schedule)
     recordings = [Recording(run, all_hosts) for run in runs]
-    measures = [measuring(run, runs[0].simulation, test) for run in runs]
+    measures = [measuring(run, test) for run in runs]
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_explained(runs[0].simulation.chunk))
         stopped = stack.enter_context(stop_on_signals())
@@ -161,13 +161,11 @@ def those_going(states: Sequence[SimulationState], recordings: Sequence[Recordin
     return [recording.deciding.goes_on(state, schedule) for state, recording in zip(states, recordings, strict=True)]
 
 
-def measuring(
-    run: Run, first: Simulation, test: Mapping[str, np.ndarray]
-) -> Callable[[SimulationState], dict[str, float]]:
-    """`measure(state) -> metrics` on the test rows, as compiled for the first of the runs, and on this run's validation
-    rows."""
+def measuring(run: Run, test: Mapping[str, np.ndarray]) -> Callable[[SimulationState], dict[str, float]]:
+    """`measure(state) -> metrics` on the test rows and on this run's validation rows, of its model with its own frozen
+    parameters; runs beside each other compile it once."""
     validate = validator(run.simulation, run.validation)
-    return lambda state: first.evaluate(state, test) | validate(state)
+    return lambda state: run.simulation.evaluate(state, test) | validate(state)
 
 
 def say_notes(recordings: Sequence[Recording], labels: Sequence[str], report: ProgressReport) -> None:

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from fedjax8.algorithms.agnostic import agnostic
+from fedjax8.algorithms.agnostic import agnostic, risen
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.errors import UserError
 
@@ -54,6 +54,14 @@ def test_rounds_follow_the_equations(toys):
         assert float(sim.variables(state).params["x"]) == pytest.approx(np.mean(xs), abs=5 * FLOAT32)
         np.testing.assert_allclose(weights_of(state), 3 * weights, atol=10 * FLOAT32)
     assert weights.min() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e30])
+def test_weights_stay_on_the_simplex_for_losses_of_any_size(size):
+    losses = np.float32(size) * np.float32([1.0, 3.0, 3.0, 0.5]) / 4
+    weights = np.asarray(risen(np.float32([0.4, 0.3, 0.2, 0.1]), 1.0, losses))
+    exact = projected(np.maximum(np.float64([0.4, 0.3, 0.2, 0.1]) + (np.float64(losses) - losses.max()), -2))
+    np.testing.assert_allclose(weights, exact, atol=FLOAT32)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from fedjax8.engine.side_by_side import side_by_side
 from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
 from fedjax8.executors import chunked, loop, pmap, vmap
-from fedjax8.local import local_training
+from fedjax8.local import local_training, scheduled
 from fedjax8.types import Model, Variables
 
 CLASSES, FEATURES, CLIENTS = 4, 3, 7
@@ -124,6 +124,20 @@ def test_fine_tuning_trains_each_client_and_leaves_no_trace(toys, feed_mode):
     losses = [0.5 * ((x[0] - 1) ** 2 + (x[0] - 2) ** 2) / 2, *(0.5 * (np.array(x[1:]) - [5, 6, 0]) ** 2)]
     np.testing.assert_allclose(found.metrics["loss"], losses, rtol=1e-6)
     assert float(sim.variables(state).params["x"]) == 3.0 and state.ledger.sent == {}
+
+
+def test_fine_tuning_takes_the_rate_of_the_last_round_and_the_present_scale(toys):
+    """Rates of rounds 0, 1, 2 are 0, 0.5, 0.2 times the optimizer's 0.1; a callback has halved them."""
+    rates = jnp.array([0.0, 0.5, 0.2, 0.0])
+    sim = toys.build(
+        lambda local: fedavg(scheduled(local, lambda number: rates[number])), toys.q3(), start=3.0, steps=1
+    )
+    held, start = toys.with_rows(([0.0], [0.0])), sim.init()
+    for rounds, scale, rate in ((0, None, 0.0), (1, None, 0.0), (2, None, 0.05), (3, None, 0.02), (3, 0.5, 0.01)):
+        state = start._replace(round=rounds, step_scale=scale)
+        found = sim.evaluate_clients(state, np.arange(2), held, fine_tune_steps=1)
+        x = np.array([0.0, 1.0]) + (3.0 - np.array([0.0, 1.0])) * (1 - rate)
+        np.testing.assert_allclose(found.metrics["loss"], 0.5 * x**2, rtol=1e-6)
 
 
 def test_what_cannot_be_evaluated_is_refused(toys):

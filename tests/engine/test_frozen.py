@@ -24,7 +24,8 @@ from fedjax8.executors.vmap import vmap
 from fedjax8.local import local_training
 from fedjax8.models.linen import from_linen
 from fedjax8.privacy.noisy_sgd import noisy_sgd
-from fedjax8.running.runner import run
+from fedjax8.running.recording import Run
+from fedjax8.running.runner import measuring, run
 from fedjax8.running.schedule import Schedule
 
 K, HIDDEN, CLASSES, R = 256, 512, 3, 2
@@ -169,6 +170,11 @@ def test_seeds_side_by_side_have_backbones_of_their_own(first, data):
             np.testing.assert_allclose(leaf, want[name], atol=1e-5, rtol=0, err_msg=name)
     kernels = [sim.variables(state).frozen["first"]["kernel"] for sim, state in zip((one, two), states, strict=True)]
     assert np.abs(np.asarray(kernels[0]) - np.asarray(kernels[1])).max() > 0.01
+    test = dict(data.columns)
+    one.evaluate(states[0], test)  # compiled for the first, as in a run
+    loss = measuring(Run(two), test)(states[1])["test_loss"]
+    assert loss == pytest.approx(two.evaluate(alone, test)["test_loss"], abs=1e-4)
+    assert abs(loss - one.evaluate(states[1], test)["test_loss"]) > 0.01  # on the other's backbone
 
 
 def test_gradients_taken_otherwise_see_it_too(first, data):

@@ -1,5 +1,7 @@
 """The one object that a run asks who takes part: what it promises, and what it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -138,3 +140,12 @@ def test_runs_beside_each_other_have_the_same_numbers(toys):
     toys.build(fedavg, data, steps=1, cohort_size=2, seed=1, beside=first, participation=participation.poisson())
     with pytest.raises(UserError, match="the same participation and cohort_size"):
         toys.build(fedavg, data, steps=1, cohort_size=2, seed=1, beside=first)
+
+
+def test_runs_beside_each_other_have_as_many_clients(toys):
+    """The number of clients stands for padding in programs that they share: another would be a client."""
+    data = toys.clients([1.0] * 4, [0.0] * 4)
+    first = toys.build(fedavg, data, steps=1, cohort_size=2)
+    fewer = dataclasses.replace(data, starts=data.starts[:3], sizes=data.sizes[:3])
+    with pytest.raises(UserError, match="must have as many clients, and here are 4 and 3"):
+        toys.build(fedavg, fewer, steps=1, cohort_size=2, seed=1, beside=first)

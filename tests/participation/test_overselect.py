@@ -32,6 +32,14 @@ def test_the_first_to_be_done_are_waited_for():
         assert ids[~lost].tolist() == sorted(sorted(ids, key=lambda i: STEPS[i])[:4])
 
 
+def test_a_client_without_rows_is_done_at_once_however_slow_its_device():
+    """At this spread seconds are beyond what a float can hold."""
+    empty = ask(sizes=lambda ids: np.where(ids == 5, 0, 10), steps=lambda sizes: sizes // 10, cohort_size=1)
+    for r in range(3):
+        ids, lost = overselect(8.0, spread=1e6).draw(empty._replace(round=r))
+        assert ids[~lost].tolist() == [5]
+
+
 def test_slow_devices_stay_slow_and_runs_with_other_seeds_have_them_too():
     alike = ask(sizes=lambda ids: np.full(len(ids), 10))
     made = overselect(2.0, spread=1.0, jitter=0.0)
@@ -58,7 +66,14 @@ def test_normal_numbers_are_normal_and_belong_to_the_client_and_the_address():
 def test_how_many_are_asked_is_the_decimal_that_was_written():
     asked = lambda factor, cohort, clients=100: overselect(factor).numbers(clients, cohort).most_asked
     assert (asked(1.1, 10), asked(1.3, 10), asked(1.3, 1), asked(1.05, 10), asked(1.3, 90)) == (11, 13, 2, 11, 100)
-    for bad in ({"factor": 1.0}, {"factor": float("nan")}, {"spread": -1.0}, {"jitter": float("inf")}):
+    for bad in (
+        {"factor": 1.0},
+        {"factor": float("nan")},
+        {"spread": -1.0},
+        {"jitter": float("inf")},
+        {"seed": -1},
+        {"seed": 2**64},
+    ):
         with pytest.raises(ValueError, match="must"):
             overselect(**bad)
 

@@ -80,6 +80,35 @@ def test_decisions_are_taken_at_evaluations_however_many_rounds_a_call_has(sim, 
         assert done.state.round == 6 and done.summary["stopped_by"]["reason"] == "enough"
 
 
+def test_which_models_are_shown_does_not_depend_on_how_many_rounds_a_call_has(sim, tmp_path, monkeypatch):
+    """The loss that every round logs is best in round 1, of which nothing is evaluated; clients' own come at 4, 8."""
+    for per_call in (1, None):
+        folder, paced = tmp_path / str(per_call), _replaced(sim, per_call)
+        seen = []
+        mine = Callback(
+            lambda memory, moment, seen=seen: (
+                Decision({}, "")
+                if not moment.model
+                else (seen.append((moment.round, float(moment.model().params["x"]))) or Decision({}, ""))
+            )
+        )
+        best = ("best_checkpoint", best_checkpoint("train_loss"))
+        run(paced, TEST, Schedule(9, 3, 20, clients_every=4), workdir=folder, callbacks=(best, ("mine", mine)))
+        xs = by_hand(0.1, [1.0] * 9)
+        assert seen == [(n, pytest.approx(xs[n - 1], rel=1e-6)) for n in (3, 4, 6, 8, 9)]
+        assert read_best(folder / FILE, sim.variables(sim.init()))[1]["round"] == 9  # it falls from round to round
+
+
+def test_a_metric_that_comes_later_than_the_first_evaluation_is_waited_for(sim):
+    """Clients' own models are evaluated every 4 rounds, the test rows every 2."""
+    clients = lambda state: {"personal_accuracy": -state.round / 10}
+    stalls = (("early_stopping", early_stopping(1, "personal_accuracy")),)
+    done = run(sim, TEST, Schedule(20, 2, 20, clients_every=4), callbacks=stalls, clients=clients)
+    assert done.state.round == 8
+    with pytest.raises(UserError, match="no 'personal_accuracy' up to the evaluation of round 2"):
+        run(sim, TEST, Schedule(20, 2, 20), callbacks=stalls)
+
+
 def _replaced(sim, per_call):
     import dataclasses
 

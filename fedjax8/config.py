@@ -106,7 +106,7 @@ def from_plain(given: Mapping[str, Any]) -> ConfigDict:
             own = start if isinstance(start, ConfigDict) and not is_component(start) else {}
             new = ConfigDict({**own, **new}, convert_dict=False)
         if name in config:
-            del config[name]  # what type it may have is checked by `validate`
+            del config[name]  # its type is checked by `validate`
         config[name] = new
     return config
 
@@ -233,7 +233,7 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
             if not (is_component(section) and "auto" in (value, old)):  # whether that is allowed, its factory says
                 value = mistakes.attempt(_as_type_of, dotted, value, old)
             if value is FAILED or not isinstance(_as_held(section, last), FieldReference):
-                del section[last]  # what type it may have is checked here, not by ConfigDict
+                del section[last]  # its type is checked here, not by ConfigDict
         section[last] = value
 
 

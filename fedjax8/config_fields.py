@@ -67,7 +67,7 @@ FIELDS: dict[str, Field] = {
         0.0, "share of the training rows held out of training, for stopping and choosing; 0 for none", limits=(0.0, 0.9)
     ),
     "validation_of": Field(
-        "rows", "of what: rows (of each client), or clients (with all their rows)", choices=("rows", "clients")
+        "rows", "units held out: rows (of each client), or clients (with all their rows)", choices=("rows", "clients")
     ),
     "input_mean": Field((), "constants in place of the data set's mean, one or one a channel; of x / 255 for images"),
     "input_std": Field((), "likewise in place of its deviation"),

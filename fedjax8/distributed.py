@@ -25,7 +25,7 @@ HEARTBEAT_SECONDS = 30
 """Seconds that a process may be silent before it counts as lost: one that only computes is never silent."""
 SHUTDOWN_SECONDS = 60
 """Seconds that a finished process waits for the others."""
-_PARTING_SECONDS = 1.0  # process 0 goes last, so that the others see what happened and not just the coordinator gone
+_PARTING_SECONDS = 1.0  # process 0 goes last, so that the others see its error and not just the coordinator gone
 _LOST = (
     "fedjax8: a process of this run was lost; start all of them again with the same --workdir to go on from the last "
     "checkpoint"

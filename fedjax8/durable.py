@@ -53,7 +53,7 @@ def replace_file(path: Path, content: bytes) -> None:
         with part.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # or else the name could be on disk before what it names
+            os.fsync(file.fileno())  # or else the name could be on disk before the content
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError:
@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
-        return  # where it cannot be removed it can do no harm either: what counts has another name
+        return  # where it cannot be removed it can do no harm either: current files have other names
 
 
 def checksum(content: np.ndarray, start: int = 0) -> int:

@@ -49,7 +49,7 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. Resumes what is there.",
+    "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. A run found there is resumed.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",

@@ -147,7 +147,7 @@ def _floating(tree: PyTree) -> list[Array]:
 def squared_distance(a: Array, b: Array) -> Array:
     """The sum of (a - b)^2, a scalar."""
     difference = a - b
-    # A selection ends what XLA on CPU leaves to a library's sum, which is slow at subtracting: half the time.
+    # The selection keeps XLA on CPU from a library's sum, which is slow at subtracting: half the time.
     return jnp.sum(jnp.where(difference != 0, jnp.square(difference), 0.0))
 
 

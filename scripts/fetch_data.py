@@ -155,7 +155,7 @@ def _download(url: str, part: Path) -> str:
         return "" if total is None or done == total else f"the connection ended after {done} of {total} bytes"
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # nothing after what we have: complete, or not what the server has
+        if error.code == 416 and have:  # nothing after our bytes: complete, or another file than the server's
             return ""
         if error.code in _WORTH_A_RETRY:
             return f"the server answered {error.code} {error.reason}"

@@ -114,7 +114,7 @@ def binomial_reached(batch_size: int, size: Array) -> Array:
     odds = batch_size / jnp.maximum(n - batch_size, 1.0)
     # log p(k + 1) - log p(k), with odds q / (1 - q)
     steps = jnp.log(jnp.maximum(n - number, 0.0) / (number + 1.0) * odds)
-    # Summed from the mean outward, so that what is likely is exact.
+    # Summed from the mean outward, so that likely values are exact.
     below = -jnp.cumsum(steps[:batch_size][::-1])[::-1]
     logs = jnp.concatenate([below, jnp.zeros(1), jnp.cumsum(steps[batch_size:])])
     reached = jnp.cumsum(jnp.exp(logs))

@@ -99,7 +99,7 @@ def read_cifar_archive(
             # A sparse member may say that it has any size.
             if name in wanted and member.isfile() and not member.issparse() and (file := archive.extractfile(member)):
                 found[name] = file.read()
-        # The checksum of what is compressed stands behind the archive's end, where tarfile stops.
+        # The checksum of compressed data stands behind the archive's end, where tarfile stops.
         while unpacked <= MOST_UNPACKED_BYTES and (rest := archive.fileobj.read(_BLOCK_BYTES)):
             unpacked += len(rest)
     missing = sorted(wanted - set(found))

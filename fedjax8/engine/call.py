@@ -6,7 +6,6 @@ How many rounds a call has is an argument of the program. The same program there
 the same bits either way.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -17,7 +16,7 @@ from fedjax8 import trees
 from fedjax8.engine.feeding import Rows
 from fedjax8.engine.planning import Plan
 from fedjax8.exchange.link import RoundLink
-from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, PyTree, Ratio
+from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, Program, PyTree, Ratio
 
 
 class Carried(NamedTuple):
@@ -91,7 +90,7 @@ def call_program(
     num_clients: int,
     outcome: RoundOutcome,
     usual: int | None = None,
-) -> Callable:
+) -> Program:
     """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
 
     `outcome` holds the shapes of one round's outcome; `usual` is `cohort_size` where numbers of clients vary.

@@ -25,7 +25,7 @@ from fedjax8.engine.planning import Plan
 from fedjax8.engine.states.client_states import ClientStates
 from fedjax8.errors import UserError
 from fedjax8.executors import padded
-from fedjax8.types import Algorithm, Array, ClientRows, Executor, Key, Partial, Pool, PyTree
+from fedjax8.types import Algorithm, Array, ClientRows, Executor, Key, Partial, Pool, Program, PyTree
 
 CLIENTS_PER_CALL = 1024
 """Clients of one call on one device, at most: enough for the host's part to vanish."""
@@ -89,7 +89,7 @@ class ClientEvaluation:
     fit: Fit
     num_clients: int
     _placed: list[tuple[Mapping[str, np.ndarray], PyTree]] = dataclasses.field(default_factory=list)
-    _compiled: dict[tuple[int, int], Callable] = dataclasses.field(default_factory=dict)
+    _compiled: dict[tuple[int, int], Program] = dataclasses.field(default_factory=dict)
 
     def scores(self, asked: Asked) -> ClientScores:
         """Scores of the clients asked for; see `Simulation.evaluate_clients`."""
@@ -164,7 +164,7 @@ class ClientEvaluation:
         return max(1, min(size, int(BYTES_AT_ONCE / (of_row * at_once))))
 
     def _call(
-        self, run: Callable, asked: Asked, columns: PyTree, order: PyTree, table: np.ndarray
+        self, run: Program, asked: Asked, columns: PyTree, order: PyTree, table: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Sums over held-out rows of the clients in `table` `[shards, c]`."""
         shards = list(self.executor.shards)
@@ -188,8 +188,13 @@ class ClientEvaluation:
         _, sums = run((shared, tuning), (clients, streamed))
         return jax.device_get(self.executor.collect(sums))
 
+<<<<<<< HEAD
     def _program(self, fine_tune_steps: int, batch_size: int) -> Callable:
         """`((shared, tuning), (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
+=======
+    def _program(self, fine_tune_steps: int, batch_size: int) -> Program:
+        """`(shared, (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
+>>>>>>> w-words
         algorithm, executor, local = self.algorithm, self.executor, self.algorithm.local
         model = local.model
 

@@ -11,7 +11,7 @@ import numpy as np
 from fedjax8.engine.fit import Fit
 from fedjax8.errors import UserError
 from fedjax8.executors import groups, padded
-from fedjax8.types import Executor, Model, Partial, PyTree, Variables
+from fedjax8.types import Executor, Model, Partial, Program, PyTree, Variables
 
 BATCH_SIZE = 250
 BYTES_AT_ONCE = 1 << 30
@@ -54,7 +54,7 @@ def evaluation(
             sums |= {f"{prefix}{part}_{name}": jnp.sum(v * mask) for name, v in values.items()}
         return sums
 
-    def program(shared: PyTree) -> tuple[Callable, np.ndarray]:
+    def program(shared: PyTree) -> tuple[Program, np.ndarray]:
         """The compiled evaluation, and the first row of every batch of this process."""
         of_row = largest_array(sums_of, shared, np.zeros(most, np.int32)) / most
         rows_at_once = max(1, int(bytes_at_once / of_row))
@@ -77,7 +77,7 @@ def evaluation(
         own = starts.reshape(executor.num_shards, -1)[list(executor.shards)].reshape(-1)
         return executor.compile(run), own
 
-    compiled: list[tuple[Callable, np.ndarray]] = []
+    compiled: list[tuple[Program, np.ndarray]] = []
 
     def evaluate(variables: Variables) -> dict[str, float]:
         if not compiled:

@@ -106,7 +106,7 @@ def _traced(model: Model, like: Mapping[str, tuple[np.dtype, tuple[int, ...]]], 
         variables = jax.eval_shape(model.init, key, batch)
         outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b), variables, batch)
         jax.eval_shape(lambda v, b: model.apply(v, b, key=key, train=True), variables, batch)
-    except UserError:  # says what is wrong, as of a file that does not fit
+    except UserError:  # names the mistake, as of a file that does not fit
         raise
     except (TypeError, ValueError, ZeroDivisionError, KeyError, AttributeError) as error:
         raise UserError(f"{misfit}: {' '.join(str(error).split())[:200]}") from error

@@ -4,8 +4,6 @@ One program, compiled once: candidates are dealt over devices as the clients of 
 the losses of its own batches, rows in their order and the model as it is evaluated.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +12,10 @@ from fedjax8.data.batches import steps_per_epoch, take_batch
 from fedjax8.engine.feeding import Feed
 from fedjax8.engine.planning import deal, laid_out_round
 from fedjax8.participation import Participants
-from fedjax8.types import ClientRows, Executor, LocalTraining, Partial, Pool, Variables
+from fedjax8.types import ClientRows, Executor, LocalTraining, Partial, Pool, Program, Variables
 
 
-def losses_program(local: LocalTraining, executor: Executor) -> Callable:
+def losses_program(local: LocalTraining, executor: Executor) -> Program:
     """`(columns, order, variables), rows -> (), losses [shards, 1, c]`, for `executor.compile`; `rows` as of a call."""
     model, plan = local.model, local.plan._replace(sampling="shuffled")
 
@@ -46,7 +44,7 @@ def losses_program(local: LocalTraining, executor: Executor) -> Callable:
 
 def client_losses(
     ids: np.ndarray,
-    compiled: Callable,
+    compiled: Program,
     feed: Feed,
     executor: Executor,
     participants: Participants,

@@ -12,7 +12,7 @@ from fedjax8.engine.client_evaluation import ClientEvaluation
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
 from fedjax8.engine.losses import losses_program
-from fedjax8.types import Algorithm, Codec, Executor, PyTree, Variables
+from fedjax8.types import Algorithm, Batch, Codec, Executor, Key, Program, PyTree, Variables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,22 +38,22 @@ class Programs:
         return self.executor.place({name: np.asarray(column) for name, column in self.columns.items()})
 
     @functools.cached_property
-    def init_model(self) -> Callable[..., Variables]:
+    def init_model(self) -> Callable[[Key, Batch], Variables]:
         """`Model.init`, compiled."""
         return jax.jit(self.algorithm.local.model.init)
 
-    def call(self) -> Callable:
+    def call(self) -> Program:
         """The program of a call, not compiled."""
         kept = self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients
         return call_program(*kept, self.outcome(), self.usual)
 
     @functools.cached_property
-    def compiled(self) -> Callable:
+    def compiled(self) -> Program:
         """The program of a call."""
         return self.executor.compile(self.call())
 
     @functools.cached_property
-    def losses(self) -> Callable:
+    def losses(self) -> Program:
         """The losses of clients, for participations that read them."""
         return self.executor.compile(losses_program(self.algorithm.local, self.executor))
 

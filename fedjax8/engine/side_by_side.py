@@ -5,7 +5,7 @@ which trains its own clients on one device. Devices then exchange nothing until 
 device takes its runs one after another; on accelerators they are vmapped. Every run has its own frozen parameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -18,7 +18,7 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
 from fedjax8.executors import padded
 from fedjax8.executors.auto import auto
-from fedjax8.types import Executor, Partial, PyTree
+from fedjax8.types import Executor, Partial, Program, PyTree
 
 RunLines = list[dict[str, Any]]
 
@@ -58,9 +58,9 @@ def side_by_side(simulations: Sequence[Simulation], spread: Executor | None = No
     width = spread.num_shards * padded(-(-len(simulations) // spread.num_shards), spread.chunk)
     placed: list[PyTree] = []
     frozen: list[PyTree] = []
-    compiled: list[Callable] = []
+    compiled: list[Program] = []
 
-    def program() -> Callable:
+    def program() -> Program:
         call = programs.call()
 
         def one_run(columns, run):

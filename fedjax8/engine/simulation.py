@@ -154,11 +154,10 @@ class Simulation:
         the last round's rate, and are forgotten after. UserError if no client of `ids` has held-out rows, or if the
         steps are not accounted for.
         """
-        key, frozen = jax.random.fold_in(self._root, 2), self._initial[0]
-        scale = 1.0 if state.step_scale is None else state.step_scale
+        key, scale = jax.random.fold_in(self._root, 2), 1.0 if state.step_scale is None else state.step_scale
         how = self.cohort_size, lambda: self._own_feed, max(state.round - 1, 0), scale
         training = FineTuning(fine_tune_steps, key, *how)
-        asked = Asked(state.server, frozen, state.clients, ids, held, training)
+        asked = Asked(state.server, self._initial[0], state.clients, ids, held, training)
         return self.programs.client_evaluation.scores(asked)
 
     def variables(self, state: SimulationState) -> Variables:

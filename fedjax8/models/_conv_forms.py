@@ -201,7 +201,7 @@ def kernel_gradient_cpu(geometry: Geometry, x: Array, g: Array) -> Array:
         dk = _contract(geometry, _patches_pixels_last(geometry, x), g.reshape(-1, g.shape[-1]), ((1,), (0,)))
         return dk.reshape(*geometry.kernel, x.shape[-1], g.shape[-1])
     # Channels become the batch, the batch becomes the channels, and the cotangent is the kernel. The image is cut (or
-    # padded) to what the taps reach, so that as many positions come out as there are taps.
+    # padded) to the reach of the taps, so that as many positions come out as there are taps.
     edges = [(0, 0, 0)] * 4
     for axis in range(2):
         low = geometry.padding[axis][0]

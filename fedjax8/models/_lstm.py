@@ -58,7 +58,7 @@ def _backward(saved: tuple[Array, ...], dhidden: Array):
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     squashed = jnp.tanh(cells)
     before = jnp.concatenate([jnp.zeros_like(cells[:1]), cells[:-1]])
-    slopes = g * i * (1 - i), before * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)  # of what a_t changes
+    slopes = g * i * (1 - i), before * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)  # derivatives by a_t
     factors = jnp.concatenate(slopes, axis=-1), o * (1 - squashed * squashed), f
     back = kernel.T
 

@@ -31,7 +31,7 @@ DEVIATION = 0.02
 initial = nn.initializers.truncated_normal(DEVIATION)
 """Initial deviation of kernels and learned tokens: normal, cut at two deviations; biases start at 0."""
 BLOCK_BYTES = 2**20
-"""CPU: rows are worked off in blocks whose softmax fits a core's second-level cache."""
+"""CPU: rows are computed in blocks whose softmax fits a core's second-level cache."""
 
 
 class Size(NamedTuple):

@@ -42,7 +42,7 @@ TAPS, TILE = 3, 4
 SIZE = TILE + TAPS - 1
 """Positions of a tile along each axis."""
 BLOCK_BYTES = 2**20
-"""Images are worked off in blocks whose transforms fit a core's second-level cache, or are as large as the kernel's."""
+"""Images are computed in blocks whose transforms fit a core's second-level cache, or are as large as the kernel's."""
 
 FEW_TILES = 32
 """With fewer tiles, transforming the kernel costs more than it saves."""

@@ -13,7 +13,7 @@ With image x, kernel k and cotangent g, each of the three bilinear products of t
   of shifted images.
 - dx is one matmul of g with the kernel, whose results are added where the taps overlap.
 - dk is a forward convolution of x with g, batch and channels exchanged; for few channels, a matmul with the patches.
-- Large batches are worked off in blocks of images that fit the caches; under `vmap`, clients one after the other.
+- Large batches are computed in blocks of images that fit the caches; under `vmap`, clients one after the other.
 
 Elsewhere they are lax's three convolutions, and under `vmap` over kernels a batched matmul with patches (for dx: the
 taps above).
@@ -43,7 +43,7 @@ from fedjax8.models._depthwise import depthwise
 from fedjax8.types import Array
 
 TAPS_BYTES = 2 * 2**20
-"""CPU: images are worked off in blocks whose taps fit a core's second-level cache."""
+"""CPU: images are computed in blocks whose taps fit a core's second-level cache."""
 BATCH_BYTES = 12 * 2**20
 """CPU: lax packs patches on the fly and needs no blocks until a batch has far more of them than caches hold."""
 

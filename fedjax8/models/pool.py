@@ -43,7 +43,7 @@ def max_pool(x: Array, window: Size, strides: Size | None = None, padding: Paddi
         return nn.max_pool(x, window, strides, padding)
     tiles = _tiles(x, window)
     values = [tiles[..., i, :, j, :] for i in range(window[0]) for j in range(window[1])]
-    # Fused with what rounds it to a grid and with its gradient, windows would be gathered again for each of them.
+    # Fused with its rounding to a grid and with its gradient, windows would be gathered again for each of them.
     return xla_cpu.stored(functools.reduce(_first_larger, values))
 
 

@@ -117,7 +117,7 @@ def readers(
     heads = known.head if head == "new" else ()
     wanted = {name: leaf for name, leaf in leaves.items() if not name.startswith(heads)}
     if heads and len(wanted) == len(leaves):
-        raise UserError(f"head='new' leaves out what is below {' and '.join(heads)}; the model has no such leaf")
+        raise UserError(f"head='new' leaves out the leaves below {' and '.join(heads)}; the model has no such leaf")
     _check_places(file, names, list(wanted), known, by_name, head)
     found: dict[str, Callable[[], np.ndarray]] = {}
     for name, leaf in wanted.items():

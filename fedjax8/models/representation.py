@@ -20,7 +20,7 @@ def representation(
     seen: dict[str, Array] = {}
 
     def record(path, product, x, kernel):
-        if x.ndim:  # a mere number is what recurrent layers ask for their kernel with
+        if x.ndim:  # recurrent layers ask for their kernel with a mere number
             seen[path] = x
         return product.forward(x, kernel)
 

@@ -43,7 +43,7 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     draw = LineCharts(
         settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST))
     )
-    target = found.target if found.on == "test" else None  # what is drawn is the test accuracy
+    target = found.target if found.on == "test" else None  # the panel shows the test accuracy
     accuracy = (
         _panel(
             "accuracy-bytes", "Accuracy against bytes sent", "up and down, all clients", draw("bytes", target=target)
@@ -63,7 +63,7 @@ def sections(found: Comparison) -> tuple[Section, ...]:
         ),
     )
     network = (_directions(found.results), *(_layers(settings, way) for way in ("up", "down")))
-    names = sorted(metrics, key=lambda name: (name != "train_loss", name))  # what most look for comes first
+    names = sorted(metrics, key=lambda name: (name != "train_loss", name))  # the most wanted comes first
     others = {name: draw("rounds", name) for name in names if name not in ELSEWHERE and not _encoding(name)}
     shown = {name: figure for name, figure in others.items() if figure}
     more = Panel("metrics", "Any metric", "means over seeds, ± one deviation", shown, "Nothing else was logged.", True)

@@ -93,7 +93,7 @@ class Checkpoints:
             sync_tree(part)
             os.replace(part / str(state.round), self._folder / str(state.round))
             sync_folder(self._folder)
-        except Exception as error:  # a full disk is a ValueError, an OSError, or what the storage library makes of it
+        except Exception as error:  # a full disk is a ValueError, an OSError, or another error of the storage library
             return {
                 "problem": f"--workdir: cannot save round {state.round} in {self._folder}: {_reason(error)}; make room "
                 f"there, or see to its permissions. {self._last_good()}"

@@ -129,10 +129,10 @@ class Recording:
         if missing:
             notes.append(
                 f"{files.METRICS} has no line for {len(missing)} of the {last_round} rounds before the checkpoint "
-                f"({files.ranges(missing)}); what they logged is lost, the model is not"
+                f"({files.ranges(missing)}); their metrics are lost, the model is not"
             )
         if damaged:
-            notes.append(f"{files.METRICS} is damaged; what it was lies in {files.set_metrics_aside(workdir)}")
+            notes.append(f"{files.METRICS} is damaged; the old file lies in {files.set_metrics_aside(workdir)}")
         files.rewrite_metrics(workdir, lines)
         if self._checkpoints and self._checkpoints.changed:
             files.note_resumed(workdir, last_round, self._checkpoints.changed)
@@ -152,12 +152,12 @@ class Recording:
         if new:
             self._named |= new
             why = "contributions not finite, too large to be summed, or not admitted"
-            self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; said once for each")
+            self.notes.append(f"round {metrics['round']}: left out{who_of(metrics)}, {why}; reported once for each")
         if metrics.get("rejected") and not self._rejection_noted:
             self._rejection_noted = True
             self.notes.append(
                 f"round {metrics['round']}: rejected, the server's step gave numbers that are not finite or too large; "
-                "everything stays as it was before the round; said once"
+                "everything stays as it was before the round; reported once"
             )
         if self._workdir and self._hosts.first:
             files.append_metrics(self._workdir, self.last)

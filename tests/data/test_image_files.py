@@ -84,11 +84,11 @@ def test_what_is_passed_over_is_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         image_folder(str(tmp_path), "set", size=1)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and all("2 passed over, such as a/1.JPG.txt" in line for line in said)
+    assert len(said) == 2 and all("2 skipped, such as a/1.JPG.txt" in line for line in said)
     (tmp_path / "set" / "val").mkdir()
     caplog.clear()
     image_folder(str(tmp_path), "set", size=1)
-    assert any("1 passed over, such as val" in record.getMessage() for record in caplog.records)
+    assert any("1 skipped, such as val" in record.getMessage() for record in caplog.records)
 
 
 def test_more_images_than_fit_into_memory_are_refused(tmp_path):

@@ -159,7 +159,7 @@ def test_lists_that_do_not_fit_the_folder_are_named(speech, root, folder):
 @pytest.mark.parametrize("name", ["recording1.wav", "_nohash_0.wav"])
 def test_files_that_name_no_speaker_are_named(speech, root, folder, name):
     speech.write_wav(folder / "bed" / name, speech.samples_of("odd"))
-    assert f"{folder / 'bed' / name}: its name tells no speaker" in refused(str(root))
+    assert f"{folder / 'bed' / name}: its name has no speaker" in refused(str(root))
 
 
 def test_a_folder_without_clips_is_named(speech, tmp_path):

@@ -250,5 +250,5 @@ def test_nnx_modules_are_refused_for_the_same_argument_and_where_they_are_no_fac
     with pytest.raises(UserError, match=r"NNXArgument.__call__ takes 'train', which nobody passes; leave it out"):
         from_nnx(NNXArgument).init(jax.random.key(0), batch)
     for given in (NNX(nnx.Rngs(0)), 3):
-        with pytest.raises(UserError, match="from_nnx takes what builds a module"):
+        with pytest.raises(UserError, match="from_nnx takes a function that builds a module"):
             from_nnx(given)

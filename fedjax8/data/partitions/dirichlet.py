@@ -23,7 +23,7 @@ from fedjax8.errors import UserError
 
 # Label-wise draws before giving up; one takes under a millisecond for 1000 clients and 10 classes.
 _MAX_TRIES = 300
-# Bounds both the [places, classes] temporaries and what is drawn again when a class runs out.
+# Bounds both the [places, classes] temporaries and the draws repeated when a class runs out.
 _PLACES_AT_ONCE = 8192
 
 

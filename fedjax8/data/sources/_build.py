@@ -129,7 +129,7 @@ def channel_stats(
     totals = np.zeros((2, channels))
     shift = x[:1].reshape(-1, channels).mean(axis=0, dtype=np.float64) if len(x) else 0.0  # against cancellation
     rows_at_once = max(1, min(_ROWS_AT_ONCE, _VALUES_AT_ONCE * len(x) // max(x.size, 1)))
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of NaN and infinities is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # results of NaN and infinities are refused below
         for start in range(0, len(x), rows_at_once):
             values = x[start : start + rows_at_once].reshape(-1, channels).astype(np.float64) - shift
             totals += values.sum(axis=0), np.square(values).sum(axis=0)
@@ -154,7 +154,7 @@ def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what becomes infinite `validate` finds
+        with np.errstate(over="ignore"):  # `validate` finds values that become infinite
             return x.astype(np.float32, copy=False)
     return _to_int32(x, where)
 

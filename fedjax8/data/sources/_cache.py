@@ -17,7 +17,7 @@ import numpy as np
 
 from fedjax8.data.readers import read_npz
 
-_FORMAT_VERSION = 1  # raise it when the meaning of what is kept changes
+_FORMAT_VERSION = 1  # raise it when the meaning of the files changes
 
 
 def cache_folders(data_folder: Path) -> list[Path]:

@@ -100,7 +100,7 @@ def _files_by_class(root: Path) -> dict[str, list[Path]]:
 def _say_passed_over(root: Path, others: list[Path]) -> None:
     if others:
         logging.getLogger(__name__).warning(
-            "%s: %d passed over, such as %s; images are files %s in a folder for each class, whose name does not begin "
+            "%s: %d skipped, such as %s; images are files %s in a folder for each class, whose name does not begin "
             "with _ or .",
             root,
             len(others),
@@ -144,7 +144,7 @@ def _read_images(paths: list[Path], size: int) -> np.ndarray:
                     if image.width * image.height > MOST_PIXELS:
                         raise ValueError(f"{image.width} x {image.height} pixels, of {MOST_PIXELS} at most")
                     row[:] = np.asarray(_colored(image, Image).resize((size, size), Image.Resampling.BILINEAR))
-        except Exception as error:  # decoders of damaged files raise what they like
+        except Exception as error:  # decoders of damaged files raise almost anything
             raise UserError(
                 f"{path}: not a readable image of {' or '.join(FORMATS)} ({' '.join(str(error).split())})"
             ) from error

@@ -112,7 +112,7 @@ def _find_folder(root: Path) -> Path:
         # A folder of the data set's name, or with one list, is meant to be it; other folders are other people's.
         if len(absent) < len(_LISTS) or (folder != root and any(folder.glob("*/*.wav"))):
             raise UserError(
-                f"{folder} lacks {' and '.join(absent)}, which say what is for testing; unpack {_ARCHIVE} into it again"
+                f"{folder} lacks {' and '.join(absent)}, which list test clips; unpack {_ARCHIVE} into it again"
             )
     packed = [place / _ARCHIVE for place in (root, root / _NAME) if (place / _ARCHIVE).is_file()]
     hints = [
@@ -134,7 +134,7 @@ def _scan(folder: Path) -> list[_Clip]:
                         speaker, mark, _ = entry.name.partition(_MARK)
                         if not mark or not speaker:
                             raise UserError(
-                                f"{entry.path}: its name tells no speaker; it must be SPEAKER{_MARK}NUMBER.wav"
+                                f"{entry.path}: its name has no speaker; it must be SPEAKER{_MARK}NUMBER.wav"
                             )
                         status = entry.stat()
                         clips.append(_Clip(word, entry.name, speaker, status.st_size, status.st_mtime_ns))

@@ -133,7 +133,7 @@ class DiskStates:
         if round_number <= newest:
             raise ValueError(f"round {round_number} cannot be marked after round {newest}; rewind first")
         try:
-            os.fsync(self._file)  # first: the new log knows nothing of what came before it
+            os.fsync(self._file)  # first: the new log knows nothing of earlier writes
             create(self._log(round_number), self._filled)
             self._set_marks([*self._marks, round_number])
         except OSError as error:

@@ -62,6 +62,12 @@ class Asked(NamedTuple):
     tuning: "FineTuning"
 
 
+def check_fine_tuning(algorithm: Algorithm, steps: int) -> None:
+    """UserError if clients' steps before an evaluation would be of an algorithm that states an epsilon."""
+    if steps and algorithm.privacy(1):
+        raise UserError("fine_tune_steps are not accounted for, and this run states an epsilon; leave them out (0)")
+
+
 class FineTuning(NamedTuple):
     """How clients train before they are evaluated."""
 
@@ -129,8 +135,7 @@ class ClientEvaluation:
             raise UserError(f"ids run from {ids.min()} to {ids.max()}; there are {self.num_clients} clients")
         if steps < 0:
             raise UserError(f"fine_tune_steps is {steps}, but must be at least 0")
-        if steps and self.algorithm.privacy(1):
-            raise UserError("fine_tune_steps are not accounted for, and this run states an epsilon; leave them out (0)")
+        check_fine_tuning(self.algorithm, steps)
 
     def _columns(self, held: FederatedData) -> PyTree:
         """The held-out columns on the devices."""

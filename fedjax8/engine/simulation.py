@@ -151,8 +151,8 @@ class Simulation:
 
         `ids` `[n]` are different clients; `held` has the held-out rows of all, such as `data.held_out` gives; those
         without any are left out and counted. `fine_tune_steps` local steps on a client's training rows come before,
-        at the last round's rate, of which nothing is kept. UserError if nobody asked for has held-out rows, or if steps are
-        not accounted for.
+        at the last round's rate, of which nothing is kept. UserError if nobody asked for has held-out rows, or if
+        steps are not accounted for.
         """
         key, frozen = jax.random.fold_in(self._root, 2), self._initial[0]
         scale = 1.0 if state.step_scale is None else state.step_scale

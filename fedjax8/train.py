@@ -258,7 +258,9 @@ def train(config: ConfigDict) -> int:
         config.rounds, config.eval_every, config.checkpoint_every, config.on_nan, config.evaluate_clients.every
     )
     if _DRY_RUN.value:
-        dry_run(build(config, data_dir()), schedule)
+        experiment = build(config, data_dir())
+        models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
+        dry_run(experiment, schedule)
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None

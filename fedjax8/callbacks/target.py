@@ -1,6 +1,9 @@
 """A target metric, at which a run ends, for rounds and bytes to target."""
 
+import math
+
 from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, watched
+from fedjax8.errors import UserError
 
 
 def target(value: float, metric: str | None = None, *, direction: str = "auto", part: str = "test") -> Callback:
@@ -9,8 +12,15 @@ def target(value: float, metric: str | None = None, *, direction: str = "auto", 
     Args:
       value: the target.
       metric, direction, part: as of `early_stopping`.
+
+    Raises:
+      UserError: a value that no run reaches (not finite, an accuracy above 1) or that every run has (an accuracy of 0).
     """
     watch = watched(metric, direction, part)
+    if not math.isfinite(value) or (watch.metric.endswith("accuracy") and not 0 < value <= 1):
+        raise UserError(
+            f"target value {value:g} of {watch.metric} is never reached, or at once; accuracies are above 0, at most 1"
+        )
 
     def step(memory: Memory, moment: Moment) -> Decision:
         found = watch.read(moment, memory)

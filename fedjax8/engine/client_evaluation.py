@@ -62,6 +62,12 @@ class Asked(NamedTuple):
     tuning: "FineTuning"
 
 
+def check_fine_tuning(algorithm: Algorithm, steps: int) -> None:
+    """UserError if clients' steps before an evaluation would be of an algorithm that states an epsilon."""
+    if steps and algorithm.privacy(1):
+        raise UserError("fine_tune_steps are not accounted for, and this run states an epsilon; leave them out (0)")
+
+
 class FineTuning(NamedTuple):
     """Training of clients before they are evaluated."""
 
@@ -129,8 +135,7 @@ class ClientEvaluation:
             raise UserError(f"ids run from {ids.min()} to {ids.max()}; there are {self.num_clients} clients")
         if steps < 0:
             raise UserError(f"fine_tune_steps is {steps}, but must be at least 0")
-        if steps and self.algorithm.privacy(1):
-            raise UserError("fine_tune_steps are not accounted for, and this run states an epsilon; set them to 0")
+        check_fine_tuning(self.algorithm, steps)
 
     def _columns(self, held: FederatedData) -> PyTree:
         """The held-out columns on the devices."""
@@ -188,13 +193,8 @@ class ClientEvaluation:
         _, sums = run((shared, tuning), (clients, streamed))
         return jax.device_get(self.executor.collect(sums))
 
-<<<<<<< HEAD
-    def _program(self, fine_tune_steps: int, batch_size: int) -> Callable:
-        """`((shared, tuning), (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
-=======
     def _program(self, fine_tune_steps: int, batch_size: int) -> Program:
-        """`(shared, (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
->>>>>>> w-words
+        """`((shared, tuning), (clients, streamed columns)) -> (), {name: sum over held-out rows [c]}`, compiled."""
         algorithm, executor, local = self.algorithm, self.executor, self.algorithm.local
         model = local.model
 

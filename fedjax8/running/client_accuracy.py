@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fedjax8.config_fields import FIELDS
 from fedjax8.data.federated import Dataset
 from fedjax8.data.held_out import HeldOut, held_out
-from fedjax8.engine.client_evaluation import ClientScores
+from fedjax8.engine.client_evaluation import ClientScores, check_fine_tuning
 from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
@@ -96,18 +97,21 @@ def own_models(
     """The evaluations that a config's `evaluate_clients` asks for; None if it asks for none. `most`, a number of
     clients to evaluate at the end, overrides the number of the config.
 
-    UserError for a setting that changes nothing, and where no client has held-out rows.
+    UserError for a setting that changes nothing, for steps that no epsilon accounts for, and where no client has
+    held-out rows.
     """
     if settings["every"] or most:
+        check_fine_tuning(simulation.algorithm, settings["fine_tune_steps"])
         made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"])
         if not made.held.clients.windows(made.ids)[1].any():
             raise UserError(f"none of the {len(made.ids)} clients that would be evaluated has held-out rows")
         return made
-    if settings["fine_tune_steps"]:
-        raise UserError(
-            "config.evaluate_clients.fine_tune_steps changes nothing, since no client's model is evaluated; set "
-            "--config.evaluate_clients.every=N or --client_accuracy=N too"
-        )
+    for name in ("fine_tune_steps", "clients"):
+        if settings[name] != FIELDS[f"evaluate_clients.{name}"].default:
+            raise UserError(
+                f"config.evaluate_clients.{name} changes nothing, since no client's model is evaluated; set "
+                "--config.evaluate_clients.every=N or --client_accuracy=N too"
+            )
     return None
 
 

@@ -87,6 +87,10 @@ def test_a_best_model_that_cannot_be_written_is_the_users_to_mend(tmp_path):
         (lambda: plateau(factor=1.0), "factor and least must be above 0 and below 1"),
         (lambda: target(0.5, "test_accuracy", part="validation"), "take 'validation_accuracy'"),
         (lambda: target(0.5, "float32_test_loss", part="validation"), "take 'float32_validation_loss'"),
+        (lambda: target(90.0), "target value 90 of test_accuracy is never reached"),
+        (lambda: target(0.0), "target value 0 of test_accuracy is never reached, or at once"),
+        (lambda: target(float("nan"), "test_loss"), "target value nan of test_loss is never reached"),
+        (lambda: target(float("inf"), "test_loss"), "target value inf of test_loss is never reached, or at once"),
         (lambda: target(0.5, "validation_loss"), r"needs a validation part: set --config\.validation=0\.1"),
     ],
 )

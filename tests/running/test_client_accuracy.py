@@ -17,7 +17,7 @@ from fedjax8.running.schedule import Pace, Schedule
 NEVER = {"every": 0, "clients": 1000, "fine_tune_steps": 0}
 
 
-def stub(accuracy, without_rows=0, asked=None):
+def stub(accuracy, without_rows=0, asked=None, privacy=lambda rounds: {}):
     """A simulation of three clients with two labels whose own models are this good."""
     columns = {"x": np.zeros((6, 1), np.float32), "y": np.int32([0, 0, 1, 1, 1, 0])}
     data = FederatedData.from_owners(columns, np.int32([0, 0, 1, 1, 2, 2]), 3)
@@ -28,7 +28,10 @@ def stub(accuracy, without_rows=0, asked=None):
         metrics = {"loss": np.full(len(accuracy), 0.5)} | ({"accuracy": np.array(accuracy)} if accuracy[0] >= 0 else {})
         return ClientScores(np.arange(len(accuracy)), np.full(len(accuracy), 2), metrics, without_rows)
 
-    simulation = types.SimpleNamespace(data=data, seed=0, num_clients=3, evaluate_clients=evaluate_clients)
+    algorithm = types.SimpleNamespace(privacy=privacy)
+    simulation = types.SimpleNamespace(
+        data=data, seed=0, num_clients=3, evaluate_clients=evaluate_clients, algorithm=algorithm
+    )
     return simulation, Dataset(columns, columns, 2, (0.0,), (1.0,), "hand made")
 
 
@@ -71,6 +74,15 @@ def test_nothing_is_evaluated_unless_asked_for_and_settings_that_do_nothing_are_
     assert own_models(*stub([1.0]), NEVER) is None
     with pytest.raises(UserError, match="fine_tune_steps changes nothing"):
         own_models(*stub([1.0]), NEVER | {"fine_tune_steps": 3})
+    with pytest.raises(UserError, match="clients changes nothing"):
+        own_models(*stub([1.0]), NEVER | {"clients": 3})
+
+
+def test_steps_beside_an_epsilon_are_refused_before_the_run_and_not_at_its_first_evaluation():
+    simulation, dataset = stub([1.0], privacy=lambda rounds: {"epsilon": 1.0})
+    with pytest.raises(UserError, match="fine_tune_steps are not accounted for"):
+        own_models(simulation, dataset, NEVER | {"every": 5, "fine_tune_steps": 2})
+    assert own_models(simulation, dataset, NEVER | {"every": 5}) is not None
 
 
 def test_a_run_without_held_out_rows_or_accuracy_is_refused():

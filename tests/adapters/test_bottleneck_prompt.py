@@ -27,6 +27,7 @@ SIZES = {
 """Numbers that travel of ViT-B/16 with 100 classes, the head's 76,900 among them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SIZES)
 def test_what_travels_of_vit_b16_has_as_many_numbers_as_the_table_says(case, vit_b16, patches):
     adapter, settings, count = SIZES[case]

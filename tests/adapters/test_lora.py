@@ -23,6 +23,7 @@ def leaves_of(variables):
     return trees.named_leaves(variables.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "beyond_the_head"),
     [

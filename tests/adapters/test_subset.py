@@ -40,6 +40,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 def test_what_travels_of_vit_b16_has_as_many_numbers_as_its_layers_say(vit_b16, patches):
     for i, classes in enumerate(CLASSES):
         model = vit_b16(classes)

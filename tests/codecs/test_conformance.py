@@ -176,7 +176,11 @@ def many(name, which="normal"):
     return keys, stacked, together(name)(keys, stacked)
 
 
-@pytest.fixture(params=TREES)
+QUICK = ("normal", "zero", "heavy", "smallest", "largest", "mixed")
+"""Trees of every run of the tests; all of them are in the slow tests."""
+
+
+@pytest.fixture(params=[pytest.param(tree, marks=[] if tree in QUICK else pytest.mark.slow) for tree in TREES])
 def which(request):
     return request.param
 

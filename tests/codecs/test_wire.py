@@ -96,7 +96,10 @@ def test_a_tiny_message_is_the_bytes_one_writes_by_hand():
     assert HEADER_BYTES == 28
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize(
+    "codec",
+    [pytest.param(c, id=name, marks=[] if name.endswith("-0") else pytest.mark.slow) for name, c in CODECS.items()],
+)
 def test_every_codecs_message_comes_back_from_bytes_as_long_as_was_counted(codec):
     state = codec.init(UPDATES)
     message, _ = codec.encode(jax.random.key(0), state, UPDATES)

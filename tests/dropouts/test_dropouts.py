@@ -128,6 +128,7 @@ def several(kinds_down, kinds_up):
     return make
 
 
+@pytest.mark.slow
 def test_messages_that_are_alternatives_do_not_add_up(toys):
     """Large ones of 40 bytes and small ones of 4: at a byte a second the slowest client takes 80 s, and not 88."""
     everyone = {"down": {"large": (10, [0]), "small": (1, [1])}, "up": {"large": (10, [0]), "small": (1, [1])}}
@@ -183,6 +184,7 @@ def test_a_message_down_waits_for_the_slowest_that_is_waited_for_and_skips_the_l
         assert metrics["downlink_bytes"] == 16 - 4 * sum(late)
 
 
+@pytest.mark.slow
 def test_parts_that_a_client_leaves_out_cost_it_no_time(toys):
     """A byte of bits and a part of 4 bytes that client 0 leaves out: 9 s down and up with it, 5 s without."""
 

@@ -218,6 +218,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize(("model", "example"), SMALL.values(), ids=SMALL)
 def test_a_step_of_many_clients_holds_no_grouped_convolution(model, example, platform, monkeypatch):

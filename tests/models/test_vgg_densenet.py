@@ -46,6 +46,7 @@ def test_every_layer_has_the_published_number_of_parameters(model, layers, total
     assert sum(layers) == total and made.state == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "blocks", "trained", "statistics", "convolutions"), DENSENETS.values(), ids=DENSENETS
 )
@@ -213,6 +214,7 @@ def test_dropout_is_drawn_from_the_key_in_training_and_not_at_all_in_evaluation(
     np.testing.assert_array_equal(evaluate(jax.random.key(1))[0], evaluate(jax.random.key(2))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize(("model", "image"), SMALL.values(), ids=SMALL)
 def test_a_step_of_many_clients_holds_no_grouped_convolution(model, image, platform, monkeypatch):

@@ -95,7 +95,7 @@ def split_over(dataset: Dataset, split: Callable, num_clients: int, seed: int) -
         return federate(dataset, split, num_clients, seed)
 
 
-def held_out(clients: FederatedData, share: float, of: str, seed: int) -> ValidationPart:
+def validation_split(clients: FederatedData, share: float, of: str, seed: int) -> ValidationPart:
     """The clients without the validation part, and that part if there is one."""
     if share:
         with mistakes_of("config.validation"):
@@ -217,7 +217,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
         clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
-        parts = attempt(held_out, clients, given.validation, given.validation_of, given.seed)
+        parts = attempt(validation_split, clients, given.validation, given.validation_of, given.seed)
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)

@@ -127,22 +127,22 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and _shallow(found) else None
 
 
-def matches(value: Any, pattern: Any) -> bool:
+def has_form(value: Any, pattern: Any) -> bool:
     """Whether a JSON value has a form: a type, `[form]` for a list of them, `{name: form}` with at least these names
     but for those that end in `?`, `{str: form}` for any names, or a tuple of forms for one of them; None for null.
     Numbers must be finite, and of 64 bits if they are whole."""
     if isinstance(pattern, tuple):
-        return any(matches(value, form) for form in pattern)
+        return any(has_form(value, form) for form in pattern)
     if isinstance(pattern, list):
-        return isinstance(value, list) and all(matches(part, pattern[0]) for part in value)
+        return isinstance(value, list) and all(has_form(part, pattern[0]) for part in value)
     if isinstance(pattern, dict) and str in pattern:
-        return isinstance(value, dict) and all(matches(part, pattern[str]) for part in value.values())
+        return isinstance(value, dict) and all(has_form(part, pattern[str]) for part in value.values())
     if isinstance(pattern, dict):
         found = (
             {name: value.get(name.removesuffix("?"), _ABSENT) for name in pattern} if isinstance(value, dict) else {}
         )
         return len(found) == len(pattern) and all(
-            name.endswith("?") if part is _ABSENT else matches(part, pattern[name]) for name, part in found.items()
+            name.endswith("?") if part is _ABSENT else has_form(part, pattern[name]) for name, part in found.items()
         )
     if isinstance(value, int | float) and not -(2.0**63) <= value < 2.0**63:
         return False

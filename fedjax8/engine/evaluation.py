@@ -37,7 +37,7 @@ def evaluation(
     """
     num_rows = len(next(iter(columns.values()), ()))
     if num_rows == 0:
-        raise UserError("evaluation was given no rows, and needs at least one: pass held-out rows")
+        raise UserError("evaluation needs at least one row, and was given none: pass held-out rows")
     placed = executor.place({name: np.asarray(c) for name, c in columns.items()})
     runs = {"": model.apply} | {f"{name}_": view for name, view in model.views.items()}
     rows_of_shard = math.ceil(num_rows / executor.num_shards)

@@ -65,8 +65,8 @@ def from_nnx(
     """
     if isinstance(create, nnx.Module) or not callable(create):
         raise UserError(
-            "from_nnx takes a function that builds a module, such as lambda rngs: nnx.Linear(64, 10, rngs=rngs), but "
-            f"got a {type(create).__name__}"
+            "from_nnx takes a function that builds a module, such as lambda rngs: nnx.Linear(64, 10, rngs=rngs), not "
+            f"a {type(create).__name__}"
         )
     kinds = (nnx.Param, nnx.RngKey, nnx.RngCount, ...)
 

@@ -29,7 +29,7 @@ class FormatRules(NamedTuple):
 
     def of(self, layer: str) -> Format | None:
         """The format of the layer at that path; None for float32."""
-        return next((fmt for pattern, fmt in self.rules if matches(layer, pattern)), self.rest)
+        return next((fmt for pattern, fmt in self.rules if layer_matches(layer, pattern)), self.rest)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class FormatRules(NamedTuple):
         """Records a use of these rules, where one is traced; see `formats.record_use`. `layers` are the paths that the
         user knows; None: it has checked that each pattern matches one."""
         seen = layers or ()
-        matched = [p for p in self.patterns if layers is None or any(matches(path, p) for path in seen)]
+        matched = [p for p in self.patterns if layers is None or any(layer_matches(path, p) for path in seen)]
         formats.record_use(user, self.name, dict.fromkeys(self.patterns, False) | dict.fromkeys(matched, True), seen)
 
 
@@ -65,7 +65,7 @@ def modules_of(layer: str) -> list[str]:
     return ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
-def matches(layer: str, pattern: str) -> bool:
+def layer_matches(layer: str, pattern: str) -> bool:
     """Whether a pattern matches the path of a layer, or of a module that it is in."""
     return any(fnmatch.fnmatchcase(path, pattern) for path in modules_of(layer))
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.given import matches, read_object
+from fedjax8.given import has_form, read_object
 
 ABOUT, CLIENTS = "about.json", "clients.json"
 ABSENT = "-"
@@ -166,7 +166,7 @@ def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, An
     if found is None:
         notes.append(f"{path}: not a JSON object, ignored")
         return None
-    if form is not None and not matches(found, form):
+    if form is not None and not has_form(found, form):
         notes.append(f"{path}: damaged, or of another version; ignored")
         return None
     return found

@@ -44,9 +44,9 @@ def test_a_chain_of_nothing_is_refused():
 
 def test_a_part_that_would_change_nothing_is_refused():
     """What `halve` keeps are vectors, which a quantizer of matrices passes by."""
-    with pytest.raises(UserError, match=r"its part 2 of 2 changes nothing.*kernel \(6,\).*min_ndim=0"):
+    with pytest.raises(UserError, match=r"its part 2 of 2 changes none.*kernel \(6,\).*min_ndim=0"):
         chain([halve(), fp8()]).init(TREE)
-    with pytest.raises(UserError, match="its part 1 of 2 changes nothing"):
+    with pytest.raises(UserError, match="its part 1 of 2 changes none"):
         chain([uniform(min_size=100), topk(0.5)]).init(TREE)
     with pytest.raises(UserError, match=r"pattern '\*bias' changes nothing of params/dense/bias.*min_ndim=0"):
         per_path({"*bias": uniform(4)}, none()).init(TREE)

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax8 import tune
 from fedjax8.errors import UserError
-from fedjax8.given import matches
+from fedjax8.given import has_form
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.report import explanation, rows
 from fedjax8.results.runs import read_run
@@ -174,4 +174,4 @@ def test_damaged_settings_that_were_tuned_are_forgotten(text, tmp_path):
     ],
 )
 def test_forms_are_told_apart(value, form, fits):
-    assert matches(value, form) is fits
+    assert has_form(value, form) is fits

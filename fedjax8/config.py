@@ -82,8 +82,8 @@ def plain(value: Any) -> Any:
 
 
 def from_plain(given: Mapping[str, Any]) -> ConfigDict:
-    """The inverse of `plain`: components where there is a `name`, tuples for lists, whole numbers as
-    keys (rounds of a schedule) where JSON has texts of digits.
+    """The inverse of `plain`: components where there is a `name`, tuples for lists, whole numbers as keys of numbers
+    (rounds of a schedule) where JSON has texts of digits.
 
     Fields that are not given are at their defaults.
     """
@@ -95,7 +95,8 @@ def from_plain(given: Mapping[str, Any]) -> ConfigDict:
             settings = {key: restored(setting) for key, setting in value.items() if key != "name"}
             return component(value["name"], **settings)
         if isinstance(value, dict):
-            return {int(key) if key.isdecimal() else key: restored(inner) for key, inner in value.items()}
+            whole = lambda key, inner: key.isdecimal() and isinstance(inner, int | float)  # a pattern has a text
+            return {int(key) if whole(key, inner) else key: restored(inner) for key, inner in value.items()}
         return float(value) if value in ("inf", "-inf", "nan") else value
 
     config = base_config()

@@ -143,8 +143,11 @@ ALL_PUBLIC = Split(())
 
 
 def split(private: Sequence[str] | str | None) -> Split:
-    """The `Split` by these patterns; ValueError unless they are texts."""
-    return Split(None if private is None else as_patterns(private))
+    """The `Split` by these patterns; ValueError unless they are texts, at least one."""
+    patterns = None if private is None else as_patterns(private)
+    if patterns == ():
+        raise ValueError("private: no pattern is given, so that nothing would be; leave it out for the last layer")
+    return Split(patterns)
 
 
 def last_layer(names: Collection[str]) -> str:

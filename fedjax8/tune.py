@@ -34,7 +34,7 @@ FACTOR = 4
 """Between the numbers of clients at once that are tried."""
 MATTERS = (
     *("model", "format", "adapter", "client", "algorithm", "uplink", "downlink", "data", "cohort_size", "augment"),
-    *("feed", "participation"),
+    *("feed", "participation", "format_rules"),
 )
 """Fields of a config that decide which setting is fastest."""
 

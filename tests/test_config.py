@@ -1,5 +1,6 @@
 """Settings: overrides, checks, and objects built from them. Every mistake is one sentence that helps."""
 
+import json
 import pathlib
 
 import jax
@@ -8,7 +9,17 @@ import numpy as np
 import pytest
 
 from fedjax8.build import SEAMS, build, build_component, build_optimizer
-from fedjax8.config import base_config, component, in_float32, load_config, override, parse_value, plain, validate
+from fedjax8.config import (
+    base_config,
+    component,
+    from_plain,
+    in_float32,
+    load_config,
+    override,
+    parse_value,
+    plain,
+    validate,
+)
 from fedjax8.errors import UserError
 
 
@@ -505,3 +516,14 @@ def test_a_run_from_the_config_json_of_another_gives_the_same_numbers(tmp_path):
     first = numbers(build(config))
     assert numbers(build(through_json(config, tmp_path))) == first
     assert first[0]["train_loss"] > 0 and first[0]["uplink_bytes"] == 2 * 4 * (64 * 4 + 4 * 10 + 4 + 10)
+
+
+def test_patterns_of_digits_stay_texts_where_a_config_is_read_again():
+    """Layers of nnx sequences are called 0, 1, ...; rounds of a schedule are whole numbers."""
+    config = base_config()
+    config.adapter = component("qat", rules={"0": "float32", "1": "e5m2"})
+    schedule = component("piecewise_constant_schedule", init_value=0.1, boundaries_and_scales={10: 0.5})
+    config.client.optimizer = component("sgd", learning_rate=schedule)
+    again = from_plain(json.loads(json.dumps(plain(config))))
+    assert again.adapter.rules == {"0": "float32", "1": "e5m2"}
+    assert again.client.optimizer.learning_rate.boundaries_and_scales == {10: 0.5}

@@ -10,7 +10,7 @@ from fedjax8 import trees
 from fedjax8.adapters.qat import qat
 from fedjax8.errors import UserError
 from fedjax8.models.mlp import mlp
-from fedjax8.paths import last_layer, layers_of, split
+from fedjax8.paths import ALL_PUBLIC, last_layer, layers_of, split
 
 TREE = {"body": {"a": {"kernel": 1, "bias": 2}, "b": {"kernel": 3}}, "head": {"kernel": 4, "kernel_clip": 5, "bias": 6}}
 HEAD = {"kernel": 4, "kernel_clip": 5, "bias": 6}
@@ -41,8 +41,10 @@ def test_a_clip_by_itself_is_no_part():
 
 
 def test_without_patterns_the_tree_itself_is_public():
-    public, own = split(()).cut(TREE)
-    assert public is TREE and own == {} and split(()).merge(public, own) is TREE
+    public, own = ALL_PUBLIC.cut(TREE)
+    assert public is TREE and own == {} and ALL_PUBLIC.merge(public, own) is TREE
+    with pytest.raises(ValueError, match="no pattern is given"):
+        split(())  # fedper, say, would be fedavg
 
 
 @pytest.mark.parametrize(

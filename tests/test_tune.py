@@ -74,11 +74,12 @@ def test_the_key_forgets_nothing_that_matters():
         ("uplink", component("none")),
         ("cohort_size", 11),
         ("adapter", component("none")),
+        ("format_rules", ("Dense_0=float32",)),
     ):
         config = base_config()
         config[field] = value
         keys.add(key_of(config))
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_an_executor_that_was_chosen_is_left_alone(measured):

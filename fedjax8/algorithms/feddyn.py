@@ -13,6 +13,8 @@ There are two models, the mean of the clients' and x, which is sent and, by defa
 a lossy codec the server's mean of h_i is off by the codec's error: use an unbiased one.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -43,8 +45,8 @@ def feddyn(
       model_state, aggregate: see `parts.from_parts`.
     """
     check_choice("evaluated", evaluated, EVALUATED)
-    if not alpha > 0:
-        raise ValueError(f"alpha must be above 0, got {alpha}")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be a number above 0, got {alpha}")
 
     def zeros(variables: Variables) -> PyTree:
         return jax.tree.map(jnp.zeros_like, variables.params)

@@ -38,6 +38,8 @@ from fedjax8.types import (
 )
 
 PRIVATE, PUBLIC = "private", "public"
+MOST_EPOCHS = 10_000
+"""Of the head, so that its steps can be counted in int32 for clients of 200,000 batches."""
 
 
 @checked
@@ -58,7 +60,7 @@ def fedrep(
       local: the clients' local training; the batch plan's steps are those of the public part.
       private: patterns on paths of the parameters that each client keeps, such as `("Dense_2", "*/bias")`; None: the
         last layer.
-      head_epochs: tau, passes over a client's rows for the private part, at least 1.
+      head_epochs: tau, passes over a client's rows for the private part, from 1 to MOST_EPOCHS.
       server_learning_rate, payload, weighting: as in `fedavg`, for the public part.
       model_state, aggregate: see `parts.from_parts`.
 
@@ -68,8 +70,10 @@ def fedrep(
     """
     check_choice("payload", payload, PAYLOADS)
     check_choice("weighting", weighting, WEIGHTINGS)
-    if head_epochs < 1:
-        raise ValueError(f"head_epochs must be at least 1, got {head_epochs}; fedper trains both parts together")
+    if not 1 <= head_epochs <= MOST_EPOCHS:
+        raise ValueError(
+            f"head_epochs must be from 1 to {MOST_EPOCHS}, got {head_epochs}; fedper trains both parts together"
+        )
     check_not_kept(local, "a client's optimizer begins anew with each part of the model")
     cut = split(private)
 

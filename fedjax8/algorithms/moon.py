@@ -14,6 +14,8 @@ Traffic: as FedAvg. A step runs the model twice more, and its representation is 
 model for each client.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -75,8 +77,8 @@ def moon(
     """
     check_choice("payload", payload, PAYLOADS)
     check_choice("weighting", weighting, WEIGHTINGS)
-    if not (mu >= 0 and temperature > 0):
-        raise ValueError(f"mu must not be negative and temperature above 0; got {mu} and {temperature}")
+    if not (0 <= mu < math.inf and 0 < temperature < math.inf):
+        raise ValueError(f"mu must be a number from 0 up and temperature one above 0; got {mu} and {temperature}")
     model = local.model
 
     def client(start, extra, memory: Variables, rows, key, round_number) -> ClientOutput:

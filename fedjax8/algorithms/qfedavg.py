@@ -11,6 +11,8 @@ authors' code.
 Traffic: as FedAvg, and 4 bytes up for h_i as float32. A client reads its rows once more for the loss.
 """
 
+import math
+
 import jax.numpy as jnp
 
 from fedjax8 import trees
@@ -43,8 +45,8 @@ def qfedavg(
       q: exponent of the loss in a client's weight, from 0 up.
       model_state, aggregate: see `parts.from_parts`. An aggregator sees a client's update and h_i together.
     """
-    if not (learning_rate > 0 and q >= 0):
-        raise ValueError(f"learning_rate must be positive and q not negative; got {learning_rate} and {q}")
+    if not (0 < learning_rate < math.inf and 0 <= q < math.inf):
+        raise ValueError(f"learning_rate must be a number above 0 and q one from 0 up; got {learning_rate} and {q}")
 
     def client(start, extra, memory, rows, key, round_number) -> ClientOutput:
         loss = local.mean_loss(start, rows) + SMALLEST_LOSS

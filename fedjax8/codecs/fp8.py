@@ -12,7 +12,7 @@ already stands beside it in the tree, the float32 clip; every other leaf stays f
 learned clip is sent once, as the leaf that it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.numerics import scales
-from fedjax8.numerics.format_rules import format_rules, layer_of
+from fedjax8.numerics.format_rules import format_rules, layers_of
 from fedjax8.numerics.formats import Format
 from fedjax8.types import Array, Codec, PyTree, Ratio
 
@@ -76,25 +76,25 @@ def fp8(
         if given not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {given!r}")
 
-    def format_of(name: str) -> Format | None:
-        return by_layer.of(layer_of(name))
-
-    def grid(name: str) -> Format:
-        """Format of a leaf that is quantized."""
-        return format_of(name) or by_layer.rest
+    def formats_of(names: Iterable[str]) -> dict[str, Format | None]:
+        """Of each leaf; None for float32."""
+        if not rules:
+            return dict.fromkeys(names, by_layer.rest)
+        return {name: by_layer.of(layer) for name, layer in layers_of(names).items()}
 
     def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], set[str]]:
         """The tree with the clips that are sent, the clip of every leaf to quantize, and the leaves whose clip is a
         leaf of the tree. In trees of updates clips are differences, not scales."""
         leaves = trees.named_leaves(tree)
+        format_of = formats_of(leaves)
         pairs = {} if clip == "max" else {n: c for n, c in trees.clips_of(leaves).items() if "params" in n.split("/")}
         with_clips = {name.split("/")[0] for name in pairs}
         # Of a single value, code and clip together would be larger than it is.
         single = {n for n, x in leaves.items() if x.size < 2}
         large = [n for n, x in leaves.items() if trees.is_float32(x) and x.ndim >= min_ndim and not trees.is_clip(n)]
         whole = [n for n in large if n.split("/")[0] not in with_clips and n not in single]
-        alphas = {n: scales.max_abs(leaves[n]) for n in whole if format_of(n)}
-        learned = {n: leaves[c] for n, c in pairs.items() if format_of(n)}
+        alphas = {n: scales.max_abs(leaves[n]) for n in whole if format_of[n]}
+        learned = {n: leaves[c] for n, c in pairs.items() if format_of[n]}
         if clip == "raised":
             learned = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learned.items()}
             sent = {pairs[n]: alpha for n, alpha in learned.items()}
@@ -104,13 +104,14 @@ def fp8(
     def encode(key, state, tree):
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(trees.named_leaves(tree))}
         tree, alphas, learned = prepare(tree)
+        grid = formats_of(keys)
         if alphas or rules:
-            by_layer.record("codec fp8", [layer_of(name) for name in keys])
+            by_layer.record("codec fp8", list(layers_of(keys).values()))
 
         def encode_leaf(name, x):
             if name not in alphas:
                 return x
-            codes = scales.encode(x, alphas[name], grid(name), keys[name] if rounding == "stochastic" else None)
+            codes = scales.encode(x, alphas[name], grid[name], keys[name] if rounding == "stochastic" else None)
             return Quantized(codes, None if name in learned else alphas[name])
 
         return trees.map_named(encode_leaf, tree), state
@@ -120,23 +121,25 @@ def fp8(
             return isinstance(x, Quantized)
 
         leaves = trees.named_leaves(message, is_leaf=is_quantized)
+        grid = formats_of(leaves)
 
         def decode_leaf(name, x):
             if not is_quantized(x):
                 return x
             alpha = leaves[name + trees.CLIP_SUFFIX] if x.clip is None else x.clip
-            return scales.decode(x.codes, alpha, grid(name))
+            return scales.decode(x.codes, alpha, grid[name])
 
         return trees.map_named(decode_leaf, message, is_leaf=is_quantized)
 
     def error_bound(tree):
         sent, alphas, _ = prepare(tree)
         raised = trees.named_leaves(sent)
+        grid = formats_of(raised)
 
         def bound(name, x):
             if name not in alphas:
                 return jnp.abs(raised[name] - x)  # zero but for a raised clip
-            alpha, fmt = alphas[name], grid(name)
+            alpha, fmt = alphas[name], grid[name] or by_layer.rest  # a leaf with a clip has one
             smallest = scales.scale_for(alpha, fmt) * fmt.smallest_subnormal
             step = jnp.maximum(2.0**-fmt.mantissa_bits * jnp.minimum(jnp.abs(x), alpha), smallest)
             return jnp.maximum(jnp.abs(x) - alpha, 0.0) + step * (1.0 if rounding == "stochastic" else 0.5)

@@ -7,7 +7,7 @@ so that a layer travels in the format that it is trained in.
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedjax8.errors import UserError
@@ -111,6 +111,24 @@ def layer_of(name: str) -> str:
     'blocks/0/Dense_1'
     """
     return "/".join(name.split("/")[1:-1])
+
+
+def layers_of(names: Iterable[str]) -> dict[str, str]:
+    """The layer of each leaf of a message. A tree like the parameters that lies deeper in it, such as an optimizer's
+    moments, has the layers of `params`.
+
+    >>> layers_of(["params/Dense_0/kernel", "extra/optimizer/0/trace/Dense_0/kernel"])
+    {'params/Dense_0/kernel': 'Dense_0', 'extra/optimizer/0/trace/Dense_0/kernel': 'Dense_0'}
+    """
+    names = list(names)
+    own = {layer_of(name) for name in names if name.startswith("params/")}
+
+    def layer(name: str) -> str:
+        parts = name.split("/")
+        tails = ("/".join(parts[i:-1]) for i in range(1, len(parts)))
+        return next((tail for tail in tails if tail in own), layer_of(name))
+
+    return {name: layer(name) for name in names}
 
 
 def parse_rules(texts: Sequence[str], where: str) -> dict[str, str]:

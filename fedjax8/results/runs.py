@@ -253,7 +253,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
 
     groups: dict[str, list[RunFolder]] = {}
     for resolved, run in runs.items():
-        identity = str(resolved) if run.config is None else json.dumps(run.config, sort_keys=True)
+        identity = str(resolved) if run.config is None else json.dumps(run.config)
         groups.setdefault(identity, []).append(run)
     settings: list[tuple[RunFolder, ...]] = []
     for group in groups.values():

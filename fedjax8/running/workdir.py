@@ -67,6 +67,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def reordered(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two plain configs with the same fields have them in another order, as `a before b -> b before a`. Rules are
+    such fields: the first match wins."""
+    fields = zip(flatten(dict(old)), flatten(dict(new)), strict=False)
+    return next(([f"{a} before {b} -> {b} before {a}"] for a, b in fields if a != b), [])
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON atomically: the file is the old one or the whole new one."""
     _replace(path, json.dumps(json_ready(value), indent=2) + "\n")
@@ -138,7 +145,8 @@ def claim(directory: Path, record: Mapping[str, Any]) -> None:
 def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], place: Path) -> None:
     """Raises UserError if two records (contents of `config.json`) differ in config or data. A part that one of them
     lacks is not compared. `place` is where the old one lies."""
-    if "config" in old and "config" in new and (changed := differences(old["config"], new["config"])):
+    configs = (old["config"], new["config"]) if "config" in old and "config" in new else None
+    if configs and (changed := differences(*configs) or reordered(*configs)):
         raise UserError(
             f"--workdir: {place} holds a run of another config ({'; '.join(changed)}); choose another directory"
         )

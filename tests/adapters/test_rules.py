@@ -228,6 +228,26 @@ def configured(*assignments):
     return config
 
 
+def test_what_travels_beside_the_parameters_has_their_formats_wherever_it_lies():
+    """A control variate and a momentum, as scaffold and mime send them down: those of `first` come as they are."""
+    kernel = np.linspace(-1.03, 1.0, 12, dtype=np.float32).reshape(3, 4)
+    params = {name: {"kernel": kernel} for name in ("first", "second", "third")}
+    tree = {"params": params, "extra": {"control": params, "optimizer": ({"trace": params},)}}
+    codec = codecs.fp8(rules=RULES, rounding="nearest")
+    message, _ = codec.encode(KEY, (), tree)
+    decoded = codec.decode((), message)
+    scale = lambda fmt: np.float32(1.03) / np.float32(ml_dtypes.finfo(fmt).max)
+    of_format = lambda fmt: (kernel / scale(fmt)).astype(fmt).astype(np.float32) * scale(fmt)
+    expected = {
+        "first": kernel,
+        "second": of_format(ml_dtypes.float8_e5m2),
+        "third": of_format(ml_dtypes.float8_e4m3fn),
+    }
+    for one in (decoded["params"], decoded["extra"]["control"], decoded["extra"]["optimizer"][0]["trace"]):
+        for name, wanted in expected.items():
+            np.testing.assert_allclose(one[name]["kernel"], wanted, rtol=1e-6 * (name != "first"), err_msg=name)
+
+
 def test_one_flag_keeps_a_layer_of_the_default_job_in_float32_in_model_and_messages():
     run = build(configured(("format_rules", "Dense_1=float32"))).simulation
     for found in run.discover():

@@ -41,7 +41,7 @@ def test_rounds_of_some_clients_follow_the_equations(toys):
         np.testing.assert_allclose(after, h, atol=5 * FLOAT32)
 
 
-@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"evaluated": "both"}])
+@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"alpha": float("inf")}, {"evaluated": "both"}])
 def test_settings_out_of_range_are_refused(toys, settings):
     with pytest.raises(ValueError, match="must be"):
         toys.build(functools.partial(feddyn, **settings), toys.q2(), steps=1)

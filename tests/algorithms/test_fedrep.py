@@ -112,5 +112,6 @@ def test_gradients_that_are_accounted_for_are_refused(toys):
 
 
 def test_no_epoch_for_the_head_is_refused(toys):
-    with pytest.raises(ValueError, match="head_epochs must be at least 1, got 0"):
-        toys.build(lambda local: fedrep(local, head_epochs=0), toys.q2(), steps=1)
+    for epochs in (0, 2**31 - 1):  # steps are counted in int32
+        with pytest.raises(ValueError, match=f"head_epochs must be from 1 to 10000, got {epochs}"):
+            toys.build(lambda local, epochs=epochs: fedrep(local, head_epochs=epochs), toys.q2(), steps=1)

@@ -130,7 +130,10 @@ def test_a_model_without_layers_and_private_steps_are_refused(toys):
         built(moon, dp_sgd(noise_multiplier=1.0)).discover()
 
 
-@pytest.mark.parametrize("settings", [{"mu": -1.0}, {"temperature": 0.0}, {"payload": "both"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"mu": -1.0}, {"mu": float("inf")}, {"temperature": 0.0}, {"temperature": float("inf")}, {"payload": "both"}],
+)
 def test_settings_out_of_range_are_refused(toys, settings):
     with pytest.raises(ValueError, match="must"):
         toys.build(functools.partial(moon, **settings), toys.q2(), steps=1)

@@ -57,7 +57,7 @@ def test_one_client_moves_by_its_loss_over_its_curvature(toys):
     assert toys.trajectory(sim, 1)[0] == pytest.approx(loss * way / (way**2 / RATE + loss), abs=FLOAT32)
 
 
-@pytest.mark.parametrize("settings", [{"q": -1.0}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize("settings", [{"q": -1.0}, {"q": float("inf")}, {"learning_rate": 0.0}])
 def test_settings_out_of_range_are_refused(toys, settings):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be a number above 0"):
         toys.build(functools.partial(qfedavg, **{"learning_rate": RATE} | settings), toys.q2(), steps=1)

@@ -196,6 +196,13 @@ def test_directories_of_a_study_give_labels_without_the_seed_also_where_a_settin
     assert labels(*iid[:6], other) == ["iid-float32", "iid-uq", "iid-uq-seed7"]
 
 
+def test_rules_in_another_order_are_another_setting(tmp_path, write_folder):
+    rules = {"Dense_0": "float32", "Dense_*": "e5m2"}
+    a = write_folder(tmp_path / "a", {"seed": 0, "adapter": {"name": "qat", "rules": rules}})
+    b = write_folder(tmp_path / "b", {"seed": 1, "adapter": {"name": "qat", "rules": dict(reversed(rules.items()))}})
+    assert labels(a, b) == ["a", "b"]
+
+
 def test_equal_configs_and_seeds_are_told_apart_by_directory_with_a_warning(tmp_path, write_folder):
     a = write_folder(tmp_path / "before", {"seed": 0})
     b = write_folder(tmp_path / "after", {"seed": 0})

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fedjax8.config import component, plain
 from fedjax8.errors import UserError
 from fedjax8.running import workdir
 
@@ -95,6 +96,16 @@ def test_differences_name_added_changed_and_missing_fields():
         "seed: 0 -> 1",
         "uplink.format: (unset) -> e5m2",
     ]
+
+
+def test_a_run_is_not_gone_on_with_by_rules_in_another_order(tmp_path):
+    """The first match wins, so that Dense_0 is in float32 by the one and in e5m2 by the other."""
+    rules = {"Dense_0": "float32", "Dense_*": "e5m2"}
+    made, other = ({"adapter": plain(component("qat", rules=r))} for r in (rules, dict(reversed(rules.items()))))
+    workdir.claim(tmp_path, {"config": made})
+    workdir.claim(tmp_path, {"config": made})
+    with pytest.raises(UserError, match=r"another config \(adapter.rules.Dense_0 before adapter.rules.Dense_\* -> "):
+        workdir.claim(tmp_path, {"config": other})
 
 
 def test_a_foreign_config_file_is_not_overwritten(tmp_path):

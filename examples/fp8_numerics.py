@@ -168,7 +168,8 @@ for name, color in {"e2m1": PINK, "e5m2": GREEN, "e4m3fn": BLUE}.items():
     ax.plot(path, jax.lax.map(lambda a, fmt=fmt: relative_error(a, fmt), path), ".", markersize=4, color=color)
     ax.plot(path[-1], relative_error(path[-1], fmt), "o", color=color)
     print(
-        f"{name:>8}: learned clip {path[-1]:.2f} standard deviations, relative error {relative_error(path[-1], fmt):.1e}"
+        f"{name:>8}: learned clip {path[-1]:.2f} standard deviations, "
+        f"relative error {relative_error(path[-1], fmt):.1e}"
     )
 ax.axvline(float(jnp.abs(tensor).max()), color="#888888", linestyle=":", label="largest weight")
 ax.set(xscale="log", yscale="log", xlabel="clip (standard deviations)", ylabel="squared error / squared norm")

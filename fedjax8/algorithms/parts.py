@@ -211,6 +211,7 @@ def from_parts(
         usual.round,
         lambda state: state.variables,
         personal=usual.personal,
+        steps=steps,
     )
 
 

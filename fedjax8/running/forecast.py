@@ -11,6 +11,7 @@ Nothing is written. A measured forecast compiles the run and runs a few rounds o
 is that of the models' products alone.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -206,9 +207,10 @@ def leaves_of(variables: Variables) -> list[Leaf]:
 
 
 def steps_of(simulation: Simulation, rounds: int) -> StepForecast:
-    """Steps by the batch plan of the clients that will be drawn."""
+    """Local steps of the clients that will be drawn."""
     participants = simulation.participants
-    of_client = np.asarray(num_steps(simulation.plan, simulation.data.sizes))
+    of_sizes = simulation.algorithm.steps or functools.partial(num_steps, simulation.plan)
+    of_client = np.asarray(of_sizes(simulation.data.sizes))
     looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // simulation.cohort_size))
     cohorts = (participants.drawn(number) for number in range(looked_at))
     found = sum(int(of_client[cohort.ids[~cohort.lost]].sum()) for cohort in cohorts)

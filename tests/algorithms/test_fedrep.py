@@ -13,6 +13,7 @@ from fedjax8.dropouts import deadline, with_dropout
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.paths import split
+from fedjax8.running.forecast import steps_of
 from fedjax8.types import ClientRows, Model, Pool, StepGradient, Variables
 
 FLOAT32 = 2e-6
@@ -115,3 +116,12 @@ def test_no_epoch_for_the_head_is_refused(toys):
     for epochs in (0, 2**31 - 1):  # steps are counted in int32
         with pytest.raises(ValueError, match=f"head_epochs must be from 1 to 10000, got {epochs}"):
             toys.build(lambda local, epochs=epochs: fedrep(local, head_epochs=epochs), toys.q2(), steps=1)
+
+
+def test_a_forecast_counts_the_steps_on_the_head(toys):
+    """Batches of 2 of 4 and 3 rows: five times 2 steps on the head and 2 on the body, of both clients."""
+    data = toys.with_rows(([0.0] * 4, [1.0] * 3))
+    make = lambda local: fedrep(local, "head", head_epochs=5)
+    sim = toys.build(make, data, model=toys.two_parts(), batch_size=2, epochs=1)
+    found = steps_of(sim, rounds=3)
+    assert (found.least, found.median, found.most, found.run) == (12, 12.0, 12, 3 * 24)

@@ -210,7 +210,8 @@ def steps_of(simulation: Simulation, rounds: int) -> StepForecast:
     """Local steps of the clients that will be drawn."""
     participants = simulation.participants
     of_sizes = simulation.algorithm.steps or functools.partial(num_steps, simulation.plan)
-    of_client = np.asarray(of_sizes(simulation.data.sizes))
+    sizes: Any = simulation.data.sizes
+    of_client = np.asarray(of_sizes(sizes))
     looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // simulation.cohort_size))
     cohorts = (participants.drawn(number) for number in range(looked_at))
     found = sum(int(of_client[cohort.ids[~cohort.lost]].sum()) for cohort in cohorts)

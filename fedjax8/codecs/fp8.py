@@ -139,7 +139,7 @@ def fp8(
         def bound(name, x):
             if name not in alphas:
                 return jnp.abs(raised[name] - x)  # zero but for a raised clip
-            alpha, fmt = alphas[name], grid[name]
+            alpha, fmt = alphas[name], grid[name] or by_layer.rest
             smallest = scales.scale_for(alpha, fmt) * fmt.smallest_subnormal
             step = jnp.maximum(2.0**-fmt.mantissa_bits * jnp.minimum(jnp.abs(x), alpha), smallest)
             return jnp.maximum(jnp.abs(x) - alpha, 0.0) + step * (1.0 if rounding == "stochastic" else 0.5)

@@ -217,7 +217,7 @@ def steps_of(simulation: Simulation, rounds: int) -> Steps:
     """Local steps of the clients that will be drawn."""
     participants = simulation.participants
     of_sizes = simulation.algorithm.steps or functools.partial(num_steps, simulation.plan)
-    of_client = np.asarray(of_sizes(simulation.data.sizes))
+    of_client = np.asarray(of_sizes(jnp.asarray(simulation.data.sizes)))
     looked_at = min(rounds, max(1, COHORTS_LOOKED_AT // simulation.cohort_size))
     cohorts = (participants.drawn(number) for number in range(looked_at))
     found = sum(int(of_client[cohort.ids[~cohort.lost]].sum()) for cohort in cohorts)

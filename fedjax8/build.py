@@ -105,6 +105,15 @@ def validation_split(clients: FederatedData, share: float, of: str, seed: int) -
     return ValidationPart(clients, None)
 
 
+def check_evaluated(every: int, clients: int) -> None:
+    """UserError for a number of clients to evaluate where none ever is; `--client_accuracy` has a number of its own."""
+    if clients != FIELDS["evaluate_clients.clients"].default and not every:
+        raise UserError(
+            f"config.evaluate_clients.clients={clients} changes nothing without a period: set "
+            "--config.evaluate_clients.every=N too"
+        )
+
+
 def check_cohort(cohort_size: int, num_clients: int) -> int:
     """The cohort's size; UserError if there are fewer clients."""
     if cohort_size > num_clients:
@@ -210,7 +219,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             bound = attempt(bind, f"config.{field}", getattr(given, field), SEAMS[field], tuple(supplied), inherits)
             return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})
 
-        client = given.client
+        client, personal = given.client, given.evaluate_clients
+        attempt(check_evaluated, personal.every, personal.clients)
         formats_given = attempt(run_format_of, given.format, given.format_rules)
         run_format = None if formats_given is FAILED else formats_given
         dataset = beside.dataset if beside else make("data", data_dir=data_dir)

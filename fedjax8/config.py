@@ -223,6 +223,11 @@ def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
                 del section[key]
             section["name"] = value
         return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and is_component(section) and is_component(old):  # such as a learning rate in a schedule's place
+        del section[last]
+        section[last] = value
+        return
     if isinstance(old, ConfigDict):
         hint = f"; to choose another, set --{dotted}.name={value}" if is_component(old) else ""
         raise UserError(f"{dotted} is a section and cannot be {value!r}{hint}")

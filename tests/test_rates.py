@@ -99,6 +99,18 @@ def test_a_schedule_with_boundaries_is_written_to_json_as_it_is_read_back():
     assert [float(local.rate(Pool({}, None, {}, jnp.int32(r)))) for r in (0, 1, 3)] == pytest.approx([0.2, 0.2, 0.1])
 
 
+def test_a_number_can_stand_in_the_place_of_a_schedule_again():
+    """As with --config=RUN/config.json of a run with a schedule."""
+    config = configured((f"{RATE}.name", "constant_schedule"), (f"{RATE}.value", "0.2"))
+    again = from_plain(json.loads(json.dumps(plain(config))))
+    override(again, [(RATE, "0.05")])
+    assert again.client.optimizer.learning_rate == 0.05
+    with pytest.raises(UserError, match="is a section and cannot be 'fast'"):
+        override(config, [(RATE, "fast")])
+    with pytest.raises(UserError, match="is a section and cannot be 3"):
+        override(config, [("client.optimizer", "3")])
+
+
 def test_the_servers_schedule_counts_its_steps(toys):
     """Server SGD at rates 1, 0.5, 0.25 over one client that goes a tenth of the way to 1 in a round."""
     halved = optax.exponential_decay(1.0, 1, 0.5)

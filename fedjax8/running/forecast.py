@@ -29,7 +29,7 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.keys import random_key
 from fedjax8.running.schedule import CALL_SECONDS, Schedule
-from fedjax8.types import Channel, Executor, Model, Partial, PyTree, Variables, Way
+from fedjax8.types import MODEL, Channel, Executor, Model, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
 """Clients, over all cohorts, whose steps are added up; a longer run is extrapolated."""
@@ -114,6 +114,14 @@ class Traffic(NamedTuple):
         return all(times.least == times.most for times in self.times.values())
 
 
+def clients_of(channel: Channel, asked: Range, used: Range) -> Range:
+    """How many clients of a round send or receive a kind of message. All that are asked receive the model; what comes
+    later in a round may be sent to those alone who are waited for, which the algorithm decides."""
+    if channel.direction == "up":
+        return used
+    return asked if channel.name == MODEL else Range(used.least, asked.most)
+
+
 class Forecast(NamedTuple):
     """Forecast of a run."""
 
@@ -157,9 +165,9 @@ def forecast(
     traffic = traffic_of(simulation.ways(steps.most))
     asked, used = Range(*participants.numbers[:2]), Range(*participants.numbers[2:])
     reports = dict.fromkeys(participants.reports(1), asked)
-    fixed = traffic.fixed and asked.least == asked.most and used.least == used.most
-    clients = {"down": asked.most, "up": used.most}
-    sent: Mapping[Channel, int] = {c: clients[c.direction] * n.most for c, n in traffic.times.items()}
+    clients = {channel: clients_of(channel, asked, used) for channel in traffic.times}
+    fixed = traffic.fixed and all(x.least == x.most for x in (asked, used, *clients.values()))
+    sent: Mapping[Channel, int] = {c: clients[c].most * n.most for c, n in traffic.times.items()}
     sent = {**sent, **{channel: n.most for channel, n in reports.items()}}
     working = None
     if measured:

@@ -1,5 +1,6 @@
 """A forecast as text: tables on a terminal, aligned columns in a file or pipe."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.running.console import readable_bytes
-from fedjax8.running.forecast import Forecast, Range
+from fedjax8.running.forecast import Forecast, Range, clients_of
 from fedjax8.streams import console_on
 from fedjax8.types import Channel
 
@@ -63,9 +64,9 @@ def _share_of_layers(found: Forecast) -> str:
 
 
 def _messages(found: Forecast) -> list[tuple[str, ...]]:
-    clients = {"down": found.asked, "up": found.used}
+    clients = functools.partial(clients_of, asked=found.asked, used=found.used)
     of_round = {
-        channel: Range(*(a * b for a, b in zip(clients[channel.direction], times, strict=True)))
+        channel: Range(*(a * b for a, b in zip(clients(channel), times, strict=True)))
         for channel, times in found.traffic.times.items()
     }
     return [_message(found, channel, times) for channel, times in (of_round | dict(found.reports)).items()]
@@ -116,7 +117,9 @@ def _traffic(found: Forecast) -> list[str]:
 
 def _whole(found: Forecast, direction: str) -> Range:
     """Bytes of the run."""
-    of_client, clients = getattr(found.traffic, direction), found.asked if direction == "down" else found.used
+    of_client, usual = getattr(found.traffic, direction), found.asked if direction == "down" else found.used
+    counts = [clients_of(c, found.asked, found.used) for c in found.traffic.times if c.direction == direction]
+    clients = min([usual.least, *(n.least for n in counts)]), usual.most
     reports = [(c.message_bytes, n) for c, n in found.reports.items() if c.direction == direction]
     least, most = (sum(size * n[i] for size, n in reports) + of_client[i] * clients[i] for i in (0, 1))
     return Range(found.rounds * least, found.rounds * most)

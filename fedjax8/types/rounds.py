@@ -323,8 +323,7 @@ class Algorithm(NamedTuple):
     pooled: bool = False
     """Whether a round trains on the rows of all clients at once: every device then holds all of them."""
     steps: Callable[[Array], Array] | None = None
-    """Numbers of rows of clients to their local steps in a round, also on NumPy arrays; None: those of the batch plan.
-    For forecasts."""
+    """Numbers of rows of clients to their local steps in a round, for forecasts; None: those of the batch plan."""
 
     def variables_of(self, state: PyTree, memory: PyTree) -> Variables:
         """The model that the client of this memory would use, without frozen parameters."""

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fedjax8 import participation
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.mime import mime
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.running.forecast import Range, forecast
 from fedjax8.running.forecast_tables import show
@@ -18,10 +19,10 @@ ROUNDS = 4
 STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def foretold(toys, drawn_by):
+def foretold(toys, drawn_by, make=fedavg):
     """(forecast, simulation, ledger after the run, text)."""
     data = toys.clients([1.0] * 8, [0.0] * 8, STEPS)
-    sim = toys.build(fedavg, data, cohort_size=3, epochs=1, participation=drawn_by)
+    sim = toys.build(make, data, cohort_size=3, epochs=1, participation=drawn_by)
     found = forecast(sim, Schedule(ROUNDS, 2, 2), data.columns, measured=False)
     state = sim.init()
     while state.round < ROUNDS:
@@ -46,6 +47,14 @@ def test_numbers_that_are_fixed_are_those_of_the_run(toys, drawn_by, asked):
     if found.steps.exact:
         drawn = [sim.participants.drawn(number) for number in range(ROUNDS)]
         assert found.steps.run == sum(STEPS[i] for d in drawn for i in d.ids[~d.lost])
+
+
+def test_what_only_those_receive_who_are_waited_for_is_no_fixed_number(toys):
+    """Five are asked and receive the model and a momentum, 8 bytes; the mean gradient goes to three, or to all five."""
+    found, _, ledger, text = foretold(toys, participation.overselect(1.5), mime)
+    assert ledger.downlink_bytes == (5 * 8 + 3 * 4) * ROUNDS and ledger.uplink_bytes == 3 * 8 * ROUNDS
+    assert found.run_messages is None
+    assert "4 rounds up 96, down 144 to 240" in text
 
 
 def test_numbers_that_vary_are_ranges_around_those_of_the_run(toys):

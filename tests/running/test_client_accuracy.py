@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.build import build
+from fedjax8.config import base_config, override
 from fedjax8.data.federated import Dataset, FederatedData
 from fedjax8.engine.client_evaluation import ClientScores
 from fedjax8.errors import UserError
@@ -74,8 +76,13 @@ def test_nothing_is_evaluated_unless_asked_for_and_settings_that_do_nothing_are_
     assert own_models(*stub([1.0]), NEVER) is None
     with pytest.raises(UserError, match="fine_tune_steps changes nothing"):
         own_models(*stub([1.0]), NEVER | {"fine_tune_steps": 3})
-    with pytest.raises(UserError, match="clients changes nothing"):
-        own_models(*stub([1.0]), NEVER | {"clients": 3})
+
+
+def test_a_number_of_clients_without_a_period_is_refused():
+    config = base_config()
+    override(config, [("evaluate_clients.clients", "5")])
+    with pytest.raises(UserError, match=r"evaluate_clients\.clients=5 changes nothing without a period"):
+        build(config)
 
 
 def test_steps_beside_an_epsilon_are_refused_before_the_run_and_not_at_its_first_evaluation():

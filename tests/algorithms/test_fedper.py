@@ -51,16 +51,6 @@ def test_clients_that_do_not_take_part_keep_their_heads(toys):
     assert line["clients"] == 1 and np.count_nonzero(heads(state) != -2.0) == 1
 
 
-def test_with_nothing_private_it_is_fedavg_bit_for_bit(toys):
-    common = {"data": toys.with_rows(ROWS), "model": toys.two_parts(), "steps": 2, "batch_size": 2}
-    found = []
-    for make in (fedavg, lambda local: fedper(local, private=())):
-        sim = toys.build(make, **common)
-        state, lines = sim.run_rounds(sim.init(), 2)
-        found.append((jax.tree.leaves(sim.variables(state)), lines[-1]))
-    assert found[0][0] == found[1][0] and found[0][1] == found[1][1]
-
-
 def test_a_client_whose_head_is_not_usable_is_left_out_and_keeps_it(toys):
     """A head that is finite and beyond what the server would bear of a body is as unusable as one that is NaN."""
 

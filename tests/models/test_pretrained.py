@@ -252,7 +252,7 @@ def test_a_file_of_another_architecture_is_refused(checkpoints, vit_like, gpt_li
         models.load_pretrained(file, vit_like, "bert")
     with pytest.raises(UserError, match=r"has no tensor 'h\.0\.attn\.c_attn\.bias'"):
         models.load_pretrained(file, gpt_like, "gpt2")
-    with pytest.raises(UserError, match=r"head='new' leaves out what is below head/; the model has no such leaf"):
+    with pytest.raises(UserError, match=r"head='new' leaves out the leaves below head/; the model has no such leaf"):
         models.load_pretrained(file, gpt_like, "fedjax8", head="new")
 
 

@@ -69,7 +69,6 @@ def test_scaffold_over_steps_of_rate_1_and_a_schedule_is_scaffold_at_that_rate(t
         ([*COSINE, (f"{RATE}.init_value", "0.0")], "is 0 in all 60 rounds"),
         ([("client.optimizer.name", "fromage"), *COSINE], "not in proportion to its learning rate"),
         ([("client.optimizer.name", "rprop"), *COSINE], "not in proportion to its learning rate"),
-        ([*COSINE, (RATE, "0.1")], "is a section and cannot be 0.1"),
         ([("algorithm.server_learning_rate.name", "linear_schedule")], "config.algorithm.name=fedopt"),
     ],
 )

@@ -50,4 +50,4 @@ def fedper(
     )
 
 
-EXAMPLES = ({}, {"private": "Dense_0", "payload": "update", "server_learning_rate": 0.5}, {"aggregate": median()})
+EXAMPLES = ({}, {"private": "*bias", "payload": "update", "server_learning_rate": 0.5}, {"aggregate": median()})

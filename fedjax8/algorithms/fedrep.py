@@ -129,5 +129,5 @@ def train_part(
 
 EXAMPLES = (
     {"head_epochs": 2},
-    {"private": "Dense_0", "head_epochs": 1, "payload": "update", "server_learning_rate": 0.5},
+    {"private": "*bias", "head_epochs": 1, "payload": "update", "server_learning_rate": 0.5},
 )

@@ -144,8 +144,7 @@ def local_training(
       optimizer: any of optax, whose state is fresh each round unless it is kept.
       plan: the batch plan.
       gradient: the rule by which a step's gradient is taken and its batch drawn, such as `privacy.dp_sgd(...)`. Where
-        that is
-        accounted for, only `train` may be used, and `adjust` may not read the batch: UserError.
+        that is accounted for, only `train` may be used, and `adjust` may not read the batch: UserError.
       keep_optimizer: each client keeps the optimizer's state from one of its rounds to the next, in algorithms made by
         `algorithms.from_parts`; others raise UserError. Costs memory for every registered client.
 
@@ -262,6 +261,46 @@ def local_training(
     return done
 
 
+StepTerms = tuple[Adjust | None, Array | float]
+"""`adjust` and `step_scale` of local steps, as in `types.Train`."""
+
+
+def with_steps(
+    local: LocalTraining, change: Callable[[ClientRows, PyTree, Adjust | None, Array | float], StepTerms]
+) -> LocalTraining:
+    """`local` whose every step has other terms, in whole trainings and in parts of them.
+
+    `change` maps `(rows, origin, adjust, step_scale)` to the (adjust, step_scale) that `local` is called with; `origin`
+    are the parameters that training started from.
+    """
+
+    def train(
+        variables: Variables,
+        rows: ClientRows,
+        key: Key,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Trained:
+        adjust, step_scale = change(rows, variables.params, adjust, step_scale)
+        return local.train(variables, rows, key, adjust=adjust, step_scale=step_scale)
+
+    def advance(
+        training: Training,
+        rows: ClientRows,
+        key: Key,
+        first: Array | int,
+        count: Array | int,
+        *,
+        adjust: Adjust | None = None,
+        step_scale: Array | float = 1.0,
+    ) -> Training:
+        adjust, step_scale = change(rows, training.origin, adjust, step_scale)
+        return local.advance(training, rows, key, first, count, adjust=adjust, step_scale=step_scale)
+
+    return local._replace(train=train, advance=advance)
+
+
 @checked
 def proximal(local: LocalTraining, mu: float) -> LocalTraining:
     """`local` whose clients are held near the model that they started from: mu (y - x) is added to every gradient.
@@ -278,38 +317,15 @@ def proximal(local: LocalTraining, mu: float) -> LocalTraining:
     if mu == 0:
         return local
 
-    def pulled(adjust: Adjust | None, origin: PyTree) -> Adjust:
+    def pulled(rows: ClientRows, origin: PyTree, adjust: Adjust | None, step_scale: Array | float) -> StepTerms:
         def pull(gradients: PyTree, params: PyTree, batch: Batch, key: Key) -> PyTree:
             if adjust is not None:
                 gradients = adjust(gradients, params, batch, key)
             return jax.tree.map(lambda g, y, x: g + mu * (y - x), gradients, params, origin)
 
-        return pull
+        return pull, step_scale
 
-    def train(
-        variables: Variables,
-        rows: ClientRows,
-        key: Key,
-        *,
-        adjust: Adjust | None = None,
-        step_scale: Array | float = 1.0,
-    ) -> Trained:
-        return local.train(variables, rows, key, adjust=pulled(adjust, variables.params), step_scale=step_scale)
-
-    def advance(
-        training: Training,
-        rows: ClientRows,
-        key: Key,
-        first: Array | int,
-        count: Array | int,
-        *,
-        adjust: Adjust | None = None,
-        step_scale: Array | float = 1.0,
-    ) -> Training:
-        adjust = pulled(adjust, training.origin)
-        return local.advance(training, rows, key, first, count, adjust=adjust, step_scale=step_scale)
-
-    return local._replace(train=train, advance=advance, pull=local.pull + mu)
+    return with_steps(local, pulled)._replace(pull=local.pull + mu)
 
 
 @checked
@@ -327,27 +343,7 @@ def scheduled(local: LocalTraining, schedule: Callable[[Array], Array | float]) 
     def factor(pool: Pool) -> Array | float:
         return schedule(jnp.asarray(pool.round_number))
 
-    def train(
-        variables: Variables,
-        rows: ClientRows,
-        key: Key,
-        *,
-        adjust: Adjust | None = None,
-        step_scale: Array | float = 1.0,
-    ) -> Trained:
-        return local.train(variables, rows, key, adjust=adjust, step_scale=step_scale * factor(rows.pool))
+    def scaled(rows: ClientRows, origin: PyTree, adjust: Adjust | None, step_scale: Array | float) -> StepTerms:
+        return adjust, step_scale * factor(rows.pool)
 
-    def advance(
-        training: Training,
-        rows: ClientRows,
-        key: Key,
-        first: Array | int,
-        count: Array | int,
-        *,
-        adjust: Adjust | None = None,
-        step_scale: Array | float = 1.0,
-    ) -> Training:
-        step_scale = step_scale * factor(rows.pool)
-        return local.advance(training, rows, key, first, count, adjust=adjust, step_scale=step_scale)
-
-    return local._replace(train=train, advance=advance, rate=lambda pool: local.rate(pool) * factor(pool))
+    return with_steps(local, scaled)._replace(rate=lambda pool: local.rate(pool) * factor(pool))

@@ -61,8 +61,8 @@ def unbroken(stream: TextIO, name: str = "stdout") -> Any:
 
 def keep_standard_streams() -> None:
     """Makes stdout and stderr `Unbroken`, writes `?` for characters that their encoding lacks, and opens the null
-    device
-    for those of the three that are closed: the next file opened would take the number, and libraries' output with it.
+    device for those of the three that are closed: the next file opened would take the number, and libraries' output
+    with it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

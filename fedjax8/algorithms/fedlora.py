@@ -6,9 +6,8 @@ Clients train A_i, B_i and all other trained parameters, from the same start, be
     residual   W <- W + s sum_i p_i (A_i - A) (B_i - B);       A <- sum_i p_i A_i, B <- sum_i p_i B_i
 
 s = alpha / r. `stack` is FLoRA (Wang et al., arXiv 2409.05976), `residual` FedEx-LoRA (Singhal et al., arXiv
-2410.09432). Both leave a model whose W + s A B is the mean of the clients'. FedAvg over
-the same model is FedIT, which is off by the covariance above (`_lora_merge`), and is exact for `lora(learn="b")` and
-`learn="middle"`.
+2410.09432). Both leave a model whose W + s A B is the mean of the clients'. FedAvg over the same model is FedIT, which
+is off by the covariance above (`_lora_merge`), and is exact for `lora(learn="b")` and `learn="middle"`.
 
 Traffic: up A, B and the rest. Down the rest, A and B too for `residual`, and after the round the pairs that W changes
 by: one of A's and B's size for each client that counted (`stack`), or one less. The new A of `stack` is drawn by all

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.algorithms.lockstep import nan_if_unusable
@@ -43,6 +44,8 @@ from fedjax8.types import (
 MODEL_STATE = ("average", "local", "fixed")
 _FIRST = (1 << 31) - 4
 """Folded into the round's key for the first exchange; far from the small numbers that splitting a key uses."""
+_HEARD = "heard"
+"""Entry of a client's memory between the first exchange and training: whether its message was used."""
 
 
 class ServerState(NamedTuple):
@@ -74,7 +77,10 @@ class ClientOutput(NamedTuple):
 
 
 class FirstExchange(NamedTuple):
-    """An exchange before training: clients send trees, whose weighted mean the server sends to all of them."""
+    """An exchange before training: clients send trees, whose weighted mean the server sends to all of them.
+
+    A client whose message is lost or cannot be used is out of the round: it trains on nothing and is counted once.
+    """
 
     name: str
     """Name of its messages, both ways; the mean is `extra[name]` of the client's function."""
@@ -322,13 +328,13 @@ class UsualRound:
 
         def ask(received, own, rows, key):
             sent, weight = first.client(self._start(received, own), received["extra"], rows, key)
-            return Contribution(sent, weight, own, {})
+            return Contribution(sent, weight, own | {_HEARD: jnp.array(True)}, {})
 
         ask_key, answer_key = jax.random.split(jax.random.fold_in(key, _FIRST))
         reduced, states, link = link.map_clients(
             ask,
             received,
-            cohort,
+            cohort.remember(cohort.memory | {_HEARD: jnp.zeros_like(cohort.valid)}),
             ask_key,
             first.name,
             aggregate=self.aggregate,
@@ -336,6 +342,9 @@ class UsualRound:
             steps=first.steps(cohort.size),
         )
         cohort = cohort._replace(states=states)
-        mean, link = link.broadcast(answer_key, reduced.mean, cohort._replace(valid=cohort.reached), first.name)
+        heard = cohort.memory[_HEARD]
+        cohort = cohort.remember({name: x for name, x in cohort.memory.items() if name != _HEARD})
+        cohort = cohort._replace(valid=cohort.valid & heard)
+        mean, link = link.broadcast(answer_key, reduced.mean, cohort, first.name)
         received = received | {"extra": received["extra"] | {first.name: mean}}
         return received, reduced.mean, reduced.report["excluded"], cohort, link

@@ -62,7 +62,8 @@ def qfedavg(
     def server(state: ServerState, mean: Aggregate, key) -> ServerOutput:
         curvature = mean.tree[CURVATURE]
         step = trees.scale(1.0 / jnp.where(curvature > 0, curvature, 1.0), mean.tree["update"])
-        return ServerOutput(local.model.project(trees.add(state.variables.params, step)))
+        params = local.model.project(trees.add(state.variables.params, step))
+        return ServerOutput(params, report={CURVATURE: curvature})
 
     return from_parts(
         local, client=client, server=server, model_state=model_state, aggregate=aggregate, plain=(CURVATURE,)

@@ -385,9 +385,9 @@ def simulate(
 
     Raises:
       UserError: an argument of another type; a cohort larger than the number of clients; a participation that cannot
-        draw it, or that the algorithm does not admit; clients without any data;
-        rows that do not fit the model (see `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw
-        integers that it would multiply; or `beside` has other rows.
+        draw it, or that the algorithm does not admit; clients without any data; rows that do not fit the model (see
+        `fit`): labels beyond its outputs, tokens beyond its vocabulary, NaN, raw integers that it would multiply; or
+        `beside` has other rows.
     """
     check_run(algorithm, data, seed, rounds_per_call, feed_mode)
     if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):

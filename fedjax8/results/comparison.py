@@ -71,9 +71,8 @@ def compare_runs(
     number of evaluations, up to the current one, over which the accuracy is averaged; by default 1, and 5 once every
     run has 50 evaluations. A setting whose best accuracy, mean over seeds, is more than `margin` below the reference's
     has no gain. With `on="validation"` all of this goes by the accuracy on validation rows, and `best_accuracy` is the
-    test
-    accuracy where that was best: test rows are for reporting alone. Raises `UserError` for a bad target,
-    window or margin, unreadable runs, or no evaluation at all.
+    test accuracy where that was best: test rows are for reporting alone. Raises `UserError` for a bad target, window or
+    margin, unreadable runs, or no evaluation at all.
     """
     if target is not None and not 0 < target <= 1:
         raise UserError(f"target {target:g} is no test accuracy; give a number above 0 and up to 1, such as 0.9")

@@ -121,11 +121,9 @@ def run_all(
             profiler()
             together = zip(list(states), lines_of_runs, recordings, labels, measures, strict=True)
             for i, (state, lines, recording, label, measure) in enumerate(together):
-                if lines and schedule.due(schedule.eval_every, state.round):
-                    lines[-1] |= measure(state)
-                clients = runs[i].clients
-                if lines and clients and schedule.due(schedule.clients_every, state.round):
-                    lines[-1] |= clients(state)
+                for every, evaluate in ((schedule.eval_every, measure), (schedule.clients_every, runs[i].clients)):
+                    if lines and evaluate and schedule.due(every, state.round):
+                        lines[-1] |= evaluate(state)
                 lines = [line | {"round_seconds": seconds / rounds} | recording.deciding.facts() for line in lines]
                 for line in lines:
                     recording.write(line)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         participation,
         privacy,
         results,
+        tasks,
     )
     from fedjax8.engine.simulation import simulate
     from fedjax8.local import local_training, proximal, scheduled
@@ -49,6 +50,7 @@ _PACKAGES = (
     "participation",
     "privacy",
     "results",
+    "tasks",
 )
 _FUNCTIONS = {
     "local_training": "fedjax8.local",
@@ -76,6 +78,7 @@ __all__ = [
     "results",
     "scheduled",
     "simulate",
+    "tasks",
 ]
 
 

@@ -27,7 +27,8 @@ from fedjax8.normalization import normalization, public_sample
 from fedjax8.privacy.accounting import Facts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
 from fedjax8.run_format import run_format_of
-from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
+from fedjax8.tasks import Task, classification
+from fedjax8.types import CLASSES, BatchPlan, Model, PyTree, StepGradient
 
 
 class Experiment(NamedTuple):
@@ -42,6 +43,8 @@ class Experiment(NamedTuple):
     """Columns `[V, ...]` held out of training for validation, if any."""
     callbacks: tuple[tuple[str, Callback], ...] = ()
     """Callbacks by name."""
+    task: Task = classification()
+    """What the model is trained for."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -103,6 +106,15 @@ def validation_split(clients: FederatedData, share: float, of: str, seed: int) -
     if of != FIELDS["validation_of"].default:
         raise UserError(f"config.validation_of={of} changes nothing without a share: set --config.validation=0.1")
     return ValidationPart(clients, None)
+
+
+def num_outputs(task: Task, dataset: Dataset, validation: Mapping[str, np.ndarray] | None) -> int:
+    """Outputs that the model needs; UserError where task and data do not go together."""
+    found = task.num_outputs(dataset)
+    task.check_rows(dataset.test, f"the test rows of {dataset.name}")
+    if validation is not None:
+        task.check_rows(validation, "the validation rows")
+    return found
 
 
 def check_evaluated(every: int, clients: int) -> None:
@@ -180,7 +192,7 @@ def build_callback(index: int, config: ConfigDict, validation: float, private: b
 def check_shapes(model: Model, dataset: Dataset) -> Model:
     """The model; raises `UserError` if it cannot run on the data: traced, not run."""
     fit = fit_of(model, dataset.train, "config.model", dataset.name)
-    if fit.outputs[-1:] < (dataset.num_classes,):
+    if model.targets == CLASSES and fit.outputs[-1:] < (dataset.num_classes,):
         raise UserError(
             f"config.model gives {fit.outputs[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
@@ -223,14 +235,19 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         attempt(check_evaluated, personal.every, personal.clients)
         formats_given = attempt(run_format_of, given.format, given.format_rules)
         run_format = None if formats_given is FAILED else formats_given
-        dataset = beside.dataset if beside else make("data", data_dir=data_dir)
+        task = make("task")
+        kind = FAILED if task is FAILED else task.targets
+        dataset = beside.dataset if beside else make("data", data_dir=data_dir, targets=kind)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
         clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
         parts = attempt(validation_split, clients, given.validation, given.validation_of, given.seed)
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
-        model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
+        outputs = attempt(num_outputs, task, dataset, parts.rows)
+        symbols = {} if dataset.num_classes is None else {"vocabulary": dataset.num_classes}
+        model = make("model", num_classes=outputs, **symbols)
+        model = attempt(lambda task, model: task.on(model), task, model)
         model = make("adapter", model=model)
         augment = attempt(build_augment, given.augment)
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
@@ -276,4 +293,4 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks))
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks), task)

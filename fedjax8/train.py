@@ -34,6 +34,7 @@ from fedjax8.introduction import introduction
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
     from fedjax8.running.schedule import Schedule
+    from fedjax8.tasks import Task
 
 SIGNAL_STATUS = 128
 """A run stopped by signal n exits with 128 + n: 143 for SIGTERM, 130 for Ctrl-C."""
@@ -183,8 +184,8 @@ def data_dir() -> str | None:
     return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
-def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `config.json`; `data` is the digest of the data."""
+def record(config: ConfigDict, data: Mapping[str, str], task: "Task") -> dict[str, Any]:
+    """The content of `config.json`; `data` is the digest of the data, `task` names the metrics."""
     import jax
 
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
@@ -194,6 +195,7 @@ def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
         "devices": devices,
         "machine": machine(),
         "data": dict(data),
+        "task": {"name": task.name, "metric": task.main, "directions": task.directions},
     }
 
 
@@ -238,19 +240,26 @@ def train(config: ConfigDict) -> int:
     """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
     import jax
 
-    from fedjax8.build import build, build_seeds
+    from fedjax8.build import Experiment, build, build_seeds
     from fedjax8.data.digest import digest, without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
-    from fedjax8.running.client_accuracy import line_of, own_models
+    from fedjax8.running.client_accuracy import OwnModels, line_of, own_models
     from fedjax8.running.recording import Run
     from fedjax8.running.runner import run, run_all
     from fedjax8.running.schedule import Schedule
     from fedjax8.running.writers import find_writers
+    from fedjax8.tasks import HIGHER
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
-    models_of = functools.partial(own_models, settings=config.evaluate_clients, most=_CLIENT_ACCURACY.value)
+
+    def models_of(experiment: Experiment) -> OwnModels | None:
+        task, most = experiment.task, _CLIENT_ACCURACY.value
+        higher = task.directions[task.of_clients] == HIGHER
+        settings = config.evaluate_clients
+        return own_models(experiment.simulation, experiment.dataset, settings, most, task.of_clients, higher)
+
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
@@ -259,7 +268,7 @@ def train(config: ConfigDict) -> int:
     )
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
-        models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
+        models_of(experiment)  # refuses what a run would
         dry_run(experiment, schedule)
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
@@ -271,13 +280,13 @@ def train(config: ConfigDict) -> int:
         hosts().check_same("versions of packages", versions())
         hosts().check_same("data", without_floats(data))
         introduce = functools.partial(introduction, experiment)
-        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
+        workdirs, clients = [workdir], [models_of(experiment)]
         outcome = run(
             experiment.simulation,
             experiment.dataset.test,
             schedule,
             workdir=workdir,
-            record=record(config, data),
+            record=record(config, data, experiment.task),
             introduce=introduce,
             profile=profile,
             about=describe(experiment),
@@ -290,12 +299,12 @@ def train(config: ConfigDict) -> int:
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
-        clients = [models_of(e.simulation, e.dataset) for e in experiments]
+        clients = [models_of(e) for e in experiments]
         runs = [
             Run(
                 e.simulation,
                 folder,
-                record(e.config, digest(e.dataset, e.simulation.data)),
+                record(e.config, digest(e.dataset, e.simulation.data), e.task),
                 f"seed {e.config.seed}",
                 describe(e),
                 writers,

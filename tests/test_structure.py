@@ -23,6 +23,7 @@ RANKS = (
         "attacks",
         "dropouts",
         "local",
+        "tasks",
         "hosts",
     },
     {"algorithms"},

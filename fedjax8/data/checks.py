@@ -104,6 +104,16 @@ def check_classes(labels: np.ndarray, num_classes: int, where: str, lowest: int 
         )
 
 
+def check_marks(targets: np.ndarray, where: str) -> None:
+    """Raises UserError unless targets `[N, L]` are all 0 or 1."""
+    low, high = extremes(targets)
+    if targets.size and (low < 0 or high > 1):
+        raise UserError(
+            f"{where}: targets run from {low} to {high}; of several labels a row each must be 0 or 1; where a row has "
+            "one class, give its number, [N]"
+        )
+
+
 def check_label_kind(labels: np.ndarray, where: str) -> None:
     """Raises UserError unless labels are integers."""
     if labels.dtype.kind not in "iu":
@@ -117,9 +127,12 @@ def label_advice(labels: np.ndarray) -> str:
     if labels.ndim == 2 and labels.shape[1] == 1:
         return "; try labels[:, 0]"
     if labels.ndim == 2 and labels.dtype.kind in "biuf":
-        return "; where a row marks its class, try labels.argmax(axis=1)"
+        return (
+            "; where a row marks its class, try labels.argmax(axis=1); for several labels a row take the task "
+            "multilabel"
+        )
     if labels.dtype.kind in "bf":
-        return "; try labels.astype(np.int32)"
+        return "; try labels.astype(np.int32), or for measured numbers the task regression"
     if labels.dtype.kind in "OUS":
         return "; try np.unique(labels, return_inverse=True)[1]"
     return ""

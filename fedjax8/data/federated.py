@@ -18,6 +18,7 @@ from fedjax8.data.checks import (
     check_classes,
     check_columns,
     check_finite,
+    check_marks,
     check_representable,
     check_windows,
     common_length,
@@ -48,16 +49,18 @@ class Dataset(NamedTuple):
     """Training and test rows of one data set, with their normalization and number of classes.
 
     A row has one label, or, as a sequence [T, ...], a label at each of its T positions. The row is the unit:
-    its loss and its accuracy are means over its labels that are not `NO_TARGET`.
+    its loss and its accuracy are means over its labels that are not `NO_TARGET`. Targets that are no class numbers are
+    float32 numbers, or a 0 or 1 for each of L labels; `num_classes` is None then.
 
     Invariants (`validate` checks them): the columns of a part have equal length, at least one row; `y` is
     int32 [N] with values in [0, num_classes), or int32 [N, T] for x [N, T, ...] with `NO_TARGET` as another value
-    but not the only one of a row; rows of `train` and `test` have the same shape; owners are non-negative.
+    but not the only one of a row; without classes float32 [N] or [N, K], or uint8 [N, L] of 0 and 1; rows of `train`
+    and `test` have the same shape; owners are non-negative.
     """
 
-    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y [N] or [N, T] int32
+    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y as above
     test: Mapping[str, np.ndarray]
-    num_classes: int
+    num_classes: int | None
     mean: tuple[float, ...]  # per channel, of x / 255 where x is uint8, else of x
     std: tuple[float, ...]
     name: str
@@ -90,7 +93,7 @@ class Dataset(NamedTuple):
             rows = common_length(columns, where)
             if rows == 0:
                 raise UserError(f"{where} is empty; it needs at least one row")
-            _check_label_shape(columns["x"], columns["y"], where)
+            _check_label_shape(columns["x"], columns["y"], self.num_classes, where)
             read = {name: c for name, c in columns.items() if read_mapped or not isinstance(c, np.memmap)}
             if "y" in read:
                 _check_labels(columns["y"], self.num_classes, where)
@@ -113,6 +116,11 @@ class Dataset(NamedTuple):
             )
         if self.train["y"].ndim != self.test["y"].ndim:
             raise UserError(f"{self.name}: only one of train and test has a label for each position; both must or none")
+        if self.num_classes is None and self.train["y"].shape[1:] != self.test["y"].shape[1:]:
+            raise UserError(
+                f"{self.name}: train has {self.train['y'].shape[1]} targets a row, but test {self.test['y'].shape[1]}; "
+                "they must agree"
+            )
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise UserError(f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0")
         if not np.isfinite([*self.mean, *self.std]).all():
@@ -330,8 +338,18 @@ def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
     return client_of[dataset.test_owners]
 
 
-def _check_label_shape(x: np.ndarray, labels: np.ndarray, where: str) -> None:
-    """UserError unless there is an int32 label for each row, or for each position of each row."""
+def _check_label_shape(x: np.ndarray, labels: np.ndarray, num_classes: int | None, where: str) -> None:
+    """UserError unless there is an int32 label for each row, or for each position of each row; without classes, unless
+    there are numbers, or labels that a row has or has not."""
+    if num_classes is None:
+        if (labels.dtype.name, labels.ndim) not in (("float32", 1), ("float32", 2), ("uint8", 2)):
+            raise UserError(
+                f"{where} targets are {labels.dtype} {labels.shape}; without num_classes they must be numbers, float32 "
+                "[N] or [N, K], or a 0 or 1 for each label, uint8 [N, L]"
+            )
+        if 0 in labels.shape[1:]:
+            raise UserError(f"{where} targets have shape {labels.shape}; each row needs at least one")
+        return
     if labels.dtype != np.int32 or labels.shape not in (x.shape[:1], x.shape[:2]):
         raise UserError(
             f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{len(x)}], or one for each "
@@ -339,8 +357,12 @@ def _check_label_shape(x: np.ndarray, labels: np.ndarray, where: str) -> None:
         )
 
 
-def _check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+def _check_labels(labels: np.ndarray, num_classes: int | None, where: str) -> None:
     """UserError unless each row has a valid label."""
+    if num_classes is None:
+        if labels.dtype == np.uint8:
+            check_marks(labels, where)
+        return
     check_classes(labels, num_classes, where, 0 if labels.ndim == 1 else NO_TARGET)
     if labels.ndim > 1 and not (labels >= 0).any(axis=1).all():
         row = int((labels >= 0).any(axis=1).argmin())

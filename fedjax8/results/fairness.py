@@ -1,6 +1,6 @@
 """Fairness over clients: mean, deviation, worst tenth and Jain's index of their accuracies.
 
-    worst tenth = mean of the lowest ceil(n / 10) values
+    worst tenth = mean of the lowest ceil(n / 10) values (the highest where lower ones are better)
     Jain's index = (sum a)^2 / (n sum a^2),      1 if all are equal, 1 / n if one client has everything
 
 Jain, Chiu, Hawe 1984, "A quantitative measure of fairness", equation 2. Every client counts as much as another, however
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 
-def worst_tenth(values: Sequence[float] | np.ndarray) -> float:
-    """Mean of the lowest tenth of values `[n]`, of at least one."""
-    lowest = np.sort(np.asarray(values, np.float64))[: -(-len(values) // 10)]
-    return float(lowest.mean())
+def worst_tenth(values: Sequence[float] | np.ndarray, higher: bool = True) -> float:
+    """Mean of the worst tenth of values `[n]`, of at least one: the lowest where `higher` ones are better."""
+    rising = np.sort(np.asarray(values, np.float64))
+    tenth = -(-len(values) // 10)
+    return float((rising[:tenth] if higher else rising[-tenth:]).mean())
 
 
 def jain_index(values: Sequence[float] | np.ndarray) -> float:
@@ -26,13 +27,14 @@ def jain_index(values: Sequence[float] | np.ndarray) -> float:
     return float(a.sum()) ** 2 / (len(a) * squares) if squares else 1.0
 
 
-def spread(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """`accuracy` (mean), `deviation` (population), `worst_tenth` and `fairness` (Jain's index) of accuracies `[n]`."""
+def spread(values: Sequence[float] | np.ndarray, metric: str = "accuracy", higher: bool = True) -> dict[str, float]:
+    """The mean, by the metric's name, `deviation` (population), `worst_tenth` and `fairness` (Jain's index) of a metric
+    of clients, `[n]`."""
     a = np.asarray(values, np.float64)
     return {
-        "accuracy": float(a.mean()),
+        metric: float(a.mean()),
         "deviation": float(a.std()),
-        "worst_tenth": worst_tenth(a),
+        "worst_tenth": worst_tenth(a, higher),
         "fairness": jain_index(a),
     }
 

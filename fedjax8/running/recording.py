@@ -21,23 +21,12 @@ from fedjax8.running.divergence import explanation, loss_of_a_guess, nothing_usa
 from fedjax8.running.schedule import who_of
 from fedjax8.running.writers import Writer, Writing
 
-LINE_ORDER = (
-    "round",
-    "test_accuracy",
-    "test_loss",
-    "validation_accuracy",
-    "validation_loss",
-    "train_loss",
-    "uplink_bytes",
-    "downlink_bytes",
-    "clients",
-    "round_seconds",
-)
-"""The fields of a metrics line that everyone reads, in order; the rest follow by name."""
-
-
-EVALUATED = ("_test_accuracy", "_test_loss", "validation_accuracy", "validation_loss")
-"""Endings of the names of evaluations in `summary.json` besides `test_accuracy` and `test_loss`."""
+FIRST = "round"
+EVALUATED = ("test_", "validation_")
+"""Beginnings of the names of evaluations, which follow it in a metrics line, each group as evaluated and its loss
+last."""
+NEXT = ("train_loss", "uplink_bytes", "downlink_bytes", "clients", "round_seconds")
+"""The fields that everyone reads of every line; the rest follow by name."""
 FORGIVEN = 2
 """Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
 
@@ -188,7 +177,8 @@ class Recording:
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
         guess, config = loss_of_a_guess(test), self._record["config"]
         self.ending = explanation(self.last, guess, max(self._unusable, nothing_usable(self.last)), config)
-        summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
+        metric = self._record.get("task", {}).get("metric", "accuracy")
+        summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone, metric)
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
         summary["diverged"] = bool(self.ending)
@@ -201,20 +191,29 @@ class Recording:
 
 
 def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    first = {name: metrics[name] for name in LINE_ORDER if name in metrics}
+    order = [FIRST]
+    for part in EVALUATED:
+        order += sorted((name for name in metrics if name.startswith(part)), key=lambda name: name.endswith("_loss"))
+    first = {name: metrics[name] for name in (*order, *NEXT) if name in metrics}
     return first | {name: metrics[name] for name in sorted(metrics) if name not in first}
 
 
+def _is_evaluated(name: str) -> bool:
+    """Whether a metric is of an evaluation, of the model or one of its views."""
+    return any(name.startswith(part) or f"_{part}" in name for part in EVALUATED)
+
+
 def _summary(
-    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int
+    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int, metric: str
 ) -> dict[str, Any]:
-    """The content of `summary.json`. `backbone_bytes`, with frozen parameters: their size, which every client gets
-    once, before its first round. It is in no other number: bytes and `saving` are of messages round by round."""
+    """The content of `summary.json`, `metric` being the main one. `backbone_bytes`, with frozen parameters: their size,
+    which every client gets once, before its first round. It is in no other number: bytes and `saving` are of messages
+    round by round."""
     return {
         "rounds": state.round,
-        "test_accuracy": last.get("test_accuracy"),
+        f"test_{metric}": last.get(f"test_{metric}"),
         "test_loss": last.get("test_loss"),
-        **{name: value for name, value in sorted(last.items()) if name.endswith(EVALUATED)},
+        **{name: value for name, value in sorted(last.items()) if _is_evaluated(name)},
         **{name: value for name, value in sorted(last.items()) if name.startswith("personal_")},
         **state.ledger.totals(),
         "saving": state.ledger.saving,

@@ -1,4 +1,4 @@
-"""Runs of each task, from a file to metrics: those of scikit-learn on the run's own outputs, on one device or several."""
+"""Runs of each task, from a file to metrics: those of scikit-learn on their own outputs, on one device or several."""
 
 import json
 

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
+    {"display"},
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable"},
     {"numerics", "data", "models", "participation", "results"},

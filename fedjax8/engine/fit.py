@@ -12,8 +12,15 @@ import jax
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.data.checks import check_classes, check_columns, check_finite, check_marks, common_length, extremes
-from fedjax8.data.federated import NO_TARGET
+from fedjax8.data.checks import (
+    NO_TARGET,
+    check_classes,
+    check_columns,
+    check_finite,
+    check_marks,
+    common_length,
+    extremes,
+)
 from fedjax8.errors import UserError
 from fedjax8.keys import random_key
 from fedjax8.models.uses import Uses, uses

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.data.federated import Dataset
+from fedjax8.display import Facts, shows
 from fedjax8.errors import UserError
 from fedjax8.types import BINARY, CLASSES, MARKS, VALUES, Array, Batch, Model, SetMetric
 from fedjax8.types.models import unchanged
@@ -40,6 +41,7 @@ class Metric(NamedTuple):
     """Raises UserError for targets `[N, ...]` of a set on which the metric has no value."""
 
 
+@shows
 class Task(NamedTuple):
     """What a model is trained for: a loss, metrics, and the kind of targets."""
 
@@ -50,6 +52,9 @@ class Task(NamedTuple):
     """`(outputs, batch) -> float32 [B]`."""
     metrics: tuple[Metric, ...]
     """The first is the main one, by which runs are compared and callbacks decide."""
+
+    def _facts(self) -> Facts:
+        return {"": self.name, "targets": self.targets, "metrics": ", ".join(metric.name for metric in self.metrics)}
 
     @property
     def main(self) -> str:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from fedjax8.display import Facts, name_of, shows
+
 Array = jax.Array
 
 
@@ -106,6 +108,7 @@ class SetMetric(NamedTuple):
     order of rows and without padding; otherwise they add up. The memory of such a state grows with the set."""
 
 
+@shows
 class Model(NamedTuple):
     """A model as pure functions. Adapters map a `Model` to a `Model`.
 
@@ -133,3 +136,12 @@ class Model(NamedTuple):
     """Metrics of whole sets, at evaluations of the global model."""
     targets: str = ""
     """One of TARGETS, the kind that the loss takes, by which rows are checked; empty: not known, rows pass."""
+
+    def _facts(self) -> Facts:
+        return {
+            "apply": name_of(self.apply),
+            "loss": name_of(self.loss),
+            "targets": self.targets,
+            "metrics_of_sets": ", ".join(self.sets),
+            "views": ", ".join(self.views),
+        }

@@ -56,8 +56,7 @@ def columns_of(columns: Mapping[str, Any]) -> str:
 
 
 def name_of(function: Any) -> str:
-    """The name of the function that made a function, else of its module here, or its own elsewhere; an object's class."""
+    """The name of the function that made a function, else its own, the module's if that is private; an object's class."""
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or type(function).__name__
-    first, made, _ = str(name).partition(".<locals>")
-    home = str(function.__module__)
-    return home.rpartition(".")[2] if first.startswith("_") or (home.startswith("fedjax8.") and not made) else first
+    first = str(name).partition(".<locals>")[0]
+    return str(function.__module__).rpartition(".")[2] if first.startswith("_") else first

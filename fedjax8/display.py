@@ -56,7 +56,7 @@ def columns_of(columns: Mapping[str, Any]) -> str:
 
 
 def name_of(function: Any) -> str:
-    """The name of the function that made a function, else its own, the module's if that is private; an object's class."""
+    """The name of the function that made a function, or its own; of private ones the module's; of objects the class."""
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or type(function).__name__
     first = str(name).partition(".<locals>")[0]
     return str(function.__module__).rpartition(".")[2] if first.startswith("_") else first

@@ -24,7 +24,7 @@ from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
 from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
-from fedjax8.privacy.accounting import Facts, accounted
+from fedjax8.privacy.accounting import WatchedFacts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
 from fedjax8.run_format import run_format_of
 from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
@@ -42,6 +42,8 @@ class Experiment(NamedTuple):
     """Columns `[V, ...]` held out of training for validation, if any."""
     callbacks: tuple[tuple[str, Callback], ...] = ()
     """Callbacks by name."""
+    calibrated: bool = False
+    """Whether a part of it is calibrated for the number of rounds."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -237,7 +239,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
         participation = make("participation")
-        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan, participation)
+        facts = attempt(WatchedFacts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)
         normal = attempt(normalization, dataset, given.input_mean, given.input_std, private)
@@ -276,4 +278,4 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks))
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks), facts.read)

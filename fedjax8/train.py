@@ -255,7 +255,12 @@ def train(config: ConfigDict) -> int:
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
     schedule = Schedule(
-        config.rounds, config.eval_every, config.checkpoint_every, config.on_nan, config.evaluate_clients.every
+        config.rounds,
+        config.eval_every,
+        config.checkpoint_every,
+        config.on_nan,
+        config.evaluate_clients.every,
+        config.checkpoint_seconds,
     )
     if _DRY_RUN.value:
         experiment = build(config, data_dir())

@@ -15,21 +15,19 @@ Examples:
 """
 
 import functools
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedjax8 import cli, version
+from fedjax8 import cli
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.introduction import introduction
+from fedjax8.launch import run_of, schedule_of, versions
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
@@ -129,15 +127,6 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, pairs
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that decide a result."""
-    import importlib.metadata
-
-    packages = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
-
-
 def main(argv: list[str]) -> int:
     """The exit status of the run that the flags describe.
 
@@ -183,30 +172,6 @@ def data_dir() -> str | None:
     return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
-def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `config.json`; `data` is the digest of the data."""
-    import jax
-
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    return {
-        "config": plain(config),
-        "versions": versions(),
-        "devices": devices,
-        "machine": machine(),
-        "data": dict(data),
-    }
-
-
-def machine() -> str:
-    """The processor, whose vector units decide the last bits of float sums: `x86_64 Intel(R) Xeon(R) ...`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
-
-
 def check_flags(processes: int) -> None:
     """Raises UserError naming all flags which do not go together."""
     with Mistakes() as mistakes:
@@ -227,25 +192,16 @@ def check_flags(processes: int) -> None:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
 
 
-def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
-    """A function that gives the content of `about.json`."""
-    from fedjax8.running.about import about
-
-    return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
-
-
 def train(config: ConfigDict) -> int:
     """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
     import jax
 
     from fedjax8.build import build, build_seeds
-    from fedjax8.data.digest import digest, without_floats
+    from fedjax8.data.digest import without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
-    from fedjax8.running.client_accuracy import line_of, own_models
-    from fedjax8.running.recording import Run
-    from fedjax8.running.runner import run, run_all
-    from fedjax8.running.schedule import Schedule
+    from fedjax8.running.client_accuracy import own_models
+    from fedjax8.running.runner import run_all, run_one
     from fedjax8.running.writers import find_writers
     from fedjax8.tune import tuned
 
@@ -254,14 +210,7 @@ def train(config: ConfigDict) -> int:
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
-    schedule = Schedule(
-        config.rounds,
-        config.eval_every,
-        config.checkpoint_every,
-        config.on_nan,
-        config.evaluate_clients.every,
-        config.checkpoint_seconds,
-    )
+    schedule = schedule_of(config)
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
         models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
@@ -271,43 +220,20 @@ def train(config: ConfigDict) -> int:
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
         experiment = build(config, data_dir())
-        data = digest(experiment.dataset, experiment.simulation.data)
+        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
+        only = run_of(experiment, workdir, writers=writers, own=clients[0])
+        assert only.record is not None
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
-        hosts().check_same("data", without_floats(data))
+        hosts().check_same("data", without_floats(only.record["data"]))
         introduce = functools.partial(introduction, experiment)
-        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
-        outcome = run(
-            experiment.simulation,
-            experiment.dataset.test,
-            schedule,
-            workdir=workdir,
-            record=record(config, data),
-            introduce=introduce,
-            profile=profile,
-            about=describe(experiment),
-            writers=writers,
-            validation=experiment.validation,
-            callbacks=experiment.callbacks,
-            clients=line_of(clients[0]),
-        )
-        outcomes = [outcome]
+        outcomes = [run_one(only, experiment.dataset.test, schedule, introduce, profile)]
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
         clients = [models_of(e.simulation, e.dataset) for e in experiments]
         runs = [
-            Run(
-                e.simulation,
-                folder,
-                record(e.config, digest(e.dataset, e.simulation.data)),
-                f"seed {e.config.seed}",
-                describe(e),
-                writers,
-                e.validation,
-                e.callbacks,
-                line_of(own),
-            )
+            run_of(e, folder, f"seed {e.config.seed}", writers, own)
             for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)

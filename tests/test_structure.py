@@ -34,7 +34,10 @@ RANKS = (
         "components",
         "build",
         "run_format",
+        "init_from",
         "introduction",
+        "launch",
+        "load",
         "cli",
         "devices",
         "distributed",
@@ -42,7 +45,7 @@ RANKS = (
         "rates",
         "tune",
     },
-    {"train", "compare", "plot"},
+    {"train", "evaluate", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -35,6 +35,8 @@ DTYPES = ("F32", "F16", "BF16")
 """Of tensors that are read; all become float32."""
 MOST_FOLDERS = 32
 """Modules within modules, in the path of a parameter."""
+FORMAT_OF_MODELS = "fedjax8.model"
+"""In the metadata of files of whole models (`saved.py`), whose parameters lie below `params/`."""
 SHOWN = 3
 """Names in a message."""
 
@@ -145,10 +147,14 @@ def write_tree(path: Path, tree: PyTree, metadata: Mapping[str, str]) -> None:
 
 
 def load_params(path: str | os.PathLike) -> dict:
-    """The nested dict of float32 arrays that a file of `save_params` holds."""
+    """The nested dict of float32 arrays that a file of `save_params` holds, or the parameters of a whole model's."""
     file = find_file(path)
     params: dict[str, Any] = {}
-    for name, tensor in header_of(file).tensors.items():
+    header = header_of(file)
+    tensors = header.tensors
+    if header.metadata.get("format") == FORMAT_OF_MODELS:
+        tensors = {n.removeprefix("params/"): tensor for n, tensor in tensors.items() if n.startswith("params/")}
+    for name, tensor in tensors.items():
         *folders, last = name.split("/")
         node = params
         if len(folders) > MOST_FOLDERS or not all((*folders, last)):
@@ -160,7 +166,7 @@ def load_params(path: str | os.PathLike) -> dict:
         _check_dtype(file, tensor)
         if last in node:
             raise UserError(f"{file}: other parameters lie below {name!r}; the file is not one of save_params")
-        node[last] = jnp.asarray(_read(file, tensor, Source(name), tensor.shape))
+        node[last] = jnp.asarray(_read(file, tensor, Source(tensor.name), tensor.shape))
     return params
 
 

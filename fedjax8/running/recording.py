@@ -1,6 +1,7 @@
 """Files of a run: written round by round, and read when it is resumed."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from fedjax8.callbacks.base import Callback
 from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
 from fedjax8.hosts import Hosts
+from fedjax8.models.saved import FILE as MODEL
+from fedjax8.models.saved import save_model
 from fedjax8.results.runs import ABOUT
 from fedjax8.running import workdir as files
 from fedjax8.running.checkpoints import Checkpoints, NotSaved, open_checkpoints
@@ -216,6 +219,9 @@ class Recording:
         if self.deciding.stopped_by:
             summary["stopped_by"] = dict(self.deciding.stopped_by)
         if self._workdir and self._hosts.first:
+            if finished:
+                about = {"round": str(state.round), "config": json.dumps(files.json_ready(config))}
+                save_model(self._workdir / MODEL, self._simulation.variables(state), about)
             files.write_json(self._workdir / files.SUMMARY, summary)
         self._writing.close(summary)
         return summary

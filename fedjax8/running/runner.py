@@ -51,14 +51,26 @@ def run(
     validation: Mapping[str, np.ndarray] | None = None,
     callbacks: Sequence[tuple[str, Callback]] = (),
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> RunResult:
     """The result of one simulation, run to its end; see `run_all`."""
+    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks, clients, fixed or {})
+    return run_one(only, test, schedule, introduce, profile)
+
+
+def run_one(
+    only: Run,
+    test: Mapping[str, np.ndarray],
+    schedule: Schedule,
+    introduce: Callable[[SimulationState], str] | None = None,
+    profile: Path | None = None,
+) -> RunResult:
+    """The result of one run; see `run_all`."""
 
     def advance(states, counts, thens):
-        state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
+        state, lines = only.simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks, clients)
     return run_all([only], advance, test, schedule, introduce, profile)[0]
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         results,
     )
     from fedjax8.engine.simulation import simulate
+    from fedjax8.loading import load
     from fedjax8.local import local_training, proximal, scheduled
 
 _PACKAGES = (
@@ -51,6 +52,7 @@ _PACKAGES = (
     "results",
 )
 _FUNCTIONS = {
+    "load": "fedjax8.loading",
     "local_training": "fedjax8.local",
     "proximal": "fedjax8.local",
     "scheduled": "fedjax8.local",
@@ -67,6 +69,7 @@ __all__ = [
     "data",
     "dropouts",
     "executors",
+    "load",
     "local_training",
     "models",
     "numerics",

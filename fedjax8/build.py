@@ -1,5 +1,6 @@
 """Objects from a config: the only place where a string becomes an object."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
+from fedjax8.init_from import Start, open_start, started
 from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.privacy.accounting import WatchedFacts, accounted
@@ -44,6 +46,8 @@ class Experiment(NamedTuple):
     """Callbacks by name."""
     calibrated: bool = False
     """Whether a part of it is calibrated for the number of rounds."""
+    start: Start | None = None
+    """The model that it starts from, if it is another one's."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -189,6 +193,21 @@ def check_shapes(model: Model, dataset: Dataset) -> Model:
     return model
 
 
+def adapted(model: Any, adapter: Callable[..., Any], start: Start | None) -> Any:
+    """The model with its adapter, which starts from another one if there is one; FAILED if a part of it has."""
+    whole = adapter(model=model)
+    if start is None or start is FAILED or whole is FAILED:
+        return whole
+    return started(model, lambda inner: adapter(model=inner), start)
+
+
+def build_data(config: ConfigDict, data_dir: str | None = None) -> Dataset:
+    """The data set of a config alone."""
+    with Mistakes() as mistakes:
+        usable(config, mistakes)
+    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
+
+
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
     """The experiment of a config once for each seed, to be run `side_by_side`; UserError for seeds named twice.
 
@@ -233,7 +252,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
-        model = make("adapter", model=model)
+        start = attempt(open_start, given.init_from, data_dir) if given.init_from else None
+        model = adapted(model, functools.partial(make, "adapter"), start)
         augment = attempt(build_augment, given.augment)
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
@@ -278,4 +298,4 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks), facts.read)
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks), facts.read, start)

@@ -78,6 +78,9 @@ FIELDS: dict[str, Field] = {
     "input_std": Field((), "likewise in place of its deviation"),
     "augment": Field((), "random image changes while training, such as ('crop', 'flip')"),
     "model": Field(component("mlp", hidden=(128,)), "a file in fedjax8/models", package="models"),
+    "init_from": Field(
+        "", "start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; empty for a new one"
+    ),
     "format": Field(
         formats.DEFAULT,
         "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",

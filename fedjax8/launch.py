@@ -121,6 +121,7 @@ def run_of(
 
     simulation = experiment.simulation
     data = digest(experiment.dataset, simulation.data)
+    data |= {"init_from": experiment.start.digest()} if experiment.start else {}
     return Run(
         simulation,
         workdir,

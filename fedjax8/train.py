@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from fedjax8 import cli
+from fedjax8.cli import split_overrides as split_overrides
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
@@ -48,6 +49,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. A run found there is resumed.",
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; short for --config.init_from.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
@@ -110,23 +116,6 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(argv without `--config.path=value` and `--config.path value`, those as (path, text) pairs)."""
-    rest, pairs = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or not name.startswith("config."):
-            rest.append(argument)
-            continue
-        if not equals:
-            text = next(arguments, "--")
-            if text.startswith("--"):
-                raise UserError(f"{argument} needs a value: {argument}=VALUE")
-        pairs.append((name.removeprefix("config."), text))
-    return rest, pairs
-
-
 def main(argv: list[str]) -> int:
     """The exit status of the run that the flags describe.
 
@@ -142,6 +131,7 @@ def main(argv: list[str]) -> int:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
+    pairs += [("init_from", _INIT_FROM.value)] if _INIT_FROM.value else []
     check(config, pairs)
     group = Group(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value

@@ -37,7 +37,7 @@ RANKS = (
         "init_from",
         "introduction",
         "launch",
-        "load",
+        "loading",
         "cli",
         "devices",
         "distributed",

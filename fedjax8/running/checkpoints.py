@@ -13,7 +13,6 @@ A checkpoint also holds the identity in `config.json`, by which it knows the run
 
 import concurrent.futures
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -118,6 +117,11 @@ class Checkpoints:
         pending.release(answer["oldest"])
         return True
 
+    def save(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> None:
+        """Writes a checkpoint and returns when it is on disk; see `begin` and `end`."""
+        self.begin(state, seconds, callbacks)
+        self.end()
+
     def close(self) -> None:
         """Returns when nothing is written any more."""
         self._thread.shutdown()
@@ -131,7 +135,7 @@ class Checkpoints:
         part = self._folder / _WRITING
         try:
             part.mkdir(exist_ok=True)
-            with _quiet():
+            with quiet():
                 self._manager.save(round_number, args=content, force=True)
                 self._manager.wait_until_finished()
             sync_tree(part)
@@ -139,7 +143,7 @@ class Checkpoints:
             sync_folder(self._folder)
         except Exception as error:  # a full disk is a ValueError, an OSError, or another error of the storage library
             return {
-                "problem": f"--workdir: cannot save round {round_number} in {self._folder}: {_reason(error)}; make "
+                "problem": f"--workdir: cannot save round {round_number} in {self._folder}: {reason(error)}; make "
                 f"room there, or see to its permissions. {self._last_good()}"
             }
         finally:
@@ -150,18 +154,13 @@ class Checkpoints:
 
     def _keep_newest(self) -> int:
         """Removes all but the newest `KEEP` checkpoints; the oldest that stays. One that cannot be removed may stay."""
-        rounds = self._rounds()
+        rounds = rounds_in(self._folder)
         for old in rounds[:-KEEP]:
             place = self._folder / str(old)
             with contextlib.suppress(OSError):
                 os.replace(place, part := place.with_name(f"{old}{PART}"))  # or a kill would leave half of it
                 remove(part)
         return rounds[-KEEP:][0]
-
-    def _rounds(self) -> list[int]:
-        """Rounds of the checkpoints there, ascending; other files in the folder are left alone."""
-        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def _last_good(self) -> str:
         return f"The checkpoint of round {self._newest} is as it was" if self._newest else "There is no earlier one"
@@ -207,14 +206,14 @@ class Checkpoints:
     def _newest_readable(self, template: PyTree) -> tuple[dict[str, Any] | None, PyTree, list[str]]:
         """({step, host}, arrays, remarks on damaged ones that are newer)."""
         bad: dict[int, str] = {}
-        for step in reversed(self._rounds()):
+        for step in reversed(rounds_in(self._folder)):
             try:
-                with _quiet():
+                with quiet():
                     found = self._read(step, template)
             except UserError:  # it is whole, but not of this run
                 raise
             except Exception as error:  # damage shows as almost anything
-                bad[step] = _reason(error)
+                bad[step] = reason(error)
                 continue
             notes = [f"{self._set_aside(step)} cannot be read ({why}); going back" for step, why in bad.items()]
             return {"step": step, "host": found.host}, found.arrays, notes
@@ -227,16 +226,9 @@ class Checkpoints:
         return None, template, []
 
     def _read(self, step: int, template: PyTree) -> Any:
-        import orbax.checkpoint as ocp
-
-        read = functools.partial(self._manager.restore, step, directory=self._folder)
-        host = read(args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
-        refuse_other(dict(host.get("record", {})), self._record, self._folder / str(step), self._fixed)
-        found = read(args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()))
-        expected = found.host.pop("checksum", None)
-        if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
-            raise ValueError("its checksum is wrong")
-        return found
+        record = read_host(self._manager, self._folder, step).get("record", {})
+        refuse_other(dict(record), self._record, self._folder / str(step), self._fixed)
+        return read_whole(self._manager, self._folder, step, template)
 
     def _set_aside(self, step: int) -> Path:
         """Where a damaged checkpoint is from now on."""
@@ -245,6 +237,45 @@ class Checkpoints:
         os.replace(self._folder / str(step), place)
         sync_folder(self._folder)
         return place
+
+
+def rounds_in(folder: Path) -> list[int]:
+    """Rounds of the checkpoints in a folder, ascending; other files there are left alone."""
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def read_host(manager: Any, folder: Path, step: int) -> dict[str, Any]:
+    """A checkpoint without its arrays: ledger, seconds, record, callbacks."""
+    import orbax.checkpoint as ocp
+
+    return manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()), directory=folder).host
+
+
+def read_whole(manager: Any, folder: Path, step: int, template: PyTree) -> Any:
+    """A checkpoint: `arrays` shaped as a template, and `host`; ValueError, or another error, where it is damaged."""
+    import orbax.checkpoint as ocp
+
+    parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore())
+    found = manager.restore(step, args=parts, directory=folder)
+    expected = found.host.pop("checksum", None)
+    if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
+        raise ValueError("its checksum is wrong")
+    return found
+
+
+def manager_in(folder: Path) -> Any:
+    """A manager of checkpoints that works in a folder, and reads those in others too."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        ),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
@@ -257,7 +288,7 @@ def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the storage library from logging its exceptions too, some pages each."""
     log = logging.getLogger("absl")
     level = log.level
@@ -268,7 +299,8 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error's text, or its kind."""
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__
 
@@ -285,8 +317,6 @@ def open_checkpoints(
     Half-written checkpoints of killed processes are removed, so hold the directory's lock (`workdir.locked`). `record`
     is the content of `config.json`, `fixed` are fields of it that must not change, with the reason.
     """
-    import orbax.checkpoint as ocp
-
     folder = (workdir / FOLDER).absolute()
     if not hosts.first:
         yield Checkpoints(None, folder, hosts, record or {}, fixed or {})
@@ -300,15 +330,8 @@ def open_checkpoints(
         part.mkdir()
     except OSError as error:
         raise UserError(f"--workdir: cannot make {folder}: {error.strerror}; choose another directory") from error
-    options = ocp.CheckpointManagerOptions(
-        create=False,
-        enable_async_checkpointing=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-        ),
-    )
     try:
-        with ocp.CheckpointManager(part, options=options) as manager:
+        with manager_in(part) as manager:
             made = Checkpoints(manager, folder, hosts, record or {}, fixed or {})
             try:
                 yield made

@@ -167,13 +167,20 @@ def refuse_other(
             raise UserError(
                 f"--workdir: {place} holds a run of another config ({'; '.join(said)}); choose another directory"
             )
-    if "data" in old and "data" in new:
-        a, b = (without_floats(x["data"]) if _other_origins(old, new) else x["data"] for x in (old, new))
-        if said := differences(a, b):
-            raise UserError(
-                f"--workdir: {place} holds a run on other data ({'; '.join(said)}); put back the data it began "
-                "with, or choose another directory"
-            )
+    if said := other_data(old, new):
+        raise UserError(
+            f"--workdir: {place} holds a run on other data ({'; '.join(said)}); put back the data it began "
+            "with, or choose another directory"
+        )
+
+
+def other_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Differences between the data of two records; none where one lacks them. Floats computed by other versions or
+    devices count as equal."""
+    if "data" not in old or "data" not in new:
+        return []
+    a, b = (without_floats(x["data"]) if _other_origins(old, new) else x["data"] for x in (old, new))
+    return differences(a, b)
 
 
 def _because(field: str, fixed: Mapping[str, str]) -> str:

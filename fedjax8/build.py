@@ -14,7 +14,7 @@ from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.callbacks.base import Callback
 from fedjax8.components import SEAMS, bind, build_component
-from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, usable
+from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, plain, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.data.validation import ValidationPart, validation_part
@@ -28,6 +28,7 @@ from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
 from fedjax8.privacy.accounting import WatchedFacts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
+from fedjax8.results.runs import flatten
 from fedjax8.run_format import run_format_of
 from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
 
@@ -193,6 +194,20 @@ def check_shapes(model: Model, dataset: Dataset) -> Model:
     return model
 
 
+def start_of(init_from: str, adapter: ConfigDict, data_dir: str | None) -> Start | None:
+    """The model that the config names to start from; None if it names none.
+
+    UserError if there is none there, or if the adapter reads another one's parameters from a file.
+    """
+    if not init_from:
+        return None
+    if "pretrained" in flatten(plain(adapter)).values():
+        raise UserError(
+            "config.init_from and the adapter pretrained both say what the model starts from; leave one of them out"
+        )
+    return open_start(init_from, data_dir)
+
+
 def adapted(model: Any, adapter: Callable[..., Any], start: Start | None) -> Any:
     """The model with its adapter, which starts from another one if there is one; FAILED if a part of it has."""
     whole = adapter(model=model)
@@ -252,7 +267,7 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
-        start = attempt(open_start, given.init_from, data_dir) if given.init_from else None
+        start = attempt(start_of, given.init_from, given.adapter, data_dir)
         model = adapted(model, functools.partial(make, "adapter"), start)
         augment = attempt(build_augment, given.augment)
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}

@@ -1,6 +1,6 @@
 """Models that start from those of other runs: `config.init_from`.
 
-    runs/a                the last model of the run: its model.safetensors, or its newest checkpoint if it is unfinished
+    runs/a                the last model of the run: its model.safetensors, or its newest checkpoint if it went further
     runs/a@40             its model after round 40, of which there must be a checkpoint
     FILE.safetensors      a file of `LoadedRun.export`, `models.save_model` or `models.save_params`
 
@@ -11,6 +11,7 @@ own parts (clips, adapters' parameters) as ever.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,9 @@ from fedjax8 import trees
 from fedjax8.cli import path_of
 from fedjax8.data.digest import array_digest
 from fedjax8.errors import UserError
+from fedjax8.models.pretrained import header_of
 from fedjax8.models.saved import FILE, check_same_leaves, model_readers
+from fedjax8.running.reading import saved_rounds
 from fedjax8.types import Model, Variables
 
 
@@ -51,9 +54,18 @@ def open_start(text: str, data_dir: str | None = None) -> Start:
     whole = path_of(text)
     if at and number.isdecimal() and not whole.exists():
         return _of_run(folder, int(number), data_dir)
-    if whole.is_dir():
-        return _of_file(str(whole / FILE)) if (whole / FILE).is_file() else _of_run(text, None, data_dir)
-    return _of_file(str(whole))
+    if not whole.is_dir():
+        return _of_file(str(whole))
+    file, saved = whole / FILE, saved_rounds(whole)
+    if not file.is_file() or (saved and saved[-1] > round_of(file)):
+        return _of_run(text, None, data_dir)
+    return _of_file(str(file))
+
+
+def round_of(file: Path) -> int:
+    """The round in the metadata of a run's file; 0 for a file without one."""
+    text = header_of(file).metadata.get("round", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _of_file(path: str) -> Start:

@@ -54,6 +54,6 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
         f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round"
         f"{drawn}, {config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
-        f"{start_words(experiment)}{validation_words(experiment)}{NOTHING_SENT * (not experiment.simulation.discover())}"
-        f"{PRIVATE * experiment.private}"
+        f"{start_words(experiment)}{validation_words(experiment)}"
+        f"{NOTHING_SENT * (not experiment.simulation.discover())}{PRIVATE * experiment.private}"
     )

@@ -96,6 +96,8 @@ def check_claim(directory: Path, record: Mapping[str, Any], fixed: Mapping[str, 
         old = read_object(path) or {}
         new = json.loads(json.dumps(json_ready(record)))
         refuse_other({**old, "config": dict(old["config"])}, new, directory, fixed)
+    except UserError:  # it is whole, but not of this run
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--workdir: {path} is not a fedjax8 config ({error}); put it back, or choose another directory. If the "
@@ -188,9 +190,10 @@ def _because(field: str, fixed: Mapping[str, str]) -> str:
 
 
 def _reordered_but(old: Mapping[str, Any], new: Mapping[str, Any], changed: Mapping[str, str]) -> list[str]:
-    """As `reordered`, of the fields that have not changed."""
-    same = [{f: v for f, v in flatten(dict(config)).items() if f not in changed} for config in (old, new)]
-    return reordered(*same)
+    """As `reordered`, of the fields that both have and that have not changed."""
+    a, b = flatten(dict(old)), flatten(dict(new))
+    both = {field for field in a if field in b and field not in changed}
+    return reordered(*({field: value for field, value in config.items() if field in both} for config in (a, b)))
 
 
 def says_of_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -127,8 +127,9 @@ def test_other_data_is_refused_and_other_devices_and_versions_are_listed(tmp_pat
     record = {"config": {"seed": 0}, "data": {"train.x": "a"}, "versions": {"jax": "1"}, "devices": ["cpu:cpu"] * 2}
     identity.check_claim(tmp_path, record)
     identity.check_claim(tmp_path, record)
-    with pytest.raises(UserError, match=r"a run on other data \(train.x: a -> b\); put back the data"):
+    with pytest.raises(UserError, match=r"a run on other data \(train.x: a -> b\); put back the data") as refused:
         identity.check_claim(tmp_path, record | {"data": {"train.x": "b"}})
+    assert "is not a fedjax8 config" not in str(refused.value)
     other = record | {"devices": ["cpu:cpu"], "versions": {"jax": "2"}}
     assert identity.says_of_others(record, other) == ["devices: 2 cpu:cpu -> 1 cpu:cpu", "versions.jax: 1 -> 2"]
     assert identity.says_of_others(record, record) == []

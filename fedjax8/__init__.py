@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         tasks,
     )
     from fedjax8.engine.simulation import simulate
+    from fedjax8.loading import load
     from fedjax8.local import local_training, proximal, scheduled
 
 _PACKAGES = (
@@ -53,6 +54,7 @@ _PACKAGES = (
     "tasks",
 )
 _FUNCTIONS = {
+    "load": "fedjax8.loading",
     "local_training": "fedjax8.local",
     "proximal": "fedjax8.local",
     "scheduled": "fedjax8.local",
@@ -69,6 +71,7 @@ __all__ = [
     "data",
     "dropouts",
     "executors",
+    "load",
     "local_training",
     "models",
     "numerics",

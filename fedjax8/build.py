@@ -1,5 +1,6 @@
 """Objects from a config: the only place where a string becomes an object."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.callbacks.base import Callback
 from fedjax8.components import SEAMS, bind, build_component
-from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, usable
+from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, plain, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.data.validation import ValidationPart, validation_part
@@ -22,10 +23,12 @@ from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
+from fedjax8.init_from import Start, open_start, started
 from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
-from fedjax8.privacy.accounting import Facts, accounted
+from fedjax8.privacy.accounting import WatchedFacts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
+from fedjax8.results.runs import flatten
 from fedjax8.run_format import run_format_of
 from fedjax8.tasks import Task, classification
 from fedjax8.types import CLASSES, BatchPlan, Model, PyTree, StepGradient
@@ -45,6 +48,10 @@ class Experiment(NamedTuple):
     """Callbacks by name."""
     task: Task = classification()
     """What the model is trained for."""
+    calibrated: bool = False
+    """Whether a part of it is calibrated for the number of rounds."""
+    start: Start | None = None
+    """The model that it starts from, if it is another one's."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -199,6 +206,35 @@ def check_shapes(model: Model, dataset: Dataset) -> Model:
     return model
 
 
+def start_of(init_from: str, adapter: ConfigDict, data_dir: str | None) -> Start | None:
+    """The model that the config names to start from; None if it names none.
+
+    UserError if there is none there, or if the adapter reads another one's parameters from a file.
+    """
+    if not init_from:
+        return None
+    if "pretrained" in flatten(plain(adapter)).values():
+        raise UserError(
+            "config.init_from and the adapter pretrained both say what the model starts from; leave one of them out"
+        )
+    return open_start(init_from, data_dir)
+
+
+def adapted(model: Any, adapter: Callable[..., Any], start: Start | None) -> Any:
+    """The model with its adapter, which starts from another one if there is one; FAILED if a part of it has."""
+    whole = adapter(model=model)
+    if start is None or start is FAILED or whole is FAILED:
+        return whole
+    return started(model, lambda inner: adapter(model=inner), start)
+
+
+def build_data(config: ConfigDict, data_dir: str | None = None) -> Dataset:
+    """The data set of a config alone."""
+    with Mistakes() as mistakes:
+        usable(config, mistakes)
+    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
+
+
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
     """The experiment of a config once for each seed, to be run `side_by_side`; UserError for seeds named twice.
 
@@ -246,15 +282,15 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         outputs = attempt(num_outputs, task, dataset, parts.rows)
         symbols = {} if dataset.num_classes is None else {"vocabulary": dataset.num_classes}
-        model = make("model", num_classes=outputs, **symbols)
-        model = attempt(lambda task, model: task.on(model), task, model)
-        model = make("adapter", model=model)
+        model = attempt(lambda task, model: task.on(model), task, make("model", num_classes=outputs, **symbols))
+        start = attempt(start_of, given.init_from, given.adapter, data_dir)
+        model = adapted(model, functools.partial(make, "adapter"), start)
         augment = attempt(build_augment, given.augment)
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
         participation = make("participation")
-        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan, participation)
+        facts = attempt(WatchedFacts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)
         normal = attempt(normalization, dataset, given.input_mean, given.input_std, private)
@@ -293,4 +329,4 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks), task)
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks), task, facts.read, start)

@@ -15,26 +15,24 @@ Examples:
 """
 
 import functools
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedjax8 import cli, version
+from fedjax8 import cli
+from fedjax8.cli import split_overrides as split_overrides
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.introduction import introduction
+from fedjax8.launch import own_models_of, run_of, schedule_of, versions
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
     from fedjax8.running.schedule import Schedule
-    from fedjax8.tasks import Task
 
 SIGNAL_STATUS = 128
 """A run stopped by signal n exits with 128 + n: 143 for SIGTERM, 130 for Ctrl-C."""
@@ -51,6 +49,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. A run found there is resumed.",
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; short for --config.init_from.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
@@ -113,32 +116,6 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(argv without `--config.path=value` and `--config.path value`, those as (path, text) pairs)."""
-    rest, pairs = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or not name.startswith("config."):
-            rest.append(argument)
-            continue
-        if not equals:
-            text = next(arguments, "--")
-            if text.startswith("--"):
-                raise UserError(f"{argument} needs a value: {argument}=VALUE")
-        pairs.append((name.removeprefix("config."), text))
-    return rest, pairs
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that decide a result."""
-    import importlib.metadata
-
-    packages = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
-
-
 def main(argv: list[str]) -> int:
     """The exit status of the run that the flags describe.
 
@@ -154,6 +131,7 @@ def main(argv: list[str]) -> int:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
+    pairs += [("init_from", _INIT_FROM.value)] if _INIT_FROM.value else []
     check(config, pairs)
     group = Group(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
@@ -184,31 +162,6 @@ def data_dir() -> str | None:
     return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
-def record(config: ConfigDict, data: Mapping[str, str], task: "Task") -> dict[str, Any]:
-    """The content of `config.json`; `data` is the digest of the data, `task` names the metrics."""
-    import jax
-
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    return {
-        "config": plain(config),
-        "versions": versions(),
-        "devices": devices,
-        "machine": machine(),
-        "data": dict(data),
-        "task": {"name": task.name, "metric": task.main, "directions": task.directions},
-    }
-
-
-def machine() -> str:
-    """The processor, whose vector units decide the last bits of float sums: `x86_64 Intel(R) Xeon(R) ...`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
-
-
 def check_flags(processes: int) -> None:
     """Raises UserError naming all flags which do not go together."""
     with Mistakes() as mistakes:
@@ -229,43 +182,24 @@ def check_flags(processes: int) -> None:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
 
 
-def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
-    """A function that gives the content of `about.json`."""
-    from fedjax8.running.about import about
-
-    return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
-
-
 def train(config: ConfigDict) -> int:
     """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
     import jax
 
-    from fedjax8.build import Experiment, build, build_seeds
-    from fedjax8.data.digest import digest, without_floats
+    from fedjax8.build import build, build_seeds
+    from fedjax8.data.digest import without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
-    from fedjax8.running.client_accuracy import OwnModels, line_of, own_models
-    from fedjax8.running.recording import Run
-    from fedjax8.running.runner import run, run_all
-    from fedjax8.running.schedule import Schedule
+    from fedjax8.running.runner import run_all, run_one
     from fedjax8.running.writers import find_writers
-    from fedjax8.tasks import HIGHER
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
-
-    def models_of(experiment: Experiment) -> OwnModels | None:
-        task, most = experiment.task, _CLIENT_ACCURACY.value
-        higher = task.directions[task.of_clients] == HIGHER
-        settings = config.evaluate_clients
-        return own_models(experiment.simulation, experiment.dataset, settings, most, task.of_clients, higher)
-
+    models_of = functools.partial(own_models_of, most=_CLIENT_ACCURACY.value)
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
-    schedule = Schedule(
-        config.rounds, config.eval_every, config.checkpoint_every, config.on_nan, config.evaluate_clients.every
-    )
+    schedule = schedule_of(config)
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
         models_of(experiment)  # refuses what a run would
@@ -275,43 +209,20 @@ def train(config: ConfigDict) -> int:
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
     if not _SEEDS.value:
         experiment = build(config, data_dir())
-        data = digest(experiment.dataset, experiment.simulation.data)
+        workdirs, clients = [workdir], [models_of(experiment)]
+        only = run_of(experiment, workdir, writers=writers, own=clients[0])
+        assert only.record is not None
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
-        hosts().check_same("data", without_floats(data))
+        hosts().check_same("data", without_floats(only.record["data"]))
         introduce = functools.partial(introduction, experiment)
-        workdirs, clients = [workdir], [models_of(experiment)]
-        outcome = run(
-            experiment.simulation,
-            experiment.dataset.test,
-            schedule,
-            workdir=workdir,
-            record=record(config, data, experiment.task),
-            introduce=introduce,
-            profile=profile,
-            about=describe(experiment),
-            writers=writers,
-            validation=experiment.validation,
-            callbacks=experiment.callbacks,
-            clients=line_of(clients[0]),
-        )
-        outcomes = [outcome]
+        outcomes = [run_one(only, experiment.dataset.test, schedule, introduce, profile)]
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
         clients = [models_of(e) for e in experiments]
         runs = [
-            Run(
-                e.simulation,
-                folder,
-                record(e.config, digest(e.dataset, e.simulation.data), e.task),
-                f"seed {e.config.seed}",
-                describe(e),
-                writers,
-                e.validation,
-                e.callbacks,
-                line_of(own),
-            )
+            run_of(e, folder, f"seed {e.config.seed}", writers, own)
             for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)

@@ -32,7 +32,7 @@ def objects():
                 "cohort 10",
                 "participation uniform",
                 "uplink fp8",
-                "downlink none",
+                "downlink as_it_is",
             ],
         ),
         ("state", ["SimulationState(rounds 0", "uplink bytes 0"]),

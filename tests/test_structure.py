@@ -36,7 +36,10 @@ RANKS = (
         "components",
         "build",
         "run_format",
+        "init_from",
         "introduction",
+        "launch",
+        "loading",
         "cli",
         "devices",
         "distributed",
@@ -44,7 +47,7 @@ RANKS = (
         "rates",
         "tune",
     },
-    {"train", "compare", "plot"},
+    {"train", "evaluate", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

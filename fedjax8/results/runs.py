@@ -106,7 +106,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
     known, document = document is not None, document or {}
     config = document.get("config", document)
     config = config if isinstance(config, dict) else {"config": config}
-    lines = _read_lines(path, notes)
+    lines = read_lines(path, notes)
     rounds = np.array([line["round"] for line in lines], np.int64)
     metrics = {
         name: np.array([number(line.get(name)) for line in lines], np.float64)
@@ -172,7 +172,7 @@ def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, An
     return found
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The logged lines; of lines logged again after a resume, the last."""
     file = path / "metrics.jsonl"
     try:

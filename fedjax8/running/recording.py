@@ -1,6 +1,7 @@
 """Files of a run: written round by round, and read when it is resumed."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ from fedjax8.callbacks.base import Callback
 from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
 from fedjax8.hosts import Hosts
+from fedjax8.models.saved import FILE as MODEL
+from fedjax8.models.saved import save_model
 from fedjax8.results.runs import ABOUT
 from fedjax8.running import workdir as files
 from fedjax8.running.checkpoints import Checkpoints, NotSaved, open_checkpoints
 from fedjax8.running.deciding import Deciding
 from fedjax8.running.divergence import explanation, loss_of_a_guess, nothing_usable
-from fedjax8.running.schedule import who_of
+from fedjax8.running.identity import check_claim, check_rounds, write_part
+from fedjax8.running.schedule import Schedule, who_of
 from fedjax8.running.writers import Writer, Writing
 
 FIRST = "round"
@@ -37,7 +41,7 @@ class Run(NamedTuple):
     simulation: Simulation
     workdir: Path | None = None
     record: Mapping[str, Any] | None = None
-    """Its `config.json`, which must not change."""
+    """Its `config.json`; see `identity`."""
     label: str = ""
     """Its label in printed lines, where there are several."""
     about: Callable[[], Mapping[str, Any]] | None = None
@@ -50,6 +54,8 @@ class Run(NamedTuple):
     """Its callbacks, by name."""
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None
     """`state -> personal metrics`, called after the rounds of `Schedule.clients_every`."""
+    fixed: Mapping[str, str] = {}
+    """Config fields that must not change when it goes on, with the reason; see `identity.fixed_fields`."""
 
 
 class Recording:
@@ -58,7 +64,7 @@ class Recording:
 
     def __init__(self, run: "Run", hosts: Hosts):
         self._simulation, self._workdir, self._record = run.simulation, run.workdir, run.record or {"config": {}}
-        self._about, self._hosts = run.about, hosts
+        self._about, self._hosts, self._fixed = run.about, hosts, run.fixed
         self.deciding = Deciding(run.callbacks, run.simulation, run.workdir, hosts)
         self._writing = Writing(run.writers if run.workdir and hosts.first else {})
         self._checkpoints: Checkpoints | None = None
@@ -74,7 +80,7 @@ class Recording:
         self.notes: list[str] = []
         """Remarks for the user, to be taken and printed."""
 
-    def open(self, stack: contextlib.ExitStack) -> SimulationState:
+    def open(self, stack: contextlib.ExitStack, schedule: Schedule) -> SimulationState:
         """The state to go on from. Nothing is written before the run could be set up."""
         self._simulation.discover()
         self._started = time.monotonic()
@@ -83,20 +89,24 @@ class Recording:
             return self._decided({}, self._same_start(self._simulation.init()))
         self._hosts.ask(lambda: self._claim(workdir, stack))
         state = self._simulation.init(files.client_states_folder(workdir, self._hosts.number))
-        self._checkpoints = stack.enter_context(open_checkpoints(workdir, self._hosts, self._record))
-        found = self._checkpoints.restore(state)
-        self.notes += self._checkpoints.notes
+        opened = open_checkpoints(workdir, self._hosts, self._record, self._fixed)
+        saved = self._checkpoints = stack.enter_context(opened)
+        found = saved.restore(state)
+        self.notes += saved.notes
         if found:
             state = self._simulation.place(found[0])
             self._started -= found[1]
+            check_rounds(workdir, saved.of, state.round, schedule, bool(saved.callbacks))
         else:
             state = self._same_start(state)
-        answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
+        state = self._decided(saved.callbacks, state)
+        goes_on = self.deciding.goes_on(state, schedule)
+        answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round, saved.changed, goes_on))
         self.last, self._without_line = answer["last"], answer["missing"]
         self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
-        return self._decided(self._checkpoints.callbacks, state)
+        return state
 
     def _decided(self, saved: Mapping[str, Any], state: SimulationState) -> SimulationState:
         """The state with the decisions of callbacks in force."""
@@ -106,13 +116,14 @@ class Recording:
 
     def _claim(self, workdir: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
         stack.enter_context(files.locked(workdir))
-        files.claim(workdir, self._record)
+        check_claim(workdir, self._record, self._fixed)
         if self._about:
             files.write_json(workdir / ABOUT, self._about())
         return {}
 
-    def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
-        """{last, missing, notes}: the lines up to the checkpoint are kept, and remarks name those that are lost."""
+    def _cut_metrics(self, workdir: Path, last_round: int, changed: Sequence[str], goes_on: bool) -> dict[str, Any]:
+        """{last, missing, notes}: the lines up to the checkpoint are kept, and remarks name those that are lost. A run
+        that goes on notes the part that begins."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:
@@ -123,8 +134,8 @@ class Recording:
         if damaged:
             notes.append(f"{files.METRICS} is damaged; the old file lies in {files.set_metrics_aside(workdir)}")
         files.rewrite_metrics(workdir, lines)
-        if self._checkpoints and self._checkpoints.changed:
-            files.note_resumed(workdir, last_round, self._checkpoints.changed)
+        if goes_on:
+            write_part(workdir, self._record, last_round, changed)
         last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
         return {"last": last, "missing": len(missing), "notes": notes}
 
@@ -152,18 +163,29 @@ class Recording:
             files.append_metrics(self._workdir, self.last)
         self._writing.write(self.last)
 
-    def save(self, state: SimulationState, forgiving: bool = True) -> None:
-        """A checkpoint. Where it cannot be written, `FORGIVEN` times in a row are only noted."""
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._checkpoints is not None and self._checkpoints.busy
+
+    def save(self, state: SimulationState) -> None:
+        """Begins a checkpoint, when the one before it is written. Where that could not be, `FORGIVEN` times in a row
+        are only noted."""
         if not self._checkpoints or not state.round:
             return
+        self._forgiving(self._checkpoints.end)
         if self._workdir and self._hosts.first:
             files.sync_metrics(self._workdir)
+        elapsed, callbacks = time.monotonic() - self._started, self.deciding.saved()
+        self._forgiving(lambda saved=self._checkpoints: saved.begin(state, elapsed, callbacks))
+
+    def _forgiving(self, work: Callable[[], bool]) -> None:
         try:
-            self._checkpoints.save(state, time.monotonic() - self._started, self.deciding.saved())
-            self._failures = 0
+            if work():
+                self._failures = 0
         except NotSaved as error:
             self._failures += 1
-            if not forgiving or self._failures > FORGIVEN:
+            if self._failures > FORGIVEN:
                 raise
             self.notes.append(f"{error}; going on")
 
@@ -171,7 +193,9 @@ class Recording:
         self, state: SimulationState, test: Mapping[str, np.ndarray], finished: bool, measure: Callable
     ) -> dict[str, Any]:
         """The summary, after the last state is saved. `measure(state)` evaluates; of `test` labels are read."""
-        self.save(state, forgiving=False)
+        self.save(state)
+        if self._checkpoints:
+            self._checkpoints.end()
         if "test_loss" not in self.last and state.round:
             self.last = {**self.last, **measure(state)}
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
@@ -185,6 +209,9 @@ class Recording:
         if self.deciding.stopped_by:
             summary["stopped_by"] = dict(self.deciding.stopped_by)
         if self._workdir and self._hosts.first:
+            if finished:
+                about = {"round": str(state.round), "config": json.dumps(files.json_ready(config))}
+                save_model(self._workdir / MODEL, self._simulation.variables(state), about)
             files.write_json(self._workdir / files.SUMMARY, summary)
         self._writing.close(summary)
         return summary

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from fedjax8 import cli, version
+from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
@@ -95,6 +96,13 @@ _CPU_DEVICES = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=1024,
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs, which the next run with the same shapes takes from there, or off; default "
+    "$FEDJAX8_CACHE, $XDG_CACHE_HOME/fedjax8 or ~/.cache/fedjax8, of at most 1 GiB, unless JAX has a cache of its own "
+    "(JAX_COMPILATION_CACHE_DIR).",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the processes of a run on several hosts find each other."
 )
@@ -158,6 +166,7 @@ def main(argv: list[str]) -> int:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
     )
     check_jax()
+    use_compilation_cache(_COMPILATION_CACHE.value)
     set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
     with together(group):
         start_devices()

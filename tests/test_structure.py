@@ -36,6 +36,7 @@ RANKS = (
         "run_format",
         "introduction",
         "cli",
+        "compilation_cache",
         "devices",
         "distributed",
         "normalization",

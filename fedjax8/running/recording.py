@@ -32,6 +32,7 @@ LINE_ORDER = (
     "downlink_bytes",
     "clients",
     "round_seconds",
+    "compile_seconds",
 )
 """The fields of a metrics line that everyone reads, in order; the rest follow by name."""
 
@@ -79,6 +80,7 @@ class Recording:
         self._without_line = 0
         self._rejection_noted = False
         self._unusable = 0
+        self._compile_seconds = 0.0
         self.last: Mapping[str, Any] = {}
         self.ending = ""
         """Explanation and advice for a run that diverged; known when it is over."""
@@ -104,6 +106,7 @@ class Recording:
             state = self._same_start(state)
         answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round))
         self.last, self._without_line = answer["last"], answer["missing"]
+        self._compile_seconds = answer["compile_seconds"]
         self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
@@ -123,7 +126,7 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
-        """{last, missing, notes}: the lines up to the checkpoint are kept, and remarks name those that are lost."""
+        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that are lost."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:
@@ -137,7 +140,8 @@ class Recording:
         if self._checkpoints and self._checkpoints.changed:
             files.note_resumed(workdir, last_round, self._checkpoints.changed)
         last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
-        return {"last": last, "missing": len(missing), "notes": notes}
+        compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
+        return {"last": last, "missing": len(missing), "notes": notes, "compile_seconds": compiled}
 
     def _same_start(self, state: SimulationState) -> SimulationState:
         """A new state, the same on hosts whose processors round differently."""
@@ -147,6 +151,7 @@ class Recording:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
         self.last = _ordered(metrics)
+        self._compile_seconds += metrics.get("compile_seconds", 0.0)
         self._unusable = self._unusable + 1 if nothing_usable(metrics) else 0
         new = set(metrics.get("excluded_clients", ())) - self._named
         if new:
@@ -191,6 +196,7 @@ class Recording:
         summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
+        summary["compile_seconds"] = self._compile_seconds
         summary["diverged"] = bool(self.ending)
         if self.deciding.stopped_by:
             summary["stopped_by"] = dict(self.deciding.stopped_by)

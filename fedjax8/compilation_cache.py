@@ -1,6 +1,6 @@
 """Compiled programs kept from one run to the next, by JAX's persistent compilation cache, in a folder of bounded size.
 
-The folder is `xla` in `$FEDJAX8_CACHE`, `$XDG_CACHE_HOME/fedjax8` or `~/.cache/fedjax8`, with a folder of its own for each
+The folder is `xla` in `$FEDJAX8_CACHE`, `$XDG_CACHE_HOME/fedjax8` or `~/.cache/fedjax8`, with one of its own for each
 kind of processor: XLA compiles for the vector units of the one at hand. A program from the cache is the one that
 compiling again would give, to the last bit.
 """

@@ -41,9 +41,10 @@ RANKS = (
         "distributed",
         "normalization",
         "rates",
+        "shipped",
         "tune",
     },
-    {"train", "compare", "plot"},
+    {"configs", "train", "compare", "plot"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

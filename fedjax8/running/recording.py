@@ -126,7 +126,7 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
-        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that are lost."""
+        """{last, missing, notes, compile_seconds}: lines up to the checkpoint are kept, and remarks name the lost ones."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:

@@ -8,7 +8,8 @@ import pytest
 
 from fedjax8.running.compiling import EVENTS, CompileSeconds, compile_seconds
 
-TRACE, LOWER, COMPILE = (f"{EVENTS}{name}_duration" for name in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile"))  # fmt: skip
+STAGES = ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
+TRACE, LOWER, COMPILE = (f"{EVENTS}{name}_duration" for name in STAGES)
 
 
 def test_stages_inside_others_count_once():

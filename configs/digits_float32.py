@@ -1,3 +1,3 @@
-"""The config `digits_float32` of the package: `--config=configs/digits_float32.py` is `--config=digits_float32`."""
+"""Front of `fedjax8/configs/digits_float32.py`, which `--config=digits_float32` names as well."""
 
 from fedjax8.configs.digits_float32 import get_config as get_config

@@ -1,3 +1,3 @@
-"""The config `digits_fp8` of the package: `--config=configs/digits_fp8.py` is `--config=digits_fp8`."""
+"""Front of `fedjax8/configs/digits_fp8.py`, which `--config=digits_fp8` names as well."""
 
 from fedjax8.configs.digits_fp8 import get_config as get_config

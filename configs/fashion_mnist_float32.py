@@ -1,3 +1,3 @@
-"""The config `fashion_mnist_float32` of the package: `--config=configs/fashion_mnist_float32.py` is `--config=fashion_mnist_float32`."""
+"""Front of `fedjax8/configs/fashion_mnist_float32.py`, which `--config=fashion_mnist_float32` names as well."""
 
 from fedjax8.configs.fashion_mnist_float32 import get_config as get_config

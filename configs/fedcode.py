@@ -1,3 +1,3 @@
-"""The config `fedcode` of the package: `--config=configs/fedcode.py` is `--config=fedcode`."""
+"""Front of `fedjax8/configs/fedcode.py`, which `--config=fedcode` names as well."""
 
 from fedjax8.configs.fedcode import get_config as get_config

@@ -1,3 +1,3 @@
-"""The config `fp8` of the package: `--config=configs/fp8.py` is `--config=fp8`."""
+"""Front of `fedjax8/configs/fp8.py`, which `--config=fp8` names as well."""
 
 from fedjax8.configs.fp8 import get_config as get_config

@@ -1,3 +1,3 @@
-"""The config `mnist_fedadam` of the package: `--config=configs/mnist_fedadam.py` is `--config=mnist_fedadam`."""
+"""Front of `fedjax8/configs/mnist_fedadam.py`, which `--config=mnist_fedadam` names as well."""
 
 from fedjax8.configs.mnist_fedadam import get_config as get_config

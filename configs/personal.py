@@ -1,3 +1,3 @@
-"""The config `personal` of the package: `--config=configs/personal.py` is `--config=personal`."""
+"""Front of `fedjax8/configs/personal.py`, which `--config=personal` names as well."""
 
 from fedjax8.configs.personal import get_config as get_config

@@ -1,3 +1,3 @@
-"""The config `shakespeare_fp8` of the package: `--config=configs/shakespeare_fp8.py` is `--config=shakespeare_fp8`."""
+"""Front of `fedjax8/configs/shakespeare_fp8.py`, which `--config=shakespeare_fp8` names as well."""
 
 from fedjax8.configs.shakespeare_fp8 import get_config as get_config

@@ -140,9 +140,8 @@ def _read_record(file: str) -> ConfigDict:
 
 def load_config(file: str | None) -> ConfigDict:
     """The config that `FILE.py` or `FILE.py:argument` gives by `get_config()` or `get_config(argument)`; one of
-    `fedjax8/configs` for `NAME`, `NAME:argument` or `fedjax8://NAME`; that of a run for its `config.json`; base for None.
-
-    A text that ends in `.py`, or has a slash, is a file; any other is a name of ours, whatever lies in the working folder.
+    `fedjax8/configs` for `NAME`, `NAME:argument` or `fedjax8://NAME` (see `shipped.config_file`); that of a run for its
+    `config.json`; base for None.
 
     Raises `UserError` if the file is missing or damaged, has no `get_config`, refuses the argument, or sets a field
     wrongly.

@@ -268,11 +268,11 @@ def test_a_bare_name_is_a_config_of_the_package_and_a_path_is_a_file(tmp_path, m
     assert load_config("digits_fp8.py").rounds == load_config("./digits_fp8.py").rounds == 7
     assert load_config("mine.py:9").rounds == 9
     assert load_config("fp8:cifar10,lenet,iid,uq").data.name == "cifar10"
-    with pytest.raises(UserError, match="for the file mine.py here give --config=./mine.py"):
+    with pytest.raises(UserError, match=r"for the file mine.py here give --config=./mine.py"):
         load_config("mine")
-    with pytest.raises(UserError, match="allowed are .*fp8.* did you mean 'fashion_mnist_fp8'"):
+    with pytest.raises(UserError, match=r"allowed are .*fp8.* did you mean 'fashion_mnist_fp8'"):
         load_config("fedjax8://fashion_mnist")
-    with pytest.raises(UserError, match="no file 'configs/fp8.py'.*did you mean --config=fp8:cifar10,lenet,iid,uq"):
+    with pytest.raises(UserError, match=r"no file 'configs/fp8.py'.*did you mean --config=fp8:cifar10,lenet,iid,uq"):
         load_config("configs/fp8.py:cifar10,lenet,iid,uq")
 
 

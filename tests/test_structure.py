@@ -44,7 +44,8 @@ RANKS = (
         "shipped",
         "tune",
     },
-    {"configs", "train", "compare", "plot"},
+    {"configs", "train", "compare", "plot", "sweep", "pretrain", "listing"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,1 +1,1 @@
-"""Configs of experiments, chosen by `--config=NAME` or `--config=NAME:argument`; each file's docstring says what it runs."""
+"""Configs of experiments: `--config=NAME` or `--config=NAME:argument`; the docstring of each says what it runs."""

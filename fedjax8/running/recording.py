@@ -126,7 +126,7 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int) -> dict[str, Any]:
-        """{last, missing, notes, compile_seconds}: lines up to the checkpoint are kept, and remarks name the lost ones."""
+        """{last, missing, notes, compile_seconds}: lines up to the checkpoint are kept; remarks name lost ones."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:

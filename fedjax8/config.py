@@ -30,6 +30,7 @@ from fedjax8.errors import FAILED, Mistakes, UserError
 from fedjax8.given import fits, read_object
 from fedjax8.lookup import suggest
 from fedjax8.shipped import config_file, no_config_file
+from fedjax8.words import field_of
 
 
 def base_config() -> ConfigDict:
@@ -266,7 +267,9 @@ def _no_field(section: Any, dotted: str, name: str) -> str:
         return f"no field {dotted}: {place} is {section!r}"
     if is_component(section):
         return f"no field {dotted}: set --{dotted}.name=NAME first, or give it in a config file"
-    return f"no field {dotted}: allowed are {', '.join(sorted(section))}{suggest(name, section)}"
+    ours = field_of(name, FIELDS) if name not in ("name", *section) else None
+    meant = f"; here it is config.{ours}" if ours else suggest(name, section)
+    return f"no field {dotted}: allowed are {', '.join(sorted(section))}{meant}"
 
 
 def _as_type_of(where: str, value: Any, old: Any) -> Any:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",
@@ -40,11 +40,12 @@ RANKS = (
         "devices",
         "distributed",
         "normalization",
+        "overrides",
         "rates",
         "shipped",
         "tune",
     },
-    {"configs", "train", "compare", "plot", "sweep", "pretrain", "listing"},
+    {"configs", "train", "compare", "plot", "sweep", "pretrain", "listing", "templates"},
     {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -35,7 +35,8 @@ def use_compilation_cache(where: str | None = None) -> Path | None:
     if where == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    if where is None and (jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache):
+    set_before = jax.config.read("jax_compilation_cache_dir") or not jax.config.read("jax_enable_compilation_cache")
+    if where is None and set_before:
         return None
     root = path_of(where) if where else default_folder(os.environ)
     if root is None:

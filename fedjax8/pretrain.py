@@ -45,7 +45,8 @@ def pretrain(out: str) -> None:
 
     from fedjax8 import trees
     from fedjax8.adapters.inputs import inputs
-    from fedjax8.build import SEAMS, build_augment, build_component, check_shapes
+    from fedjax8.build import build_augment, check_shapes
+    from fedjax8.components import SEAMS, build_component
     from fedjax8.config import component, load_config, override
     from fedjax8.engine.evaluation import evaluation
     from fedjax8.executors.chunked import chunked

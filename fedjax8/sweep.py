@@ -102,7 +102,7 @@ def assignment(text: str, flag: str) -> tuple[str, str]:
 
 def axes(configs: Sequence[str], cases: Sequence[str], grids: Sequence[str]) -> list[list[tuple[str, tuple]]]:
     """The axes of the grid: on each, the values as (config file, assignments)."""
-    made = [[(config, ()) for config in configs or ("",)]]
+    made: list[list[tuple[str, tuple]]] = [[(config, ()) for config in configs or ("",)]]
     if cases:
         made.append([("", tuple(assignment(part, "--case") for part in shlex.split(case))) for case in cases])
     for grid in grids:

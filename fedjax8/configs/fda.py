@@ -14,6 +14,8 @@ Optimizers, thresholds and splits are those of the paper and its authors' code (
 configs of FedAdam and FedAvgM: Keras's defaults, as there). docs/studies/fda.md has results.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from fedjax8.config import base_config, component, in_float32
@@ -22,7 +24,7 @@ from fedjax8.errors import UserError
 ADAM = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-7}
 NESTEROV = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}
 LENET5 = component("lenet5", activation="tanh", pool="avg", kernel_init="glorot_uniform")
-DATA = {
+DATA: dict[str, dict[str, Any]] = {
     "mnist": {"name": "mnist", "standardize": False},
     "mnist_standardized": {"name": "mnist"},
     "cifar10": {"name": "cifar10"},
@@ -35,7 +37,7 @@ MODELS = {
 }
 """Theta of the balanced setting of the paper's Fig. 9, the workers' optimizer, the model."""
 MONITORED = ("linear", "sketch", "naive", "gm", "exact", "synchronous")
-SPLITS = {
+SPLITS: dict[str, dict[str, Any]] = {
     "iid": {"name": "iid"},
     "sorted60": {"name": "sorted_share", "share": 0.6},
     "label0": {"name": "label_first", "label": 0},

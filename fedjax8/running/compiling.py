@@ -24,12 +24,12 @@ class CompileSeconds:
         self._says, self._clock, self._thread, self._taken = says, clock, threading.get_ident(), 0.0
         self._spans: list[tuple[float, float]] = []
 
-    def heard(self, event: str, seconds: float, **_: object) -> None:
+    def heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         """Takes in an event of JAX that has just ended."""
         if not event.startswith(EVENTS) or threading.get_ident() != self._thread:
             return
         end = self._clock()
-        begin = end - seconds
+        begin = end - duration_secs
         while self._spans and self._spans[-1][0] >= begin:
             self._spans.pop()
         self._spans.append((begin, end))

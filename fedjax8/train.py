@@ -15,20 +15,22 @@ Examples:
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedjax8 import cli
-from fedjax8.cli import split_overrides as split_overrides
+from fedjax8 import cli, version
+from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.introduction import introduction
 from fedjax8.launch import own_models_of, run_of, schedule_of, versions
+from fedjax8.overrides import split_overrides, unknown_flag
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
@@ -99,6 +101,20 @@ _CPU_DEVICES = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=1024,
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs, which the next run with the same shapes takes from there, or off; default "
+    "$FEDJAX8_CACHE, $XDG_CACHE_HOME/fedjax8 or ~/.cache/fedjax8, of at most 1 GiB, unless JAX has a cache of its own "
+    "(JAX_COMPILATION_CACHE_DIR).",
+)
+flags.DEFINE_string(
+    "list",
+    None,
+    "A kind of components, such as codecs, or one component: lists them with their settings and defaults, and runs "
+    "nothing; --help=NAME does too. `fedjax8 list` names the kinds.",
+)
+flags.DEFINE_bool("version", False, "Print the version, and run nothing.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the processes of a run on several hosts find each other."
 )
@@ -137,6 +153,7 @@ def main(argv: list[str]) -> int:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
     )
     check_jax()
+    use_compilation_cache(_COMPILATION_CACHE.value)
     set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
     with together(group):
         start_devices()
@@ -258,19 +275,39 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder))
+OURS = (
+    *(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder)),
+    "list",
+    "version",
+)
 """Names of this program's flags."""
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, those of an earlier call forgotten; `--dry_run` needs no value.
 
-    `--config.` overrides are left in argv for `main`."""
+    `--config.` overrides are left in argv for `main`. Raises UserError for an unknown flag, with the one that is meant:
+    `--rounds=3` is --config.rounds=3. Where something is to be listed, prints that and exits.
+    """
     rest, pairs = split_overrides(argv)
     for name in OURS:
         flags.FLAGS[name].unparse()
     rest = ["--dry_run=measured" if argument in ("--dry_run", "-dry_run") else argument for argument in rest]
-    return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
+    rest = [re.sub(r"^--?help=", "--list=", argument) for argument in rest]
+    try:
+        rest = flags.FLAGS(rest)
+    except flags.UnrecognizedFlagError as error:
+        given = next((text for text in rest if text.lstrip("-").partition("=")[0] == error.flagname), error.flagname)
+        raise UserError(unknown_flag(error.flagname, given.partition("=")[2], OURS)) from error
+    if flags.FLAGS.version:
+        print(version.__version__)
+        raise SystemExit(0)
+    if flags.FLAGS.list is not None:
+        from fedjax8.listing import listing
+
+        print(listing(flags.FLAGS.list))
+        raise SystemExit(0)
+    return rest + [f"--config.{path}={text}" for path, text in pairs]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"display"},
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",
@@ -41,13 +41,17 @@ RANKS = (
         "launch",
         "loading",
         "cli",
+        "compilation_cache",
         "devices",
         "distributed",
         "normalization",
+        "overrides",
         "rates",
+        "shipped",
         "tune",
     },
-    {"train", "evaluate", "compare", "plot"},
+    {"configs", "train", "evaluate", "compare", "plot", "sweep", "pretrain", "listing", "templates"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -38,7 +38,7 @@ def train(*flags, **settings):
 def lines(workdir, timed=False):
     """The metrics of a run, without the seconds, which no two runs share."""
     read = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return read if timed else [{k: v for k, v in line.items() if k != "round_seconds"} for line in read]
+    return read if timed else [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in read]
 
 
 def final_model(workdir):

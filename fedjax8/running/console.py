@@ -4,6 +4,7 @@ Without a terminal, a run that goes long without an evaluation reports its progr
 """
 
 import datetime
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,9 @@ def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
 
 SILENT_SECONDS = 60.0
 """Seconds that a run without a terminal may go without a line."""
+COMPILING = "compiling, the first time for these shapes ..."
+COMPILING_SECONDS = 3.0
+"""Seconds of one compilation after which a run without a terminal says so."""
 RATE_SECONDS = 1800.0
 """Seconds of the past over which the rate is taken; rounds may last minutes."""
 
@@ -115,6 +119,9 @@ class ProgressReport:
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
         self._done = done
         self._heading_due = True
+        self._note = ""
+        self._slow: threading.Timer | None = None
+        self._said_compiling = False
         self._label_width = max(map(len, labels)) + 2 if any(labels) else 0
 
     def __enter__(self) -> "ProgressReport":
@@ -122,7 +129,26 @@ class ProgressReport:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._stop_waiting()
         self._bar.stop()
+
+    def compiling(self, begins: bool) -> None:
+        """Says on the bar that XLA compiles, until it ends; without a terminal once, in a line, if it takes long."""
+        self._stop_waiting()
+        self._bar.update(self._task, note=COMPILING if begins else self._note)
+        if begins and not self.console.is_terminal and not self._said_compiling:
+            self._slow = threading.Timer(COMPILING_SECONDS, self._say_compiling)
+            self._slow.daemon = True
+            self._slow.start()
+
+    def _say_compiling(self) -> None:
+        self._said_compiling = True
+        self.say(COMPILING)
+
+    def _stop_waiting(self) -> None:
+        if self._slow:
+            self._slow.cancel()
+        self._slow = None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -132,9 +158,10 @@ class ProgressReport:
     def round_done(self, line: Mapping[str, Any], label: str = "") -> None:
         """Moves the bar; prints a row if the round was evaluated."""
         evaluated = "test_loss" in line
-        note: dict[str, Any] = {"note": f"accuracy {_number(line, 'test_accuracy')}"} if evaluated else {}
+        if evaluated:
+            self._note = f"accuracy {_number(line, 'test_accuracy')}"
         self._done += 1
-        self._bar.update(self._task, completed=self._done, **note)
+        self._bar.update(self._task, completed=self._done, note=self._note)
         if not evaluated:
             if not self.console.is_terminal and self._clock() - self._spoken >= SILENT_SECONDS:
                 self.say(self._how_far(line))

@@ -29,7 +29,7 @@ FIRST = "round"
 EVALUATED = ("test_", "validation_")
 """Beginnings of the names of evaluations, which follow it in a metrics line, each group as evaluated and its loss
 last."""
-NEXT = ("train_loss", "uplink_bytes", "downlink_bytes", "clients", "round_seconds")
+NEXT = ("train_loss", "uplink_bytes", "downlink_bytes", "clients", "round_seconds", "compile_seconds")
 """The fields that everyone reads of every line; the rest follow by name."""
 FORGIVEN = 2
 """Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
@@ -74,6 +74,7 @@ class Recording:
         self._without_line = 0
         self._rejection_noted = False
         self._unusable = 0
+        self._compile_seconds = 0.0
         self.last: Mapping[str, Any] = {}
         self.ending = ""
         """Explanation and advice for a run that diverged; known when it is over."""
@@ -103,6 +104,7 @@ class Recording:
         goes_on = self.deciding.goes_on(state, schedule)
         answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round, saved.changed, goes_on))
         self.last, self._without_line = answer["last"], answer["missing"]
+        self._compile_seconds = answer["compile_seconds"]
         self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
@@ -122,7 +124,7 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int, changed: Sequence[str], goes_on: bool) -> dict[str, Any]:
-        """{last, missing, notes}: the lines up to the checkpoint are kept, and remarks name those that are lost. A run
+        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that are lost. A run
         that goes on notes the part that begins."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
@@ -137,7 +139,8 @@ class Recording:
         if goes_on:
             write_part(workdir, self._record, last_round, changed)
         last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
-        return {"last": last, "missing": len(missing), "notes": notes}
+        compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
+        return {"last": last, "missing": len(missing), "notes": notes, "compile_seconds": compiled}
 
     def _same_start(self, state: SimulationState) -> SimulationState:
         """A new state, the same on hosts whose processors round differently."""
@@ -147,6 +150,7 @@ class Recording:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
         self.last = _ordered(metrics)
+        self._compile_seconds += metrics.get("compile_seconds", 0.0)
         self._unusable = self._unusable + 1 if nothing_usable(metrics) else 0
         new = set(metrics.get("excluded_clients", ())) - self._named
         if new:
@@ -205,6 +209,7 @@ class Recording:
         summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone, metric)
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
+        summary["compile_seconds"] = self._compile_seconds
         summary["diverged"] = bool(self.ending)
         if self.deciding.stopped_by:
             summary["stopped_by"] = dict(self.deciding.stopped_by)

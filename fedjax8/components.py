@@ -68,7 +68,7 @@ FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedul
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
-OURS = ("local", "model", "facts", "plan", "part")
+OURS = ("local", "model", "facts", "plan", "part", "measures")
 """Arguments of factories that no setting may give."""
 
 

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "directions"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",

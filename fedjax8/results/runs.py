@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
+from fedjax8.results.record import Labels, labels_in, measures_in
 
 ABOUT, CLIENTS = "about.json", "clients.json"
 ABSENT = "-"
@@ -54,6 +56,10 @@ class NotJSON(ValueError):
     """A line that is no JSON."""
 
 
+class NotYet(UserError):
+    """There is nothing to read until a run has logged a round, or been evaluated."""
+
+
 class RunFolder(NamedTuple):
     """One run folder. `T` logged lines, in order of rounds, each round once."""
 
@@ -80,6 +86,9 @@ class RunFolder(NamedTuple):
     """`about.json`; empty if it is missing."""
     clients: Mapping[str, Any] = MappingProxyType({})
     """`clients.json`; empty if it is missing."""
+    measures: Measures = CLASSIFICATION
+    """How the run is judged, by its `config.json`."""
+    labels: Labels = Labels()
 
 
 class Setting(NamedTuple):
@@ -137,6 +146,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         notes=tuple(notes),
         about=about,
         clients=clients,
+        measures=measures_in(document, f"{path / 'config.json'}", notes),
+        labels=labels_in(document, f"{path / 'config.json'}", notes),
     )
 
 
@@ -181,7 +192,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     except FileNotFoundError:
         inner = any(path.glob("*/metrics.jsonl")) or any(path.glob("*/*/metrics.jsonl"))
         hint = f"its subfolders do: give {path}/*" if inner else "give the --workdir of a run that has begun"
-        raise UserError(f"{str(path)!r} holds no metrics.jsonl; {hint}") from None
+        raise (UserError if inner else NotYet)(f"{str(path)!r} holds no metrics.jsonl; {hint}") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     numbered = [(i, text) for i, text in enumerate(texts, 1) if text.strip()]
@@ -202,7 +213,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             repeated += 1
         lines.append(line)
     if not lines:
-        raise UserError(f"{file} holds no complete line: the run has not logged a round yet")
+        raise NotYet(f"{file} holds no complete line: the run has not logged a round yet")
     if repeated:
         notes.append(f"{file}: {repeated} line(s) logged again after a resume; the later ones were taken")
     return lines
@@ -230,12 +241,12 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], list[str]]:
-    """Settings in the order given, labeled by the config fields in which they differ, and warnings.
+def read_settings(paths: Iterable[str | os.PathLike], tags: Sequence[str] = ()) -> tuple[list[Setting], list[str]]:
+    """Settings in the order given, labeled by their names or the config fields in which they differ, and warnings.
 
     A path that is a file (a shell's `*` catches those) or was given before is left out with a warning; a folder of runs
-    (of seeds side by side, or of a sweep) stands for those in it that have begun. Raises `UserError` as `read_run`
-    does, and if no run is left.
+    (of seeds side by side, or of a sweep) stands for those in it that have begun. With `tags`, only runs that have all
+    of them are read. Raises `UserError` as `read_run` does, and if no run is left.
     """
     warnings: list[str] = []
     runs: dict[Path, RunFolder] = {}
@@ -248,6 +259,11 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
             runs[path.resolve()] = read_run(path)
     if not runs:
         raise UserError("no run folder given; give one or more, for example runs/*")
+    if tags:
+        known = sorted({tag for run in runs.values() for tag in run.labels.tags})
+        runs = {path: run for path, run in runs.items() if set(tags) <= set(run.labels.tags)}
+        if not runs:
+            raise UserError(f"no run has the tag {', '.join(tags)}; there are {', '.join(known) or 'no tags at all'}")
     warnings += [note for run in runs.values() for note in run.notes]
     warnings += _differing_origins(list(runs.values()))
 
@@ -268,7 +284,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
     every = dict.fromkeys(field for config in configs for field in config)
     fields = [f for f in every if len({_text(c, f) for c in configs}) > 1]
     differing = [{f: _text(c, f) for f in fields} for c in configs]
-    labels = _labels(configs, fields, settings)
+    labels = _named(_labels(configs, fields, settings), settings)
     return [Setting(*parts) for parts in zip(labels, differing, settings, strict=True)], warnings
 
 
@@ -315,6 +331,15 @@ def _labels(configs: list[dict], fields: list[str], settings: list[tuple[RunFold
         if all(labels) and len(set(labels)) == len(labels) and max(map(len, labels)) <= LABEL_LENGTH:
             return labels
     return _directory_labels([[run.path for run in group] for group in settings])
+
+
+def _named(labels: list[str], settings: list[tuple[RunFolder, ...]]) -> list[str]:
+    """The labels, with the name of settings whose runs have one in common in their place; beside it, where others have
+    that name too."""
+    names = [next(iter(found)) if len(found := {run.labels.name for run in s}) == 1 else "" for s in settings]
+    alone = [f"{name} ({label})" if names.count(name) > 1 else name for name, label in zip(names, labels, strict=True)]
+    made = [chosen if name else label for chosen, name, label in zip(alone, names, labels, strict=True)]
+    return made if len(set(made)) == len(made) else labels
 
 
 def short_name(field: str, fields: list[str]) -> str:

@@ -41,7 +41,7 @@ BOUNDED = ("accuracy", "top_k", "precision", "recall", "f1", "auc", "r2", "fairn
 """Metrics, by their endings, that are at most 1, so that a difference of 0.01 means the same for all of them."""
 PERCENT = ("accuracy", "top_k")
 """Metrics, by their endings, that are shares of rows and written in percent."""
-WORDS = {"mae": "MAE", "mse": "MSE", "rmse": "RMSE", "auc": "AUC", "r2": "R²", "f1": "F1"}
+WORDS = {"mae": "MAE", "mse": "MSE", "rmse": "RMSE", "auc": "AUC", "r2": "R2", "f1": "F1"}
 DIGITS = 4
 """Significant digits of a metric for people."""
 
@@ -80,7 +80,7 @@ def in_words(metric: str) -> str:
     """A metric's name for people.
 
     >>> in_words("accuracy"), in_words("macro_f1"), in_words("test_mae"), in_words("r2")
-    ('accuracy', 'macro F1', 'test MAE', 'R²')
+    ('accuracy', 'macro F1', 'test MAE', 'R2')
     """
     return " ".join(WORDS.get(word, word) for word in metric.split("_"))
 

@@ -33,6 +33,8 @@ from fedjax8.introduction import introduction
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
+    from fedjax8.running.recording import Run
+    from fedjax8.running.runner import RunResult
     from fedjax8.running.schedule import Schedule
 
 SIGNAL_STATUS = 128
@@ -87,6 +89,9 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
     "also written where --config.evaluate_clients.every is set. Needs --workdir.",
     lower_bound=0,
 )
+_NAME = flags.DEFINE_string("name", None, "Name of the run in comparisons, kept in its config.json.")
+_TAG = flags.DEFINE_list("tag", [], "Tags of the run, such as paper,fp8, by which comparisons are filtered.")
+_NOTE = flags.DEFINE_string("note", None, "A sentence about the run, kept in its config.json.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
@@ -222,7 +227,14 @@ def check_flags(processes: int) -> None:
                     "--dry_run is of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
-        for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
+        needing = (
+            ("writers", _WRITERS.value),
+            ("client_accuracy", _CLIENT_ACCURACY.value),
+            ("name", _NAME.value),
+            ("tag", _TAG.value),
+            ("note", _NOTE.value),
+        )
+        for flag, given in needing:
             if given and not _WORKDIR.value:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
 
@@ -243,6 +255,7 @@ def train(config: ConfigDict) -> int:
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
     from fedjax8.running.client_accuracy import line_of, own_models
+    from fedjax8.running.labels import labeled, labels
     from fedjax8.running.recording import Run
     from fedjax8.running.runner import run, run_all
     from fedjax8.running.schedule import Schedule
@@ -264,6 +277,7 @@ def train(config: ConfigDict) -> int:
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
+    given = labels(_NAME.value, _TAG.value, _NOTE.value)
     if not _SEEDS.value:
         experiment = build(config, data_dir())
         data = digest(experiment.dataset, experiment.simulation.data)
@@ -277,7 +291,7 @@ def train(config: ConfigDict) -> int:
             experiment.dataset.test,
             schedule,
             workdir=workdir,
-            record=record(config, data),
+            record=labeled(record(config, data), given, workdir),
             introduce=introduce,
             profile=profile,
             about=describe(experiment),
@@ -295,7 +309,7 @@ def train(config: ConfigDict) -> int:
             Run(
                 e.simulation,
                 folder,
-                record(e.config, digest(e.dataset, e.simulation.data)),
+                labeled(record(e.config, digest(e.dataset, e.simulation.data)), given, folder),
                 f"seed {e.config.seed}",
                 describe(e),
                 writers,
@@ -308,11 +322,30 @@ def train(config: ConfigDict) -> int:
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
         introduce = functools.partial(introduction, experiments[0], runs=len(runs))
         outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
+        if len(runs) > 1:
+            tell_over_seeds([e.config.seed for e in experiments], runs, outcomes, workdir)
     for own, outcome, folder in zip(clients, outcomes, workdirs, strict=True):
         if own and folder and outcome.summary["finished"]:
             own.write(outcome.state, folder)
     outcome = outcomes[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
+
+
+def tell_over_seeds(
+    seeds: Sequence[int], runs: "Sequence[Run]", outcomes: "Sequence[RunResult]", workdir: Path | None
+) -> None:
+    """Prints means and deviations over seeds, and writes them beside the folders of the runs."""
+    from fedjax8.results.record import measures_in
+    from fedjax8.results.runs import SEEDS
+    from fedjax8.running.seeds import over_seeds, seeds_in_words
+    from fedjax8.running.workdir import write_json
+    from fedjax8.streams import console_on
+
+    found = over_seeds(seeds, [outcome.summary for outcome in outcomes])
+    if workdir:
+        write_json(workdir / SEEDS, found)
+    metric = measures_in(runs[0].record or {}, "", []).metric
+    console_on().print(f"\n{seeds_in_words(found, metric)}", soft_wrap=True, markup=False)
 
 
 def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:

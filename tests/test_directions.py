@@ -60,7 +60,7 @@ def test_shares_of_rows_are_in_percent_and_other_metrics_have_four_digits(metric
 
 def test_acronyms_are_written_as_such():
     assert [in_words(m) for m in ("test_mae", "macro_f1", "calibration_error", "r2")] == [
-        "test MAE", "macro F1", "calibration error", "R²",
+        "test MAE", "macro F1", "calibration error", "R2",
     ]  # fmt: skip
     assert [is_percent(m) for m in ("test_accuracy", "auc")] == [True, False]
     assert [is_bounded(m) for m in ("test_r2", "weighted_f1", "mae", "perplexity")] == [True, True, False, False]

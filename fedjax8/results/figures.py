@@ -217,7 +217,7 @@ def _few_ticks(axis: Any) -> None:
     """A linear axis with at most `TICKS` labels, at round numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(TICKS - 1, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _in_percent(axis: Any) -> None:
@@ -295,7 +295,7 @@ def _log_axis(axis: Any) -> None:
         axis.axes.set_yscale("log")
     low, high = axis.get_view_interval()
     ticks = log_ticks(low, high)
-    axis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(TICKS - 1))
+    axis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(TICKS))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -12,7 +12,8 @@
   const spread = document.getElementById("spread");
   const logarithmic = document.getElementById("logarithmic");
   const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif";
-  const AXIS = { automargin: true, showline: true, zeroline: false, ticks: "outside", ticklen: 4, exponentformat: "power" };
+  const AXIS = { automargin: true, showline: true, zeroline: false, ticks: "outside", ticklen: 4, exponentformat: "power",
+    minorloglabels: "complete" };
   const CONFIG = { displaylogo: false, displayModeBar: "hover", responsive: true,
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
   const NIGHT = [[0, "#15181b"], [0.25, "#16344a"], [0.6, "#2f7fb8"], [1, "#cfe8fa"]]; /* shades on a dark page */
@@ -110,7 +111,8 @@
 
   /* Labels of a logarithmic axis: powers of ten if values spread wide, else 1, 2, 5, 10; plotly's choice if hardly. */
   function steps(figure, way) {
-    const values = figure.data.flatMap((t) => t[way]).filter((value) => value > 0);
+    const guides = figure.layout.shapes || [];
+    const values = [...figure.data.flatMap((t) => t[way]), ...guides.map((g) => g[`${way}0`])].filter((value) => value > 0);
     const ratio = Math.max(...values) / Math.min(...values);
     return ratio >= 1000 ? 1 : ratio >= 5 ? "D2" : undefined;
   }

@@ -60,7 +60,7 @@ def sections(found: Comparison) -> tuple[Section, ...]:
         _panel(
             "metric-seconds",
             f"{title} against seconds",
-            "time spent in rounds",
+            "time spent in rounds, without compilation where it is known",
             draw("seconds", target=target),
             "No run logged round_seconds.",
         ),

@@ -171,7 +171,7 @@ def explanation(found: Comparison) -> list[str]:
         )
     for result in found.results:
         if spread := in_words([run.clients for run in result.setting.runs]):
-            sentences.append(f"Clients' own models, {result.setting.label}: accuracy {spread}.")
+            sentences.append(f"Clients' own models, {result.setting.label}: {spread}.")
     unknown = [r.setting.label for r in found.results if not r.compiling]
     if unknown and len(unknown) < len(found.results):
         sentences.append(f"Seconds of training with those of compiling, which are not known: {'; '.join(unknown)}.")

@@ -25,7 +25,7 @@ from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
 from fedjax8.results.record import Labels, labels_in, measures_in
 
-ABOUT, CLIENTS = "about.json", "clients.json"
+ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
 ABSENT = "-"
 LABEL_LENGTH = 44
 """Longest label, in characters, made of config fields; with more, directory names are easier to read."""
@@ -47,7 +47,14 @@ _SPLIT = {
 _MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
 FORMS = {
     ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
-    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float], "without_rows?": int},
+    CLIENTS: {
+        "rows?": str,
+        "clients?": [int],
+        "counts?": [int],
+        "metric?": str,
+        "accuracy?": [float],
+        "without_rows?": int,
+    },
 }
 """Forms of the parts that are read of these files."""
 
@@ -75,7 +82,9 @@ class RunFolder(NamedTuple):
     """Cumulative over all clients, `T` Python ints."""
     downlink_bytes: tuple[int, ...]
     elapsed_seconds: np.ndarray
-    """float64 `[T]`: `round_seconds` (of one round) times the rounds since the line before, summed up."""
+    """float64 `[T]`: `round_seconds` (of one round) times the rounds since the line before, summed up, without
+    `compile_seconds`. These are in the first line of a call whose rounds share the call's seconds evenly: within a call
+    the sum is held at that of the line before."""
     metrics: dict[str, np.ndarray]
     """Every number logged, float64 `[T]`, NaN where a line lacks it."""
     summary: dict[str, Any]
@@ -123,6 +132,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         if name != "round"
     }
     per_round = metrics.get("round_seconds", np.full(len(lines), np.nan))
+    compiling = np.nancumsum(metrics.get("compile_seconds", np.zeros(len(lines))))
+    in_rounds = np.cumsum(per_round * np.diff(rounds, prepend=0))
     summary = _read_object(path / "summary.json", notes) or {}
     if summary and number(summary.get("rounds")) < rounds[-1]:
         summary = {}
@@ -140,7 +151,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         rounds=rounds,
         uplink_bytes=tuple(line["uplink_bytes"] for line in lines),
         downlink_bytes=tuple(line["downlink_bytes"] for line in lines),
-        elapsed_seconds=np.cumsum(per_round * np.diff(rounds, prepend=0)),
+        elapsed_seconds=np.maximum.accumulate(np.maximum(in_rounds - compiling, 0.0)),
         metrics=metrics,
         summary=summary,
         notes=tuple(notes),
@@ -252,6 +263,8 @@ def read_settings(paths: Iterable[str | os.PathLike], tags: Sequence[str] = ()) 
     runs: dict[Path, RunFolder] = {}
     for path in (run for given in paths for run in _runs_in(Path(given), warnings)):
         if path.is_file():
+            if path.name == SEEDS:
+                continue
             warnings.append(f"{path}: a file, not a run folder; left out")
         elif path.resolve() in runs:
             warnings.append(f"{path}: given twice; counted once")

@@ -138,7 +138,6 @@ ESCAPES = {
     "~": "\\textasciitilde{}",
     "^": "\\textasciicircum{}",
     "±": "$\\pm$",
-    "²": "$^2$",
     "<": "$<$",
     ">": "$>$",
 } | {letter: f"\\{letter}" for letter in "&%$#_{}"}

@@ -118,12 +118,12 @@ def test_accuracy_by_client_is_of_the_settings_that_have_it(found):
 
 def test_the_distribution_over_clients_is_put_into_words(found):
     """Of 1/4, 1/2 and 1: mean 7/12, variance 0.0972, Jain's index 1.75^2 / (3 * 1.3125)."""
-    words = "mean 0.5833, deviation 0.3118, worst tenth 0.2500, fairness 0.7778"
+    words = "accuracy mean 58.33%, deviation 31.18%, worst tenth 25.00%, fairness 0.7778"
     panel = panels(found)["client-accuracy"]
     assert panel.figures[""]["layout"]["meta"] == f"{found.results[1].setting.label}: {words}"
     assert "held-out (dealt by its labels) rows" in panel.note
     told = [sentence for sentence in explanation(found) if "own models" in sentence]
-    assert told == [f"Clients' own models, {found.results[1].setting.label}: accuracy {words}."]
+    assert told == [f"Clients' own models, {found.results[1].setting.label}: {words}."]
 
 
 def test_what_codecs_measure_has_a_panel_each_and_all_zeros_are_said(tmp_path, write_folder):

@@ -180,13 +180,17 @@ def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
         )
 
 
-def build_callback(index: int, config: ConfigDict, validation: float, private: bool) -> tuple[str, Callback]:
-    """The name of a callback, and the callback; it goes by validation rows where some are held out.
+def build_callback(
+    index: int, config: ConfigDict, task: Task, validation: float, private: bool
+) -> tuple[str, Callback]:
+    """The name of a callback, and the callback; it goes by the task's main metric if it names none, and by validation
+    rows where some are held out.
 
     UserError for one that would decide by private training rows, which no epsilon accounts for.
     """
     where = f"config.callbacks.{index}"
-    callback = build_component(where, config, SEAMS["callbacks"], part="validation" if validation else "test")
+    part = "validation" if validation else "test"
+    callback = build_component(where, config, SEAMS["callbacks"], part=part, measures=task.measures)
     by_training = [metric for metric in callback.reads if "test_" not in metric and "validation_" not in metric]
     if private and by_training:
         raise UserError(
@@ -328,5 +332,5 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             participation=participation,
         )
         components = () if given.callbacks is FAILED else given.callbacks
-        callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
+        callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]
     return Experiment(config, dataset, run, private, validation, tuple(callbacks), task, facts.read, start)

@@ -73,7 +73,7 @@ FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedul
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
-OURS = ("local", "model", "facts", "plan", "part", "targets")
+OURS = ("local", "model", "facts", "plan", "part", "targets", "measures")
 """Arguments of factories that no setting may give."""
 SUPPLIED = (*OURS, "data_dir", "num_classes", "vocabulary", "mask", "weight_decay_mask")
 """Arguments with defaults that the program supplies, which are no settings of a run."""

@@ -114,6 +114,7 @@ def run_of(
     writers: "Mapping[str, Writer] | None" = None,
     own: "OwnModels | None" = None,
     command: str = "",
+    labels: Mapping[str, Any] | None = None,
 ) -> "Run":
     """The run of an experiment.
 
@@ -124,11 +125,13 @@ def run_of(
       writers: writers of its metrics besides `metrics.jsonl`.
       own: evaluations of clients' own models.
       command: the command line to be noted, if it is not the process's own.
+      labels: a person's labels of it, beside those that its folder has.
     """
     from fedjax8.data.digest import digest
     from fedjax8.running.about import about
     from fedjax8.running.client_accuracy import line_of
     from fedjax8.running.identity import fixed_fields
+    from fedjax8.running.labels import labeled
     from fedjax8.running.recording import Run
 
     simulation = experiment.simulation
@@ -137,7 +140,7 @@ def run_of(
     return Run(
         simulation,
         workdir,
-        record(experiment.config, data, experiment.task, command),
+        labeled(record(experiment.config, data, experiment.task, command), labels or {}, workdir),
         label,
         functools.partial(about, simulation, experiment.dataset.num_classes, private=experiment.private),
         writers or {},

@@ -34,6 +34,8 @@ from fedjax8.overrides import split_overrides, unknown_flag
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
+    from fedjax8.running.recording import Run
+    from fedjax8.running.runner import RunResult
     from fedjax8.running.schedule import Schedule
 
 SIGNAL_STATUS = 128
@@ -93,6 +95,9 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
     "also written where --config.evaluate_clients.every is set. Needs --workdir.",
     lower_bound=0,
 )
+_NAME = flags.DEFINE_string("name", None, "Name of the run in comparisons, kept in its config.json.")
+_TAG = flags.DEFINE_list("tag", [], "Tags of the run, such as paper,fp8, by which comparisons are filtered.")
+_NOTE = flags.DEFINE_string("note", None, "A sentence about the run, kept in its config.json.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
@@ -194,7 +199,14 @@ def check_flags(processes: int) -> None:
                     "--dry_run is of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
-        for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
+        needing = (
+            ("writers", _WRITERS.value),
+            ("client_accuracy", _CLIENT_ACCURACY.value),
+            ("name", _NAME.value),
+            ("tag", _TAG.value),
+            ("note", _NOTE.value),
+        )
+        for flag, given in needing:
             if given and not _WORKDIR.value:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
 
@@ -207,6 +219,7 @@ def train(config: ConfigDict) -> int:
     from fedjax8.data.digest import without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
+    from fedjax8.running.labels import labels
     from fedjax8.running.runner import run_all, run_one
     from fedjax8.running.writers import find_writers
     from fedjax8.tune import tuned
@@ -224,10 +237,11 @@ def train(config: ConfigDict) -> int:
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
+    given = labels(_NAME.value, _TAG.value, _NOTE.value)
     if not _SEEDS.value:
         experiment = build(config, data_dir())
         workdirs, clients = [workdir], [models_of(experiment)]
-        only = run_of(experiment, workdir, writers=writers, own=clients[0])
+        only = run_of(experiment, workdir, writers=writers, own=clients[0], labels=given)
         assert only.record is not None
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
@@ -239,17 +253,36 @@ def train(config: ConfigDict) -> int:
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
         clients = [models_of(e) for e in experiments]
         runs = [
-            run_of(e, folder, f"seed {e.config.seed}", writers, own)
+            run_of(e, folder, f"seed {e.config.seed}", writers, own, labels=given)
             for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
         introduce = functools.partial(introduction, experiments[0], runs=len(runs))
         outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
+        if len(runs) > 1:
+            tell_over_seeds([e.config.seed for e in experiments], runs, outcomes, workdir)
     for own, outcome, folder in zip(clients, outcomes, workdirs, strict=True):
         if own and folder and outcome.summary["finished"]:
             own.write(outcome.state, folder)
     outcome = outcomes[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
+
+
+def tell_over_seeds(
+    seeds: Sequence[int], runs: "Sequence[Run]", outcomes: "Sequence[RunResult]", workdir: Path | None
+) -> None:
+    """Prints means and deviations over seeds, and writes them beside the folders of the runs."""
+    from fedjax8.results.record import measures_in
+    from fedjax8.results.runs import SEEDS
+    from fedjax8.running.seeds import over_seeds, seeds_in_words
+    from fedjax8.running.workdir import write_json
+    from fedjax8.streams import console_on
+
+    found = over_seeds(seeds, [outcome.summary for outcome in outcomes])
+    if workdir:
+        write_json(workdir / SEEDS, found)
+    metric = measures_in(runs[0].record or {}, "", []).metric
+    console_on().print(f"\n{seeds_in_words(found, metric)}", soft_wrap=True, markup=False)
 
 
 def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"display"},
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",

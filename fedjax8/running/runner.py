@@ -17,6 +17,7 @@ from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
 from fedjax8.engine.validation import validator
 from fedjax8.hosts import hosts
+from fedjax8.results.record import measures_in
 from fedjax8.running.compiling import compile_seconds
 from fedjax8.running.console import ProgressReport
 from fedjax8.running.memory import memory_explained
@@ -108,8 +109,9 @@ def run_all(
         states = [recording.open(stack, schedule) for recording in recordings]
         labels = [run.label for run in runs]
         done = sum(state.round for state in states)
+        metric = measures_in(runs[0].record or {}, "", []).metric
         report = stack.enter_context(
-            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first)
+            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first, metric=metric)
         )
         if introduce:
             report.say(introduce(states[0]))

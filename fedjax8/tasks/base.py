@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.data.federated import Dataset
+from fedjax8.directions import LOWER, Measures
 from fedjax8.display import Facts, shows
 from fedjax8.errors import UserError
 from fedjax8.types import BINARY, CLASSES, MARKS, VALUES, Array, Batch, Model, SetMetric
 from fedjax8.types.models import unchanged
 
-HIGHER, LOWER = "higher", "lower"
-"""Directions of a metric: which of its values are better."""
 LOSS = "loss"
 DESCRIBED = {
     CLASSES: "class numbers, whole numbers from 0",
@@ -65,6 +64,11 @@ class Task(NamedTuple):
     def directions(self) -> dict[str, str]:
         """HIGHER or LOWER of the loss and of each metric."""
         return {LOSS: LOWER} | {metric.name: metric.direction for metric in self.metrics}
+
+    @property
+    def measures(self) -> Measures:
+        """How a run of it is judged."""
+        return Measures(self.main, self.directions)
 
     @property
     def of_clients(self) -> str:

@@ -11,7 +11,7 @@ from fedjax8.results.figures import (
     draw_comparison,
     draw_gain,
     plot_runs,
-    save_png,
+    save_picture,
     write_whole,
 )
 
@@ -135,7 +135,7 @@ def test_a_comparison_is_two_panels_with_one_legend_and_the_target_in_both(folde
     first, right = left.figure.axes
     assert first is left and left.get_legend() is None and right.get_legend() is None
     (legend,) = left.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["bits=32", "bits=8", "target 0.3"]
+    assert [text.get_text() for text in legend.get_texts()] == ["bits=32", "bits=8", "target 30.00%"]
     assert left.get_xlabel() == "bytes sent, up and down"
     assert (right.get_xlabel(), right.get_ylabel()) == ("test accuracy", "gain in bytes over bits=32")
     assert list(left.get_lines()[-1].get_ydata()) == list(right.get_lines()[-1].get_xdata()) == [0.3, 0.3]
@@ -182,7 +182,7 @@ def test_without_matplotlib_the_error_says_how_to_get_it(folders, monkeypatch):
 def test_a_png_is_written_whole_and_leaves_no_other_file(folders, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    save_png(plot_runs(folders), out / "a.png", dpi=50)
+    save_picture(plot_runs(folders), out / "a.png", dpi=50)
     assert (out / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [p.name for p in out.iterdir()] == ["a.png"]
 

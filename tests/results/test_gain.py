@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fedjax8.results.curves import Trajectory
-from fedjax8.results.gain import Pairing, gain, gain_curve, in_points, pair, reach, within
+from fedjax8.results.gain import Pairing, gain, gain_curve, pair, reach, within
+from fedjax8.results.measure import Measure
 from fedjax8.results.runs import read_settings
 
 
@@ -28,7 +29,7 @@ def test_one_pair_is_compared_at_the_lower_of_the_two_best_and_has_no_spread():
     found = gain(Pairing((EIGHT,), (FULL,), True))
     # 0.6: round 3 of both, 300 and 150 bytes
     nan = pytest.approx(math.nan, nan_ok=True)
-    assert (found.accuracy, found.rounds, found.num_bytes) == ((0.6, nan, 1), (3.0, nan, 1), (150.0, nan, 1))
+    assert (found.target, found.rounds, found.num_bytes) == ((0.6, nan, 1), (3.0, nan, 1), (150.0, nan, 1))
     assert (found.reference_rounds.mean, found.reference_bytes.mean) == (3.0, 300.0)
     assert (found.in_rounds, found.in_bytes) == ((1.0, nan, 1), (2.0, nan, 1))
     # at 0.3 full needs round 2, 200 bytes, and eight round 1, 50 bytes
@@ -102,7 +103,7 @@ def test_runs_are_paired_by_seed_whatever_their_order_and_unknown_seeds_are_not(
         return read_settings(folders)[0][0]
 
     def best(runs):
-        return [round(float(r.accuracy.max()), 1) for r in runs]
+        return [round(float(r.score.max()), 1) for r in runs]
 
     first, second, third = setting(0, 1, 2, bits=8), setting(3, 2, 1, bits=4), setting(5, bits=2)
     found = pair(second, first)
@@ -147,4 +148,8 @@ def test_whether_a_setting_is_within_the_margin_is_decided_by_means_over_seeds()
 
 
 def test_a_margin_in_words():
-    assert (in_points(0.01), in_points(0.0), in_points(0.025)) == ("1 point", "0 points", "2.5 points")
+    assert (Measure().margin_in_words(0.01), Measure().margin_in_words(0.0), Measure().margin_in_words(0.025)) == (
+        "1 point",
+        "0 points",
+        "2.5 points",
+    )

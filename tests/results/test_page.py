@@ -10,7 +10,7 @@ import pytest
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.page import html_page, search_text
-from fedjax8.results.report import COLUMNS, rows
+from fedjax8.results.report import table
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "line"}
 MEGABYTES = 6
@@ -80,7 +80,7 @@ def test_the_page_is_well_formed_and_names_nothing_to_load(page):
 
 def test_the_page_holds_every_cell_config_folder_and_warning_escaped(page, found):
     read = Page(page)
-    for cell in [*COLUMNS, *(cell for row in rows(found) for cell in row)]:
+    for cell in [*table(found).columns, *(cell for row in table(found).rows for cell in row)]:
         assert cell in read.text
     assert "uplink.name" in read.text
     for result in found.results:
@@ -156,21 +156,21 @@ def test_every_panel_is_drawn_and_the_browser_complains_of_nothing(browser):
     count = browser.execute_script("return document.querySelectorAll('.plot').length")
     assert count == browser.execute_script("return document.querySelectorAll('.plot.js-plotly-plot').length") > 5
     # Of three settings the first has two seeds, and so a spread.
-    assert drawn(browser, "accuracy-bytes") == [[0, 1, 2], 1]
+    assert drawn(browser, "metric-bytes") == [[0, 1, 2], 1]
     assert browser.get_log("browser") == []
 
 
 def test_the_filter_hides_settings_in_plots_tables_and_chips(browser):
     type_filter(browser, "terngrad")
-    assert drawn(browser, "accuracy-rounds") == [[2], 0]
+    assert drawn(browser, "metric-rounds") == [[2], 0]
     assert drawn(browser, "directions")[0] == [2]
     visible = "return [...document.querySelectorAll('#summary tbody tr')].filter((r) => !r.hidden).length"
     assert browser.execute_script(visible) == 1
     assert browser.execute_script("return document.getElementById('shown').textContent") == "1 of 3 settings shown"
     type_filter(browser, "-terngrad seed=0")
-    assert drawn(browser, "accuracy-rounds")[0] == [0, 1]
+    assert drawn(browser, "metric-rounds")[0] == [0, 1]
     type_filter(browser, "")
-    assert drawn(browser, "accuracy-rounds")[0] == [0, 1, 2]
+    assert drawn(browser, "metric-rounds")[0] == [0, 1, 2]
 
 
 def test_a_chip_switches_its_setting_off_and_on(browser):
@@ -195,7 +195,7 @@ def test_the_front_is_of_the_settings_shown(browser):
 
 
 def test_a_band_reaches_one_deviation_to_each_side_and_can_be_switched_off(browser):
-    band = """const plot = document.querySelector('[data-panel="accuracy-rounds"]');
+    band = """const plot = document.querySelector('[data-panel="metric-rounds"]');
         fedjax8.draw(plot);
         return plot.data.filter((t) => t.band).map((t) => [t.x, t.y])[0] ?? null"""
     x, y = browser.execute_script(band)
@@ -216,7 +216,7 @@ def test_the_split_chosen_in_one_panel_is_shown_in_the_other(browser):
 
 @pytest.mark.parametrize(
     ("panel", "trace", "text"),
-    [("accuracy-bytes", "!t.band", "0.3000 ± 0.14141.00kB, round 1"), ("directions", "t.type === 'bar'", "up 1.80kB")],
+    [("metric-bytes", "!t.band", "30.00% ± 14.14%1.00kB, round 1"), ("directions", "t.type === 'bar'", "up 1.80kB")],
 )
 def test_the_pointer_on_a_value_tells_setting_and_numbers_as_they_are(browser, panel, trace, text):
     shown = browser.execute_async_script(

@@ -2,7 +2,7 @@ import pytest
 
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.curves import Statistic
-from fedjax8.results.report import COLUMNS, _bytes, _plain, explanation, rows
+from fedjax8.results.report import _bytes, _plain, columns, explanation, rows
 
 NAN = float("nan")
 
@@ -20,19 +20,19 @@ def found(tmp_path, write_run):
 
 
 def test_a_row_shows_the_figures_worked_out_by_hand(found):
-    first, second = (dict(zip(COLUMNS, row, strict=True)) for row in rows(found))
+    first, second = (dict(zip(columns(found), row, strict=True)) for row in rows(found))
     assert first == {
         "setting": "uplink=<none> & more",
         "seeds": "2",
-        "target accuracy": "0.8500 ± 0.0707",  # the reference is compared with itself: its best, in round 3 of both
+        "target accuracy": "85.00 ± 7.07%",  # the reference is compared with itself: its best, in round 3 of both
         "rounds to target": "3",
         "reference rounds": "3",
         "gain in rounds": "1.00x",
         "bytes to target": "3.00 MB",
         "reference bytes": "3.00 MB",
         "gain in bytes": "1.00x",
-        "best accuracy": "0.8500 ± 0.0707",
-        "final accuracy": "0.8500 ± 0.0707",
+        "best accuracy": "85.00 ± 7.07%",
+        "final accuracy": "85.00 ± 7.07%",
         "rounds": "3",
         "bytes up": "1.50 MB",
         "bytes down": "1.50 MB",
@@ -41,7 +41,7 @@ def test_a_row_shows_the_figures_worked_out_by_hand(found):
     }
     # 0.8 with both seeds, in round 3 of 0.25 MB; the reference in rounds 3 and 2 of 1 MB: 3 / 0.75 = 4, 2 / 0.75 = 2.67
     assert list(second.items())[2:9] == [
-        ("target accuracy", "0.8000"),
+        ("target accuracy", "80.00%"),
         ("rounds to target", "3"),
         ("reference rounds", "2.5 ± 0.7"),
         ("gain in rounds", "0.83 ± 0.24x"),
@@ -55,9 +55,9 @@ def test_a_row_says_what_was_not_reached_and_by_how_many(tmp_path, write_run):
     a = write_run(tmp_path / "a", [0.2, 0.9], (10, 10), seed=0)
     b = write_run(tmp_path / "b", [0.2, 0.3], (10, 10), seed=1)
     (row,) = rows(compare_runs([a, b], target=0.5))
-    assert row[2:9] == ["0.5000", "2 (1 of 2)", "2", "-", "40 B", "40 B", "-"]
+    assert row[2:9] == ["50.00%", "2 (1 of 2)", "2", "-", "40 B", "40 B", "-"]
     (row,) = rows(compare_runs([a, b], target=1.0))
-    assert row[2:9] == ["1.0000", "not reached", "-", "-", "not reached", "-", "-"]
+    assert row[2:9] == ["100.00%", "not reached", "-", "-", "not reached", "-", "-"]
 
 
 def test_a_setting_that_has_not_been_evaluated_has_dashes(tmp_path, write_run):
@@ -97,20 +97,20 @@ def test_a_spread_is_shown_where_it_is_seen_in_the_digits_shown(mean, spread, di
 def test_the_explanation_says_which_accuracy_is_compared_at(found, tmp_path, write_run):
     sentences = explanation(found)
     assert (
-        "the lower of the two best test accuracies of a run and the reference's run with the same seed"
+        "the lower of the best test accuracy of a run and that of the reference's run with the same seed"
         in (sentences[0])
     )
     assert sentences[1].startswith("Reference: uplink=<none> & more.")
     assert sentences[2:] == ["±: sample standard deviation over seeds."]
     given = compare_runs([write_run(tmp_path / "c", [0.5])], target=0.5, smooth=2)
-    assert explanation(given)[0] == "Target accuracy: 0.5, as given."
-    assert explanation(given)[2:] == ["Accuracies are means of 2 evaluations."]
+    assert explanation(given)[0] == "Target accuracy: 50.00%, as given."
+    assert explanation(given)[2:] == ["Values of accuracy are means of 2 evaluations."]
 
 
 def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_run):
     folders = [write_run(tmp_path / f"{bits}", [0.5, 0.6], bits=bits, seed=bits) for bits in (8, 4)]
     text = explanation(compare_runs(folders))[2]
-    assert text.startswith("No seed in common with the reference: bits=4. There the target accuracy is the lowest best")
+    assert text.startswith("No seed in common with the reference: bits=4. There the target is the lowest best accuracy")
     text = explanation(compare_runs(folders, target=0.5))[2]
     assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
 
@@ -119,8 +119,8 @@ def test_a_gain_beyond_the_margin_is_not_reached_and_the_explanation_says_why(tm
     good = write_run(tmp_path / "good", [0.4, 0.978], (10_000, 0), bits=32)
     poor = write_run(tmp_path / "poor", [0.3, 0.418], (10, 0), bits=1)
     found = compare_runs([good, poor])
-    assert rows(found)[0][2:9] == ["0.9780", "2", "2", "1.00x", "20.0 kB", "20.0 kB", "1.00x"]
-    assert rows(found)[1][2:9] == ["0.4180", "2", "2", "not reached", "20 B", "20.0 kB", "not reached"]
+    assert rows(found)[0][2:9] == ["97.80%", "2", "2", "1.00x", "20.0 kB", "20.0 kB", "1.00x"]
+    assert rows(found)[1][2:9] == ["41.80%", "2", "2", "not reached", "20 B", "20.0 kB", "not reached"]
     (sentence,) = [text for text in explanation(found) if text.startswith("Gain not reached: bits=1.")]
     assert "mean over the seeds compared, comes within 1 point of the reference's" in sentence
     assert rows(compare_runs([good, poor], margin=0.56))[1][8] == "1000.00x"

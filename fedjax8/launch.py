@@ -99,8 +99,8 @@ def schedule_of(config: ConfigDict) -> "Schedule":
 
 def own_models_of(experiment: "Experiment", most: int = 0) -> "OwnModels | None":
     """The evaluations of clients' own models that a config asks for, or that of `most` clients at the end."""
+    from fedjax8.directions import HIGHER
     from fedjax8.running.client_accuracy import own_models
-    from fedjax8.tasks import HIGHER
 
     task, settings = experiment.task, experiment.config.evaluate_clients
     higher = task.directions[task.of_clients] == HIGHER

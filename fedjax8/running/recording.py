@@ -124,8 +124,8 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int, changed: Sequence[str], goes_on: bool) -> dict[str, Any]:
-        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that are lost. A run
-        that goes on notes the part that begins."""
+        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that
+        are lost. A run that goes on notes the part that begins."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:

@@ -10,8 +10,9 @@
 that to the config's model and gives it as many outputs as the targets ask for.
 """
 
+from fedjax8.directions import HIGHER, LOWER
 from fedjax8.tasks import metrics
-from fedjax8.tasks.base import HIGHER, LOWER, Metric, Task
+from fedjax8.tasks.base import Metric, Task
 from fedjax8.tasks.binary import binary
 from fedjax8.tasks.classification import classification
 from fedjax8.tasks.language_model import language_model

@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
+from fedjax8.directions import HIGHER
 from fedjax8.models.linen import per_row
-from fedjax8.tasks.base import HIGHER, Metric
+from fedjax8.tasks.base import Metric
 from fedjax8.types import CLASSES, Array
 
 

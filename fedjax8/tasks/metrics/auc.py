@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax8.directions import HIGHER
 from fedjax8.errors import UserError
-from fedjax8.tasks.base import HIGHER, Metric
+from fedjax8.tasks.base import Metric
 from fedjax8.types import CLASSES, MARKS, Array, PyTree, SetMetric
 
 

@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax8.tasks.base import HIGHER, Metric, side_by_side
+from fedjax8.directions import HIGHER
+from fedjax8.tasks.base import Metric, side_by_side
 from fedjax8.types import MARKS, Array
 
 

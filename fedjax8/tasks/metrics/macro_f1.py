@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.tasks.base import HIGHER, Metric, of_targets
+from fedjax8.directions import HIGHER
+from fedjax8.tasks.base import Metric, of_targets
 from fedjax8.types import CLASSES, MARKS, Array, PyTree, SetMetric
 
 

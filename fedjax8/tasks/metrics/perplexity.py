@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax8.tasks.base import LOWER, Metric, of_targets
+from fedjax8.directions import LOWER
+from fedjax8.tasks.base import Metric, of_targets
 from fedjax8.types import CLASSES, Array, PyTree, SetMetric
 
 

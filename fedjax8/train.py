@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from fedjax8 import cli
 from fedjax8.cli import split_overrides as split_overrides
 from fedjax8.config import FIELDS, load_config, override, plain, validate
+from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
@@ -91,7 +92,7 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
     "also written where --config.evaluate_clients.every is set. Needs --workdir.",
     lower_bound=0,
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
+_DATA_DIR = DATA_DIR
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
     None,
@@ -155,11 +156,6 @@ def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
             set_up_devices(_CPU_DEVICES.value)
             started = mistakes.attempt(start_devices)
             mistakes.attempt(lambda _: build(config, data_dir()), started)
-
-
-def data_dir() -> str | None:
-    """Where data sets lie, by the flag."""
-    return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
 def check_flags(processes: int) -> None:

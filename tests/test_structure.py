@@ -39,6 +39,7 @@ RANKS = (
         "launch",
         "loading",
         "cli",
+        "data_flag",
         "devices",
         "distributed",
         "normalization",

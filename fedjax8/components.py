@@ -187,10 +187,9 @@ def _resolved(field: str, value: Any, seam: Seam | None, run_format: str) -> Any
         if isinstance(value, Mapping | ConfigDict) and not is_component(value):
             return {str(key): _resolved(field, inner, seam, run_format) for key, inner in value.items()}
         return _plain_or_text(value)
-    try:
-        parameters = inspect.signature(seam.finder(value.name)).parameters.values()
-    except (UserError, ValueError):  # such as of a factory that is compiled
-        parameters = ()
+    parameters: Sequence[inspect.Parameter] = ()
+    with contextlib.suppress(ValueError):  # such as of a factory that is compiled
+        parameters = tuple(inspect.signature(seam.finder(value.name)).parameters.values())
     settings = {key: _resolved(key, inner, seam, run_format) for key, inner in value.items()}
     for parameter in parameters:
         name, default = parameter.name, parameter.default

@@ -21,6 +21,7 @@ from absl import flags
 
 from fedjax8 import cli
 from fedjax8.config import override
+from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.errors import UserError
 from fedjax8.overrides import split_overrides
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # JAX must not start before the devices are set up
 _ROUND = flags.DEFINE_integer(
     "round", None, "Round of the model, of which there must be a checkpoint; the last if not given.", lower_bound=1
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
+_DATA_DIR = DATA_DIR
 _JSON = flags.DEFINE_bool("json", False, "Print one line of JSON.")
 OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder))
 """Names of this program's flags."""
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--config.{others[0]} belongs to the run and cannot be changed for an evaluation; --config.data.* can"
         )
-    run = load(rest[1], _DATA_DIR.value)
+    run = load(rest[1], data_dir())
     check_jax()
     set_up_devices(None, run.config.cohort_size)
     start_devices()

@@ -180,6 +180,7 @@ class LoadedRun:
         stated, of which the steps would be no part, or where the client has no rows.
         """
         import jax
+        import jax.numpy as jnp
 
         from fedjax8.engine.client_evaluation import check_fine_tuning
         from fedjax8.keys import random_key
@@ -195,12 +196,12 @@ class LoadedRun:
             raise UserError(f"client {client} has no rows to be fine-tuned on")
         local, scale = simulation.algorithm.local, 1.0 if state.step_scale is None else state.step_scale
         columns = {name: np.asarray(column[rows]) for name, column in simulation.data.columns.items()}
-        last = np.int32(max(state.round - 1, 0))
+        last = max(state.round - 1, 0)
 
         @jax.jit
         def tuned(variables, columns, frozen, key):
-            pool = Pool(columns, None, frozen, last, np.float32(scale))
-            rows_of_client = ClientRows(pool, np.int32(0), np.int32(len(rows)))
+            pool = Pool(columns, None, frozen, jnp.int32(last), jnp.float32(scale))
+            rows_of_client = ClientRows(pool, jnp.int32(0), jnp.int32(len(rows)))
             training = local.start(variables, rows_of_client)
             return local.advance(training, rows_of_client, key, 0, steps).variables
 
@@ -243,14 +244,13 @@ class LoadedRun:
     def predict(self, x: np.ndarray, *, round: int | None = None, variables: "Variables | None" = None) -> np.ndarray:
         """Outputs `[N, ...]` of the model, such as logits, for inputs `[N, ...]` as it was trained on."""
         import jax
+        import jax.numpy as jnp
 
         model = self.variables(round) if variables is None else variables
         x = np.asarray(x)
         self._check_inputs(x)
         size = min(ROWS_AT_ONCE, len(x))
-        apply = jax.jit(
-            lambda variables, x: self.model.apply(variables, {"x": x, "mask": np.ones(size, np.float32)})[0]
-        )
+        apply = jax.jit(lambda variables, x: self.model.apply(variables, {"x": x, "mask": jnp.ones(size)})[0])
         found = []
         for first in range(0, len(x), size):
             block = x[first : first + size]

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from fedjax8 import cli, version
 from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import FIELDS, load_config, override, plain, validate
+from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
@@ -99,7 +100,7 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
 _NAME = flags.DEFINE_string("name", None, "Name of the run in comparisons, kept in its config.json.")
 _TAG = flags.DEFINE_list("tag", [], "Tags of the run, such as paper,fp8, by which comparisons are filtered.")
 _NOTE = flags.DEFINE_string("note", None, "A sentence about the run, kept in its config.json.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
+_DATA_DIR = DATA_DIR
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
     None,
@@ -178,11 +179,6 @@ def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
             set_up_devices(_CPU_DEVICES.value)
             started = mistakes.attempt(start_devices)
             mistakes.attempt(lambda _: build(config, data_dir()), started)
-
-
-def data_dir() -> str | None:
-    """Where data sets lie, by the flag."""
-    return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
 
 
 def check_flags(processes: int) -> None:

@@ -42,6 +42,7 @@ RANKS = (
         "loading",
         "cli",
         "compilation_cache",
+        "data_flag",
         "devices",
         "distributed",
         "normalization",

@@ -99,7 +99,7 @@ class WatchedFacts(Facts):
     read = False
 
     @property
-    def rounds(self) -> int:  # type: ignore[override]  # a property in the place of a field
+    def rounds(self) -> int:
         """Rounds that noise is calibrated for; noted as read."""
         self.read = True
         return self[2]

@@ -1,6 +1,7 @@
 """Files of a run: written round by round, and read when it is resumed."""
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,7 +182,7 @@ class Recording:
         if self._workdir and self._hosts.first:
             files.sync_metrics(self._workdir)
         elapsed, callbacks = time.monotonic() - self._started, self.deciding.saved()
-        self._forgiving(lambda saved=self._checkpoints: saved.begin(state, elapsed, callbacks))
+        self._forgiving(functools.partial(self._checkpoints.begin, state, elapsed, callbacks))
 
     def _forgiving(self, work: Callable[[], bool]) -> None:
         try:

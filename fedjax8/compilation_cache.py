@@ -35,8 +35,8 @@ def use_compilation_cache(where: str | None = None) -> Path | None:
     if where == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    set_before = jax.config.read("jax_compilation_cache_dir") or not jax.config.read("jax_enable_compilation_cache")
-    if where is None and set_before:
+    theirs = getattr(jax.config, "jax_compilation_cache_dir", None)  # jax's own types do not know its options
+    if where is None and (theirs or not getattr(jax.config, "jax_enable_compilation_cache", True)):
         return None
     root = path_of(where) if where else default_folder(os.environ)
     if root is None:

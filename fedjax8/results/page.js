@@ -12,10 +12,12 @@
   const spread = document.getElementById("spread");
   const logarithmic = document.getElementById("logarithmic");
   const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif";
-  const AXIS = { automargin: true, showline: true, zeroline: false, ticks: "outside", ticklen: 4, exponentformat: "power",
-    minorloglabels: "complete" };
+  const AXIS = { automargin: true, showline: true, zeroline: false, ticks: "outside", ticklen: 4, exponentformat: "power" };
   const CONFIG = { displaylogo: false, displayModeBar: "hover", responsive: true,
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
+  /* Between powers of ten plotly leaves the unit out: 200k for 200kB. */
+  const BYTES = Object.fromEntries(["", "k", "M", "G", "T"].flatMap((power) => [1, 10, 100].flatMap((ten) =>
+    [1, 2, 3, 4, 5, 6, 7, 8, 9].map((digit) => [`${digit * ten}${power}`, `${digit * ten}${power}B`]))));
   const NIGHT = [[0, "#15181b"], [0.25, "#16344a"], [0.6, "#2f7fb8"], [1, "#cfe8fa"]]; /* shades on a dark page */
   const PLACE = `fedjax8:${location.pathname}`;
   const SWITCHED = ["metric-bytes", "front"]; /* whose axis of bytes may be logarithmic */
@@ -125,6 +127,7 @@
     if (SWITCHED.includes(name)) own.type = logarithmic.checked ? "log" : "linear";
     const up = { ...AXIS, ...lines, ...given.yaxis };
     if (own.type === "log") own.dtick = steps(figure, "x");
+    if (own.ticksuffix === "B") own.labelalias = BYTES;
     if (up.type === "log") up.dtick = steps(figure, "y");
     return { ...given, xaxis: { ...own, title: { standoff: 8, ...own.title } }, yaxis: up, showlegend: false,
       hovermode: "closest", margin: { l: 62, r: 16, t: 24, b: 52 }, paper_bgcolor: now.paper, plot_bgcolor: now.paper,
@@ -184,8 +187,8 @@
     }
   }
 
-  /* A tag as a word of the filter: the part of it up to its first space. */
-  const tagged = (tag) => `tag=${tag.dataset.tag.toLowerCase().split(/\s/)[0]}`;
+  /* A tag as a word of the filter. */
+  const tagged = (tag) => `tag=${tag.dataset.tag.toLowerCase().split(/\s+/).join("-")}`;
   const words = () => filter.value.toLowerCase().split(/\s+/).filter(Boolean);
 
   /* The table of the settings shown as text. */

@@ -98,7 +98,7 @@ def search_text(setting: Setting) -> str:
     labels = [
         part
         for run in setting.runs
-        for part in (run.labels.name, *(f"tag={tag}" for tag in run.labels.tags), run.labels.note)
+        for part in (run.labels.name, *(f"tag={'-'.join(tag.split())}" for tag in run.labels.tags), run.labels.note)
     ]
     return " ".join([setting.label, *fields, *runs, *dict.fromkeys(labels)]).lower()
 

@@ -50,9 +50,9 @@ def metric_axis(title: str, percent: bool, log: bool = False) -> dict[str, Any]:
     return axis(title, log, **({"tickformat": form} if form else {}))
 
 
-def bytes_axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
-    """An axis of bytes, in kB, MB or GB."""
-    return axis(title, log, **({"tickformat": "~s", "ticksuffix": "B", "nticks": 6} | more))
+def bytes_axis(title: str, log: bool = False) -> dict[str, Any]:
+    """An axis of bytes, in kB, MB or GB; from 0 unless it is logarithmic."""
+    return axis(title, log, tickformat="~s", ticksuffix="B") | {"nticks": 6, "rangemode": "tozero"}
 
 
 def short(values: Iterable[float], digits: int = 5) -> list[float | int | None]:

@@ -112,7 +112,7 @@ class LineCharts:
         data = [self.line(i, c, rounds[i], form, at + "round %{customdata[1]}") for i, c in curves.items()]
         across = axis(x, rangemode="tozero")
         if x == "bytes":
-            across = bytes_axis("bytes sent", log=_spans([c.x[-1] for c in curves.values()]))
+            across = bytes_axis("bytes sent", _spans([c.x[-1] for c in curves.values()]))
         log = kind == "log" and all(v > 0 for trace in data for v in trace["y"])
         up = metric_axis(in_words(y), is_percent(y), log)
         lines = [] if target is None else [{"y0": target, "y1": target, "x0": 0, "x1": 1, "xref": "paper"}]
@@ -180,7 +180,7 @@ def _front(found: Comparison) -> Panel:
             del data[-1]["error_y"]
     front: Figure = {"type": "scatter", "mode": "lines", "name": "front", "x": [], "y": [], "hoverinfo": "skip"}
     front |= {"line": {"color": "#999", "width": 1.5, "shape": "hv"}}
-    across = bytes_axis("bytes of the whole run", log=_spans([p[2].mean for p in points]))
+    across = bytes_axis("bytes of the whole run", _spans([p[2].mean for p in points]))
     layout = {"xaxis": across, "yaxis": metric_axis(f"final {measure.reported_in_words}", measure.percent)}
     note = "filled: on the Pareto front, no other setting shown is as good for as few bytes"
     return Panel("front", title, note, {"": {"data": [front, *data], "layout": layout}})
@@ -247,7 +247,7 @@ def _directions(results: Sequence[Result]) -> Panel:
             )
     layout = {
         "barmode": "stack",
-        "xaxis": bytes_axis("bytes of the whole run, all clients", rangemode="tozero"),
+        "xaxis": bytes_axis("bytes of the whole run, all clients"),
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 110 + 26 * len(results),
     }

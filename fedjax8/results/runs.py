@@ -142,6 +142,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         notes.append(f"{path}: {missing} of {rounds[-1]} rounds have no line: they were lost")
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
+    measures, labels = (read(document, f"{path / 'config.json'}", notes) for read in (measures_in, labels_in))
     about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
     return RunFolder(
         path=path,
@@ -157,8 +158,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         notes=tuple(notes),
         about=about,
         clients=clients,
-        measures=measures_in(document, f"{path / 'config.json'}", notes),
-        labels=labels_in(document, f"{path / 'config.json'}", notes),
+        measures=measures,
+        labels=labels,
     )
 
 

@@ -86,7 +86,7 @@ def label_shares(settings: Sequence[Setting]) -> Panel:
         }
         figures[name] = {"data": [trace], "layout": layout}
     absent = ABSENT if not found else "Rows have no single label each, or labels are too many to show."
-    return Panel("labels", title, "darker: a larger share of the client's rows", figures, absent)
+    return Panel("labels", title, "stronger color: a larger share of the client's rows", figures, absent)
 
 
 def client_sizes(settings: Sequence[Setting]) -> Panel:

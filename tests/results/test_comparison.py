@@ -240,3 +240,59 @@ def test_runs_without_validation_rows_are_told_how_to_have_some(tmp_path, write_
         compare_runs([write_run(tmp_path / "a", [0.5])], on="validation")
     with pytest.raises(UserError, match="give one of test, validation"):
         compare_runs([tmp_path / "a"], on="train")
+
+
+REGRESSION = {"task": {"metric": "mae", "directions": {"mae": "lower", "loss": "lower"}}}
+
+
+def test_runs_of_a_regression_are_compared_by_their_error_of_which_less_is_better(tmp_path, write_run):
+    made = {"metric": "mae", "document": REGRESSION, "loss": False}
+    full = write_run(tmp_path / "full", [4.0, 2.0, 1.0, 1.5], (300, 100), bits=32, **made)
+    eight = write_run(tmp_path / "eight", [3.0, 1.5, 1.005, 2.0], (75, 25), bits=8, **made)
+    found = compare_runs([full, eight])
+    assert (found.measure.metric, found.measure.lower) == ("mae", True)
+    first, second = found.results
+    assert (first.best.mean, first.final.mean, second.best.mean, second.final.mean) == (1.0, 1.5, 1.005, 2.0)
+    # both reach 1.005 in round 3, at 1200 and 300 bytes; it is within 1% of 1.0
+    assert (second.gain.target.mean, second.gain.in_bytes.mean) == (1.005, 4.0)
+    assert compare_runs([full, eight], margin=0.001).results[1].gain.in_bytes is None
+    assert compare_runs([full, eight], target=3.0).results[1].gain.in_bytes.mean == 800 / 100
+    with pytest.raises(UserError, match="target inf is no test MAE; give a finite number"):
+        compare_runs([full, eight], target=math.inf)
+    with pytest.raises(UserError, match=r"margin -1 is no difference of MAE; give 0 or more, such as 0\.01 for 1%"):
+        compare_runs([full, eight], margin=-1.0)
+    assert compare_runs([full, eight], target=2.5, margin=math.inf).results[1].gain.in_bytes.mean == 800 / 200
+
+
+def test_any_metric_can_be_compared_by(two_settings):
+    found = compare_runs(two_settings, metric="loss", target=0.5)
+    # test_loss is 1 / round: 0.5 in round 2 of all
+    assert [r.gain.rounds.mean for r in found.results] == [2.0, 2.0]
+    assert found.results[1].gain.in_bytes.mean == 4.0
+    assert found.results[0].best.mean == 0.2
+    with pytest.raises(UserError, match="no run has the metric 'mae' on test rows; there are accuracy, loss"):
+        compare_runs(two_settings, metric="mae")
+
+
+def test_only_runs_with_the_tags_are_compared(tmp_path, write_run):
+    folders = [
+        write_run(tmp_path / name, [0.5], bits=bits, document={"labels": {"tags": tags}})
+        for bits, (name, tags) in enumerate([("a", ["x", "y"]), ("b", ["x"]), ("c", ["y"])])
+    ]
+    assert len(compare_runs(folders, tags=["x"]).results) == 2
+    assert [run.path for r in compare_runs(folders, tags=["x", "y"]).results for run in r.setting.runs] == folders[:1]
+    with pytest.raises(UserError, match="no run has the tag z; there are x, y"):
+        compare_runs(folders, tags=["z"])
+
+
+def test_seconds_of_training_are_those_of_the_run_without_compiling(tmp_path, write_folder):
+    lines = [
+        # a call of two rounds of 6 s each, 5 s of them compiling; then one of 2 s
+        {"round": 1, "uplink_bytes": 1, "downlink_bytes": 1, "round_seconds": 6.0, "compile_seconds": 5.0},
+        {"round": 2, "uplink_bytes": 2, "downlink_bytes": 2, "round_seconds": 6.0, "test_accuracy": 0.5},
+        {"round": 3, "uplink_bytes": 3, "downlink_bytes": 3, "round_seconds": 2.0, "test_accuracy": 0.6},
+    ]
+    done = {"rounds": 3, "finished": True, "seconds": 15.0, "compile_seconds": 5.5}
+    (result,) = compare_runs([write_folder(tmp_path / "a", {"seed": 0}, lines, done)]).results
+    assert (result.seconds.mean, result.compiling.mean) == (9.5, 5.5)
+    assert result.setting.runs[0].elapsed_seconds.tolist() == [1.0, 7.0, 9.0]

@@ -1,8 +1,10 @@
+import json
+
 import pytest
 
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.curves import Statistic
-from fedjax8.results.report import _bytes, _plain, columns, explanation, rows
+from fedjax8.results.report import _bytes, _plain, columns, explanation, rows, shared_in_words, table
 
 NAN = float("nan")
 
@@ -124,3 +126,51 @@ def test_a_gain_beyond_the_margin_is_not_reached_and_the_explanation_says_why(tm
     (sentence,) = [text for text in explanation(found) if text.startswith("Gain not reached: bits=1.")]
     assert "mean over the seeds compared, comes within 1 point of the reference's" in sentence
     assert rows(compare_runs([good, poor], margin=0.56))[1][8] == "1000.00x"
+
+
+def test_a_regression_is_told_in_its_own_metric_with_four_digits(tmp_path, write_run):
+    made = {"metric": "mae", "document": {"task": {"metric": "mae", "directions": {"mae": "lower"}}}, "loss": False}
+    full = write_run(tmp_path / "full", [40.0, 12.5, 10.0], (300, 100), bits=32, **made)
+    eight = write_run(tmp_path / "eight", [30.0, 12.0, 10.05], (75, 25), bits=8, **made)
+    found = compare_runs([full, eight])
+    told = dict(zip(columns(found), rows(found)[1], strict=True))
+    assert told["target MAE"] == "10.05" and told["best MAE"] == told["final MAE"] == "10.05"
+    assert (told["rounds to target"], told["bytes to target"], told["gain in bytes"]) == ("3", "300 B", "4.00x")
+    text = " ".join(explanation(found))
+    assert "accuracy" not in text
+    assert "Target MAE: the higher of the best test MAE of a run and that of the reference's run" in text
+    assert "Lower values of MAE are better." in text
+    beyond = " ".join(explanation(compare_runs([full, eight], margin=0.001)))
+    assert "A gain counts only where the best MAE, mean over the seeds compared, comes within 0.1% of the ref" in beyond
+
+
+def test_columns_in_which_all_settings_are_alike_are_told_in_one_sentence(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.5, 0.75], (300, 100), bits=32)
+    b = write_run(tmp_path / "b", [0.5, 0.75], (75, 100), bits=8)
+    made = table(compare_runs([a, b]))
+    # target, gain in bytes and best value stay
+    assert made.columns == (
+        "setting",
+        "target accuracy",
+        "bytes to target",
+        "gain in bytes",
+        "best accuracy",
+        "bytes up",
+    )
+    assert made.rows[1] == ("bits=8", "75.00%", "350 B", "2.29x", "75.00%", "150 B")  # 800 / 350
+    assert shared_in_words(made.shared) == (
+        "The same for all: seeds 1, rounds to target 2, reference rounds 2, gain in rounds 1.00x, reference bytes "
+        "800 B, final accuracy 75.00%, rounds 2, bytes down 200 B, saving 4.00x, seconds 9.0."
+    )
+    alone = table(compare_runs([a]))
+    assert len(alone.columns) == len(columns(compare_runs([a]))) and shared_in_words(alone.shared) == ""
+
+
+def test_seconds_of_compiling_have_a_column_where_they_are_known(tmp_path, write_run):
+    a, b = write_run(tmp_path / "a", [0.5], bits=32), write_run(tmp_path / "b", [0.5], bits=8)
+    done = {"rounds": 1, "saving": 4.0, "seconds": 9.0, "compile_seconds": 6.5, "finished": True}
+    (b / "summary.json").write_text(json.dumps(done))
+    found = compare_runs([a, b])
+    assert columns(found)[-2:] == ("seconds of training", "seconds of compiling")
+    assert [row[-2:] for row in rows(found)] == [["9.0", "-"], ["2.5", "6.5"]]
+    assert "Seconds of training with those of compiling, which are not known: bits=32." in explanation(found)

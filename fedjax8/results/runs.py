@@ -142,7 +142,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         notes.append(f"{path}: {missing} of {rounds[-1]} rounds have no line: they were lost")
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
-    measures, labels = (read(document, f"{path / 'config.json'}", notes) for read in (measures_in, labels_in))
+    file = f"{path / 'config.json'}"
+    measures, labels = measures_in(document, file, notes), labels_in(document, file, notes)
     about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
     return RunFolder(
         path=path,

@@ -299,7 +299,7 @@ def test_help_names_every_field():
 def test_a_dry_run_needs_no_value(monkeypatch):
     from fedjax8 import train as program
 
-    monkeypatch.setattr(program.flags, "FLAGS", type("Flags", (list,), {"version": False}))
+    monkeypatch.setattr(program.flags, "FLAGS", type("Flags", (list,), {"version": False, "list": None}))
     monkeypatch.setattr(program, "OURS", ())
     assert program.parse_flags(["train", "--dry_run", "--config.seed=3"]) == [
         "train", "--dry_run=measured", "--config.seed=3",

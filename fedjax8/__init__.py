@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         tasks,
     )
     from fedjax8.engine.simulation import simulate
+    from fedjax8.experimenting import experiment
     from fedjax8.loading import load
     from fedjax8.local import local_training, proximal, scheduled
 
@@ -54,6 +55,7 @@ _PACKAGES = (
     "tasks",
 )
 _FUNCTIONS = {
+    "experiment": "fedjax8.experimenting",
     "load": "fedjax8.loading",
     "local_training": "fedjax8.local",
     "proximal": "fedjax8.local",

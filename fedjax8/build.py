@@ -256,10 +256,16 @@ def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None =
     return experiments
 
 
-def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | None = None) -> Experiment:
+def build(
+    config: ConfigDict,
+    data_dir: str | None = None,
+    beside: Experiment | None = None,
+    objects: Mapping[str, Any] | None = None,
+) -> Experiment:
     """The experiment that a config describes, checked; reads the data, runs nothing.
 
-    `beside` is an experiment whose config differs in its seed alone; its data and programs are shared.
+    `beside` is an experiment whose config differs in its seed alone; its data and programs are shared. `objects` are a
+    `Dataset` as `data` and a `Model` as `model`, in place of those that the config names.
 
     Raises `UserError` that names all mistakes, as far as they can be known: objects whose parts failed are not tried.
     """
@@ -267,6 +273,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         attempt, given = mistakes.attempt, usable(config, mistakes)
 
         def make(field: str, **supplied: Any) -> Any:
+            if objects and field in objects:
+                return objects[field]
             inherits = run_format if field in ("adapter", "algorithm", "uplink", "downlink") else None
             bound = attempt(bind, f"config.{field}", getattr(given, field), SEAMS[field], tuple(supplied), inherits)
             return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})

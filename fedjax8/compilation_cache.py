@@ -27,7 +27,8 @@ def use_compilation_cache(where: str | None = None) -> Path | None:
     Args:
       where: a folder; `off` for none; None for the folder named by the environment (see `default_folder`).
 
-    A cache that JAX has been given (`JAX_COMPILATION_CACHE_DIR`) stays as it is, unless `where` says otherwise. A
+    A cache that JAX has been given (`JAX_COMPILATION_CACHE_DIR`), or has been told not to use
+    (`JAX_ENABLE_COMPILATION_CACHE=0`), stays as it is, unless `where` says otherwise. A
     folder that cannot be written is reported on stderr, and the run compiles without.
     """
     import jax
@@ -50,7 +51,7 @@ def use_compilation_cache(where: str | None = None) -> Path | None:
     except OSError as error:
         print(
             f"fedjax8: compiled programs are not kept: {str(folder)!r} cannot be written ({error.strerror}); set "
-            f"{VARIABLE} or --compilation_cache to a folder that can, or to {OFF}",
+            f"{VARIABLE} or --compilation_cache to a folder that can, or give --compilation_cache={OFF}",
             file=sys.stderr,
         )
         return None
@@ -61,11 +62,8 @@ def use_compilation_cache(where: str | None = None) -> Path | None:
 
 
 def default_folder(environment: Mapping[str, str]) -> Path | None:
-    """The folder of the cache by the environment; None where FEDJAX8_CACHE is `off` or there is no home."""
-    own = environment.get(VARIABLE)
-    if own == OFF:
-        return None
-    if own:
+    """The folder of the cache by the environment; None where there is no home."""
+    if own := environment.get(VARIABLE):
         return path_of(own) / "xla"
     if caches := environment.get("XDG_CACHE_HOME"):
         return Path(caches) / "fedjax8" / "xla"

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from fedjax8.cli import path_of
 from fedjax8.config import load_config
+from fedjax8.display import as_html
 from fedjax8.errors import UserError
 from fedjax8.given import read_object
 from fedjax8.results.runs import RunFolder, read_lines, read_run
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from fedjax8.engine.state import SimulationState
     from fedjax8.types import Model, Variables
 
+GIVEN = "given"
+"""As the name of a config's data or model: an object from Python, which no file holds."""
 ROWS_AT_ONCE = 250
 """Rows of one forward pass of `predict`."""
 
@@ -59,7 +62,14 @@ def load(path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> 
 class LoadedRun:
     """A run in a folder; made by `load`. Nothing in the folder is changed but by `go_on`."""
 
-    def __init__(self, path: Path, data_dir: str | None = None):
+    def __init__(
+        self, path: Path, data_dir: str | None = None, experiment: "Experiment | None" = None, keeps: Any = None
+    ):
+        """`experiment`: its objects, if they are made already; `keeps`: kept as long as this is, such as a temporary
+        folder."""
+        self._keeps = keeps
+        if experiment is not None:
+            self.__dict__["experiment"] = experiment
         self.path = path
         """Its folder."""
         self.data_dir = data_dir
@@ -127,6 +137,8 @@ class LoadedRun:
         from fedjax8.build import build
         from fedjax8.launch import run_of
         from fedjax8.running.identity import differences, other_data
+
+        self._check_files()
 
         made = build(self.config, self.data_dir)
         now = dict(run_of(made).record or {})
@@ -258,6 +270,24 @@ class LoadedRun:
             found.append(np.asarray(apply(model, padded))[: len(block)])
         return np.concatenate(found)
 
+    def _check_files(self) -> None:
+        """UserError for a run on objects that no file holds."""
+        if objects := [part for part in ("data", "model") if self.config[part].get("name") == GIVEN]:
+            raise UserError(
+                f"{self.path} was run on {' and '.join(objects)} given from Python, which no file holds; its metrics "
+                "can be read, and for its model the same fedjax8.experiment(..., workdir=...) returns at once"
+            )
+
+    def plot(self, x: str = "bytes", y: str | None = None, **settings: Any) -> Any:
+        """The picture of a metric, by default the task's main one, against `bytes`, `rounds` or `seconds`; see
+        `results.plot_runs`."""
+        from fedjax8.results.figures import plot_runs
+
+        return plot_runs([self.path], x, y=y, **settings)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def _check_inputs(self, x: np.ndarray) -> None:
         """UserError unless `x` has rows like those that the model was trained on."""
         import jax
@@ -297,6 +327,7 @@ class LoadedRun:
         from fedjax8.launch import own_models_of, run_of, schedule_of
         from fedjax8.running.runner import run_one
 
+        self._check_files()
         config = ConfigDict(self.config, convert_dict=False)
         config.rounds = rounds
         experiment = build(config, self.data_dir)
@@ -311,6 +342,11 @@ class LoadedRun:
     @functools.cached_property
     def _folder(self) -> RunFolder:
         return read_run(self.path)
+
+    def _repr_html_(self) -> str:
+        known = {name: value for name, value in self.summary.items() if isinstance(value, str | int | float)}
+        facts = {n: f"{value:.4g}" if isinstance(value, float) else value for n, value in known.items()}
+        return as_html(f"run {self.path}", facts or {"": repr(self)})
 
     def __repr__(self) -> str:
         from fedjax8.running.console import readable_bytes

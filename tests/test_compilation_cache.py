@@ -20,7 +20,7 @@ def no_cache_yet(monkeypatch):
     """JAX as it starts: no cache is set."""
     before = {name: getattr(jax.config, name) for name in OPTIONS}
     jax.config.update("jax_compilation_cache_dir", None)
-    monkeypatch.delenv("FEDJAX8_CACHE")
+    monkeypatch.delenv("FEDJAX8_CACHE", raising=False)
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -31,7 +31,7 @@ def test_the_environment_names_the_folder(monkeypatch):
     assert default_folder({}) == pathlib.Path("/home/ann/.cache/fedjax8/xla")
     assert default_folder({"XDG_CACHE_HOME": "/c"}) == pathlib.Path("/c/fedjax8/xla")
     assert default_folder({"XDG_CACHE_HOME": "/c", "FEDJAX8_CACHE": "~/d"}) == pathlib.Path("/home/ann/d/xla")
-    assert default_folder({"FEDJAX8_CACHE": "off"}) is None
+    assert default_folder({"XDG_CACHE_HOME": ""}) == default_folder({"FEDJAX8_CACHE": ""}) == default_folder({})
 
 
 def test_jax_is_given_a_folder_for_this_kind_of_processor(no_cache_yet, tmp_path):
@@ -46,6 +46,13 @@ def test_a_cache_of_the_users_own_stays(no_cache_yet, tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
     assert use_compilation_cache() is None
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_jax_told_to_keep_nothing_keeps_nothing(no_cache_yet, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDJAX8_CACHE", str(tmp_path / "ours"))
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert use_compilation_cache() is None
     assert not (tmp_path / "ours").exists()
 
 

@@ -40,6 +40,7 @@ RANKS = (
         "introduction",
         "launch",
         "loading",
+        "experimenting",
         "cli",
         "compilation_cache",
         "data_flag",

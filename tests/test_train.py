@@ -296,14 +296,13 @@ def test_help_names_every_field():
         assert f"{name}: " in joined
 
 
-def test_a_dry_run_needs_no_value(monkeypatch):
+def test_a_dry_run_needs_no_value():
     from fedjax8 import train as program
 
-    monkeypatch.setattr(program.flags, "FLAGS", type("Flags", (list,), {"version": False, "list": None}))
-    monkeypatch.setattr(program, "OURS", ())
-    assert program.parse_flags(["train", "--dry_run", "--config.seed=3"]) == [
-        "train", "--dry_run=measured", "--config.seed=3",
-    ]  # fmt: skip
+    assert program.parse_flags(["train", "--dry_run", "--config.seed=3"]) == ["train", "--config.seed=3"]
+    assert program.flags.FLAGS.dry_run == "measured"
+    program.parse_flags(["train"])
+    assert program.flags.FLAGS.dry_run is None
 
 
 def test_overrides_may_be_given_with_a_space():

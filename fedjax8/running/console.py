@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedjax8.directions import in_words
 from fedjax8.exchange.ledger import Ledger
+from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 from fedjax8.streams import console_on
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -112,19 +113,23 @@ class ProgressReport:
         if console is None:
             console = console_on(quiet=silent, force_terminal=False if silent else None)
         self.console = console
-        self._bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            RateColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-            get_time=clock,
-            speed_estimate_period=RATE_SECONDS,
+        self._bar = (
+            NotebookBar()
+            if in_notebook() and not silent
+            else Progress(
+                TextColumn("round"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                RateColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+                disable=not self.console.is_terminal,
+                get_time=clock,
+                speed_estimate_period=RATE_SECONDS,
+            )
         )
         self._clock, self._spoken = clock, clock()
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")

@@ -66,6 +66,7 @@ def run_one(
     schedule: Schedule,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
+    quiet: bool = False,
 ) -> RunResult:
     """The result of one run; see `run_all`."""
 
@@ -73,7 +74,7 @@ def run_one(
         state, lines = only.simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    return run_all([only], advance, test, schedule, introduce, profile)[0]
+    return run_all([only], advance, test, schedule, introduce, profile, quiet)[0]
 
 
 def run_all(
@@ -86,6 +87,7 @@ def run_all(
     schedule: Schedule,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
+    quiet: bool = False,
 ) -> list[RunResult]:
     """The results of runs, to the end of the schedule or of the call of rounds in which a signal came.
 
@@ -99,6 +101,7 @@ def run_all(
       schedule: the rounds after which to stop, evaluate and save.
       introduce: gives the lines printed first.
       profile: where a profile of the calls after the first is written, if anywhere.
+      quiet: whether nothing is printed.
     """
     all_hosts, pace = hosts(), Pace(schedule)
     recordings = [Recording(run, all_hosts) for run in runs]
@@ -111,7 +114,9 @@ def run_all(
         done = sum(state.round for state in states)
         metric = measures_in(runs[0].record or {}, "", []).metric
         report = stack.enter_context(
-            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first, metric=metric)
+            ProgressReport(
+                schedule.rounds * len(runs), done, labels=labels, silent=quiet or not all_hosts.first, metric=metric
+            )
         )
         if introduce:
             report.say(introduce(states[0]))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         participation,
         privacy,
         results,
+        tasks,
     )
     from fedjax8.engine.simulation import simulate
     from fedjax8.loading import load
@@ -50,6 +51,7 @@ _PACKAGES = (
     "participation",
     "privacy",
     "results",
+    "tasks",
 )
 _FUNCTIONS = {
     "load": "fedjax8.loading",
@@ -79,6 +81,7 @@ __all__ = [
     "results",
     "scheduled",
     "simulate",
+    "tasks",
 ]
 
 

@@ -30,7 +30,8 @@ from fedjax8.privacy.accounting import WatchedFacts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
 from fedjax8.results.runs import flatten
 from fedjax8.run_format import run_format_of
-from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
+from fedjax8.tasks import Task, classification
+from fedjax8.types import CLASSES, BatchPlan, Model, PyTree, StepGradient
 
 
 class Experiment(NamedTuple):
@@ -45,6 +46,8 @@ class Experiment(NamedTuple):
     """Columns `[V, ...]` held out of training for validation, if any."""
     callbacks: tuple[tuple[str, Callback], ...] = ()
     """Callbacks by name."""
+    task: Task = classification()
+    """What the model is trained for."""
     calibrated: bool = False
     """Whether a part of it is calibrated for the number of rounds."""
     start: Start | None = None
@@ -112,6 +115,15 @@ def validation_split(clients: FederatedData, share: float, of: str, seed: int) -
     return ValidationPart(clients, None)
 
 
+def num_outputs(task: Task, dataset: Dataset, validation: Mapping[str, np.ndarray] | None) -> int:
+    """Outputs that the model needs; UserError where task and data do not go together."""
+    found = task.num_outputs(dataset)
+    task.check_rows(dataset.test, f"the test rows of {dataset.name}")
+    if validation is not None:
+        task.check_rows(validation, "the validation rows")
+    return found
+
+
 def check_evaluated(every: int, clients: int) -> None:
     """UserError for a number of clients to evaluate where none ever is; `--client_accuracy` has a number of its own."""
     if clients != FIELDS["evaluate_clients.clients"].default and not every:
@@ -168,13 +180,17 @@ def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
         )
 
 
-def build_callback(index: int, config: ConfigDict, validation: float, private: bool) -> tuple[str, Callback]:
-    """The name of a callback, and the callback; it goes by validation rows where some are held out.
+def build_callback(
+    index: int, config: ConfigDict, task: Task, validation: float, private: bool
+) -> tuple[str, Callback]:
+    """The name of a callback, and the callback; it goes by the task's main metric if it names none, and by validation
+    rows where some are held out.
 
     UserError for one that would decide by private training rows, which no epsilon accounts for.
     """
     where = f"config.callbacks.{index}"
-    callback = build_component(where, config, SEAMS["callbacks"], part="validation" if validation else "test")
+    part = "validation" if validation else "test"
+    callback = build_component(where, config, SEAMS["callbacks"], part=part, measures=task.measures)
     by_training = [metric for metric in callback.reads if "test_" not in metric and "validation_" not in metric]
     if private and by_training:
         raise UserError(
@@ -187,7 +203,7 @@ def build_callback(index: int, config: ConfigDict, validation: float, private: b
 def check_shapes(model: Model, dataset: Dataset) -> Model:
     """The model; raises `UserError` if it cannot run on the data: traced, not run."""
     fit = fit_of(model, dataset.train, "config.model", dataset.name)
-    if fit.outputs[-1:] < (dataset.num_classes,):
+    if model.targets == CLASSES and fit.outputs[-1:] < (dataset.num_classes,):
         raise UserError(
             f"config.model gives {fit.outputs[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
@@ -259,14 +275,18 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         attempt(check_evaluated, personal.every, personal.clients)
         formats_given = attempt(run_format_of, given.format, given.format_rules)
         run_format = None if formats_given is FAILED else formats_given
-        dataset = beside.dataset if beside else make("data", data_dir=data_dir)
+        task = make("task")
+        kind = FAILED if task is FAILED else task.targets
+        dataset = beside.dataset if beside else make("data", data_dir=data_dir, targets=kind)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
         clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
         parts = attempt(validation_split, clients, given.validation, given.validation_of, given.seed)
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
-        model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
+        outputs = attempt(num_outputs, task, dataset, parts.rows)
+        symbols = {} if dataset.num_classes is None else {"vocabulary": dataset.num_classes}
+        model = attempt(lambda task, model: task.on(model), task, make("model", num_classes=outputs, **symbols))
         start = attempt(start_of, given.init_from, given.adapter, data_dir)
         model = adapted(model, functools.partial(make, "adapter"), start)
         augment = attempt(build_augment, given.augment)
@@ -312,5 +332,5 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             participation=participation,
         )
         components = () if given.callbacks is FAILED else given.callbacks
-        callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks), facts.read, start)
+        callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks), task, facts.read, start)

@@ -60,23 +60,6 @@ def report(error: BaseException) -> int:
     return 1
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(argv without `--config.path=value` and `--config.path value`, those as (path, text) pairs)."""
-    rest, pairs = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or not name.startswith("config."):
-            rest.append(argument)
-            continue
-        if not equals:
-            text = next(arguments, "--")
-            if text.startswith("--"):
-                raise UserError(f"{argument} needs a value: {argument}=VALUE")
-        pairs.append((name.removeprefix("config."), text))
-    return rest, pairs
-
-
 def path_of(text: str | os.PathLike) -> Path:
     """The path that a flag names, `~` and `~user` expanded: a shell does that only where a word begins.
 

@@ -19,6 +19,7 @@ from fedjax8.lookup import find
 from fedjax8.participation import Participation
 from fedjax8.rates import find_optimizer, find_schedule, no_server_schedule
 from fedjax8.run_format import RunFormat
+from fedjax8.tasks import Metric, Task
 from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
 
 
@@ -36,6 +37,8 @@ class Seam(NamedTuple):
 KINDS: dict[str, type | None] = {
     "data.sources": Dataset,
     "data.partitions": None,
+    "tasks": Task,
+    "tasks.metrics": Metric,
     "models": Model,
     "adapters": Model,
     "privacy": StepGradient,
@@ -56,6 +59,7 @@ KINDS: dict[str, type | None] = {
 """Type that the factories in a package make; None: a function of no particular type."""
 INNER = {
     "aggregate": "algorithms.aggregators",
+    "metrics": "tasks.metrics",
     "monitor": "algorithms.monitors",
     "refine": "algorithms.refinements",
     "server_optimizer": "optimizers",
@@ -69,7 +73,7 @@ FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedul
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
-OURS = ("local", "model", "facts", "plan", "part")
+OURS = ("local", "model", "facts", "plan", "part", "targets", "measures")
 """Arguments of factories that no setting may give."""
 SUPPLIED = (*OURS, "data_dir", "num_classes", "vocabulary", "mask", "weight_decay_mask")
 """Arguments with defaults that the program supplies, which are no settings of a run."""

@@ -77,6 +77,12 @@ FIELDS: dict[str, Field] = {
     "input_mean": Field((), "constants in place of the data set's mean, one or one a channel; of x / 255 for images"),
     "input_std": Field((), "likewise in place of its deviation"),
     "augment": Field((), "random image changes while training, such as ('crop', 'flip')"),
+    "task": Field(
+        component("classification"),
+        "loss, metrics and kind of targets: a file in fedjax8/tasks; other metrics as task.metrics=macro_f1,accuracy, "
+        "the first of which is the main one",
+        package="tasks",
+    ),
     "model": Field(component("mlp", hidden=(128,)), "a file in fedjax8/models", package="models"),
     "init_from": Field(
         "", "start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; empty for a new one"

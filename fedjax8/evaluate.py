@@ -24,6 +24,7 @@ from fedjax8.config import override
 from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.errors import UserError
+from fedjax8.overrides import split_overrides
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.loading import LoadedRun
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
             argv = parse_flags(argv)
         except flags.Error as error:
             raise UserError(" ".join(str(error).split())) from error
-    rest, pairs = cli.split_overrides(argv)
+    rest, pairs = split_overrides(argv)
     if len(rest) != 2:
         raise UserError(f"give the folder of one run, such as runs/a; got {' '.join(rest[1:]) or 'none'}")
     if others := [path for path, _ in pairs if path.split(".")[0] != "data"]:
@@ -90,7 +91,7 @@ def finite(value: float) -> float | None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, those of an earlier call forgotten; `--config.` overrides are left in argv."""
-    rest, pairs = cli.split_overrides(argv)
+    rest, pairs = split_overrides(argv)
     for name in OURS:
         flags.FLAGS[name].unparse()
     return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]

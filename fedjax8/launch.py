@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedjax8.running.recording import Run
     from fedjax8.running.schedule import Schedule
     from fedjax8.running.writers import Writer
+    from fedjax8.tasks import Task
 
 GIT_SECONDS = 5
 """Longest wait for git; without an answer no commit is noted."""
@@ -62,9 +63,9 @@ def commit() -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def record(config: ConfigDict, data: Mapping[str, str], command: str = "") -> dict[str, Any]:
-    """The content of `config.json`; `data` is the digest of the data, `command` the command line if it is not the
-    process's."""
+def record(config: ConfigDict, data: Mapping[str, str], task: "Task", command: str = "") -> dict[str, Any]:
+    """The content of `config.json`; `data` is the digest of the data, `task` names the metrics, `command` is the
+    command line if it is not the process's."""
     import jax
 
     return {
@@ -74,6 +75,7 @@ def record(config: ConfigDict, data: Mapping[str, str], command: str = "") -> di
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
         "machine": machine(),
         "data": dict(data),
+        "task": {"name": task.name, "metric": task.main, "directions": task.directions},
         "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
         "host": socket.gethostname(),
@@ -95,6 +97,16 @@ def schedule_of(config: ConfigDict) -> "Schedule":
     )
 
 
+def own_models_of(experiment: "Experiment", most: int = 0) -> "OwnModels | None":
+    """The evaluations of clients' own models that a config asks for, or that of `most` clients at the end."""
+    from fedjax8.directions import HIGHER
+    from fedjax8.running.client_accuracy import own_models
+
+    task, settings = experiment.task, experiment.config.evaluate_clients
+    higher = task.directions[task.of_clients] == HIGHER
+    return own_models(experiment.simulation, experiment.dataset, settings, most, task.of_clients, higher)
+
+
 def run_of(
     experiment: "Experiment",
     workdir: Path | None = None,
@@ -102,6 +114,7 @@ def run_of(
     writers: "Mapping[str, Writer] | None" = None,
     own: "OwnModels | None" = None,
     command: str = "",
+    labels: Mapping[str, Any] | None = None,
 ) -> "Run":
     """The run of an experiment.
 
@@ -112,11 +125,13 @@ def run_of(
       writers: writers of its metrics besides `metrics.jsonl`.
       own: evaluations of clients' own models.
       command: the command line to be noted, if it is not the process's own.
+      labels: a person's labels of it, beside those that its folder has.
     """
     from fedjax8.data.digest import digest
     from fedjax8.running.about import about
     from fedjax8.running.client_accuracy import line_of
     from fedjax8.running.identity import fixed_fields
+    from fedjax8.running.labels import labeled
     from fedjax8.running.recording import Run
 
     simulation = experiment.simulation
@@ -125,7 +140,7 @@ def run_of(
     return Run(
         simulation,
         workdir,
-        record(experiment.config, data, command),
+        labeled(record(experiment.config, data, experiment.task, command), labels or {}, workdir),
         label,
         functools.partial(about, simulation, experiment.dataset.num_classes, private=experiment.private),
         writers or {},

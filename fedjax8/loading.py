@@ -294,14 +294,13 @@ class LoadedRun:
         """
         from fedjax8.build import build
         from fedjax8.introduction import introduction
-        from fedjax8.launch import run_of, schedule_of
-        from fedjax8.running.client_accuracy import own_models
+        from fedjax8.launch import own_models_of, run_of, schedule_of
         from fedjax8.running.runner import run_one
 
         config = ConfigDict(self.config, convert_dict=False)
         config.rounds = rounds
         experiment = build(config, self.data_dir)
-        own = own_models(experiment.simulation, experiment.dataset, config.evaluate_clients)
+        own = own_models_of(experiment)
         run = run_of(experiment, self.path, own=own, command=f"load({str(self.path)!r}).go_on({rounds})")
         introduce = functools.partial(introduction, experiment)
         outcome = run_one(run, experiment.dataset.test, schedule_of(config), introduce)
@@ -325,7 +324,8 @@ class LoadedRun:
             return f"<run {self.path}: {named}, no round logged yet>"
         folder, summary = self._folder, self.summary
         words = [named, f"{int(folder.rounds[-1])} rounds", "finished" if summary.get("finished") else "unfinished"]
-        for name in ("test_accuracy", "test_loss"):
+        main = self.record.get("task", {}).get("metric", "accuracy")
+        for name in (f"test_{main}", "test_loss"):
             values = folder.metrics.get(name, np.zeros(0))
             if len(known := values[np.isfinite(values)]):
                 words.append(f"{name.replace('_', ' ')} {known[-1]:.4f}")

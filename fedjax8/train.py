@@ -15,24 +15,29 @@ Examples:
 """
 
 import functools
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from fedjax8 import cli
-from fedjax8.cli import split_overrides as split_overrides
+from fedjax8 import cli, version
+from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import FIELDS, load_config, override, plain, validate
 from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.introduction import introduction
-from fedjax8.launch import run_of, schedule_of, versions
+from fedjax8.launch import own_models_of, run_of, schedule_of, versions
+from fedjax8.overrides import split_overrides, unknown_flag
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
+    from fedjax8.running.recording import Run
+    from fedjax8.running.runner import RunResult
     from fedjax8.running.schedule import Schedule
 
 SIGNAL_STATUS = 128
@@ -92,6 +97,9 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
     "also written where --config.evaluate_clients.every is set. Needs --workdir.",
     lower_bound=0,
 )
+_NAME = flags.DEFINE_string("name", None, "Name of the run in comparisons, kept in its config.json.")
+_TAG = flags.DEFINE_list("tag", [], "Tags of the run, such as paper,fp8, by which comparisons are filtered.")
+_NOTE = flags.DEFINE_string("note", None, "A sentence about the run, kept in its config.json.")
 _DATA_DIR = DATA_DIR
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
@@ -100,6 +108,20 @@ _CPU_DEVICES = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=1024,
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs, which the next run with the same shapes takes from there, or off; default "
+    "$FEDJAX8_CACHE, $XDG_CACHE_HOME/fedjax8 or ~/.cache/fedjax8, of at most 1 GiB, unless JAX has a cache of its own "
+    "(JAX_COMPILATION_CACHE_DIR).",
+)
+flags.DEFINE_string(
+    "list",
+    None,
+    "A kind of components, such as codecs, or one component: lists them with their settings and defaults, and runs "
+    "nothing; --help=NAME does too. `fedjax8 list` names the kinds.",
+)
+flags.DEFINE_bool("version", False, "Print the version, and run nothing.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the processes of a run on several hosts find each other."
 )
@@ -138,6 +160,7 @@ def main(argv: list[str]) -> int:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
     )
     check_jax()
+    use_compilation_cache(_COMPILATION_CACHE.value)
     set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
     with together(group):
         start_devices()
@@ -173,7 +196,14 @@ def check_flags(processes: int) -> None:
                     "--dry_run is of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
-        for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
+        needing = (
+            ("writers", _WRITERS.value),
+            ("client_accuracy", _CLIENT_ACCURACY.value),
+            ("name", _NAME.value),
+            ("tag", _TAG.value),
+            ("note", _NOTE.value),
+        )
+        for flag, given in needing:
             if given and not _WORKDIR.value:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
 
@@ -186,28 +216,29 @@ def train(config: ConfigDict) -> int:
     from fedjax8.data.digest import without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
-    from fedjax8.running.client_accuracy import own_models
+    from fedjax8.running.labels import labels
     from fedjax8.running.runner import run_all, run_one
     from fedjax8.running.writers import find_writers
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
-    models_of = functools.partial(own_models, settings=config.evaluate_clients, most=_CLIENT_ACCURACY.value)
+    models_of = functools.partial(own_models_of, most=_CLIENT_ACCURACY.value)
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
     schedule = schedule_of(config)
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
-        models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
+        models_of(experiment)  # refuses what a run would
         dry_run(experiment, schedule)
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
+    given = labels(_NAME.value, _TAG.value, _NOTE.value)
     if not _SEEDS.value:
         experiment = build(config, data_dir())
-        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
-        only = run_of(experiment, workdir, writers=writers, own=clients[0])
+        workdirs, clients = [workdir], [models_of(experiment)]
+        only = run_of(experiment, workdir, writers=writers, own=clients[0], labels=given)
         assert only.record is not None
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
@@ -217,19 +248,38 @@ def train(config: ConfigDict) -> int:
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
-        clients = [models_of(e.simulation, e.dataset) for e in experiments]
+        clients = [models_of(e) for e in experiments]
         runs = [
-            run_of(e, folder, f"seed {e.config.seed}", writers, own)
+            run_of(e, folder, f"seed {e.config.seed}", writers, own, labels=given)
             for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
         introduce = functools.partial(introduction, experiments[0], runs=len(runs))
         outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
+        if len(runs) > 1:
+            tell_over_seeds([e.config.seed for e in experiments], runs, outcomes, workdir)
     for own, outcome, folder in zip(clients, outcomes, workdirs, strict=True):
         if own and folder and outcome.summary["finished"]:
             own.write(outcome.state, folder)
     outcome = outcomes[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
+
+
+def tell_over_seeds(
+    seeds: Sequence[int], runs: "Sequence[Run]", outcomes: "Sequence[RunResult]", workdir: Path | None
+) -> None:
+    """Prints means and deviations over seeds, and writes them beside the folders of the runs."""
+    from fedjax8.results.record import measures_in
+    from fedjax8.results.runs import SEEDS
+    from fedjax8.running.seeds import over_seeds, seeds_in_words
+    from fedjax8.running.workdir import write_json
+    from fedjax8.streams import console_on
+
+    found = over_seeds(seeds, [outcome.summary for outcome in outcomes])
+    if workdir:
+        write_json(workdir / SEEDS, found)
+    metric = measures_in(runs[0].record or {}, "", []).metric
+    console_on().print(f"\n{seeds_in_words(found, metric)}", soft_wrap=True, markup=False)
 
 
 def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
@@ -255,19 +305,39 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder))
+OURS = (
+    *(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder)),
+    "list",
+    "version",
+)
 """Names of this program's flags."""
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, those of an earlier call forgotten; `--dry_run` needs no value.
 
-    `--config.` overrides are left in argv for `main`."""
+    `--config.` overrides are left in argv for `main`. Raises UserError for an unknown flag, with the one that is meant:
+    `--rounds=3` is --config.rounds=3. Where something is to be listed, prints that and exits.
+    """
     rest, pairs = split_overrides(argv)
     for name in OURS:
         flags.FLAGS[name].unparse()
     rest = ["--dry_run=measured" if argument in ("--dry_run", "-dry_run") else argument for argument in rest]
-    return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
+    rest = [re.sub(r"^--?help=", "--list=", argument) for argument in rest]
+    try:
+        rest = flags.FLAGS(rest)
+    except flags.UnrecognizedFlagError as error:
+        given = next((text for text in rest if text.lstrip("-").partition("=")[0] == error.flagname), error.flagname)
+        raise UserError(unknown_flag(error.flagname, given.partition("=")[2], OURS)) from error
+    if flags.FLAGS.version:
+        print(version.__version__)
+        raise SystemExit(0)
+    if flags.FLAGS.list is not None:
+        from fedjax8.listing import listing
+
+        print(listing(flags.FLAGS.list))
+        raise SystemExit(0)
+    return rest + [f"--config.{path}={text}" for path, text in pairs]
 
 
 if __name__ == "__main__":

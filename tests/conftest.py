@@ -5,6 +5,7 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["FEDJAX8_CACHE"] = "off"  # processes that tests start keep nothing in the user's folders
 # Tests compile much and compute little, so programs are compiled with LLVM's optimizations off, by XLA's older emitters
 # of fusions where it still has them, and as one LLVM module each: a quarter of the time of a user's compilation. With
 # FEDJAX8_COMPILE_FULLY=1 they are compiled as a user's are; `.ci/run` does that where the last bit depends on it, and

@@ -44,7 +44,7 @@ def run(config, folder, **schedule):
 def lines(folder):
     """The metrics of a run, without the seconds, which no two runs share."""
     read = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "round_seconds"} for line in read]
+    return [{k: v for k, v in line.items() if k not in ("round_seconds", "compile_seconds")} for line in read]
 
 
 def content(folder):

@@ -120,6 +120,8 @@ def test_every_component_has_a_heading_in_its_page(page, package):
         ("data", "fedjax8.data.sources"),
         ("data", "fedjax8.data.partitions"),
         ("participation", "fedjax8.participation"),
+        ("tasks", "fedjax8.tasks"),
+        ("tasks", "fedjax8.tasks.metrics"),
         ("robustness", "fedjax8.algorithms.aggregators"),
         ("robustness", "fedjax8.attacks"),
         ("robustness", "fedjax8.dropouts"),

@@ -98,7 +98,7 @@ def lines(workdir):
     """Whole lines of the metrics, without the seconds, which no two runs share."""
     path = workdir / "metrics.jsonl"
     texts = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{k: v for k, v in json.loads(text).items() if k != "round_seconds"} for text in texts]
+    return [{k: v for k, v in json.loads(text).items() if not k.endswith("_seconds")} for text in texts]
 
 
 def final_model(workdir):

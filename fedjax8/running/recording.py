@@ -26,23 +26,12 @@ from fedjax8.running.identity import check_claim, check_rounds, write_part
 from fedjax8.running.schedule import Schedule, who_of
 from fedjax8.running.writers import Writer, Writing
 
-LINE_ORDER = (
-    "round",
-    "test_accuracy",
-    "test_loss",
-    "validation_accuracy",
-    "validation_loss",
-    "train_loss",
-    "uplink_bytes",
-    "downlink_bytes",
-    "clients",
-    "round_seconds",
-)
-"""The fields of a metrics line that everyone reads, in order; the rest follow by name."""
-
-
-EVALUATED = ("_test_accuracy", "_test_loss", "validation_accuracy", "validation_loss")
-"""Endings of the names of evaluations in `summary.json` besides `test_accuracy` and `test_loss`."""
+FIRST = "round"
+EVALUATED = ("test_", "validation_")
+"""Beginnings of the names of evaluations, which follow it in a metrics line, each group as evaluated and its loss
+last."""
+NEXT = ("train_loss", "uplink_bytes", "downlink_bytes", "clients", "round_seconds", "compile_seconds")
+"""The fields that everyone reads of every line; the rest follow by name."""
 FORGIVEN = 2
 """Checkpoints in a row that may fail: the disk may be full for a while, but hours of work should not hang on it."""
 
@@ -86,6 +75,7 @@ class Recording:
         self._without_line = 0
         self._rejection_noted = False
         self._unusable = 0
+        self._compile_seconds = 0.0
         self.last: Mapping[str, Any] = {}
         self.ending = ""
         """Explanation and advice for a run that diverged; known when it is over."""
@@ -115,6 +105,7 @@ class Recording:
         goes_on = self.deciding.goes_on(state, schedule)
         answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round, saved.changed, goes_on))
         self.last, self._without_line = answer["last"], answer["missing"]
+        self._compile_seconds = answer["compile_seconds"]
         self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
@@ -134,8 +125,8 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int, changed: Sequence[str], goes_on: bool) -> dict[str, Any]:
-        """{last, missing, notes}: the lines up to the checkpoint are kept, and remarks name those that are lost. A run
-        that goes on notes the part that begins."""
+        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that
+        are lost. A run that goes on notes the part that begins."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:
@@ -149,7 +140,8 @@ class Recording:
         if goes_on:
             write_part(workdir, self._record, last_round, changed)
         last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
-        return {"last": last, "missing": len(missing), "notes": notes}
+        compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
+        return {"last": last, "missing": len(missing), "notes": notes, "compile_seconds": compiled}
 
     def _same_start(self, state: SimulationState) -> SimulationState:
         """A new state, the same on hosts whose processors round differently."""
@@ -159,6 +151,7 @@ class Recording:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
         self.last = _ordered(metrics)
+        self._compile_seconds += metrics.get("compile_seconds", 0.0)
         self._unusable = self._unusable + 1 if nothing_usable(metrics) else 0
         new = set(metrics.get("excluded_clients", ())) - self._named
         if new:
@@ -213,9 +206,11 @@ class Recording:
         backbone = trees.num_bytes(self._simulation.variables(state).frozen)
         guess, config = loss_of_a_guess(test), self._record["config"]
         self.ending = explanation(self.last, guess, max(self._unusable, nothing_usable(self.last)), config)
-        summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone)
+        metric = self._record.get("task", {}).get("metric", "accuracy")
+        summary = _summary(state, self.last, time.monotonic() - self._started, finished, backbone, metric)
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
+        summary["compile_seconds"] = self._compile_seconds
         summary["diverged"] = bool(self.ending)
         if self.deciding.stopped_by:
             summary["stopped_by"] = dict(self.deciding.stopped_by)
@@ -229,20 +224,29 @@ class Recording:
 
 
 def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    first = {name: metrics[name] for name in LINE_ORDER if name in metrics}
+    order = [FIRST]
+    for part in EVALUATED:
+        order += sorted((name for name in metrics if name.startswith(part)), key=lambda name: name.endswith("_loss"))
+    first = {name: metrics[name] for name in (*order, *NEXT) if name in metrics}
     return first | {name: metrics[name] for name in sorted(metrics) if name not in first}
 
 
+def _is_evaluated(name: str) -> bool:
+    """Whether a metric is of an evaluation, of the model or one of its views."""
+    return any(name.startswith(part) or f"_{part}" in name for part in EVALUATED)
+
+
 def _summary(
-    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int
+    state: SimulationState, last: Mapping[str, Any], seconds: float, finished: bool, backbone_bytes: int, metric: str
 ) -> dict[str, Any]:
-    """The content of `summary.json`. `backbone_bytes`, with frozen parameters: their size, which every client gets
-    once, before its first round. It is in no other number: bytes and `saving` are of messages round by round."""
+    """The content of `summary.json`, `metric` being the main one. `backbone_bytes`, with frozen parameters: their size,
+    which every client gets once, before its first round. It is in no other number: bytes and `saving` are of messages
+    round by round."""
     return {
         "rounds": state.round,
-        "test_accuracy": last.get("test_accuracy"),
+        f"test_{metric}": last.get(f"test_{metric}"),
         "test_loss": last.get("test_loss"),
-        **{name: value for name, value in sorted(last.items()) if name.endswith(EVALUATED)},
+        **{name: value for name, value in sorted(last.items()) if _is_evaluated(name)},
         **{name: value for name, value in sorted(last.items()) if name.startswith("personal_")},
         **state.ledger.totals(),
         "saving": state.ledger.saving,

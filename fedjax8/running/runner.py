@@ -17,6 +17,8 @@ from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
 from fedjax8.engine.validation import validator
 from fedjax8.hosts import hosts
+from fedjax8.results.record import measures_in
+from fedjax8.running.compiling import compile_seconds
 from fedjax8.running.console import ProgressReport
 from fedjax8.running.memory import memory_explained
 from fedjax8.running.recording import Recording, Run
@@ -107,8 +109,9 @@ def run_all(
         states = [recording.open(stack, schedule) for recording in recordings]
         labels = [run.label for run in runs]
         done = sum(state.round for state in states)
+        metric = measures_in(runs[0].record or {}, "", []).metric
         report = stack.enter_context(
-            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first)
+            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first, metric=metric)
         )
         if introduce:
             report.say(introduce(states[0]))
@@ -117,6 +120,7 @@ def run_all(
                 report.say(f"{label and label + ': '}going on after round {state.round} of {schedule.rounds}")
         say_notes(recordings, labels, report)
         profiler = stack.enter_context(profiling(profile))
+        compiling = stack.enter_context(compile_seconds(report.compiling))
 
         saved_at = time.monotonic()
         *_, stop = all_hosts.agree(0.0, False, stopped())
@@ -126,13 +130,13 @@ def run_all(
             count = min([pace.count(behind), *(there - behind for there in rounds_done if there > behind)])
             counts = [count if goes and s.round == behind else 0 for s, goes in zip(states, going, strict=True)]
             then = pace.count(behind + count)
-            begun = time.monotonic()
+            begun, _ = time.monotonic(), compiling.take()
             states, lines_of_runs = advance(states, counts, [then if of_run else 0 for of_run in counts])
             ended = time.monotonic()
             due = 0 < schedule.checkpoint_seconds <= ended - saved_at and not any(r.saving for r in recordings)
             seconds, due, stop = all_hosts.agree(ended - begun, due, stopped())
             saved_at = ended if due else saved_at
-            rounds = max(len(lines) for lines in lines_of_runs)
+            rounds, compiled = max(len(lines) for lines in lines_of_runs), compiling.take()
             pace.learn(rounds, seconds)
             profiler()
             together = zip(list(states), lines_of_runs, recordings, labels, measures, strict=True)
@@ -141,6 +145,8 @@ def run_all(
                     if lines and evaluate and schedule.due(every, state.round):
                         lines[-1] |= evaluate(state)
                 lines = [line | {"round_seconds": seconds / rounds} | recording.deciding.facts() for line in lines]
+                if lines and compiled:
+                    lines[0]["compile_seconds"] = compiled
                 for line in lines:
                     recording.write(line)
                     schedule.check(line)

@@ -44,7 +44,7 @@ def left(outcome, folder):
     state = outcome.state
     arrays = [np.asarray(x) for x in jax.tree.leaves((state.server, state.clients.arrays()))]
     read = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    lines = [{k: v for k, v in line.items() if k != "round_seconds"} for line in read]
+    lines = [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in read]
     return [x.tobytes() for x in arrays], state.ledger, lines
 
 

@@ -63,7 +63,7 @@ def left(outcome, folder):
 
 def lines(folder):
     read = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "round_seconds"} for line in read]
+    return [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in read]
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,11 @@ def left(outcome, folder):
     state = outcome.state
     arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves((state.server, state.clients.read(np.arange(4))))]
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    return arrays, state.ledger, [{k: v for k, v in line.items() if k != "round_seconds"} for line in lines]
+    return (
+        arrays,
+        state.ledger,
+        [{k: v for k, v in line.items() if k not in ("round_seconds", "compile_seconds")} for line in lines],
+    )
 
 
 def saved(folder):

@@ -77,10 +77,12 @@ def test_every_point_and_seed_is_run_once_finished_ones_are_skipped_and_new_ones
     assert (status, err) == (0, "")
     assert calls(tmp_path) == dict.fromkeys(sorted(wanted), 1)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    assert [[*row[:2], row[9]] for row in cells[1:]] == [
-        ["learning_rate=0.25", "2", "0.2500"],
-        ["learning_rate=0.5", "2", "0.5000"],
+    best = cells[0].index("best accuracy")
+    assert [[row[0], row[best]] for row in cells[1:]] == [
+        ["learning_rate=0.25", "25.00%"],
+        ["learning_rate=0.5", "50.00%"],
     ]
+    assert "The same for all: seeds 2, " in out
     # one run has not ended, one is of another config, and one is new
     (tmp_path / "out" / "learning_rate=0.25,seed=0" / "summary.json").unlink()
     other = tmp_path / "out" / "learning_rate=0.25,seed=1" / "config.json"

@@ -1,13 +1,3 @@
-"""FedAvg in float32 on scikit-learn's handwritten digits: the default job without quantization.
+"""Front of `fedjax8/configs/digits_float32.py`, which `--config=digits_float32` names as well."""
 
-python -m fedjax8.train --config=configs/digits_float32.py
-"""
-
-from ml_collections import ConfigDict
-
-from fedjax8.config import base_config, in_float32
-
-
-def get_config() -> ConfigDict:
-    """The base config with nothing quantized and nothing encoded."""
-    return in_float32(base_config())
+from fedjax8.configs.digits_float32 import get_config as get_config

@@ -1,13 +1,3 @@
-"""FP8FedAvg-UQ on scikit-learn's handwritten digits: the default job.
+"""Front of `fedjax8/configs/digits_fp8.py`, which `--config=digits_fp8` names as well."""
 
-python -m fedjax8.train --config=configs/digits_fp8.py
-"""
-
-from ml_collections import ConfigDict
-
-from fedjax8.config import base_config
-
-
-def get_config() -> ConfigDict:
-    """The base config as it is."""
-    return base_config()
+from fedjax8.configs.digits_fp8 import get_config as get_config

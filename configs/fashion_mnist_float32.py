@@ -1,15 +1,3 @@
-"""FedAvg in float32 on Fashion-MNIST with LeNet-5: `fashion_mnist_fp8.py` with nothing quantized and nothing encoded.
+"""Front of `fedjax8/configs/fashion_mnist_float32.py`, which `--config=fashion_mnist_float32` names as well."""
 
-python -m fedjax8.train --config=configs/fashion_mnist_float32.py --data_dir=DIR
-"""
-
-from pathlib import Path
-
-from ml_collections import ConfigDict
-
-from fedjax8.config import in_float32, load_config
-
-
-def get_config() -> ConfigDict:
-    """The settings of the FP8 run, in float32."""
-    return in_float32(load_config(str(Path(__file__).with_name("fashion_mnist_fp8.py"))))
+from fedjax8.configs.fashion_mnist_float32 import get_config as get_config

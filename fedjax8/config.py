@@ -29,6 +29,8 @@ from fedjax8.config_fields import is_component as is_component
 from fedjax8.errors import FAILED, Mistakes, UserError
 from fedjax8.given import fits, read_object
 from fedjax8.lookup import suggest
+from fedjax8.shipped import config_file, no_config_file
+from fedjax8.words import field_of
 
 
 def base_config() -> ConfigDict:
@@ -56,7 +58,10 @@ LIMITS = {f"config.{name}": field.limits for name, field in FIELDS.items() if fi
     for setting, limits in field.setting_limits.items()
 }
 """Least and largest value of each number."""
-LISTS = tuple(name for name, field in FIELDS.items() if field.package and isinstance(field.default, tuple))
+LISTS = (
+    *(name for name, field in FIELDS.items() if field.package and isinstance(field.default, tuple)),
+    "task.metrics",
+)
 """Fields that are tuples of components."""
 CHOICES = {f"config.{name}": field.choices for name, field in FIELDS.items() if field.choices}
 
@@ -138,8 +143,9 @@ def _read_record(file: str) -> ConfigDict:
 
 
 def load_config(file: str | None) -> ConfigDict:
-    """The config that `FILE.py` or `FILE.py:argument` gives by `get_config()` or `get_config(argument)`; that of a run
-    for its `config.json`; base for None.
+    """The config that `FILE.py` or `FILE.py:argument` gives by `get_config()` or `get_config(argument)`; one of
+    `fedjax8/configs` for `NAME`, `NAME:argument` or `fedjax8://NAME` (see `shipped.config_file`); that of a run for its
+    `config.json`; base for None.
 
     Raises `UserError` if the file is missing or damaged, has no `get_config`, refuses the argument, or sets a field
     wrongly.
@@ -148,14 +154,10 @@ def load_config(file: str | None) -> ConfigDict:
         return base_config()
     if file.endswith(".json"):
         return _read_record(file)
-    given, _, argument = file.partition(":")
-    path = str(path_of(given))
+    path, argument = config_file(file)
     spec = importlib.util.spec_from_file_location("fedjax8_config_file", path)
     if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(
-            f"--config: no file {path!r}; give a Python file with a get_config(), such as those in configs/, or "
-            "the config.json of a run"
-        )
+        raise UserError(no_config_file(path, argument))
     module = importlib.util.module_from_spec(spec)
     try:
         sys.modules[spec.name] = module  # dataclasses in the file look themselves up there
@@ -194,8 +196,15 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """
     split = [(path.split("."), text) for path, text in assignments]
     with Mistakes() as mistakes:
-        for path, text in sorted(split, key=lambda pair: (".".join(pair[0]) not in LISTS, pair[0][-1] != "name")):
+        for path, text in sorted(split, key=_place):
             mistakes.attempt(_assign, config, path, text if path[-1] == "name" else parse_value(text))
+
+
+def _place(pair: tuple[list[str], str]) -> tuple[bool, bool, bool]:
+    """The place of an assignment among others: lists that are fields, names, lists inside components, the rest."""
+    path, _ = pair
+    listed = ".".join(path) in LISTS
+    return not (listed and len(path) == 1), path[-1] != "name", not listed
 
 
 def _assign(config: ConfigDict, path: list[str], value: Any) -> None:
@@ -268,7 +277,9 @@ def _no_field(section: Any, dotted: str, name: str) -> str:
         return f"no field {dotted}: {place} is {section!r}"
     if is_component(section):
         return f"no field {dotted}: set --{dotted}.name=NAME first, or give it in a config file"
-    return f"no field {dotted}: allowed are {', '.join(sorted(section))}{suggest(name, section)}"
+    ours = field_of(name, FIELDS) if name not in ("name", *section) else None
+    meant = f"; here it is config.{ours}" if ours else suggest(name, section)
+    return f"no field {dotted}: allowed are {', '.join(sorted(section))}{meant}"
 
 
 def _as_type_of(where: str, value: Any, old: Any) -> Any:

@@ -38,5 +38,7 @@ def find(name: str, package: str = "") -> Callable:
     allowed = component_names(package)
     if name in allowed:
         return getattr(importlib.import_module(f"{package}.{name}"), name)
+    from fedjax8.words import meant_component  # which is above this
+
     kind = package.rpartition(".")[2]
-    raise UserError(f"no {name!r} in {kind}: allowed are {', '.join(allowed)}{suggest(name, allowed)}")
+    raise UserError(f"no {name!r} in {kind}: allowed are {', '.join(allowed)}{meant_component(kind, name, allowed)}")

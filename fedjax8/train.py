@@ -15,21 +15,24 @@ Examples:
 """
 
 import functools
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from fedjax8 import cli, version
+from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import FIELDS, load_config, override, plain, validate
+from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.introduction import introduction
+from fedjax8.launch import own_models_of, run_of, schedule_of, versions
+from fedjax8.overrides import split_overrides, unknown_flag
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
@@ -52,6 +55,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. A run found there is resumed.",
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; short for --config.init_from.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
@@ -92,7 +100,7 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
 _NAME = flags.DEFINE_string("name", None, "Name of the run in comparisons, kept in its config.json.")
 _TAG = flags.DEFINE_list("tag", [], "Tags of the run, such as paper,fp8, by which comparisons are filtered.")
 _NOTE = flags.DEFINE_string("note", None, "A sentence about the run, kept in its config.json.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
+_DATA_DIR = DATA_DIR
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
     None,
@@ -100,6 +108,20 @@ _CPU_DEVICES = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=1024,
 )
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder of compiled programs, which the next run with the same shapes takes from there, or off; default "
+    "$FEDJAX8_CACHE, $XDG_CACHE_HOME/fedjax8 or ~/.cache/fedjax8, of at most 1 GiB, unless JAX has a cache of its own "
+    "(JAX_COMPILATION_CACHE_DIR).",
+)
+flags.DEFINE_string(
+    "list",
+    None,
+    "A kind of components, such as codecs, or one component: lists them with their settings and defaults, and runs "
+    "nothing; --help=NAME does too. `fedjax8 list` names the kinds.",
+)
+flags.DEFINE_bool("version", False, "Print the version, and run nothing.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the processes of a run on several hosts find each other."
 )
@@ -117,32 +139,6 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(argv without `--config.path=value` and `--config.path value`, those as (path, text) pairs)."""
-    rest, pairs = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, text = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or not name.startswith("config."):
-            rest.append(argument)
-            continue
-        if not equals:
-            text = next(arguments, "--")
-            if text.startswith("--"):
-                raise UserError(f"{argument} needs a value: {argument}=VALUE")
-        pairs.append((name.removeprefix("config."), text))
-    return rest, pairs
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that decide a result."""
-    import importlib.metadata
-
-    packages = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
-
-
 def main(argv: list[str]) -> int:
     """The exit status of the run that the flags describe.
 
@@ -158,11 +154,13 @@ def main(argv: list[str]) -> int:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
+    pairs += [("init_from", _INIT_FROM.value)] if _INIT_FROM.value else []
     check(config, pairs)
     group = Group(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
     )
     check_jax()
+    use_compilation_cache(_COMPILATION_CACHE.value)
     set_up_devices(_CPU_DEVICES.value, -(-config.cohort_size // (group.num_processes or 1)))
     with together(group):
         start_devices()
@@ -181,35 +179,6 @@ def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
             set_up_devices(_CPU_DEVICES.value)
             started = mistakes.attempt(start_devices)
             mistakes.attempt(lambda _: build(config, data_dir()), started)
-
-
-def data_dir() -> str | None:
-    """Where data sets lie, by the flag."""
-    return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
-
-
-def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `config.json`; `data` is the digest of the data."""
-    import jax
-
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    return {
-        "config": plain(config),
-        "versions": versions(),
-        "devices": devices,
-        "machine": machine(),
-        "data": dict(data),
-    }
-
-
-def machine() -> str:
-    """The processor, whose vector units decide the last bits of float sums: `x86_64 Intel(R) Xeon(R) ...`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
 
 
 def check_flags(processes: int) -> None:
@@ -239,40 +208,28 @@ def check_flags(processes: int) -> None:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
 
 
-def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
-    """A function that gives the content of `about.json`."""
-    from fedjax8.running.about import about
-
-    return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
-
-
 def train(config: ConfigDict) -> int:
     """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
     import jax
 
     from fedjax8.build import build, build_seeds
-    from fedjax8.data.digest import digest, without_floats
+    from fedjax8.data.digest import without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
-    from fedjax8.running.client_accuracy import line_of, own_models
-    from fedjax8.running.labels import labeled, labels
-    from fedjax8.running.recording import Run
-    from fedjax8.running.runner import run, run_all
-    from fedjax8.running.schedule import Schedule
+    from fedjax8.running.labels import labels
+    from fedjax8.running.runner import run_all, run_one
     from fedjax8.running.writers import find_writers
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
-    models_of = functools.partial(own_models, settings=config.evaluate_clients, most=_CLIENT_ACCURACY.value)
+    models_of = functools.partial(own_models_of, most=_CLIENT_ACCURACY.value)
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
-    schedule = Schedule(
-        config.rounds, config.eval_every, config.checkpoint_every, config.on_nan, config.evaluate_clients.every
-    )
+    schedule = schedule_of(config)
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
-        models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
+        models_of(experiment)  # refuses what a run would
         dry_run(experiment, schedule)
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
@@ -280,43 +237,20 @@ def train(config: ConfigDict) -> int:
     given = labels(_NAME.value, _TAG.value, _NOTE.value)
     if not _SEEDS.value:
         experiment = build(config, data_dir())
-        data = digest(experiment.dataset, experiment.simulation.data)
+        workdirs, clients = [workdir], [models_of(experiment)]
+        only = run_of(experiment, workdir, writers=writers, own=clients[0], labels=given)
+        assert only.record is not None
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
-        hosts().check_same("data", without_floats(data))
+        hosts().check_same("data", without_floats(only.record["data"]))
         introduce = functools.partial(introduction, experiment)
-        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
-        outcome = run(
-            experiment.simulation,
-            experiment.dataset.test,
-            schedule,
-            workdir=workdir,
-            record=labeled(record(config, data), given, workdir),
-            introduce=introduce,
-            profile=profile,
-            about=describe(experiment),
-            writers=writers,
-            validation=experiment.validation,
-            callbacks=experiment.callbacks,
-            clients=line_of(clients[0]),
-        )
-        outcomes = [outcome]
+        outcomes = [run_one(only, experiment.dataset.test, schedule, introduce, profile)]
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
-        clients = [models_of(e.simulation, e.dataset) for e in experiments]
+        clients = [models_of(e) for e in experiments]
         runs = [
-            Run(
-                e.simulation,
-                folder,
-                labeled(record(e.config, digest(e.dataset, e.simulation.data)), given, folder),
-                f"seed {e.config.seed}",
-                describe(e),
-                writers,
-                e.validation,
-                e.callbacks,
-                line_of(own),
-            )
+            run_of(e, folder, f"seed {e.config.seed}", writers, own, labels=given)
             for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
@@ -371,19 +305,39 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder))
+OURS = (
+    *(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder)),
+    "list",
+    "version",
+)
 """Names of this program's flags."""
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags, those of an earlier call forgotten; `--dry_run` needs no value.
 
-    `--config.` overrides are left in argv for `main`."""
+    `--config.` overrides are left in argv for `main`. Raises UserError for an unknown flag, with the one that is meant:
+    `--rounds=3` is --config.rounds=3. Where something is to be listed, prints that and exits.
+    """
     rest, pairs = split_overrides(argv)
     for name in OURS:
         flags.FLAGS[name].unparse()
     rest = ["--dry_run=measured" if argument in ("--dry_run", "-dry_run") else argument for argument in rest]
-    return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
+    rest = [re.sub(r"^--?help=", "--list=", argument) for argument in rest]
+    try:
+        rest = flags.FLAGS(rest)
+    except flags.UnrecognizedFlagError as error:
+        given = next((text for text in rest if text.lstrip("-").partition("=")[0] == error.flagname), error.flagname)
+        raise UserError(unknown_flag(error.flagname, given.partition("=")[2], OURS)) from error
+    if flags.FLAGS.version:
+        print(version.__version__)
+        raise SystemExit(0)
+    if flags.FLAGS.list is not None:
+        from fedjax8.listing import listing
+
+        print(listing(flags.FLAGS.list))
+        raise SystemExit(0)
+    return rest + [f"--config.{path}={text}" for path, text in pairs]
 
 
 if __name__ == "__main__":

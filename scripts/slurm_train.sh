@@ -1,26 +1,12 @@
 #!/usr/bin/env bash
-# Runs one experiment on the nodes of a Slurm job; flags of `python -m fedjax8.train` follow. Submit from the repository,
-# on a file system that all nodes see:
-#   CPU nodes, one process each:      sbatch --nodes=4 --ntasks-per-node=1 --cpus-per-task=32 scripts/slurm_train.sh --workdir=runs/a
-#   GPU nodes, one process per GPU:   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 scripts/slurm_train.sh --workdir=runs/a
-# Two minutes before the time limit the run is told to stop: it saves, and the job is queued again; likewise when a
-# process or a node is lost. With the same --workdir it goes on where it was.
+# Front of fedjax8/templates/slurm.sh, which says how to use it, for a job submitted from the repository:
+#   sbatch --nodes=4 --ntasks-per-node=1 --cpus-per-task=32 scripts/slurm_train.sh --workdir=runs/a
+# It makes the repository's environment once, before the processes start.
 #SBATCH --job-name=fedjax8
 #SBATCH --time=04:00:00
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-set -u
 cd "${SLURM_SUBMIT_DIR:?this script is for sbatch}"
-. scripts/environment.sh plot,report # once, before the processes start
-set +e
-srun --kill-on-bad-exit=1 "$python" -m fedjax8.train --distributed "$@"
-status=$?
-case "$status" in
-    0 | 2 | 130) exit "$status" ;; # done, a mistake in the flags, interrupted by hand
-esac
-if [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
-    echo "ended with status $status; queued again" >&2
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$status"
+. scripts/environment.sh plot,report
+FEDJAX8_PYTHON="$python" exec bash fedjax8/templates/slurm.sh "$@"

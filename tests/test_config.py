@@ -256,20 +256,46 @@ def test_random_changes_of_rows_without_pixels_are_refused():
         build(config)
 
 
+FRONTS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def test_a_bare_name_is_a_config_of_the_package_and_a_path_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = "from fedjax8.config import base_config\ndef get_config(argument='7'):\n    config = base_config()\n"
+    for name in ("digits_fp8", "mine"):
+        pathlib.Path(f"{name}.py").write_text(f"{own}    config.rounds = int(argument)\n    return config\n")
+    assert load_config("digits_fp8").rounds == load_config("fedjax8://digits_fp8").rounds == 60
+    assert load_config("digits_fp8.py").rounds == load_config("./digits_fp8.py").rounds == 7
+    assert load_config("mine.py:9").rounds == 9
+    assert load_config("fp8:cifar10,lenet,iid,uq").data.name == "cifar10"
+    with pytest.raises(UserError, match=r"for the file mine.py here give --config=./mine.py"):
+        load_config("mine")
+    with pytest.raises(UserError, match=r"allowed are .*fp8.* did you mean 'fashion_mnist_fp8'"):
+        load_config("fedjax8://fashion_mnist")
+    with pytest.raises(UserError, match=r"no file 'configs/fp8.py'.*did you mean --config=fp8:cifar10,lenet,iid,uq"):
+        load_config("configs/fp8.py:cifar10,lenet,iid,uq")
+
+
+def test_every_config_of_the_package_has_its_front():
+    assert [f.name for f in SHIPPED] == sorted(f.name for f in FRONTS.glob("*.py"))
+
+
 @pytest.mark.parametrize(
-    "file", sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py")), ids=lambda f: f.stem
+    "file", sorted((pathlib.Path(__file__).parents[1] / "fedjax8" / "configs").glob("[!_]*.py")), ids=lambda f: f.stem
 )
 def test_every_shipped_config_is_valid_and_says_how_to_run_it(file):
     config = load_config(str(file))
     validate(config)
-    assert f"--config=configs/{file.name}" in file.read_text()
+    assert f"--config={file.stem}" in file.read_text()
+    by_name, by_front = load_config(file.stem), load_config(str(FRONTS / file.name))
+    assert plain(by_name) == plain(by_front) == plain(load_config(f"fedjax8://{file.stem}")) == plain(config)
     quantized = config.adapter.name == "qat" and config.uplink.name == config.downlink.name == "fp8"
     plain_run = config.adapter.name != "qat" and config.uplink.name == config.downlink.name == "none"
     assert quantized if file.stem.endswith("fp8") else plain_run
 
 
 def test_fp8_and_float32_configs_of_a_data_set_differ_in_nothing_else():
-    folder = pathlib.Path(__file__).parents[1] / "configs"
+    folder = pathlib.Path(__file__).parents[1] / "fedjax8" / "configs"
     for name in ("digits", "fashion_mnist"):
         fp8, float32 = (plain(load_config(str(folder / f"{name}_{kind}.py"))) for kind in ("fp8", "float32"))
         assert {key for key in fp8 if fp8[key] != float32[key]} == {"adapter", "uplink", "downlink"}
@@ -437,7 +463,7 @@ def through_json(config, folder):
     return load_config(str(folder / "config.json"))
 
 
-SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+SHIPPED = sorted((pathlib.Path(__file__).parents[1] / "fedjax8" / "configs").glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.stem)

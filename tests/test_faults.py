@@ -88,7 +88,7 @@ print("kills:", count, "at work:", at_work, "last exit:", status, flush=True)
 
 def lines(folder):
     read = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "round_seconds"} for line in read]
+    return [{k: v for k, v in line.items() if not k.endswith("_seconds")} for line in read]
 
 
 def model(folder):

@@ -10,7 +10,7 @@ from fedjax8.components import SEAMS
 from fedjax8.config import load_config, plain, validate
 from fedjax8.errors import UserError
 
-FILE = pathlib.Path(__file__).parents[1] / "configs" / "fedcode.py"
+FILE = pathlib.Path(__file__).parents[1] / "fedjax8" / "configs" / "fedcode.py"
 CELLS = list(itertools.product(("cifar10", "fashion_mnist"), ("iid", "dirichlet"), ("fedcode", "stagger", "fedavg")))
 
 

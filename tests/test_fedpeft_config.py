@@ -12,7 +12,7 @@ from fedjax8.components import SEAMS
 from fedjax8.config import check_call, is_component, load_config, plain, validate
 from fedjax8.errors import UserError
 
-FILE = pathlib.Path(__file__).parents[1] / "configs" / "fedpeft.py"
+FILE = pathlib.Path(__file__).parents[1] / "fedjax8" / "configs" / "fedpeft.py"
 METHODS = ("lora", "bias", "full", "head", "adapter", "prompt")
 DATA = {"small": "part", "cifar100": "cifar100", "resisc45": "image_folder", "pcam": "pcam"}
 SUPPLIED = {

@@ -12,7 +12,7 @@ from fedjax8.components import SEAMS, build_component
 from fedjax8.config import check_call, is_component, load_config, override, plain, validate
 from fedjax8.errors import UserError
 
-FILE = pathlib.Path(__file__).parents[1] / "configs" / "fp8.py"
+FILE = pathlib.Path(__file__).parents[1] / "fedjax8" / "configs" / "fp8.py"
 METHODS = ("float32", "uq", "uq_plus", "biased", "no_qat")
 IMAGES = {"lenet": "cnn", "lenet5": "lenet5", "resnet20": "resnet20", "resnet18": "resnet18"}
 SPEECH = {"matchboxnet": "matchboxnet", "kwt1": "kwt1"}

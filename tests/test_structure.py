@@ -10,8 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
+    {"display"},
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "directions"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",
@@ -23,6 +24,7 @@ RANKS = (
         "attacks",
         "dropouts",
         "local",
+        "tasks",
         "hosts",
     },
     {"algorithms"},
@@ -34,15 +36,24 @@ RANKS = (
         "components",
         "build",
         "run_format",
+        "init_from",
         "introduction",
+        "launch",
+        "loading",
+        "experimenting",
         "cli",
+        "compilation_cache",
+        "data_flag",
         "devices",
         "distributed",
         "normalization",
+        "overrides",
         "rates",
+        "shipped",
         "tune",
     },
-    {"train", "compare", "plot"},
+    {"configs", "train", "evaluate", "compare", "plot", "sweep", "pretrain", "listing", "templates"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

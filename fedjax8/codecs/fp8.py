@@ -82,9 +82,9 @@ def fp8(
             return dict.fromkeys(names, by_layer.rest)
         return {name: by_layer.of(layer) for name, layer in layers_of(names).items()}
 
-    def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], set[str]]:
-        """The tree with the clips that are sent, the clip of every leaf to quantize, and the leaves whose clip is a
-        leaf of the tree. In trees of updates clips are differences, not scales."""
+    def prepare(tree: PyTree) -> tuple[PyTree, dict[str, Array], dict[str, Array]]:
+        """The tree with the clips that are sent, the clip of every leaf to quantize, and those that are leaves of the
+        tree. In trees of updates clips are differences, not scales."""
         leaves = trees.named_leaves(tree)
         format_of = formats_of(leaves)
         pairs = {} if clip == "max" else {n: c for n, c in trees.clips_of(leaves).items() if "params" in n.split("/")}
@@ -99,7 +99,7 @@ def fp8(
             learned = {n: jnp.maximum(alpha, scales.max_abs(leaves[n])) for n, alpha in learned.items()}
             sent = {pairs[n]: alpha for n, alpha in learned.items()}
             tree = trees.map_named(lambda name, x: sent.get(name, x), tree)
-        return tree, alphas | learned, set(learned)
+        return tree, alphas | learned, learned
 
     def encode(key, state, tree):
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(trees.named_leaves(tree))}
@@ -160,7 +160,7 @@ def fp8(
             return jnp.sum(jnp.abs(leaves[name]) > scales.floor_alpha(alphas[name]) * BEYOND, dtype=jnp.float32)
 
         # Nothing lies beyond a clip that is the largest value or was raised to it.
-        may_clip = learned if clip == "learned" else ()
+        may_clip = learned if clip == "learned" else {}
         count = jnp.float32(sum(leaves[n].size for n in alphas))
         error = total(lambda n: trees.squared_distance(got[n], leaves[n]))
         norm = total(lambda n: jnp.sum(jnp.square(leaves[n])))

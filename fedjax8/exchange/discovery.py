@@ -2,7 +2,11 @@
 
 from typing import NamedTuple
 
-from fedjax8.types import Channel, Codec, PyTree, Ratio
+import jax
+
+from fedjax8 import trees
+from fedjax8.errors import UserError
+from fedjax8.types import Channel, Codec, Key, PyTree, Ratio
 
 
 class Discovery(NamedTuple):
@@ -31,3 +35,35 @@ class Recorder:
                 raise ValueError(f"two different trees are sent {direction} as {name!r}; give them different names")
         if all(other.channel != discovery.channel for other in self.found):
             self.found.append(discovery)
+
+
+def coded(codec: Codec, key: Key, state: PyTree, tree: PyTree, name: str) -> tuple[PyTree, PyTree, PyTree]:
+    """(message, codec state after it, tree as its receiver decodes it) of a message called `name`.
+
+    Raises UserError, where it is traced, for a codec whose `decode` gives another tree than `encode` took, or whose
+    state does not keep its shapes and dtypes.
+    """
+    message, after = codec.encode(key, state, tree)
+    decoded = codec.decode(state, message)
+    _check_alike(f"message {name!r}: decode gives another tree than encode was given", tree, decoded, dtypes=False)
+    _check_alike(f"message {name!r}: encode gives a state unlike the one it was given", state, after)
+    return message, after, decoded
+
+
+def _check_alike(mistake: str, given: PyTree, found: PyTree, dtypes: bool = True) -> None:
+    facts = [
+        (
+            jax.tree.structure(tree),
+            [(x.shape, x.dtype if dtypes else None) for x in jax.tree.leaves(trees.shapes(tree))],
+        )
+        for tree in (given, found)
+    ]
+    if facts[0] == facts[1]:
+        return
+    import chex  # explains the first difference; slow to import, so only where there is one
+
+    check = chex.assert_trees_all_equal_shapes_and_dtypes if dtypes else chex.assert_trees_all_equal_shapes
+    try:
+        check(trees.shapes(given), trees.shapes(found))
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"codec of {mistake}: {' '.join(str(error).split())[:300]}") from error

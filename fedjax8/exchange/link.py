@@ -27,7 +27,7 @@ from fedjax8.dropouts import Speeds
 from fedjax8.exchange import attacking
 from fedjax8.exchange.attacking import as_contribution, change_of
 from fedjax8.exchange.clock import Clock
-from fedjax8.exchange.discovery import Discovery, Recorder
+from fedjax8.exchange.discovery import Discovery, Recorder, coded
 from fedjax8.exchange.left_out import cells
 from fedjax8.types import (
     MODEL,
@@ -102,8 +102,7 @@ class RoundLink:
         cohort = self.clock.receivers(cohort) if self.clock else cohort
         state = codec.init(tree) if self.recorder else self.down_states[name]
         with jax.named_scope("download"):
-            message, after = codec.encode(key, state, tree)
-            decoded = codec.decode(state, message)
+            message, after, decoded = coded(codec, key, state, tree, name)
             receivers = self.count(cohort.valid)
             pieces = trees.pieces(message)
             counts = {part: receivers * present for part, (_, present) in pieces.items()}
@@ -281,8 +280,7 @@ class RoundLink:
             own = per_client.states["uplink"]
             with jax.named_scope("encode"):
                 before = codec.init(out.tree) if self.recorder else own[name]
-                message, codec_state = codec.encode(encode_key, before, out.tree)
-                decoded = codec.decode(before, message)
+                message, codec_state, decoded = coded(codec, encode_key, before, out.tree, name)
             pieces = trees.pieces(message)
             kinds.append((trees.shapes(out.tree), _sizes(pieces)))
             reached, arrived = per_client.reached, None

@@ -5,6 +5,7 @@ a batch job and a thread. matplotlib is an optional dependency: `pip install 'fe
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -76,7 +77,16 @@ def plot_runs(
     """
     paths = [dirs] if isinstance(dirs, str | os.PathLike) else list(dirs)
     settings, _ = read_settings(paths)
-    return draw(settings, x, ax, y=y, smooth=smooth, logx=logx)
+    axes = draw(settings, x, ax, y=y, smooth=smooth, logx=logx)
+    if ax is None:
+        axes._repr_png_ = functools.partial(_png, axes.figure)  # a notebook shows the picture
+    return axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def draw(

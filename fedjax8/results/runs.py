@@ -124,7 +124,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
     known, document = document is not None, document or {}
     config = document.get("config", document)
     config = config if isinstance(config, dict) else {"config": config}
-    lines = _read_lines(path, notes)
+    lines = read_lines(path, notes)
     rounds = np.array([line["round"] for line in lines], np.int64)
     metrics = {
         name: np.array([number(line.get(name)) for line in lines], np.float64)
@@ -142,7 +142,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         notes.append(f"{path}: {missing} of {rounds[-1]} rounds have no line: they were lost")
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
-    measures, labels = (read(document, f"{path / 'config.json'}", notes) for read in (measures_in, labels_in))
+    file = f"{path / 'config.json'}"
+    measures, labels = measures_in(document, file, notes), labels_in(document, file, notes)
     about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
     return RunFolder(
         path=path,
@@ -195,7 +196,7 @@ def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, An
     return found
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The logged lines; of lines logged again after a resume, the last."""
     file = path / "metrics.jsonl"
     try:

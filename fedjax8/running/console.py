@@ -4,6 +4,7 @@ Without a terminal, a run that goes long without an evaluation reports its progr
 """
 
 import datetime
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from fedjax8.directions import in_words
 from fedjax8.exchange.ledger import Ledger
+from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 from fedjax8.streams import console_on
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -67,6 +69,9 @@ def _number(line: Mapping[str, Any], name: str, digits: int = 4) -> str:
 
 SILENT_SECONDS = 60.0
 """Seconds that a run without a terminal may go without a line."""
+COMPILING = "compiling, the first time for these shapes ..."
+COMPILING_SECONDS = 3.0
+"""Seconds of one compilation after which a run without a terminal says so."""
 RATE_SECONDS = 1800.0
 """Seconds of the past over which the rate is taken; rounds may last minutes."""
 
@@ -108,24 +113,31 @@ class ProgressReport:
         if console is None:
             console = console_on(quiet=silent, force_terminal=False if silent else None)
         self.console = console
-        self._bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            RateColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-            get_time=clock,
-            speed_estimate_period=RATE_SECONDS,
+        self._bar = (
+            NotebookBar()
+            if in_notebook() and not silent
+            else Progress(
+                TextColumn("round"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                RateColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+                disable=not self.console.is_terminal,
+                get_time=clock,
+                speed_estimate_period=RATE_SECONDS,
+            )
         )
         self._clock, self._spoken = clock, clock()
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
         self._done = done
         self._heading_due = True
+        self._note = ""
+        self._slow: threading.Timer | None = None
+        self._said_compiling = False
         self._metric, self._columns = metric, columns_for(metric)
         self._label_width = max(map(len, labels)) + 2 if any(labels) else 0
 
@@ -134,7 +146,26 @@ class ProgressReport:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._stop_waiting()
         self._bar.stop()
+
+    def compiling(self, begins: bool) -> None:
+        """Says on the bar that XLA compiles, until it ends; without a terminal once, in a line, if it takes long."""
+        self._stop_waiting()
+        self._bar.update(self._task, note=COMPILING if begins else self._note)
+        if begins and not self.console.is_terminal and not self._said_compiling:
+            self._slow = threading.Timer(COMPILING_SECONDS, self._say_compiling)
+            self._slow.daemon = True
+            self._slow.start()
+
+    def _say_compiling(self) -> None:
+        self._said_compiling = True
+        self.say(COMPILING)
+
+    def _stop_waiting(self) -> None:
+        if self._slow:
+            self._slow.cancel()
+        self._slow = None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -144,11 +175,10 @@ class ProgressReport:
     def round_done(self, line: Mapping[str, Any], label: str = "") -> None:
         """Moves the bar; prints a row if the round was evaluated."""
         evaluated = "test_loss" in line
-        note: dict[str, Any] = (
-            {"note": f"{in_words(self._metric)} {_number(line, f'test_{self._metric}')}"} if evaluated else {}
-        )
+        if evaluated:
+            self._note = f"{in_words(self._metric)} {_number(line, f'test_{self._metric}')}"
         self._done += 1
-        self._bar.update(self._task, completed=self._done, **note)
+        self._bar.update(self._task, completed=self._done, note=self._note)
         if not evaluated:
             if not self.console.is_terminal and self._clock() - self._spoken >= SILENT_SECONDS:
                 self.say(self._how_far(line))

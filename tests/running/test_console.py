@@ -142,3 +142,33 @@ def test_a_regression_is_told_in_its_own_metric():
         report.round_done(line | {"test_mae": 12.5, "test_loss": 2.0})
         report._bar.refresh()
     assert "MAE 12.5000" in bar.getvalue()
+
+
+def test_without_a_terminal_a_long_compilation_is_said_once(monkeypatch):
+    monkeypatch.setattr("fedjax8.running.console.COMPILING_SECONDS", 0.0)
+    out = io.StringIO()
+    with ProgressReport(10, console=Console(file=out)) as report:
+        for _ in range(2):
+            report.compiling(True)
+            if report._slow:
+                report._slow.join()
+            report.compiling(False)
+    assert out.getvalue().count("compiling, the first time for these shapes") == 1
+
+
+def test_a_short_compilation_is_not_said():
+    out = io.StringIO()
+    with ProgressReport(10, console=Console(file=out)) as report:
+        report.compiling(True)
+        report.compiling(False)
+    assert out.getvalue() == ""
+
+
+def test_on_a_terminal_the_bar_says_that_xla_compiles():
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with ProgressReport(10, console=console) as report:
+        note = lambda: report._bar.tasks[0].fields["note"]
+        report.compiling(True)
+        assert note() == "compiling, the first time for these shapes ..."
+        report.compiling(False)
+        assert note() == ""

@@ -71,10 +71,14 @@ def define_flags() -> None:
     )
 
 
+def with_seconds(argv: Sequence[str]) -> list[str]:
+    """The command line with the usual number of seconds where `--watch` has none."""
+    return [f"--watch={WATCHED:g}" if argument in ("--watch", "-watch") else argument for argument in argv]
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses absl's flags; `--watch` needs no value."""
-    given = [f"--watch={WATCHED:g}" if argument in ("--watch", "-watch") else argument for argument in argv]
-    return flags.FLAGS(given)
+    return flags.FLAGS(with_seconds(argv))
 
 
 def main(argv: list[str]) -> int:

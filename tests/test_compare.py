@@ -39,10 +39,15 @@ def command(folder, *arguments, start=("-m", "fedjax8.compare")):
     )
 
 
+def cells_of(text):
+    """The cells of a plain table, row by row."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+
+
 def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
     done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--margin=0.1", "--figure=a.png")
     assert (done.returncode, done.stderr) == (0, "")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    cells = cells_of(done.stdout)
     # 0.8 is reached in round 3 by both: 12000 and 3000 bytes
     assert cells == [
         [
@@ -103,6 +108,61 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(runs, arguments, message):
     assert done.stderr.startswith("fedjax8: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
     assert [p.name for p in runs.iterdir()] == ["runs"]
+
+
+def test_metric_tables_and_tags_are_flags(tmp_path, write_run):
+    document = {"task": {"metric": "mae", "directions": {"mae": "lower"}}, "labels": {"tags": ["paper"]}}
+    made = {"metric": "mae", "document": document}
+    write_run(tmp_path / "runs" / "full", [4.0, 2.0, 1.0], (400, 0), bits=32, **made)
+    write_run(tmp_path / "runs" / "eight", [3.0, 1.5, 1.005], (100, 0), bits=8, **made)
+    write_run(tmp_path / "runs" / "other", [3.0, 1.5, 1.005], (100, 0), bits=4, metric="mae")
+    flags = ["--html=", "--csv=a.csv", "--latex=a.tex", "--figure=a.svg", "--tag=paper"]
+    done = command(tmp_path, "runs/full", "runs/eight", "runs/other", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cells_of(done.stdout)[2][:4] == ["bits=8", "1.005", "300 B", "4.00x"]
+    assert done.stdout.endswith("wrote a.svg\nwrote a.csv\nwrote a.tex\n")
+    assert (
+        (tmp_path / "a.csv")
+        .read_text()
+        .startswith("setting,tags,bits,seeds,target_mae,target_mae_std,rounds_to_target")
+    )
+    assert "8 & 1.005 & 300 B & 4.00$\\times$ & 1.005 & 1.005 \\\\\n" in (tmp_path / "a.tex").read_text()
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+    by_loss = command(tmp_path, "runs/full", "runs/eight", "--html=", "--metric=loss")
+    assert "target loss" in by_loss.stdout and "MAE" not in by_loss.stdout
+
+
+def test_watching_writes_the_page_until_the_runs_are_finished(runs):
+    folder = runs / "runs" / "fp8"
+    done = (folder / "summary.json").read_bytes()
+    (folder / "summary.json").unlink()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "fedjax8.compare", "runs/full", "runs/fp8", "--watch=0.2"],
+        cwd=runs,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        assert watching.stdout.readline().endswith("1 of 2 runs at work; wrote comparison.html\n")
+        assert '<meta http-equiv="refresh" content="0.2">' in (runs / "comparison.html").read_text(encoding="utf-8")
+        (folder / "summary.json").write_bytes(done)
+        rest = watching.communicate(timeout=60)[0]
+    finally:
+        watching.kill()
+    assert watching.returncode == 0 and "gain in bytes" in rest and rest.endswith("wrote comparison.html\n")
+    assert 'http-equiv="refresh"' not in (runs / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_a_flag_without_seconds_watches_every_ten():
+    from absl import flags
+
+    from fedjax8 import compare
+
+    held = flags.FlagValues()
+    flags.DEFINE_float("watch", None, "", flag_values=held)
+    assert held(["compare", *compare.with_seconds(["a", "--watch", "--html="])[:2]])[1:] == ["a"] and held.watch == 10
+    assert compare.with_seconds(["--watch=3"]) == ["--watch=3"]
 
 
 def test_comparing_and_plotting_do_not_import_jax(runs):

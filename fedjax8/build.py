@@ -236,7 +236,8 @@ def build_data(config: ConfigDict, data_dir: str | None = None) -> Dataset:
     """The data set of a config alone."""
     with Mistakes() as mistakes:
         usable(config, mistakes)
-    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
+    targets = build_component("config.task", config.task, SEAMS["task"]).targets
+    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir, targets=targets)
 
 
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:

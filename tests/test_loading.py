@@ -179,6 +179,13 @@ def test_what_cannot_be_loaded_is_one_line(run, run_folder, tmp_path):
     assert "no round logged yet" in repr(fedjax8.load(tmp_path / "seed-0"))
 
 
+def test_a_run_is_named_by_a_relative_path_too(run, run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder.parent)
+    named = fedjax8.load(run_folder.name)
+    named.experiment = run.experiment
+    same(named.variables(2), run.variables(2))
+
+
 def test_a_damaged_checkpoint_is_one_line(run, run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "a")
     for path in (tmp_path / "a" / "checkpoints" / "4").rglob("*"):

@@ -14,13 +14,19 @@ from fedjax8.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loaded_once(run_folder):
-    """The run's objects are built once for all commands."""
+def compiled_once(run_folder, run_module):
+    """The run's objects are those that it was run with."""
     import fedjax8.loading
 
+    load = fedjax8.loading.load
+
+    def loaded(path, data_dir=None):
+        run = load(path, data_dir)
+        run.experiment = run_module.built(run.config)
+        return run
+
     with pytest.MonkeyPatch.context() as patch:
-        made, load = {}, fedjax8.loading.load
-        patch.setattr(fedjax8.loading, "load", lambda path, data=None: made.setdefault(str(path), load(path, data)))
+        patch.setattr(fedjax8.loading, "load", loaded)
         yield
 
 

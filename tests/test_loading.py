@@ -15,8 +15,10 @@ from fedjax8.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def run(run_folder):
-    return fedjax8.load(run_folder)
+def run(run_folder, run_module):
+    loaded = fedjax8.load(run_folder)
+    loaded.experiment = run_module.built(loaded.config)  # compiled already; that it is built so is tested below
+    return loaded
 
 
 def leaves(variables):
@@ -172,7 +174,8 @@ def test_what_cannot_be_loaded_is_one_line(run, run_folder, tmp_path):
     loaded = fedjax8.load(tmp_path / "seed-0")
     assert "no checkpoint" in repr(loaded)
     with pytest.warns(UserWarning, match=r"run by other versions \(optax: 0.0.1 -> "):
-        assert loaded.experiment.dataset.name == "digits"
+        built = loaded.experiment
+    assert (built.dataset.name, built.simulation.num_clients, built.simulation.cohort_size) == ("digits", 6, 3)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         loaded.variables()
     (tmp_path / "seed-0" / "metrics.jsonl").write_text("")

@@ -121,6 +121,13 @@ def test_more_rounds_are_those_of_an_unbroken_run(run_folder, run_module, tmp_pa
         longer.go_on(rounds=5)
 
 
+def test_a_state_goes_on_without_files(run):
+    state = run.state(2)
+    while state.round < 4:
+        state, _ = run.simulation.run_rounds(state, 4 - state.round)
+    same(run.simulation.variables(state), run.variables(4))
+
+
 def test_a_fine_tuned_model_is_the_one_that_evaluations_of_clients_score(run):
     held = held_out(run.experiment.dataset, run.simulation.data, run.simulation.seed).clients
     state, client = run.state(), 1

@@ -50,14 +50,18 @@ def columns(found: Comparison) -> tuple[str, ...]:
         "bytes up",
         "bytes down",
         "saving",
-        *(("seconds of training", "seconds of compiling") if timed else ("seconds",)),
+        "seconds",
+        *(("seconds of training", "seconds of compiling") if timed else ()),
     )
 
 
 def rows(found: Comparison) -> list[list[str]]:
     """The table's cells: one row per setting, one column for each of `columns`."""
-    timed = any(result.compiling for result in found.results)
-    return [_row(result, found.measure) + ([_plain(result.compiling, 1)] if timed else []) for result in found.results]
+    cells = [_row(result, found.measure) for result in found.results]
+    if any(result.compiling for result in found.results):
+        for row, result in zip(cells, found.results, strict=True):
+            row += [_plain(result.training, 1), _plain(result.compiling, 1)]
+    return cells
 
 
 def table(found: Comparison) -> Table:
@@ -172,9 +176,8 @@ def explanation(found: Comparison) -> list[str]:
     for result in found.results:
         if spread := in_words([run.clients for run in result.setting.runs]):
             sentences.append(f"Clients' own models, {result.setting.label}: {spread}.")
-    unknown = [r.setting.label for r in found.results if not r.compiling]
-    if unknown and len(unknown) < len(found.results):
-        sentences.append(f"Seconds of training with those of compiling, which are not known: {'; '.join(unknown)}.")
+    if any(result.compiling for result in found.results):
+        sentences.append("Seconds of training: those spent in rounds, without those of compiling.")
     notes = []
     if found.smooth > 1:
         notes.append(f"Values of {words} are means of {found.smooth} evaluations.")

@@ -96,7 +96,8 @@ def _numbers(found: Comparison, result: Result) -> Iterator[tuple[str, Statistic
     yield "uplink_bytes", result.uplink_bytes
     yield "downlink_bytes", result.downlink_bytes
     yield "saving", result.saving
-    yield "seconds_of_training", result.seconds
+    yield "seconds", result.seconds
+    yield "seconds_of_training", result.training
     yield "seconds_of_compiling", result.compiling
 
 

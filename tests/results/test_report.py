@@ -171,6 +171,6 @@ def test_seconds_of_compiling_have_a_column_where_they_are_known(tmp_path, write
     done = {"rounds": 1, "saving": 4.0, "seconds": 9.0, "compile_seconds": 6.5, "finished": True}
     (b / "summary.json").write_text(json.dumps(done))
     found = compare_runs([a, b])
-    assert columns(found)[-2:] == ("seconds of training", "seconds of compiling")
-    assert [row[-2:] for row in rows(found)] == [["9.0", "-"], ["2.5", "6.5"]]
-    assert "Seconds of training with those of compiling, which are not known: bits=32." in explanation(found)
+    assert columns(found)[-3:] == ("seconds", "seconds of training", "seconds of compiling")
+    assert [row[-3:] for row in rows(found)] == [["9.0", "-", "-"], ["9.0", "0.5", "6.5"]]
+    assert "Seconds of training: those spent in rounds, without those of compiling." in explanation(found)

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,14 +75,16 @@ def experiment(
     start_devices()
     built = build(made, data_dir, objects=objects)
     own = own_models_of(built)
-    folder = tempfile.TemporaryDirectory(prefix="fedjax8-") if workdir is None else None
-    path = Path(folder.name) if folder else path_of(str(workdir))
+    path = Path(tempfile.mkdtemp(prefix="fedjax8-")) if workdir is None else path_of(str(workdir))
     run = run_of(built, path, own=own, command="fedjax8.experiment")
     introduce = functools.partial(introduction, built)
     outcome = run_one(run, built.dataset.test, schedule_of(made), introduce, quiet=quiet)
     if own and outcome.summary["finished"]:
         own.write(outcome.state, path)
-    return LoadedRun(path, data_dir, built, folder)
+    found = LoadedRun(path, data_dir, built)
+    if workdir is None:
+        weakref.finalize(found, shutil.rmtree, path, ignore_errors=True)
+    return found
 
 
 def config_of(config: str | ConfigDict | None, fields: Mapping[str, Any]) -> ConfigDict:

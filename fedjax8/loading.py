@@ -62,12 +62,8 @@ def load(path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> 
 class LoadedRun:
     """A run in a folder; made by `load`. Nothing in the folder is changed but by `go_on`."""
 
-    def __init__(
-        self, path: Path, data_dir: str | None = None, experiment: "Experiment | None" = None, keeps: Any = None
-    ):
-        """`experiment`: its objects, if they are made already; `keeps`: kept as long as this is, such as a temporary
-        folder."""
-        self._keeps = keeps
+    def __init__(self, path: Path, data_dir: str | None = None, experiment: "Experiment | None" = None):
+        """`experiment`: its objects, if they are made already."""
         if experiment is not None:
             self.__dict__["experiment"] = experiment
         self.path = path

@@ -1,13 +1,14 @@
 """Set up before JAX starts: four fake CPU devices, a compilation cache that outlives the run, small shared fixtures."""
 
+import atexit
 import importlib.metadata
 import os
 import pathlib
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-CACHES = tempfile.TemporaryDirectory(prefix="fedjax8-tests-")
-os.environ["XDG_CACHE_HOME"] = CACHES.name  # processes that tests start keep nothing in the user's folders
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fedjax8-tests-")  # not the user's folders
 # Tests compile much and compute little, so programs are compiled with LLVM's optimizations off, by XLA's older emitters
 # of fusions where it still has them, and as one LLVM module each: a quarter of the time of a user's compilation. With
 # FEDJAX8_COMPILE_FULLY=1 they are compiled as a user's are; `.ci/run` does that where the last bit depends on it, and
@@ -26,6 +27,7 @@ import jax
 import numpy as np
 import pytest
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -88,17 +90,3 @@ def write_run():
 def write_folder():
     """Writes the folder of a run from its config and lines: see tests/run_folders.py."""
     return _module("run_folders").write_folder
-
-
-@pytest.fixture(scope="session")
-def run_module():
-    """The module tests/small_runs.py."""
-    return _module("small_runs")
-
-
-@pytest.fixture(scope="session")
-def run_folder(run_module, tmp_path_factory) -> pathlib.Path:
-    """The folder of a finished run of four rounds on digits; not to be changed: see tests/small_runs.py."""
-    folder = tmp_path_factory.mktemp("runs") / "a"
-    run_module.run(run_module.config(), folder)
-    return folder

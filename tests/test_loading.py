@@ -137,18 +137,20 @@ def test_a_fine_tuned_model_is_the_one_that_evaluations_of_clients_score(run):
 def test_clients_own_models_are_read_also_from_disk_and_nothing_is_changed(run_module, tmp_path, monkeypatch):
     defaults = {"folder": None, "limit_bytes": 0}
     monkeypatch.setattr("fedjax8.engine.states.client_states.client_states.__kwdefaults__", defaults)
-    config = run_module.config(algorithm=component("local_only"), uplink=component("none"), downlink=component("none"))
-    state = run_module.run(config, tmp_path / "a").state
-    before = run_module.content(tmp_path / "a")
+    fields = {"algorithm": component("local_only"), "uplink": component("none"), "downlink": component("none")}
+    ends = {n: run_module.run(run_module.config(rounds=n, **fields), tmp_path / str(n)).state for n in (2, 4)}
+    before = run_module.content(tmp_path / "4")
     assert any(name.startswith("client_states/") for name in before)
-    run = fedjax8.load(tmp_path / "a")
-    own = state.clients.read(np.arange(6))["algorithm"]
-    kernels = [leaf for name, leaf in trees.named_leaves(own).items() if name.endswith("Dense_1/kernel")]
-    for client in (0, 5):
-        np.testing.assert_array_equal(run.variables(client=client).params["Dense_1"]["kernel"], kernels[0][client])
-    assert not np.array_equal(kernels[0][0], kernels[0][5])
-    run.state(2)
-    assert run_module.content(tmp_path / "a") == before
+    run = fedjax8.load(tmp_path / "4")
+    kernels = {}
+    for number, state in ends.items():
+        own = trees.named_leaves(state.clients.read(np.arange(6))["algorithm"])
+        kernels[number] = next(leaf for name, leaf in own.items() if name.endswith("Dense_1/kernel"))
+        for client in range(6):
+            found = run.variables(number, client=client).params["Dense_1"]["kernel"]
+            np.testing.assert_array_equal(found, kernels[number][client])
+    assert not np.array_equal(kernels[4][0], kernels[4][5]) and not np.array_equal(kernels[2], kernels[4])
+    assert run_module.content(tmp_path / "4") == before
 
 
 def test_what_cannot_be_loaded_is_one_line(run, run_folder, tmp_path):

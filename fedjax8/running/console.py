@@ -113,7 +113,7 @@ class ProgressReport:
         if console is None:
             console = console_on(quiet=silent, force_terminal=False if silent else None)
         self.console = console
-        self._bar = (
+        self._bar: Any = (
             NotebookBar()
             if in_notebook() and not silent
             else Progress(
@@ -131,6 +131,7 @@ class ProgressReport:
                 speed_estimate_period=RATE_SECONDS,
             )
         )
+        self._live = self.console.is_terminal or isinstance(self._bar, NotebookBar)
         self._clock, self._spoken = clock, clock()
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
         self._done = done
@@ -153,7 +154,7 @@ class ProgressReport:
         """Says on the bar that XLA compiles, until it ends; without a terminal once, in a line, if it takes long."""
         self._stop_waiting()
         self._bar.update(self._task, note=COMPILING if begins else self._note)
-        if begins and not self.console.is_terminal and not self._said_compiling:
+        if begins and not self._live and not self._said_compiling:
             self._slow = threading.Timer(COMPILING_SECONDS, self._say_compiling)
             self._slow.daemon = True
             self._slow.start()
@@ -180,7 +181,7 @@ class ProgressReport:
         self._done += 1
         self._bar.update(self._task, completed=self._done, note=self._note)
         if not evaluated:
-            if not self.console.is_terminal and self._clock() - self._spoken >= SILENT_SECONDS:
+            if not self._live and self._clock() - self._spoken >= SILENT_SECONDS:
                 self.say(self._how_far(line))
             return
         if self._heading_due:

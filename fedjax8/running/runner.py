@@ -114,9 +114,7 @@ def run_all(
         done = sum(state.round for state in states)
         metric = measures_in(runs[0].record or {}, "", []).metric
         report = stack.enter_context(
-            ProgressReport(
-                schedule.rounds * len(runs), done, labels=labels, silent=quiet or not all_hosts.first, metric=metric
-            )
+            ProgressReport(schedule.rounds * len(runs), done, None, quiet or not all_hosts.first, labels, metric)
         )
         if introduce:
             report.say(introduce(states[0]))

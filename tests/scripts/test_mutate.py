@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = {
     "adapters", "aggregators", "algorithms", "attacks", "callbacks", "codecs", "config", "data", "dropouts", "engine",
-    "exchange", "executors", "models",
+    "exchange", "executors", "loading", "models",
     "monitors", "numerics", "participation", "privacy", "refinements", "results", "running",
 }  # fmt: skip
 

@@ -238,7 +238,7 @@ def train(config: ConfigDict) -> int:
     """Builds and runs an experiment, or one for each seed, on the devices that are set up; returns the exit status."""
     import jax
 
-    from fedjax8.build import build, build_seeds
+    from fedjax8.build import build, build_seeds, split_seed_of
     from fedjax8.data.digest import digest, without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
@@ -250,7 +250,9 @@ def train(config: ConfigDict) -> int:
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
-    models_of = functools.partial(own_models, settings=config.evaluate_clients, most=_CLIENT_ACCURACY.value)
+    models_of = lambda e: own_models(
+        e.simulation, e.dataset, config.evaluate_clients, _CLIENT_ACCURACY.value, split_seed_of(e.config)
+    )
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
@@ -259,7 +261,7 @@ def train(config: ConfigDict) -> int:
     )
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
-        models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
+        models_of(experiment)  # refuses what a run would
         dry_run(experiment, schedule)
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
@@ -271,7 +273,7 @@ def train(config: ConfigDict) -> int:
         hosts().check_same("versions of packages", versions())
         hosts().check_same("data", without_floats(data))
         introduce = functools.partial(introduction, experiment)
-        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
+        workdirs, clients = [workdir], [models_of(experiment)]
         outcome = run(
             experiment.simulation,
             experiment.dataset.test,
@@ -290,7 +292,7 @@ def train(config: ConfigDict) -> int:
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
-        clients = [models_of(e.simulation, e.dataset) for e in experiments]
+        clients = [models_of(e) for e in experiments]
         runs = [
             Run(
                 e.simulation,

@@ -45,14 +45,15 @@ def held_out(dataset: Dataset, clients: FederatedData, seed: int = 0) -> HeldOut
     """
     owners = _natural(dataset, clients)
     if owners is not None:
-        return HeldOut(NATURAL, FederatedData.from_owners(dataset.test, owners, clients.num_clients))
+        return HeldOut(NATURAL, FederatedData.from_owners(dataset.test, owners, clients.num_clients, clients.names))
     labels = np.asarray(dataset.test["y"])
     if labels.ndim == 1:
         shares = clients.label_counts(dataset.num_classes)
     else:
         labels, shares = np.zeros(len(labels), np.int32), clients.sizes[:, None]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_HELD_OUT_STREAM,)))
-    return HeldOut(DEALT, FederatedData.from_owners(dataset.test, deal(rng, labels, shares), clients.num_clients))
+    owners = deal(rng, labels, shares)
+    return HeldOut(DEALT, FederatedData.from_owners(dataset.test, owners, clients.num_clients, clients.names))
 
 
 def deal(rng: np.random.Generator, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:

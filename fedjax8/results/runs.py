@@ -45,7 +45,14 @@ _SPLIT = {
 _MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
 FORMS = {
     ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
-    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float], "without_rows?": int},
+    CLIENTS: {
+        "rows?": str,
+        "clients?": [int],
+        "names?": [str],
+        "counts?": [int],
+        "accuracy?": [float],
+        "without_rows?": int,
+    },
 }
 """Forms of the parts that are read of these files."""
 

@@ -30,16 +30,27 @@ from fedjax8.running.workdir import write_json
 class OwnModels:
     """Evaluations of the clients' own models of one run."""
 
-    def __init__(self, simulation: Simulation, dataset: Dataset, most: int, fine_tune_steps: int = 0):
-        """Up to `most` clients are evaluated, each after so many local steps on its training rows."""
+    def __init__(
+        self,
+        simulation: Simulation,
+        dataset: Dataset,
+        most: int,
+        fine_tune_steps: int = 0,
+        split_seed: int | None = None,
+    ):
+        """Up to `most` clients are evaluated, each after so many local steps on its training rows.
+
+        Test rows are dealt by `split_seed`; by the run's seed where None.
+        """
         self._simulation, self._dataset = simulation, dataset
+        self._split_seed = simulation.seed if split_seed is None else split_seed
         self._most, self._steps = most, fine_tune_steps
         self._last: tuple[int, ClientScores] | None = None
 
     @functools.cached_property
     def held(self) -> HeldOut:
         """Held-out rows by client."""
-        return held_out(self._dataset, self._simulation.data, self._simulation.seed)
+        return held_out(self._dataset, self._simulation.data, self._split_seed)
 
     @property
     def ids(self) -> np.ndarray:
@@ -71,12 +82,15 @@ class OwnModels:
         """The content of `clients.json`: `{"rows", "clients", "counts", "accuracy", ...}`.
 
         `rows` is `natural` or `dealt` (`data.held_out`), `counts` the number of held-out rows of each client,
-        `without_rows` the number of clients left out since they have none.
+        `without_rows` the number of clients left out since they have none, `names` the clients' ids in the data, if it
+        has such.
         """
         found = self.scores(state)
+        named = {"names": list(found.names)} if found.names else {}
         return {
             "rows": self.held.kind,
             "clients": found.ids.tolist(),
+            **named,
             "counts": found.counts.tolist(),
             "accuracy": found.metrics["accuracy"].tolist(),
             "without_rows": found.without_rows,
@@ -91,17 +105,22 @@ class OwnModels:
 
 
 def own_models(
-    simulation: Simulation, dataset: Dataset, settings: Mapping[str, int], most: int = 0
+    simulation: Simulation,
+    dataset: Dataset,
+    settings: Mapping[str, int],
+    most: int = 0,
+    split_seed: int | None = None,
 ) -> OwnModels | None:
     """The evaluations that a config's `evaluate_clients` asks for; None if it asks for none. `most`, a number of
-    clients to evaluate at the end, overrides the number of the config.
+    clients to evaluate at the end, overrides the number of the config. Test rows are dealt by `split_seed`, or by the
+    run's seed where None.
 
     UserError for a setting that changes nothing, for steps that no epsilon accounts for, and where no client has
     held-out rows.
     """
     if settings["every"] or most:
         check_fine_tuning(simulation.algorithm, settings["fine_tune_steps"])
-        made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"])
+        made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"], split_seed)
         if not made.held.clients.windows(made.ids)[1].any():
             raise UserError(f"none of the {len(made.ids)} clients that would be evaluated has held-out rows")
         return made

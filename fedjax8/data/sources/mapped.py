@@ -63,7 +63,7 @@ def mapped(
         mean=tuple(measured["mean"]),
         std=tuple(measured["std"]),
         name=path.name,
-        clients=Windows(parts["train"].order, parts["train"].starts, parts["train"].sizes),
+        clients=Windows(None, parts["train"].starts, parts["train"].sizes, parts["train"].names),
         constants=("num_classes",) * bool(num_classes) + ("mean",) * (parts["train"].columns["x"].dtype == np.int32),
     )
 

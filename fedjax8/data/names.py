@@ -16,11 +16,11 @@ LONGEST = 256
 
 
 def packed(names: Iterable[Any], where: str) -> np.ndarray:
-    """Bytes `[K]` of the names, in order: texts as they are, other ids as Python writes them.
+    """Bytes `[K]` of the names, in order: texts (also in UTF-8) as they are, other ids as Python writes them.
 
     UserError for one that is empty, too long or holds NUL, and for two that are written alike.
     """
-    texts = [name if isinstance(name, str) else str(name) for name in names]
+    texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
     encoded = [text.encode("utf-8", "replace") for text in texts]
     for text, code in zip(texts, encoded, strict=True):
         if not code:
@@ -57,13 +57,15 @@ def names_after_split(
 ) -> np.ndarray | None:
     """Names `[num_clients]` of the clients that a split made, where each is one natural client; else None.
 
+    Natural clients without names go by their numbers in the data, unless the split has the same numbers.
+
     Args:
-        names: of the natural clients.
+        names: of the natural clients, if they have some.
         natural: `[N]` the natural client of each row.
         owners: `[N]` its owner after the split; -1 for none.
         num_clients: K of the split.
     """
-    if names is None or natural is None:
+    if natural is None:
         return None
     used = owners >= 0
     own, before = owners[used], natural[used]
@@ -71,6 +73,8 @@ def names_after_split(
     of[own] = before
     if (of < 0).any() or not np.array_equal(of[own], before) or len(np.unique(of)) < num_clients:
         return None
+    if names is None:
+        return None if np.array_equal(of, np.arange(num_clients)) else of.astype("S")
     return names[of]
 
 

@@ -46,6 +46,15 @@ def data_directory(name: str, data_dir: str | None) -> Path:
     return root
 
 
+def own_path(kind: str, data_dir: str | None, name: str) -> Path:
+    """A file or folder of the user's own, in `data_dir`, else in `$FEDJAX8_DATA`, else in the working folder."""
+    given = data_dir or os.environ.get("FEDJAX8_DATA") or "."
+    path = Path(given).expanduser() / Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"{kind}: there is no {path}; give another directory with --data_dir or $FEDJAX8_DATA")
+    return path
+
+
 def load_npz_set(name: str, root: Path, **settings: Any) -> Dataset | None:
     """The set from `NAME.npz` in the data directory or its folder NAME; None where there is no such file."""
     for path in (root / f"{name}.npz", root / name / f"{name}.npz"):

@@ -92,6 +92,14 @@ def test_whole_numbers_are_classes_numbered_anew_which_is_said(tmp_path, caplog)
         table(tmp_path, many, target="y")
 
 
+def test_classes_that_are_known_are_numbered_as_they_are_listed(tmp_path):
+    data = table(tmp_path, features=("age",), classes=("well", "sick", "dead", "unborn"))
+    assert whole(data, "y").tolist() == [0, 1, 1, 0, 0, 2] and data.num_classes == 4  # 25 30 33 41 52 60
+    assert "num_classes" in data.constants and "num_classes" not in table(tmp_path, features=("age",)).constants
+    with pytest.raises(UserError, match="'outcome', row 5 .*'dead', none of the classes well, sick"):
+        table(tmp_path, features=("age",), classes=("well", "sick"))
+
+
 def test_test_rows_come_from_a_column_a_file_or_a_draw(tmp_path):
     text = "x1,y,part\n1,a,train\n2,b,TEST\n3,b,train\n4,a,train\n"
     data = table(tmp_path, text, target="y", test_column="part")

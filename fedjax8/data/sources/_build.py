@@ -29,6 +29,7 @@ def build_dataset(
     std: tuple[float, ...] | None = None,
     standardize: str = "auto",
     measured: bool = False,
+    counted: bool = False,
     targets: str = "classification",
     class_names: tuple[str, ...] = (),
     client_names: np.ndarray | None = None,
@@ -49,18 +50,18 @@ def build_dataset(
         std: per channel.
         standardize: how they are measured, one of STANDARDIZE; see `measured_stats`.
         measured: whether mean and std, if given, were measured on these training rows.
-        targets: one of TARGETS. y is float32 [N] or [N, K] in regression, uint8 [N, L] in multilabel, and there are then 0
-            classes.
+        counted: whether `num_classes`, if given, was counted on these rows.
+        targets: one of TARGETS. y is float32 [N] or [N, K] in regression, uint8 [N, L] in multilabel, with 0 classes.
         class_names: of the classes by number, or of the K or L columns of targets.
         client_names: of natural clients by number (`data.names`).
     """
-    constants = ["num_classes"] if num_classes is not None else []
+    if targets != "classification":
+        num_classes = 0
+    constants = ["num_classes"] if num_classes is not None and not counted else []
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
         parts[part] = {"x": x, "y": _TARGETS[targets](arrays[f"y_{part}"], f"{where}: y_{part}", x)}
-    if targets != "classification":
-        num_classes = 0
     if num_classes is None:
         if any(part["y"].size for part in parts.values()):
             num_classes = count_classes({part: columns["y"] for part, columns in parts.items()}, where)

@@ -7,8 +7,8 @@
 Read by pyarrow (`pip install 'fedjax8[csv]'`). CSV has one row of column names, values in UTF-8 between commas (tabs in
 `.tsv`), and quotes around values with commas or line ends. Only an empty value is a missing one: "NA" is a text.
 Every feature is a number, standardized by column; columns of texts become numbers where `categorical` names them, a
-column of 0 and 1 for each value that training rows have, in sorted order. Nothing is guessed: missing values, texts among
-numbers and constant columns are refused, with the column and its first such row.
+column of 0 and 1 for each value that training rows have, in sorted order. Nothing is guessed: missing values, texts
+among numbers and constant columns are refused, with the column and its first such row.
 """
 
 import csv as reader
@@ -57,6 +57,7 @@ def csv(
     features: Sequence[str] = (),
     categorical: Sequence[str] = (),
     target_kind: str = "auto",
+    classes: Sequence[str] = (),
     test_file: str = "",
     test_column: str = "",
     test_fraction: float = 0.2,
@@ -76,6 +77,7 @@ def csv(
         target_kind: `classification` (values are numbered in sorted order, and kept as names), `regression` (one column
             or several) or `multilabel` (a column of 0 and 1 for each label). `auto`: several columns of 0 and 1 are
             `multilabel`; texts and whole numbers in one column `classification`; else `regression`.
+        classes: all values of a target of classes, in the order of their numbers; empty for those that occur, sorted.
         test_file: the test rows; empty for a part of `file`.
         test_column: column that says `train` or `test` (or 0 or 1) of each row.
         test_fraction: share of the rows drawn for testing where neither is given, between 0 and 1.
@@ -109,7 +111,7 @@ def csv(
     _check_roles(apart, inputs, categorical)
     is_test = _test_rows(table, test_column, test_fraction, seed)
     x = _inputs(table, inputs, categorical, is_test)
-    y, kind, names = _targets(table, targets, target_kind)
+    y, kind, names = _targets(table, targets, target_kind, tuple(map(str, classes)))
     arrays = {f"{key}_{part}": values[rows] for part, rows in (("train", ~is_test), ("test", is_test))
               for key, values in (("x", x), ("y", y))}  # fmt: skip
     client_names = None
@@ -123,6 +125,7 @@ def csv(
         standardize=standardize,
         targets=kind,
         num_classes=len(names) if kind == "classification" else None,
+        counted=not classes,
         class_names=names,
         client_names=client_names,
     )
@@ -254,8 +257,12 @@ def _inputs(table: _Table, names: list[str], categorical: Sequence[str], is_test
     return np.concatenate(made, axis=1)
 
 
-def _targets(table: _Table, names: list[str], kind: str) -> tuple[np.ndarray, str, tuple[str, ...]]:
+def _targets(
+    table: _Table, names: list[str], kind: str, classes: tuple[str, ...]
+) -> tuple[np.ndarray, str, tuple[str, ...]]:
     """Targets, their kind, and the names of classes or of columns."""
+    if classes and (len(names) > 1 or kind not in ("auto", "classification")):
+        raise UserError("classes are given, but the targets are no classes; leave them out, or name one target column")
     if len(names) > 1:
         if kind == "classification":
             raise UserError(f"target has {len(names)} columns, and classification takes one; use multilabel")
@@ -263,6 +270,8 @@ def _targets(table: _Table, names: list[str], kind: str) -> tuple[np.ndarray, st
         marks = ((values == 0) | (values == 1)).all()
         return values, ("multilabel" if marks else "regression") if kind == "auto" else kind, tuple(names)
     name = names[0]
+    if classes:
+        return _known_classes(table, name, classes), "classification", classes
     numeric = _try_numbers(table, name)
     whole = numeric is not None and bool((np.rint(numeric) == numeric).all()) and _written_whole(table, name)
     if kind == "auto":
@@ -287,6 +296,21 @@ def _targets(table: _Table, names: list[str], kind: str) -> tuple[np.ndarray, st
             table.files[0][0], name, ", ".join(map(str, found[:10].tolist())) + ", ..." * (len(found) > 10),
         )  # fmt: skip
     return labels.reshape(-1).astype(np.int32), kind, tuple(map(str, found.tolist()))
+
+
+def _known_classes(table: _Table, name: str, classes: tuple[str, ...]) -> np.ndarray:
+    """int32 [N]: the place of each value among the classes."""
+    values = _texts(table, name).astype(str)
+    order = np.argsort(classes)
+    ranked = np.asarray(classes)[order]
+    if (ranked[1:] == ranked[:-1]).any():
+        raise UserError(f"classes are {classes}; they must differ")
+    places = np.minimum(np.searchsorted(ranked, values), len(classes) - 1)
+    other = ranked[places] != values
+    if other.any():
+        row = int(other.argmax())
+        raise UserError(f"{table.at(name, row)} is {str(values[row])!r:.40}, none of the classes {', '.join(classes)}")
+    return order[places].astype(np.int32)
 
 
 def _written_whole(table: _Table, name: str) -> bool:

@@ -54,19 +54,27 @@ def shakespeare(data_dir: str | None = None, *, sequence_length: int = 80) -> Da
     return build_dataset(_NAME, str(path), arrays, num_classes=VOCABULARY)
 
 
+def ids_of(text: str | np.ndarray) -> np.ndarray:
+    """int32 [length]: the id of each character of a text, or of its bytes uint8; `UNKNOWN` if not in `CHARACTERS`."""
+    if isinstance(text, str):
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        text = np.minimum(codes, 255).astype(np.uint8)
+    ids = np.full(256, UNKNOWN, np.int32)
+    ids[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(END + 1, UNKNOWN)
+    return ids[text]
+
+
 def windows(text: np.ndarray, offset: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs and targets int32 [N, length] and owners int32 [N], of the texts `text[offset[r] : offset[r + 1]]`.
 
     N is the sum of ceil(size / length) over the texts.
     """
-    ids = np.full(256, UNKNOWN, np.int32)
-    ids[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(END + 1, UNKNOWN)
     sizes = np.diff(offset)
     counts = -(-sizes // length)
     firsts = (np.cumsum(counts) - counts) * length  # where each text begins among the rows, read as one line
     place = np.arange(len(text)) + np.repeat(firsts - offset[:-1], sizes)
     y = np.full(int(counts.sum()) * length, NO_TARGET, np.int32)
-    y[place] = ids[text]
+    y[place] = ids_of(text)
     x = np.full(len(y), PADDING, np.int32)
     x[1:] = np.where(y[1:] >= 0, y[:-1], PADDING)
     x[firsts[sizes > 0]] = BEGIN

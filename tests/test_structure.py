@@ -42,7 +42,7 @@ RANKS = (
         "rates",
         "tune",
     },
-    {"train", "compare", "plot"},
+    {"train", "compare", "plot", "convert", "fetch"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -96,7 +96,7 @@ def test_classes_that_are_known_are_numbered_as_they_are_listed(tmp_path):
     data = table(tmp_path, features=("age",), classes=("well", "sick", "dead", "unborn"))
     assert whole(data, "y").tolist() == [0, 1, 1, 0, 0, 2] and data.num_classes == 4  # 25 30 33 41 52 60
     assert "num_classes" in data.constants and "num_classes" not in table(tmp_path, features=("age",)).constants
-    with pytest.raises(UserError, match="'outcome', row 5 .*'dead', none of the classes well, sick"):
+    with pytest.raises(UserError, match=r"'outcome', row 5 .*'dead', none of the classes well, sick"):
         table(tmp_path, features=("age",), classes=("well", "sick"))
 
 

@@ -86,7 +86,8 @@ def test_a_user_in_two_files_is_refused(tmp_path):
     "text",
     [
         "", "[]", "{}", "[" * 100_000, '{"users": ["a"], "num_samples": [1], "user_data": []}', "\0",
-        '{"users": ["a"], "num_samples": [], "user_data": {}}', '{"users": [["a"]], "num_samples": [1], "user_data": {}}',
+        '{"users": ["a"], "num_samples": [], "user_data": {}}',
+        '{"users": [["a"]], "num_samples": [1], "user_data": {}}',
         '{"users": ["a"], "num_samples": [1], "user_data": {"a": {"x": [[NaN]], "y": [0]}}}',
         '{"users": ["a"], "num_samples": [2], "user_data": {"a": {"x": [[1]], "y": [0]}}}',
         '{"users": ["a"], "num_samples": [1], "user_data": {"b": {"x": [[1]], "y": [0]}}}',

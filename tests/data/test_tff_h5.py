@@ -1,4 +1,4 @@
-"""The source `tff_h5`: layouts of TensorFlow Federated's h5 files, made here; and links and promises of hostile ones."""
+"""The source `tff_h5`: layouts of TensorFlow Federated's h5 files, made here; links and promises of hostile ones."""
 
 import numpy as np
 import pytest

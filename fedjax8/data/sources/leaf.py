@@ -2,7 +2,7 @@
 
 Caldas et al., LEAF: A benchmark for federated settings, arXiv:1812.01097. A folder, or its folder `data`, holds
 
-    train/*.json, test/*.json       {"users": [u, ...], "num_samples": [n, ...], "user_data": {u: {"x": [...], "y": [...]}}}
+    train/*.json, test/*.json    {"users": [u, ...], "num_samples": [n, ...], "user_data": {u: {"x": [..], "y": [..]}}}
 
 and every user is a client, by name. x decides what the rows are:
 
@@ -11,7 +11,7 @@ and every user is a client, by name. x decides what the rows are:
     80 characters, y one            ids of `shakespeare`, where the character after each 80 is to be predicted:
                                     y has `NO_TARGET` at every position but the last
 
-Files are read one at a time. LEAF's tasks of words (Sent140, Reddit) need a vocabulary file that the JSON files lack, and
+Files are read one at a time. LEAF's tasks of words (Sent140, Reddit) need a vocabulary that the JSON files lack, and
 CelebA's name images elsewhere; both are refused.
 
     python -m fedjax8.train --data_dir=leaf/data --config.data.name=leaf --config.data.folder=femnist \
@@ -29,7 +29,7 @@ from fedjax8.data.federated import NO_TARGET, Dataset
 from fedjax8.data.sources._build import check_standardize
 from fedjax8.data.sources._files import own_path
 from fedjax8.data.sources._streams import Clients, Stream, gathered
-from fedjax8.data.sources.shakespeare import VOCABULARY, ids_of
+from fedjax8.data.sources.shakespeare import VOCABULARY, bytes_of, ids_of
 from fedjax8.errors import UserError
 
 _IMAGE = 784
@@ -165,9 +165,9 @@ def _characters(where: str, x: list[Any], y: list[Any]) -> dict[str, np.ndarray]
             f"{where}: x must be texts of one length and y a character each, as of LEAF's Shakespeare; texts of other "
             "tasks are not read"
         )
-    ids = ids_of("".join(x)).reshape(len(x), -1)
+    ids = ids_of(bytes_of("".join(x))).reshape(len(x), -1)
     targets = np.full(ids.shape, NO_TARGET, np.int32)
-    targets[:, -1] = ids_of("".join(y))
+    targets[:, -1] = ids_of(bytes_of("".join(y)))
     return {"x": ids, "y": targets}
 
 

@@ -54,11 +54,14 @@ def shakespeare(data_dir: str | None = None, *, sequence_length: int = 80) -> Da
     return build_dataset(_NAME, str(path), arrays, num_classes=VOCABULARY)
 
 
-def ids_of(text: str | np.ndarray) -> np.ndarray:
-    """int32 [length]: the id of each character of a text, or of its bytes uint8; `UNKNOWN` if not in `CHARACTERS`."""
-    if isinstance(text, str):
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-        text = np.minimum(codes, 255).astype(np.uint8)
+def bytes_of(text: str) -> np.ndarray:
+    """uint8 [characters]: the codes of a text's characters, 255 for those beyond."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return np.minimum(codes, 255).astype(np.uint8)
+
+
+def ids_of(text: np.ndarray) -> np.ndarray:
+    """int32 [bytes]: the id of each byte of a text uint8, `UNKNOWN` for those that are none of `CHARACTERS`."""
     ids = np.full(256, UNKNOWN, np.int32)
     ids[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(END + 1, UNKNOWN)
     return ids[text]

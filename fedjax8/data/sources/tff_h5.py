@@ -9,12 +9,12 @@
     tokens, title, tags     Stack Overflow, in one of two tasks
 
 `predict="words"`: the word after each. A sentence becomes BEGIN w_1 ... w_n END, cut to `sequence_length`; ids are 0
-padding, 1 to V the words in the order of their counts, V + 1 any other word, V + 2 BEGIN, V + 3 END (Reddi et al., Adaptive
-federated optimization, ICLR 2021, appendix). The words are the V most frequent of the training rows that are used, ties in
-alphabetical order; the publishers' own list of counts is not used.
+padding, 1 to V the words in the order of their counts, V + 1 any other word, V + 2 BEGIN, V + 3 END, which follows
+Reddi et al., Adaptive federated optimization, ICLR 2021. The words are the V most frequent of the training rows that
+are used, ties in alphabetical order; the publishers' own list of counts is not used.
 
-`predict="tags"`: x float32 [V] is the share of each word among tokens and title, words outside V counted in the whole; y
-uint8 [T] marks which of the T most frequent tags the post has.
+`predict="tags"`: x float32 [V] is the share of each word among tokens and title, words outside V counted in the whole;
+y uint8 [T] marks which of the T most frequent tags the post has.
 
     python -m fedjax8.fetch fed_emnist --data_dir=DIR
     python -m fedjax8.train --data_dir=DIR --config.data.name=tff_h5 --config.data.file=fed_emnist \

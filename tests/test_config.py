@@ -130,7 +130,7 @@ def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
 
 def test_missing_data_names_the_places_looked_in_and_how_to_get_it(tmp_path):
     config = configured(("data.name", "mnist"))
-    with pytest.raises(UserError, match=r"fetch_data\.py mnist"):
+    with pytest.raises(UserError, match=r"fedjax8\.fetch mnist"):
         build(config, str(tmp_path))
 
 

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable"},
+    {"readers"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",

@@ -1,4 +1,4 @@
-"""Any source becomes a folder that `mapped` reads: the same rows, clients by name, classes, and nothing half written."""
+"""Any source becomes a folder that `mapped` reads: the same rows, clients by name, classes; nothing half written."""
 
 import json
 

@@ -8,12 +8,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedjax8.data.pickled import read_cifar_pickles
 from fedjax8.data.sources.cifar10 import cifar10
 from fedjax8.data.sources.cifar100 import cifar100
 from fedjax8.data.sources.fashion_mnist import fashion_mnist
 from fedjax8.data.sources.mnist import mnist
 from fedjax8.errors import UserError
+from fedjax8.readers.pickled import read_cifar_pickles
 
 RNG = np.random.default_rng(5)
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.data.federated import Dataset
-from fedjax8.data.pickled import read_cifar_pickles
-from fedjax8.data.readers import read_cifar_archive, read_cifar_folder, read_idx, read_npz
 from fedjax8.data.sources._build import build_dataset
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import read_cifar_archive, read_cifar_folder, read_idx, read_npz
+from fedjax8.readers.pickled import read_cifar_pickles
 
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("client_train", "client_test")
@@ -126,10 +126,10 @@ def missing_set(name: str, root: Path, files: tuple[str, ...], incomplete: list[
 
 
 def _how_to_fetch(name: str, root: Path | None = None) -> str:
-    # What scripts/fetch_data.py knows.
+    # What `fedjax8.fetch` knows.
     if name not in ("mnist", "fashion_mnist", "cifar10", "cifar100", "speech_commands"):
         return ""
-    return f", or run: python scripts/fetch_data.py {name} --data_dir {root or 'DIR'}"
+    return f", or run: python -m fedjax8.fetch {name} --data_dir={root or 'DIR'}"
 
 
 def _find_idx(folder: Path, stem: str, dims: int) -> Path | None:

@@ -20,6 +20,7 @@ The types of the columns decide what the rows are:
 Needs `pip install 'fedjax8[hf]'`. No code of a data set is run.
 """
 
+import inspect
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from fedjax8.lookup import optional, suggest
 
 _TEST_STREAM = 0x4F7E57
 _ROWS_AT_ONCE = 1024
+_SPLITS = ("name", "subset", "train", "test", "test_fraction", "seed")
 
 
 class _Wanted(NamedTuple):
@@ -119,10 +121,9 @@ def hf(
 
 def stream(data_dir: str | None = None, folder: str = "", **settings: Any) -> Stream:
     """The same, client by client, of one called `all` without a client column; see `hf`."""
-    given = {"x": "", "y": "", "client": "", "size": 0, "channels": 0, "sequence_length": 80, "target_kind": "auto"}
-    splits = {"name": "", "subset": "", "train": "train", "test": "test", "test_fraction": 0.2, "seed": 0}
-    given |= {key: value for key, value in settings.items() if key in given}
-    splits |= {key: value for key, value in settings.items() if key in splits}
+    options = {name: option.default for name, option in inspect.signature(hf).parameters.items()} | settings
+    given: dict[str, Any] = {name: options[name] for name in _Wanted._fields if name != "where"}
+    splits: dict[str, Any] = {name: options[name] for name in _SPLITS}
     given |= {"x": _tuple(given["x"]), "y": _tuple(given["y"])}
     parts, wanted = _opened(data_dir, folder, **splits, wanted=_Wanted(folder or splits["name"], **given))
     kind, known, classes = _targets(parts, wanted)

@@ -112,7 +112,7 @@ def _users(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         said = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a file of LEAF's JSON layout ({said})") from error
     for user, count in zip(users, counts, strict=True):
-        rows = data.get(user)
+        rows: Any = data.get(user)
         form = isinstance(rows, dict) and all(isinstance(rows.get(key), list) for key in "xy")
         if not form or not len(rows["x"]) == len(rows["y"]) == count:
             raise UserError(f"{path}: user {user!r:.80} must have lists x and y of num_samples = {count!r:.20} rows")

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from fedjax8.data.federated import NO_TARGET, Dataset
-from fedjax8.data.readers import read_npz
 from fedjax8.data.sources._build import build_dataset
 from fedjax8.data.sources._files import data_directory, missing_set
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import read_npz
 
 _NAME = "shakespeare"
 PADDING, BEGIN, END = 0, 1, 2

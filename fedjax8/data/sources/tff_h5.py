@@ -36,13 +36,13 @@ from typing import Any
 import numpy as np
 
 from fedjax8.data.federated import NO_TARGET, Dataset
-from fedjax8.data.readers import MOST_EXPANSION
 from fedjax8.data.sources._build import check_standardize
 from fedjax8.data.sources._files import data_directory
 from fedjax8.data.sources._streams import Clients, Stream, gathered
 from fedjax8.data.sources.shakespeare import VOCABULARY, windows
 from fedjax8.errors import UserError
 from fedjax8.lookup import optional
+from fedjax8.readers.arrays import MOST_EXPANSION
 
 _FIELDS = {
     "emnist": ("pixels", "label"),
@@ -166,7 +166,7 @@ def _clients(
 
 
 def _find(root: Path, file: str, part: str) -> Path:
-    for folder in (root, root / file):
+    for folder in (root, root / file, root / file / "h5"):  # the last is what `fedjax8.fetch` unpacks into
         if (folder / f"{file}_{part}.h5").is_file():
             return folder / f"{file}_{part}.h5"
     raise UserError(

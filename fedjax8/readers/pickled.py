@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fedjax8.data.readers import reading
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import reading
 
 MOST_BYTES = 1 << 28
 """Of a file; the largest has 155 MB."""
@@ -77,7 +77,7 @@ _STANDS_FOR = {
 }
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # the C one makes room for whatever index a file names
+class _Reader(pickle._Unpickler):  # the C one makes room for whatever index a file names
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in of a name; UnpicklingError for any other."""
         if (module, name) not in _STANDS_FOR:

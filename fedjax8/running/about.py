@@ -49,7 +49,7 @@ def split_facts(clients: FederatedData, num_classes: int, private: bool = False)
 
     def count(client: int) -> list[int]:
         labels = np.asarray(clients.columns["y"][clients.rows(client)])
-        check_classes(labels, num_classes, f"client {client}:")  # those on disk may be anything
+        check_classes(labels, num_classes, f"client {clients.named(np.array([client]))[0]}:")  # on disk may be anything
         return np.bincount(labels, minlength=num_classes).tolist()
 
     labels = {

@@ -40,7 +40,7 @@ from fedjax8.lookup import optional, suggest
 
 _TEST_STREAM = 0x4F7E57
 _ROWS_AT_ONCE = 1024
-_SPLITS = ("name", "subset", "train", "test", "test_fraction", "seed")
+_SPLITS = ("hub", "subset", "train", "test", "test_fraction", "seed")
 
 
 class _Wanted(NamedTuple):
@@ -60,7 +60,7 @@ def hf(
     data_dir: str | None = None,
     folder: str = "",
     *,
-    name: str = "",
+    hub: str = "",
     subset: str = "",
     x: str | Sequence[str] = "",
     y: str | Sequence[str] = "",
@@ -80,7 +80,7 @@ def hf(
     Args:
         data_dir: None for `$FEDJAX8_DATA`, or else the working folder.
         folder: in it, as `save_to_disk` wrote it.
-        name: on the hub instead, which needs the network, such as `ylecun/mnist`.
+        hub: its name on the hub instead, which needs the network, such as `ylecun/mnist`.
         subset: of that data set, where it has several.
         x: column of the inputs, or several of numbers; where empty the only column of images.
         y: column of the targets, or several; where empty the only one of classes, and none for a text.
@@ -100,8 +100,8 @@ def hf(
     """
     check_standardize(standardize)
     parts, wanted = _opened(
-        data_dir, folder, name, subset, train, test, test_fraction, seed,
-        _Wanted(folder or name, _tuple(x), _tuple(y), client, size, channels, sequence_length, target_kind),
+        data_dir, folder, hub, subset, train, test, test_fraction, seed,
+        _Wanted(folder or hub, _tuple(x), _tuple(y), client, size, channels, sequence_length, target_kind),
     )  # fmt: skip
     kind, settings, classes = _targets(parts, wanted)
     arrays: dict[str, np.ndarray] = {}
@@ -125,7 +125,7 @@ def stream(data_dir: str | None = None, folder: str = "", **settings: Any) -> St
     given: dict[str, Any] = {name: options[name] for name in _Wanted._fields if name != "where"}
     splits: dict[str, Any] = {name: options[name] for name in _SPLITS}
     given |= {"x": _tuple(given["x"]), "y": _tuple(given["y"])}
-    parts, wanted = _opened(data_dir, folder, **splits, wanted=_Wanted(folder or splits["name"], **given))
+    parts, wanted = _opened(data_dir, folder, **splits, wanted=_Wanted(folder or splits["hub"], **given))
     kind, known, classes = _targets(parts, wanted)
 
     def clients(part: str) -> Clients:
@@ -155,7 +155,7 @@ def _tuple(names: str | Sequence[str]) -> tuple[str, ...]:
 def _opened(
     data_dir: str | None,
     folder: str,
-    name: str,
+    hub: str,
     subset: str,
     train: str,
     test: str,
@@ -164,8 +164,8 @@ def _opened(
     wanted: _Wanted,
 ) -> tuple[dict[str, Any], _Wanted]:
     """The two parts as tables of the library, and the columns, found where they weren't named."""
-    if bool(folder) == bool(name):
-        raise ValueError("give folder (saved to disk) or name (on the hub), one of the two")
+    if bool(folder) == bool(hub):
+        raise ValueError("give folder (saved to disk) or hub (its name there), one of the two")
     if wanted.target_kind not in ("auto", *TARGETS):
         raise ValueError(f"target_kind is {wanted.target_kind!r}; allowed are auto, {', '.join(TARGETS)}")
     if not 0.0 < test_fraction < 1.0 or wanted.channels not in (0, 1, 3) or wanted.size < 0:
@@ -176,9 +176,9 @@ def _opened(
     if wanted.sequence_length < 2:
         raise ValueError(f"sequence_length is {wanted.sequence_length}; it must be at least 2")
     library = optional("datasets", "reading Hugging Face data sets", "hf")
-    where = str(own_path("hf", data_dir, folder)) if folder else name
+    where = str(own_path("hf", data_dir, folder)) if folder else hub
     try:
-        found = library.load_from_disk(where) if folder else library.load_dataset(name, subset or None)
+        found = library.load_from_disk(where) if folder else library.load_dataset(hub, subset or None)
     except Exception as error:  # of a damaged folder, or without a network, almost anything
         raise UserError(f"{where}: cannot be opened as a data set ({' '.join(str(error).split())[:200]})") from error
     splits = found if isinstance(found, dict) else {train: found}

@@ -9,6 +9,7 @@ from fedjax8.data.names import names_after_split, numbered, packed, unpacked
 from fedjax8.data.partitions.by_key import by_key
 from fedjax8.data.partitions.iid import iid
 from fedjax8.data.sources.mapped import mapped
+from fedjax8.data.sources.npz import npz
 from fedjax8.data.storage import open_federated, save_clients, save_federated
 from fedjax8.data.validation import validation_part
 from fedjax8.errors import UserError
@@ -103,3 +104,26 @@ def test_names_are_kept_in_folders(tmp_path):
 def test_names_of_another_form_are_refused():
     with pytest.raises(UserError, match="must be bytes"):
         FederatedData.from_owners({"y": np.zeros(2)}, np.array([0, 1]), 2, names=np.array(["a", "b"]))
+
+
+def test_test_rows_in_a_folder_are_those_of_the_client_with_the_same_name(tmp_path):
+    def rows(*values):
+        return {"x": np.float32(values)[:, None], "y": np.zeros(len(values), np.int32)}
+
+    save_clients([rows(1, 2), rows(3), rows(4, 5)], tmp_path / "train", names=["zoe", "ada", "bob"])
+    save_clients([rows(10), rows(11, 12)], tmp_path / "test", names=["bob", "zoe"])
+    data = mapped(str(tmp_path), ".")
+    found = held_out(data, federate(data, by_key(), 3))
+    assert found.kind == "natural" and found.clients.named(np.arange(3)) == ["zoe", "ada", "bob"]
+    assert [found.clients.client(k)["x"].ravel().tolist() for k in range(3)] == [[11, 12], [], [10]]
+    mixed = held_out(data, federate(data, iid(), 2))  # clients of several natural ones have no name
+    assert mixed.kind == "dealt"
+
+
+def test_texts_that_name_clients_in_an_npz_file_are_kept(tmp_path):
+    x, y = np.zeros((3, 2), np.float32), np.arange(3) % 2
+    who = {"client_train": np.array(["b", "a", "b"]), "client_test": np.array(["a", "a", "c"])}
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, **who)
+    data = npz(str(tmp_path), "own")
+    assert unpacked(data.client_names) == ["a", "b", "c"] and data.owners.tolist() == [1, 0, 1]
+    assert data.test_owners.tolist() == [0, 0, 2]

@@ -1,5 +1,7 @@
 """The source `tff_h5`: layouts of TensorFlow Federated's h5 files, made here; links and promises of hostile ones."""
 
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from fedjax8.data.names import unpacked
 from fedjax8.data.sources.shakespeare import BEGIN, CHARACTERS, PADDING
 from fedjax8.data.sources.tff_h5 import tff_h5
 from fedjax8.errors import UserError
+from fedjax8.fetch import SOURCES, unpack
 
 h5py = pytest.importorskip("h5py", reason="needs h5py: pip install 'fedjax8[images]'")
 RNG = np.random.default_rng(0)
@@ -42,6 +45,18 @@ def test_emnist_rows_are_images_of_the_writers_by_name(tmp_path):
     assert data.test_owners.tolist() == [0]
     some = tff_h5(str(tmp_path), max_clients=1, max_rows=2)
     assert some.train["y"].tolist() == [1, 2] and unpacked(some.client_names) == ["f0000_14"]
+
+
+def test_what_fetch_unpacks_is_found(tmp_path):
+    """An archive as the publisher packs it, both files at its top."""
+    made = tmp_path / "made"
+    made.mkdir()
+    with tarfile.open(made / "fed_emnist.tar.bz2", "w:bz2") as archive:
+        for part in ("train", "test"):
+            path = write(made, "fed_emnist", part, {"f0": digits(2, [1, 0])})
+            archive.add(path, path.name)
+    unpack([made / "fed_emnist.tar.bz2"], tmp_path / "fed_emnist" / SOURCES["fed_emnist"].unpack_into)
+    assert tff_h5(str(tmp_path)).train["y"].tolist() == [1, 0]
 
 
 def test_cifar_images_stay_bytes(tmp_path):

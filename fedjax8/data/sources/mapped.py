@@ -73,6 +73,7 @@ def mapped(
         std=tuple(measured["std"]),
         name=path.name,
         clients=Windows(None, parts["train"].starts, parts["train"].sizes, parts["train"].names),
+        test_clients=Windows(None, parts["test"].starts, parts["test"].sizes, parts["test"].names),
         constants=("num_classes",) * (num_classes is not None and not known.get("counted", False))
         + ("mean",) * (parts["train"].columns["x"].dtype == np.int32),
         class_names=tuple(known.get("class_names") or ()),

@@ -50,6 +50,7 @@ FORMS = {
     CLIENTS: {
         "rows?": str,
         "clients?": [int],
+        "names?": [str],
         "counts?": [int],
         "metric?": str,
         "accuracy?": [float],

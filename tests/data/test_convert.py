@@ -14,6 +14,7 @@ from fedjax8.data.sources._streams import Stream, gathered, write_mapped
 from fedjax8.data.sources.leaf import leaf
 from fedjax8.data.sources.mapped import mapped
 from fedjax8.errors import UserError
+from fedjax8.types import MARKS, VALUES
 
 
 def write_leaf(folder):
@@ -56,7 +57,7 @@ def clients(rows):
 
 @pytest.mark.parametrize(
     ("targets", "y"),
-    [("regression", np.float32([0.5, 1.5])), ("multilabel", np.uint8([[0, 1], [1, 1]]))],
+    [(VALUES, np.float32([0.5, 1.5])), (MARKS, np.uint8([[0, 1], [1, 1]]))],
 )
 def test_other_targets_and_names_of_labels_are_kept(tmp_path, targets, y):
     settings = {"targets": targets, "class_names": ("p", "q")}
@@ -64,7 +65,7 @@ def test_other_targets_and_names_of_labels_are_kept(tmp_path, targets, y):
     write_mapped(toy, tmp_path / "toy")
     folder, whole = mapped(str(tmp_path), "toy"), gathered(toy)
     for made in (folder, whole):
-        assert made.num_classes == 0 and made.class_names == ("p", "q") and made.train["y"].dtype == y.dtype
+        assert made.num_classes is None and made.class_names == ("p", "q") and made.train["y"].dtype == y.dtype
     np.testing.assert_array_equal(folder.train["y"], np.concatenate([y, y]))
     assert whole.train["x"].ravel().tolist() == [0, 0, 1, 1] and whole.owners.tolist() == [1, 1, 0, 0]
 

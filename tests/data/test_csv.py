@@ -65,7 +65,7 @@ def test_categories_become_columns_in_sorted_order(tmp_path):
 
 def test_numbers_are_regression_and_need_no_classes(tmp_path):
     data = table(tmp_path, target="dose", features=("age",))
-    assert data.num_classes == 0 and data.train["y"].dtype == np.float32 and data.class_names == ("dose",)
+    assert data.num_classes is None and data.train["y"].dtype == np.float32 and data.class_names == ("dose",)
     assert whole(data, "y").tolist() == [2.5, 0.5, 1.0, 1.5, 4.0, 0.0]
     both = table(tmp_path, target=("dose", "age"), features=("x1",), text="x1,dose,age\n1,2,3\n2,3,4\n5,6,8\n")
     assert both.train["y"].dtype == np.float32 and whole(both, "y").tolist() == [[2, 3], [3, 4], [6, 8]]
@@ -76,7 +76,7 @@ def test_numbers_are_regression_and_need_no_classes(tmp_path):
 def test_several_columns_of_zeros_and_ones_are_labels(tmp_path):
     text = "x1,red,round\n1,0,1\n2,1,1\n3,0,0\n4,1,0\n"
     data = table(tmp_path, text, target=("red", "round"))
-    assert data.train["y"].dtype == np.uint8 and data.class_names == ("red", "round") and data.num_classes == 0
+    assert data.train["y"].dtype == np.uint8 and data.class_names == ("red", "round") and data.num_classes is None
     assert whole(data, "y").tolist() == [[0, 1], [1, 1], [0, 0], [1, 0]]
     with pytest.raises(UserError, match="labels are 0 or 1"):
         table(tmp_path, text.replace("4,1,0", "4,2,0"), target=("red", "round"), target_kind="multilabel")

@@ -76,7 +76,7 @@ def test_numbers_in_columns_or_lists_are_features_and_floats_regression(tmp_path
     save(tmp_path / "n", features, train=rows, test=rows)
     data = hf(str(tmp_path), "n", x=("a", "b"), y="t")
     np.testing.assert_array_equal(data.train["x"], np.float32([[0.5, 1], [1.5, 2], [2.5, 3]]))
-    assert data.train["y"].tolist() == [0.25, 0.5, 0.75] and data.num_classes == 0
+    assert data.train["y"].tolist() == [0.25, 0.5, 0.75] and data.num_classes is None
     listed = hf(str(tmp_path), "n", x="v", y=("t", "a"))
     assert listed.train["x"].tolist() == [[1, 2], [3, 4], [5, 7]] and listed.train["y"].shape == (3, 2)
     assert hf(str(tmp_path), "n", x="v", y="b").train["y"].dtype == np.int32  # whole numbers: classes

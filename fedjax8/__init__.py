@@ -31,8 +31,11 @@ if TYPE_CHECKING:
         participation,
         privacy,
         results,
+        tasks,
     )
     from fedjax8.engine.simulation import simulate
+    from fedjax8.experimenting import experiment
+    from fedjax8.loading import load
     from fedjax8.local import local_training, proximal, scheduled
 
 _PACKAGES = (
@@ -49,8 +52,11 @@ _PACKAGES = (
     "participation",
     "privacy",
     "results",
+    "tasks",
 )
 _FUNCTIONS = {
+    "experiment": "fedjax8.experimenting",
+    "load": "fedjax8.loading",
     "local_training": "fedjax8.local",
     "proximal": "fedjax8.local",
     "scheduled": "fedjax8.local",
@@ -67,6 +73,7 @@ __all__ = [
     "data",
     "dropouts",
     "executors",
+    "load",
     "local_training",
     "models",
     "numerics",
@@ -76,6 +83,7 @@ __all__ = [
     "results",
     "scheduled",
     "simulate",
+    "tasks",
 ]
 
 

@@ -1,5 +1,6 @@
 """Objects from a config: the only place where a string becomes an object."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from fedjax8.adapters.inputs import inputs
 from fedjax8.attacks import attacked
 from fedjax8.callbacks.base import Callback
 from fedjax8.components import SEAMS, bind, build_component
-from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, usable
+from fedjax8.config import FIELDS, LARGEST_COUNT, MIXED, check_choice, component, is_component, plain, usable
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, federate
 from fedjax8.data.validation import ValidationPart, validation_part
@@ -22,12 +23,15 @@ from fedjax8.engine.fit import fit_of
 from fedjax8.engine.simulation import Simulation, simulate
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
 from fedjax8.executors.auto import default_chunk
+from fedjax8.init_from import Start, open_start, started
 from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
-from fedjax8.privacy.accounting import Facts, accounted
+from fedjax8.privacy.accounting import WatchedFacts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
+from fedjax8.results.runs import flatten
 from fedjax8.run_format import run_format_of
-from fedjax8.types import BatchPlan, Model, PyTree, StepGradient
+from fedjax8.tasks import Task, classification
+from fedjax8.types import CLASSES, BatchPlan, Model, PyTree, StepGradient
 
 
 class Experiment(NamedTuple):
@@ -42,6 +46,12 @@ class Experiment(NamedTuple):
     """Columns `[V, ...]` held out of training for validation, if any."""
     callbacks: tuple[tuple[str, Callback], ...] = ()
     """Callbacks by name."""
+    task: Task = classification()
+    """What the model is trained for."""
+    calibrated: bool = False
+    """Whether a part of it is calibrated for the number of rounds."""
+    start: Start | None = None
+    """The model that it starts from, if it is another one's."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -105,6 +115,15 @@ def validation_split(clients: FederatedData, share: float, of: str, seed: int) -
     return ValidationPart(clients, None)
 
 
+def num_outputs(task: Task, dataset: Dataset, validation: Mapping[str, np.ndarray] | None) -> int:
+    """Outputs that the model needs; UserError where task and data do not go together."""
+    found = task.num_outputs(dataset)
+    task.check_rows(dataset.test, f"the test rows of {dataset.name}")
+    if validation is not None:
+        task.check_rows(validation, "the validation rows")
+    return found
+
+
 def check_evaluated(every: int, clients: int) -> None:
     """UserError for a number of clients to evaluate where none ever is; `--client_accuracy` has a number of its own."""
     if clients != FIELDS["evaluate_clients.clients"].default and not every:
@@ -161,13 +180,17 @@ def states_epsilon(gradient: StepGradient, algorithm: ConfigDict) -> bool:
         )
 
 
-def build_callback(index: int, config: ConfigDict, validation: float, private: bool) -> tuple[str, Callback]:
-    """The name of a callback, and the callback; it goes by validation rows where some are held out.
+def build_callback(
+    index: int, config: ConfigDict, task: Task, validation: float, private: bool
+) -> tuple[str, Callback]:
+    """The name of a callback, and the callback; it goes by the task's main metric if it names none, and by validation
+    rows where some are held out.
 
     UserError for one that would decide by private training rows, which no epsilon accounts for.
     """
     where = f"config.callbacks.{index}"
-    callback = build_component(where, config, SEAMS["callbacks"], part="validation" if validation else "test")
+    part = "validation" if validation else "test"
+    callback = build_component(where, config, SEAMS["callbacks"], part=part, measures=task.measures)
     by_training = [metric for metric in callback.reads if "test_" not in metric and "validation_" not in metric]
     if private and by_training:
         raise UserError(
@@ -180,11 +203,40 @@ def build_callback(index: int, config: ConfigDict, validation: float, private: b
 def check_shapes(model: Model, dataset: Dataset) -> Model:
     """The model; raises `UserError` if it cannot run on the data: traced, not run."""
     fit = fit_of(model, dataset.train, "config.model", dataset.name)
-    if fit.outputs[-1:] < (dataset.num_classes,):
+    if model.targets == CLASSES and fit.outputs[-1:] < (dataset.num_classes,):
         raise UserError(
             f"config.model gives {fit.outputs[-1]} outputs, but {dataset.name} has {dataset.num_classes} classes"
         )
     return model
+
+
+def start_of(init_from: str, adapter: ConfigDict, data_dir: str | None) -> Start | None:
+    """The model that the config names to start from; None if it names none.
+
+    UserError if there is none there, or if the adapter reads another one's parameters from a file.
+    """
+    if not init_from:
+        return None
+    if "pretrained" in flatten(plain(adapter)).values():
+        raise UserError(
+            "config.init_from and the adapter pretrained both say what the model starts from; leave one of them out"
+        )
+    return open_start(init_from, data_dir)
+
+
+def adapted(model: Any, adapter: Callable[..., Any], start: Start | None) -> Any:
+    """The model with its adapter, which starts from another one if there is one; FAILED if a part of it has."""
+    whole = adapter(model=model)
+    if start is None or start is FAILED or whole is FAILED:
+        return whole
+    return started(model, lambda inner: adapter(model=inner), start)
+
+
+def build_data(config: ConfigDict, data_dir: str | None = None) -> Dataset:
+    """The data set of a config alone."""
+    with Mistakes() as mistakes:
+        usable(config, mistakes)
+    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
 
 
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
@@ -204,10 +256,16 @@ def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None =
     return experiments
 
 
-def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | None = None) -> Experiment:
+def build(
+    config: ConfigDict,
+    data_dir: str | None = None,
+    beside: Experiment | None = None,
+    objects: Mapping[str, Any] | None = None,
+) -> Experiment:
     """The experiment that a config describes, checked; reads the data, runs nothing.
 
-    `beside` is an experiment whose config differs in its seed alone; its data and programs are shared.
+    `beside` is an experiment whose config differs in its seed alone; its data and programs are shared. `objects` are a
+    `Dataset` as `data` and a `Model` as `model`, in place of those that the config names.
 
     Raises `UserError` that names all mistakes, as far as they can be known: objects whose parts failed are not tried.
     """
@@ -215,6 +273,8 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         attempt, given = mistakes.attempt, usable(config, mistakes)
 
         def make(field: str, **supplied: Any) -> Any:
+            if objects and field in objects:
+                return objects[field]
             inherits = run_format if field in ("adapter", "algorithm", "uplink", "downlink") else None
             bound = attempt(bind, f"config.{field}", getattr(given, field), SEAMS[field], tuple(supplied), inherits)
             return FAILED if bound is FAILED else attempt(bound.make, **{n: supplied[n] for n in bound.needs})
@@ -223,21 +283,26 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
         attempt(check_evaluated, personal.every, personal.clients)
         formats_given = attempt(run_format_of, given.format, given.format_rules)
         run_format = None if formats_given is FAILED else formats_given
-        dataset = beside.dataset if beside else make("data", data_dir=data_dir)
+        task = make("task")
+        kind = FAILED if task is FAILED else task.targets
+        dataset = beside.dataset if beside else make("data", data_dir=data_dir, targets=kind)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
         clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
         parts = attempt(validation_split, clients, given.validation, given.validation_of, given.seed)
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
-        model = make("model", num_classes=dataset.num_classes, vocabulary=dataset.num_classes)
-        model = make("adapter", model=model)
+        outputs = attempt(num_outputs, task, dataset, parts.rows)
+        symbols = {} if dataset.num_classes is None else {"vocabulary": dataset.num_classes}
+        model = attempt(lambda task, model: task.on(model), task, make("model", num_classes=outputs, **symbols))
+        start = attempt(start_of, given.init_from, given.adapter, data_dir)
+        model = adapted(model, functools.partial(make, "adapter"), start)
         augment = attempt(build_augment, given.augment)
         length = {"steps": client.steps} if client.steps else {"epochs": client.epochs}
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
         participation = make("participation")
-        facts = attempt(Facts, clients, cohort_size, given.rounds, given.seed, plan, participation)
+        facts = attempt(WatchedFacts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)
         normal = attempt(normalization, dataset, given.input_mean, given.input_std, private)
@@ -275,5 +340,5 @@ def build(config: ConfigDict, data_dir: str | None = None, beside: Experiment | 
             participation=participation,
         )
         components = () if given.callbacks is FAILED else given.callbacks
-        callbacks = [attempt(build_callback, i, c, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks))
+        callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]
+    return Experiment(config, dataset, run, private, validation, tuple(callbacks), task, facts.read, start)

@@ -1,52 +1,84 @@
-"""Rounds and bytes to a target accuracy, and the gain against the first setting, as a table and a page of plots.
+"""Rounds and bytes to a target of a metric, and the gain against the first setting, as a table and a page of plots.
 
-    python -m fedjax8.compare DIR... [--target=0.9] [--margin=0.01] [--smooth=N] [--on=validation]
-        [--html=FILE] [--png=FILE]
+    python -m fedjax8.compare DIR... [--metric=mae] [--target=0.9] [--margin=0.01] [--smooth=N] [--on=validation]
+        [--tag=A,B] [--html=FILE] [--figure=FILE] [--csv=FILE] [--latex=FILE] [--watch[=SECONDS]]
 
-Each DIR is the --workdir of a run. Runs that differ in their seed alone are one setting and one row: mean and
-sample standard deviation over seeds. The first setting is the reference: each run is compared with the
-reference's run of the same seed, at the lower of the two best test accuracies, or at --target for all; settings
-that have no seed in common are compared by their means. A gain is given only where a setting's best accuracy, mean
-over seeds, is at most --margin (by default one point, 0.01) below the reference's: others are "not reached", however
-few bytes they sent; --margin=1 gives all. --smooth averages each test accuracy with those before
-it, N in all (by default 1, and 5 once every run has 50 evaluations). With --on=validation runs made with
---config.validation are chosen and compared by their validation accuracy, and test accuracies are reported alone.
+Each DIR is the --workdir of a run, or a folder of such. Runs that differ in their seed alone are one setting and one
+row: mean and sample standard deviation over seeds. The first setting is the reference: each run is compared with the
+reference's run of the same seed, at the worse of the two best values of the metric, or at --target for all; settings
+that have no seed in common are compared by their means. The metric is the first of the runs' task, such as the test
+accuracy, unless --metric names another; where neither the task nor the name says whether it is better high or low,
+--direction does. A gain is given only where a setting's best value, mean over seeds, is worse than the reference's by
+at most --margin (by default 0.01: one point of accuracy, or 1% of a metric that may be above 1): others are "not
+reached", however few bytes they sent; --margin=1 (for errors and losses: inf) gives all. --smooth averages each value
+with those before it, N in all (by default 1, and 5 once every run has 50 evaluations). With --on=validation runs made
+with --config.validation are compared on their validation rows, and values on test rows are reported alone. --tag
+takes only runs that have all these tags (--tag of training).
 
 The page is comparison.html unless --html names another file; --html= writes none. It is one file with interactive
-plots, and can be opened without a network; it needs plotly: pip install 'fedjax8[report]'. --png writes a picture:
-accuracy against bytes, and gain against accuracy; it needs matplotlib: pip install 'fedjax8[plot]'.
+plots, and can be opened without a network; it needs plotly: pip install 'fedjax8[report]'. --watch writes it again
+every so many seconds (10) until all runs are finished, and the page loads itself anew. --figure writes a picture, PNG,
+SVG or PDF: metric against bytes, and gain against metric; it needs matplotlib: pip install 'fedjax8[plot]'. --csv and
+--latex write the table.
 """
 
 import importlib.util
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from typing import TextIO
 
 from absl import flags
 
 from fedjax8 import cli
+from fedjax8.directions import AUTO, CHOICES
 from fedjax8.errors import UserError
-from fedjax8.results.comparison import PARTS, Comparison, compare_runs
-from fedjax8.results.figures import check_png_name, draw_comparison, require_matplotlib, save_png, write_whole
+from fedjax8.results.comparison import Comparison, compare_runs
+from fedjax8.results.figures import check_picture_name, draw_comparison, require_matplotlib, save_picture, write_whole
 from fedjax8.results.gain import MARGIN
+from fedjax8.results.measure import PARTS
 from fedjax8.results.page import html_page, plotly_script
-from fedjax8.results.report import COLUMNS, explanation, rows
+from fedjax8.results.report import explanation, shared_in_words, table
+from fedjax8.results.runs import NotYet
+from fedjax8.results.tables import as_csv, as_latex
 from fedjax8.streams import console_on
 
 PAGE = "comparison.html"
+WATCHED = 10.0
+"""Seconds between two writings of the page with `--watch` alone."""
 UNLIMITED = 2**15
 """Characters in a line wide enough for any table."""
 
 
 def define_flags() -> None:
     """Registers the flags; not done on import, since other command lines have flags of the same names."""
-    flags.DEFINE_float("target", None, "test accuracy to compare at, above 0 and up to 1")
-    flags.DEFINE_float("margin", MARGIN, "largest distance below the reference's best accuracy for a gain, 0 to 1")
-    flags.DEFINE_integer("smooth", None, "evaluations to average the test accuracy over")
-    flags.DEFINE_enum("on", "test", PARTS, "rows whose accuracy chooses targets and best rounds")
+    flags.DEFINE_string(
+        "metric", None, "metric to compare, such as mae or loss; by default the first of the runs' task"
+    )
+    flags.DEFINE_enum("direction", AUTO, CHOICES, "whether the metric is better higher or lower; auto: by its name")
+    flags.DEFINE_float("target", None, "value of the metric to compare at, such as an accuracy of 0.9")
+    flags.DEFINE_float("margin", MARGIN, "largest distance from the reference's best value for a gain")
+    flags.DEFINE_integer("smooth", None, "evaluations to average the metric over")
+    flags.DEFINE_enum("on", "test", PARTS, "rows whose metric chooses targets and best rounds")
+    flags.DEFINE_list("tag", [], "only runs that have all these tags")
     flags.DEFINE_string("html", None, f"page to write; {PAGE} by default, none if empty")
-    flags.DEFINE_string("png", None, "picture to write: accuracy against bytes, and gain against accuracy")
+    flags.DEFINE_string("figure", None, "picture to write, a .png, .svg or .pdf file")
+    flags.DEFINE_string("csv", None, "file to write the table to, for other programs")
+    flags.DEFINE_string("latex", None, "file to write the table to, as a tabular with rules of booktabs")
+    flags.DEFINE_float(
+        "watch", None, "write page and tables again every so many seconds until all runs are finished", lower_bound=0.1
+    )
+
+
+def with_seconds(argv: Sequence[str]) -> list[str]:
+    """The command line with the usual number of seconds where `--watch` has none."""
+    return [f"--watch={WATCHED:g}" if argument in ("--watch", "-watch") else argument for argument in argv]
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses absl's flags; `--watch` needs no value."""
+    return flags.FLAGS(with_seconds(argv))
 
 
 def main(argv: list[str]) -> int:
@@ -55,25 +87,65 @@ def main(argv: list[str]) -> int:
     if not argv[1:]:
         raise UserError("no run folder given: python -m fedjax8.compare runs/*")
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    if args.png:
-        check_png_name(args.png)
+    if args.figure:
+        check_picture_name(args.figure)
         require_matplotlib()
     if args.html:
         plotly_script()
-    found = compare_runs([cli.path_of(path) for path in argv[1:]], args.target, args.smooth, args.margin, args.on)
+    if args.watch:
+        watch(argv[1:], args.watch)
+    found = compared(argv[1:])
     print_comparison(found, sys.stdout)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    page = PAGE if args.html is None else args.html and cli.path_of(args.html)
     if args.html is None and importlib.util.find_spec("plotly") is None:
         print("no page of plots without plotly: pip install 'fedjax8[report]'", file=sys.stderr)
-    elif page:
-        write_whole(page, html_page(found).encode())
-        print(f"wrote {page}")
-    if args.png:
-        save_png(draw_comparison(found), cli.path_of(args.png))
-        print(f"wrote {args.png}")
+    for name in write_files(found):
+        print(f"wrote {name}")
     return 0
+
+
+def compared(folders: Sequence[str]) -> Comparison:
+    """The comparison of the runs in folders, as the flags ask."""
+    args = flags.FLAGS
+    paths = [cli.path_of(path) for path in folders]
+    return compare_runs(
+        paths, args.target, args.smooth, args.margin, args.on, args.metric, args.direction, tags=args.tag
+    )
+
+
+def write_files(found: Comparison, reload: float = 0.0) -> list[str]:
+    """Writes page, picture and tables as the flags ask; their names. The page of a `reload` loads itself anew."""
+    args, written = flags.FLAGS, []
+    page = PAGE if args.html is None else args.html
+    if page and (args.html or importlib.util.find_spec("plotly")):
+        write_whole(cli.path_of(page), html_page(found, reload).encode())
+        written.append(page)
+    if args.figure:
+        save_picture(draw_comparison(found), cli.path_of(args.figure))
+        written.append(args.figure)
+    for name, made in ((args.csv, as_csv), (args.latex, as_latex)):
+        if name:
+            write_whole(cli.path_of(name), made(found).text.encode())
+            written.append(name)
+    return written
+
+
+def watch(folders: Sequence[str], seconds: float) -> None:
+    """Writes the files again and again while runs are at work; returns when all are finished."""
+    while True:
+        try:
+            found = compared(folders)
+            runs = [run for result in found.results for run in result.setting.runs]
+            unfinished = [run for run in runs if not run.summary.get("finished")]
+            if not unfinished:
+                return
+            written = write_files(found, seconds)
+            said = f"{len(unfinished)} of {len(runs)} runs at work; wrote {', '.join(written) or 'nothing'}"
+        except NotYet as error:
+            said = str(error)
+        print(f"{time.strftime('%H:%M:%S')} {said}", flush=True)
+        time.sleep(seconds)
 
 
 def print_comparison(found: Comparison, stream: TextIO) -> None:
@@ -87,34 +159,36 @@ def print_comparison(found: Comparison, stream: TextIO) -> None:
         stream.reconfigure(errors="replace")  # where "±" cannot be written, "?" rather than an error
     terminal = stream.isatty()
     console = console_on(stream, **({} if terminal else {"width": UNLIMITED, "color_system": None}))
-    cells = rows(found)
+    shown = table(found)
+    names, cells = shown.columns, shown.rows
 
-    def table(columns: Sequence[int], narrow: bool) -> Table:
-        made = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2)
+    def made(columns: Sequence[int], narrow: bool) -> Table:
+        drawn = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2)
         for column in columns:
-            heading = COLUMNS[column].replace(" ", "\n", 1) if narrow else COLUMNS[column]
-            made.add_column(heading, justify="right" if column else "left", overflow="fold")
+            heading = names[column].replace(" ", "\n", 1) if narrow else names[column]
+            drawn.add_column(heading, justify="right" if column else "left", overflow="fold")
         for label, *numbers in cells:
             row = [label.replace(", ", ",\n") if narrow else label, *numbers]
-            made.add_row(*(Text(row[column]) for column in columns))
-        return made
+            drawn.add_row(*(Text(row[column]) for column in columns))
+        return drawn
 
     def fits(columns: Sequence[int], narrow: bool) -> bool:
         unlimited = console.options.update(max_width=UNLIMITED)
-        return Measurement.get(console, unlimited, table(columns, narrow)).maximum <= console.width
+        return Measurement.get(console, unlimited, made(columns, narrow)).maximum <= console.width
 
-    narrow = not fits(range(len(COLUMNS)), narrow=False)
+    narrow = not fits(range(len(names)), narrow=False)
     columns = [0]
-    for column in range(1, len(COLUMNS)):
+    for column in range(1, len(names)):
         if len(columns) > 1 and not fits([*columns, column], narrow):
-            console.print(table(columns, narrow))
+            console.print(made(columns, narrow))
             columns = [0]
         columns.append(column)
-    console.print(table(columns, narrow))
-    for sentence in explanation(found):
+    console.print(made(columns, narrow))
+    shared = shared_in_words(shown.shared)
+    for sentence in [*([shared] if shared else []), *explanation(found)]:
         console.print(Text(sentence), width=min(console.width, 110))
 
 
 if __name__ == "__main__":
     define_flags()
-    cli.run(main)
+    cli.run(main, parse_flags)

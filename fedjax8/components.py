@@ -1,5 +1,6 @@
 """Objects from a config's components: looked up by name, their settings and types checked."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 from fedjax8.algorithms.monitors.base import Monitor
 from fedjax8.algorithms.refinements.base import Refinement
 from fedjax8.callbacks.base import Callback
-from fedjax8.config import FIELDS, check_call, is_component
+from fedjax8.config import FIELDS, check_call, is_component, plain
 from fedjax8.data.federated import Dataset
 from fedjax8.dropouts import Dropout
 from fedjax8.errors import FAILED, Mistakes, UserError, mistakes_of
@@ -18,6 +19,7 @@ from fedjax8.lookup import find
 from fedjax8.participation import Participation
 from fedjax8.rates import find_optimizer, find_schedule, no_server_schedule
 from fedjax8.run_format import RunFormat
+from fedjax8.tasks import Metric, Task
 from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
 
 
@@ -35,6 +37,8 @@ class Seam(NamedTuple):
 KINDS: dict[str, type | None] = {
     "data.sources": Dataset,
     "data.partitions": None,
+    "tasks": Task,
+    "tasks.metrics": Metric,
     "models": Model,
     "adapters": Model,
     "privacy": StepGradient,
@@ -55,6 +59,7 @@ KINDS: dict[str, type | None] = {
 """Type that the factories in a package make; None: a function of no particular type."""
 INNER = {
     "aggregate": "algorithms.aggregators",
+    "metrics": "tasks.metrics",
     "monitor": "algorithms.monitors",
     "refine": "algorithms.refinements",
     "server_optimizer": "optimizers",
@@ -68,8 +73,10 @@ FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedul
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
-OURS = ("local", "model", "facts", "plan", "part")
+OURS = ("local", "model", "facts", "plan", "part", "targets", "measures")
 """Arguments of factories that no setting may give."""
+SUPPLIED = (*OURS, "data_dir", "num_classes", "vocabulary", "mask", "weight_decay_mask")
+"""Arguments with defaults that the program supplies, which are no settings of a run."""
 
 
 def build_component(where: str, config: ConfigDict, seam: Seam, **supplied: Any) -> Any:
@@ -157,3 +164,45 @@ def _nested(where: str, field: str, value: Any, seam: Seam, run_format: RunForma
     if any(inner is FAILED for inner in built.values()):
         return FAILED
     return tuple(built.values()) if type(value) in (list, tuple) else built
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON-ready dicts, in which components have the settings that were left to their defaults too, as far
+    as they are plain values. Parts without a format of their own have the run's."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict) and not is_component(value):
+            found[name] = {key: _resolved(key, inner, SEAMS.get(key), config.format) for key, inner in value.items()}
+        else:
+            found[name] = _resolved(name, value, SEAMS.get(name), config.format)
+    return found
+
+
+def _resolved(field: str, value: Any, seam: Seam | None, run_format: str) -> Any:
+    """A config's value with the defaults of the components in it."""
+    seam = SEAMS.get(field, seam)
+    if not is_component(value) or seam is None:
+        if isinstance(value, list | tuple):
+            return [_resolved(field, inner, seam, run_format) for inner in value]
+        if isinstance(value, Mapping | ConfigDict) and not is_component(value):
+            return {str(key): _resolved(field, inner, seam, run_format) for key, inner in value.items()}
+        return _plain_or_text(value)
+    parameters: Sequence[inspect.Parameter] = ()
+    with contextlib.suppress(ValueError):  # such as of a factory that is compiled
+        parameters = tuple(inspect.signature(seam.finder(value.name)).parameters.values())
+    settings = {key: _resolved(key, inner, seam, run_format) for key, inner in value.items()}
+    for parameter in parameters:
+        name, default = parameter.name, parameter.default
+        if name in settings or name in SUPPLIED or default is inspect.Parameter.empty:
+            continue
+        default = run_format if name == "format" and default is None else default
+        with contextlib.suppress(UserError):
+            settings[name] = plain(default)
+    return settings
+
+
+def _plain_or_text(value: Any) -> Any:
+    try:
+        return plain(value)
+    except UserError:
+        return repr(value)

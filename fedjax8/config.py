@@ -58,7 +58,10 @@ LIMITS = {f"config.{name}": field.limits for name, field in FIELDS.items() if fi
     for setting, limits in field.setting_limits.items()
 }
 """Least and largest value of each number."""
-LISTS = tuple(name for name, field in FIELDS.items() if field.package and isinstance(field.default, tuple))
+LISTS = (
+    *(name for name, field in FIELDS.items() if field.package and isinstance(field.default, tuple)),
+    "task.metrics",
+)
 """Fields that are tuples of components."""
 CHOICES = {f"config.{name}": field.choices for name, field in FIELDS.items() if field.choices}
 
@@ -193,8 +196,15 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str]]) -> None
     """
     split = [(path.split("."), text) for path, text in assignments]
     with Mistakes() as mistakes:
-        for path, text in sorted(split, key=lambda pair: (".".join(pair[0]) not in LISTS, pair[0][-1] != "name")):
+        for path, text in sorted(split, key=_place):
             mistakes.attempt(_assign, config, path, text if path[-1] == "name" else parse_value(text))
+
+
+def _place(pair: tuple[list[str], str]) -> tuple[bool, bool, bool]:
+    """The place of an assignment among others: lists that are fields, names, lists inside components, the rest."""
+    path, _ = pair
+    listed = ".".join(path) in LISTS
+    return not (listed and len(path) == 1), path[-1] != "name", not listed
 
 
 def _assign(config: ConfigDict, path: list[str], value: Any) -> None:

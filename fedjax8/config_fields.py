@@ -54,7 +54,12 @@ FIELDS: dict[str, Field] = {
     "seed": Field(0, "of initialization, split, cohorts and training; same seed, same run", limits=(0, LARGEST_SEED)),
     "rounds": Field(60, "rounds to run", limits=(1, LARGEST_COUNT)),
     "eval_every": Field(5, "rounds between evaluations on the test set", limits=(1, LARGEST_COUNT)),
-    "checkpoint_every": Field(10, "rounds between checkpoints", limits=(1, LARGEST_COUNT)),
+    "checkpoint_every": Field(
+        0, "rounds between checkpoints; 0 for checkpoints by time alone", limits=(0, LARGEST_COUNT)
+    ),
+    "checkpoint_seconds": Field(
+        60.0, "seconds between checkpoints, and one at the end; 0 for none by time", limits=(0.0, LARGEST_NUMBER)
+    ),
     "num_clients": Field(50, "registered clients; 0 for as many as the data names", limits=(0, LARGEST_COUNT)),
     "cohort_size": Field(10, "clients a round, drawn by the participation", limits=(1, LARGEST_COUNT)),
     "data": Field(component("digits"), "source of rows: a file in fedjax8/data/sources", package="data.sources"),
@@ -72,7 +77,16 @@ FIELDS: dict[str, Field] = {
     "input_mean": Field((), "constants in place of the data set's mean, one or one a channel; of x / 255 for images"),
     "input_std": Field((), "likewise in place of its deviation"),
     "augment": Field((), "random image changes while training, such as ('crop', 'flip')"),
+    "task": Field(
+        component("classification"),
+        "loss, metrics and kind of targets: a file in fedjax8/tasks; other metrics as task.metrics=macro_f1,accuracy, "
+        "the first of which is the main one",
+        package="tasks",
+    ),
     "model": Field(component("mlp", hidden=(128,)), "a file in fedjax8/models", package="models"),
+    "init_from": Field(
+        "", "start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; empty for a new one"
+    ),
     "format": Field(
         formats.DEFAULT,
         "8-bit grid of weights, inputs and messages: e4m3fn, e4m3fnuz, e5m2; mixed: each part names its own",

@@ -4,10 +4,13 @@ A file is on disk after its own `fsync`; its name, after that of the folder that
 the old one or the whole new one, also where the disk was full in between.
 """
 
+import contextlib
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -46,19 +49,26 @@ def make_folder(folder: Path) -> None:
         sync_folder(place.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file that is either the old one or the whole new one, on disk when this returns; else `OSError`."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of the old one as a whole, on disk, when this ends without an error."""
     part = path.with_name(path.name + PART)
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # or else the name could be on disk before the content
         os.replace(part, path)
         sync_folder(path.parent)
-    except OSError:
+    except BaseException:
         remove(part)
         raise
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file that is either the old one or the whole new one, on disk when this returns; else `OSError`."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def remove(path: Path) -> None:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from fedjax8.errors import UserError
 from fedjax8.types import PyTree
 
-_WORD = struct.Struct("<dq")  # seconds, signal
+_WORD = struct.Struct("<d?q")  # seconds, whether something is due, signal
 
 
 class Hosts(NamedTuple):
@@ -36,11 +36,11 @@ class Hosts(NamedTuple):
         """Whether this process writes files and prints."""
         return self.number == 0
 
-    def agree(self, seconds: float, signal_number: int | None) -> tuple[float, int | None]:
-        """(the seconds of process 0, a signal if any process got one)."""
-        word = np.frombuffer(_WORD.pack(seconds, signal_number or 0), np.uint8)
+    def agree(self, seconds: float, due: bool, signal_number: int | None) -> tuple[float, bool, int | None]:
+        """(the seconds of process 0, whether something is due by its clock, a signal if any process got one)."""
+        word = np.frombuffer(_WORD.pack(seconds, due, signal_number or 0), np.uint8)
         words = [_WORD.unpack(of_process.tobytes()) for of_process in self.gather(word)]
-        return words[0][0], max(signal for _, signal in words) or None
+        return words[0][0], words[0][1], max(signal for *_, signal in words) or None
 
     def ask(self, answer: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The answer of process 0, which must be JSON; its `UserError` is raised by all."""

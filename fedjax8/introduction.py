@@ -13,6 +13,14 @@ PRIVATE = (
 """Line of a run whose rows are private."""
 
 
+def start_words(experiment: "Experiment") -> str:
+    """A line on the model that the run starts from, if there is one, and on its privacy where rows are private."""
+    if experiment.start is None:
+        return ""
+    private = "; what it knows of these rows is outside of epsilon" if experiment.private else ""
+    return f"\nstarts from the model of {experiment.start.words}{private}"
+
+
 NOTHING_SENT = "\nnothing travels between server and clients: codecs and a deadline change nothing"
 """Line of a run whose algorithm has no messages."""
 
@@ -46,6 +54,6 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
         f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round"
         f"{drawn}, {config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
-        f"{validation_words(experiment)}{NOTHING_SENT * (not experiment.simulation.discover())}"
-        f"{PRIVATE * experiment.private}"
+        f"{start_words(experiment)}{validation_words(experiment)}"
+        f"{NOTHING_SENT * (not experiment.simulation.discover())}{PRIVATE * experiment.private}"
     )

@@ -27,7 +27,7 @@ def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> t
                 f"config.input_mean and config.input_std are {mean} and {std}; give both, as one number each or as "
                 f"{x.shape[-1]}, input_std above 0"
             )
-    if private and "num_classes" not in dataset.constants:
+    if private and dataset.num_classes is not None and "num_classes" not in dataset.constants:
         raise UserError(
             f"config.data: how many classes {dataset.name} has was read off its labels, which are private here; set "
             f"--config.data.num_classes={dataset.num_classes} if that is publicly known, where the source takes it"

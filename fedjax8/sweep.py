@@ -8,7 +8,8 @@
   --seeds=0,1,2                  a run for each
   --jobs=N                       runs at a time; CPU cores are shared out among them
   --gpus=0,1                     GPUs to share out, a run on each at a time
-  --margin=0.01                  gains in the table only within so much of the first point's best accuracy; see compare
+  --margin=0.01                  gains in the table only within so much of the first point's best value; see compare
+  --csv=FILE, --latex=FILE       the table as a file too
   --slurm=write, --slurm=submit  one Slurm array job instead, in OUT/sweep.sh; --sbatch="--gpus=1 --time=2:00:00" for it
 
 All other flags go to every run: --config.rounds=100 --data_dir=DIR --writers=tensorboard.
@@ -20,6 +21,7 @@ not stop the others: its log is OUT/logs/NAME.txt, and the exit status is then 1
 import functools
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -37,10 +39,15 @@ from ml_collections import ConfigDict
 from fedjax8 import cli
 from fedjax8.compare import print_comparison
 from fedjax8.config import load_config, override, plain, validate
+from fedjax8.directions import in_words
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import compare_runs
+from fedjax8.results.figures import write_whole
 from fedjax8.results.gain import MARGIN
-from fedjax8.results.runs import short_name
+from fedjax8.results.record import measures_in
+from fedjax8.results.runs import number, short_name
+from fedjax8.results.tables import as_csv, as_latex
+from fedjax8.running.console import readable_number
 from fedjax8.running.signals import STOPS
 from fedjax8.running.workdir import json_ready
 from fedjax8.shipped import SCHEME
@@ -130,7 +137,9 @@ def define_flags() -> None:
     flags.DEFINE_list("gpus", [], "Numbers of the GPUs to share out, a run on each at a time.")
     flags.DEFINE_enum("slurm", None, ["write", "submit"], "Write one Slurm array job, or write and submit it.")
     flags.DEFINE_string("sbatch", "", "Options of the array job, such as --gpus=1 --time=2:00:00.")
-    flags.DEFINE_float("margin", MARGIN, "Of the table: how far below the reference's best accuracy has a gain.")
+    flags.DEFINE_float("margin", MARGIN, "Of the table: how far from the reference's best value a setting has a gain.")
+    flags.DEFINE_string("csv", None, "File to write the table to, for other programs.")
+    flags.DEFINE_string("latex", None, "File to write the table to, as a tabular with rules of booktabs.")
     flags.DEFINE_string("command", None, "What runs one point; default: this Python -m fedjax8.train.")
 
 
@@ -253,8 +262,9 @@ class Runner:
         seconds = time.monotonic() - begun
         if process.returncode == 0:
             summary = read_json(point.folder / "summary.json")
-            accuracy = summary.get("test_accuracy")
-            result = "finished" if accuracy is None else f"test accuracy {accuracy:.4f}"
+            name = f"test_{measures_in(read_json(point.folder / 'config.json'), '', []).metric}"
+            value = number(summary.get(name))
+            result = f"{in_words(name)} {readable_number(value)}" if math.isfinite(value) else "finished"
             result += ", diverged" if summary.get("diverged") else ""
         elif self.signal is not None:
             result = "stopped"
@@ -324,6 +334,10 @@ def print_table(points: Sequence[Point]) -> None:
         say(f"no table: {error}")
         return
     print_comparison(found, sys.stdout)
+    for name, made in ((flags.FLAGS.csv, as_csv), (flags.FLAGS.latex, as_latex)):
+        if name:
+            write_whole(cli.path_of(name), made(found).text.encode())
+            say(f"wrote {name}")
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -15,12 +15,10 @@ Examples:
 """
 
 import functools
-import platform
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -28,14 +26,18 @@ from ml_collections import ConfigDict
 from fedjax8 import cli, version
 from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import FIELDS, load_config, override, plain, validate
+from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
 from fedjax8.distributed import Group, together
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.introduction import introduction
+from fedjax8.launch import own_models_of, run_of, schedule_of, versions
 from fedjax8.overrides import split_overrides, unknown_flag
 
 if TYPE_CHECKING:  # JAX must not start before the devices are set up
     from fedjax8.build import Experiment
+    from fedjax8.running.recording import Run
+    from fedjax8.running.runner import RunResult
     from fedjax8.running.schedule import Schedule
 
 SIGNAL_STATUS = 128
@@ -53,6 +55,11 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Directory of the run: config.json, metrics.jsonl, checkpoints, summary.json. A run found there is resumed.",
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Start from the model of a run, runs/a or runs/a@ROUND, or of a safetensors file; short for --config.init_from.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
@@ -90,7 +97,10 @@ _CLIENT_ACCURACY = flags.DEFINE_integer(
     "also written where --config.evaluate_clients.every is set. Needs --workdir.",
     lower_bound=0,
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets lie; default $FEDJAX8_DATA.")
+_NAME = flags.DEFINE_string("name", None, "Name of the run in comparisons, kept in its config.json.")
+_TAG = flags.DEFINE_list("tag", [], "Tags of the run, such as paper,fp8, by which comparisons are filtered.")
+_NOTE = flags.DEFINE_string("note", None, "A sentence about the run, kept in its config.json.")
+_DATA_DIR = DATA_DIR
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
     None,
@@ -129,15 +139,6 @@ _CONNECT_SECONDS = flags.DEFINE_integer(
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that decide a result."""
-    import importlib.metadata
-
-    packages = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"fedjax8": version.__version__, "python": sys.version.split()[0], **found}
-
-
 def main(argv: list[str]) -> int:
     """The exit status of the run that the flags describe.
 
@@ -153,6 +154,7 @@ def main(argv: list[str]) -> int:
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --, see --help")
     config = load_config(_CONFIG.value)
+    pairs += [("init_from", _INIT_FROM.value)] if _INIT_FROM.value else []
     check(config, pairs)
     group = Group(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value, _CONNECT_SECONDS.value
@@ -179,35 +181,6 @@ def check(config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
             mistakes.attempt(lambda _: build(config, data_dir()), started)
 
 
-def data_dir() -> str | None:
-    """Where data sets lie, by the flag."""
-    return str(cli.path_of(_DATA_DIR.value)) if _DATA_DIR.value else None
-
-
-def record(config: ConfigDict, data: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `config.json`; `data` is the digest of the data."""
-    import jax
-
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
-    return {
-        "config": plain(config),
-        "versions": versions(),
-        "devices": devices,
-        "machine": machine(),
-        "data": dict(data),
-    }
-
-
-def machine() -> str:
-    """The processor, whose vector units decide the last bits of float sums: `x86_64 Intel(R) Xeon(R) ...`."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else platform.processor()}".strip()
-
-
 def check_flags(processes: int) -> None:
     """Raises UserError naming all flags which do not go together."""
     with Mistakes() as mistakes:
@@ -223,16 +196,16 @@ def check_flags(processes: int) -> None:
                     "--dry_run is of one run on one host; leave out --seeds, --autotune, --profile and --distributed"
                 )
             )
-        for flag, given in (("writers", _WRITERS.value), ("client_accuracy", _CLIENT_ACCURACY.value)):
+        needing = (
+            ("writers", _WRITERS.value),
+            ("client_accuracy", _CLIENT_ACCURACY.value),
+            ("name", _NAME.value),
+            ("tag", _TAG.value),
+            ("note", _NOTE.value),
+        )
+        for flag, given in needing:
             if given and not _WORKDIR.value:
                 mistakes.note(UserError(f"--{flag} needs a --workdir to write to"))
-
-
-def describe(experiment: "Experiment") -> Callable[[], dict[str, Any]]:
-    """A function that gives the content of `about.json`."""
-    from fedjax8.running.about import about
-
-    return functools.partial(about, experiment.simulation, experiment.dataset.num_classes, private=experiment.private)
 
 
 def train(config: ConfigDict) -> int:
@@ -240,80 +213,73 @@ def train(config: ConfigDict) -> int:
     import jax
 
     from fedjax8.build import build, build_seeds
-    from fedjax8.data.digest import digest, without_floats
+    from fedjax8.data.digest import without_floats
     from fedjax8.engine.side_by_side import side_by_side
     from fedjax8.hosts import hosts
-    from fedjax8.running.client_accuracy import line_of, own_models
-    from fedjax8.running.recording import Run
-    from fedjax8.running.runner import run, run_all
-    from fedjax8.running.schedule import Schedule
+    from fedjax8.running.labels import labels
+    from fedjax8.running.runner import run_all, run_one
     from fedjax8.running.writers import find_writers
     from fedjax8.tune import tuned
 
     check_flags(jax.process_count())
-    models_of = functools.partial(own_models, settings=config.evaluate_clients, most=_CLIENT_ACCURACY.value)
+    models_of = functools.partial(own_models_of, most=_CLIENT_ACCURACY.value)
     writers = find_writers(_WRITERS.value)
     if _AUTOTUNE.value:
         config.executor = tuned(config, data_dir())
-    schedule = Schedule(
-        config.rounds, config.eval_every, config.checkpoint_every, config.on_nan, config.evaluate_clients.every
-    )
+    schedule = schedule_of(config)
     if _DRY_RUN.value:
         experiment = build(config, data_dir())
-        models_of(experiment.simulation, experiment.dataset)  # refuses what a run would
+        models_of(experiment)  # refuses what a run would
         dry_run(experiment, schedule)
         return 0
     workdir = cli.path_of(_WORKDIR.value) if _WORKDIR.value else None
     profile = cli.path_of(_PROFILE.value) if _PROFILE.value else None
+    given = labels(_NAME.value, _TAG.value, _NOTE.value)
     if not _SEEDS.value:
         experiment = build(config, data_dir())
-        data = digest(experiment.dataset, experiment.simulation.data)
+        workdirs, clients = [workdir], [models_of(experiment)]
+        only = run_of(experiment, workdir, writers=writers, own=clients[0], labels=given)
+        assert only.record is not None
         hosts().check_same("settings", plain(config))
         hosts().check_same("versions of packages", versions())
-        hosts().check_same("data", without_floats(data))
+        hosts().check_same("data", without_floats(only.record["data"]))
         introduce = functools.partial(introduction, experiment)
-        workdirs, clients = [workdir], [models_of(experiment.simulation, experiment.dataset)]
-        outcome = run(
-            experiment.simulation,
-            experiment.dataset.test,
-            schedule,
-            workdir=workdir,
-            record=record(config, data),
-            introduce=introduce,
-            profile=profile,
-            about=describe(experiment),
-            writers=writers,
-            validation=experiment.validation,
-            callbacks=experiment.callbacks,
-            clients=line_of(clients[0]),
-        )
-        outcomes = [outcome]
+        outcomes = [run_one(only, experiment.dataset.test, schedule, introduce, profile)]
     else:
         experiments = build_seeds(config, seeds_of(_SEEDS.value), data_dir())
         workdirs = [workdir and workdir / f"seed-{e.config.seed}" for e in experiments]
-        clients = [models_of(e.simulation, e.dataset) for e in experiments]
+        clients = [models_of(e) for e in experiments]
         runs = [
-            Run(
-                e.simulation,
-                folder,
-                record(e.config, digest(e.dataset, e.simulation.data)),
-                f"seed {e.config.seed}",
-                describe(e),
-                writers,
-                e.validation,
-                e.callbacks,
-                line_of(own),
-            )
+            run_of(e, folder, f"seed {e.config.seed}", writers, own, labels=given)
             for e, folder, own in zip(experiments, workdirs, clients, strict=True)
         ]
         advance = functools.partial(side_by_side([run.simulation for run in runs]), donate=True)
         introduce = functools.partial(introduction, experiments[0], runs=len(runs))
         outcomes = run_all(runs, advance, experiments[0].dataset.test, schedule, introduce, profile)
+        if len(runs) > 1:
+            tell_over_seeds([e.config.seed for e in experiments], runs, outcomes, workdir)
     for own, outcome, folder in zip(clients, outcomes, workdirs, strict=True):
         if own and folder and outcome.summary["finished"]:
             own.write(outcome.state, folder)
     outcome = outcomes[0]
     return 0 if outcome.signal_number is None else SIGNAL_STATUS + outcome.signal_number
+
+
+def tell_over_seeds(
+    seeds: Sequence[int], runs: "Sequence[Run]", outcomes: "Sequence[RunResult]", workdir: Path | None
+) -> None:
+    """Prints means and deviations over seeds, and writes them beside the folders of the runs."""
+    from fedjax8.results.record import measures_in
+    from fedjax8.results.runs import SEEDS
+    from fedjax8.running.seeds import over_seeds, seeds_in_words
+    from fedjax8.running.workdir import write_json
+    from fedjax8.streams import console_on
+
+    found = over_seeds(seeds, [outcome.summary for outcome in outcomes])
+    if workdir:
+        write_json(workdir / SEEDS, found)
+    metric = measures_in(runs[0].record or {}, "", []).metric
+    console_on().print(f"\n{seeds_in_words(found, metric)}", soft_wrap=True, markup=False)
 
 
 def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:

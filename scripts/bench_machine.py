@@ -32,7 +32,7 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, system, versions and the load before anything was measured; does not start JAX."""
-    from fedjax8.train import versions
+    from fedjax8.launch import versions
 
     return {
         "processor": processor(),

@@ -1,4 +1,4 @@
-"""Puts plausible faults into a copy of the repository, one at a time, and reports which of them the quick tests notice.
+"""Puts plausible faults into a copy of the repository, one at a time, and reports which of them the tests notice.
 
     python scripts/mutate.py                          all faults of scripts/faults.toml
     python scripts/mutate.py --room=codecs            those of one room
@@ -79,7 +79,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> int:
     """Status of pytest for these tests of the copy."""
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-m", "", *tests]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TEST_SECONDS)
     if done.returncode not in (PASSED, FAILED):
         print((done.stdout + done.stderr)[-2000:], file=sys.stderr)

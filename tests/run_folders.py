@@ -20,18 +20,32 @@ def write_folder(folder, config=None, lines=(LINE,), summary=None, **document):
     return folder
 
 
-def write_run(folder, accuracies, per_round=(1, 1), *, seed=0, every=1, loss=True, timed=True, finished=True, **config):
+def write_run(
+    folder,
+    accuracies,
+    per_round=(1, 1),
+    *,
+    seed=0,
+    every=1,
+    loss=True,
+    timed=True,
+    finished=True,
+    metric="accuracy",
+    document=None,
+    **config,
+):
     """A run that sends `per_round` = (up, down) bytes a round and evaluates every `every` rounds.
 
-    A round takes half a second unless it is not `timed`; a run that is `finished` took 9 seconds and saved 4x.
+    A round takes half a second unless it is not `timed`; a run that is `finished` took 9 seconds and saved 4x. The
+    values are of the `metric` on test rows; `document` goes into `config.json` beside the config.
     """
     lines = []
     for r in range(1, every * len(accuracies) + 1):
         line = {"round": r, "uplink_bytes": r * per_round[0], "downlink_bytes": r * per_round[1]}
         line |= {"round_seconds": 0.5} if timed else {}
         if r % every == 0:
-            line["test_accuracy"] = accuracies[r // every - 1]
+            line[f"test_{metric}"] = accuracies[r // every - 1]
             line |= {"test_loss": 1.0 / r} if loss else {}
         lines.append(line)
     done = {"rounds": len(lines), "saving": 4.0, "seconds": 9.0, "finished": True} if finished else ()
-    return write_folder(folder, {"seed": seed, **config}, lines, done)
+    return write_folder(folder, {"seed": seed, **config}, lines, done, **(document or {}))

@@ -9,7 +9,7 @@ import pytest
 
 from fedjax8.compare import print_comparison
 from fedjax8.results.comparison import compare_runs
-from fedjax8.results.report import COLUMNS, rows
+from fedjax8.results.report import table
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_PLOTLY = (
@@ -39,18 +39,36 @@ def command(folder, *arguments, start=("-m", "fedjax8.compare")):
     )
 
 
+def cells_of(text):
+    """The cells of a plain table, row by row."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+
+
 def test_the_command_prints_a_plain_table_and_writes_page_and_picture(runs):
-    done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--margin=0.1", "--png=a.png")
+    done = command(runs, "runs/full", "runs/fp8", "--target=0.8", "--margin=0.1", "--figure=a.png")
     assert (done.returncode, done.stderr) == (0, "")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
-    assert tuple(cells[0]) == COLUMNS
+    cells = cells_of(done.stdout)
     # 0.8 is reached in round 3 by both: 12000 and 3000 bytes
-    reference = ["3", "1.00x", "12.0 kB", "12.0 kB", "1.00x"]
-    assert cells[1][:9] == ["uplink=none, downlink=none", "1", "0.8000", "3", *reference]
-    assert cells[2][:9] == ["uplink=fp8, downlink=fp8", "1", "0.8000", "3", "3", "1.00x", "3.00 kB", "12.0 kB", "4.00x"]
-    assert "Target accuracy: 0.8, as given." in done.stdout
+    assert cells == [
+        [
+            "setting",
+            "target accuracy",
+            "bytes to target",
+            "gain in bytes",
+            "best accuracy",
+            "final accuracy",
+            "bytes up",
+        ],
+        ["uplink=none, downlink=none", "80.00%", "12.0 kB", "1.00x", "90.00%", "90.00%", "12.0 kB"],
+        ["uplink=fp8, downlink=fp8", "80.00%", "3.00 kB", "4.00x", "80.00%", "80.00%", "3.00 kB"],
+    ]
+    assert (
+        "The same for all: seeds 1, rounds to target 3, reference rounds 3, gain in rounds 1.00x, reference bytes "
+        "12.0 kB, rounds 3, bytes down 0 B, saving 4.00x, seconds 9.0. Target"
+    ) in " ".join(done.stdout.split())
+    assert "Target accuracy: 80.00%, as given." in done.stdout
     assert "\x1b" not in done.stdout
-    assert 'data-panel="accuracy-bytes"' in (runs / "comparison.html").read_text(encoding="utf-8")
+    assert 'data-panel="metric-bytes"' in (runs / "comparison.html").read_text(encoding="utf-8")
     assert (runs / "a.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in runs.iterdir()) == ["a.png", "comparison.html", "runs"]
 
@@ -65,7 +83,7 @@ def test_an_empty_html_flag_writes_no_page_and_warnings_go_to_stderr(runs):
 
 def test_without_plotly_the_table_is_printed_and_a_line_says_how_to_get_the_page(runs):
     done = command(runs, "runs/full", start=("-c", WITHOUT_PLOTLY))
-    assert done.returncode == 0 and "not reached" not in done.stdout and "0.9000" in done.stdout
+    assert done.returncode == 0 and "not reached" not in done.stdout and "90.00%" in done.stdout
     assert done.stderr == "no page of plots without plotly: pip install 'fedjax8[report]'\n"
     asked = command(runs, "runs/full", "--html=a.html", start=("-c", WITHOUT_PLOTLY))
     assert (asked.returncode, asked.stdout) == (2, "")
@@ -80,8 +98,8 @@ def test_without_plotly_the_table_is_printed_and_a_line_says_how_to_get_the_page
         (["."], "its subfolders do: give ./*"),
         (["runs/full", "--target=1.5"], "target 1.5 is no test accuracy"),
         (["runs/full", "--taget=0.5"], "taget"),
-        (["runs/full", "--margin=2"], "margin 2 is no difference of accuracies"),
-        (["runs/full", "--png=a.jpg"], "only PNG"),
+        (["runs/full", "--margin=2"], "margin 2 is no difference of accuracy"),
+        (["runs/full", "--figure=a.jpg"], "pictures are PNG, SVG or PDF"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_status_2(runs, arguments, message):
@@ -90,6 +108,61 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(runs, arguments, message):
     assert done.stderr.startswith("fedjax8: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
     assert [p.name for p in runs.iterdir()] == ["runs"]
+
+
+def test_metric_tables_and_tags_are_flags(tmp_path, write_run):
+    document = {"task": {"metric": "mae", "directions": {"mae": "lower"}}, "labels": {"tags": ["paper"]}}
+    made = {"metric": "mae", "document": document}
+    write_run(tmp_path / "runs" / "full", [4.0, 2.0, 1.0], (400, 0), bits=32, **made)
+    write_run(tmp_path / "runs" / "eight", [3.0, 1.5, 1.005], (100, 0), bits=8, **made)
+    write_run(tmp_path / "runs" / "other", [3.0, 1.5, 1.005], (100, 0), bits=4, metric="mae")
+    flags = ["--html=", "--csv=a.csv", "--latex=a.tex", "--figure=a.svg", "--tag=paper"]
+    done = command(tmp_path, "runs/full", "runs/eight", "runs/other", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cells_of(done.stdout)[2][:4] == ["bits=8", "1.005", "300 B", "4.00x"]
+    assert done.stdout.endswith("wrote a.svg\nwrote a.csv\nwrote a.tex\n")
+    assert (
+        (tmp_path / "a.csv")
+        .read_text()
+        .startswith("setting,tags,bits,seeds,target_mae,target_mae_std,rounds_to_target")
+    )
+    assert "8 & 1.005 & 300 B & 4.00$\\times$ & 1.005 & 1.005 \\\\\n" in (tmp_path / "a.tex").read_text()
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+    by_loss = command(tmp_path, "runs/full", "runs/eight", "--html=", "--metric=loss")
+    assert "target loss" in by_loss.stdout and "MAE" not in by_loss.stdout
+
+
+def test_watching_writes_the_page_until_the_runs_are_finished(runs):
+    folder = runs / "runs" / "fp8"
+    done = (folder / "summary.json").read_bytes()
+    (folder / "summary.json").unlink()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "fedjax8.compare", "runs/full", "runs/fp8", "--watch=0.2"],
+        cwd=runs,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        assert watching.stdout.readline().endswith("1 of 2 runs at work; wrote comparison.html\n")
+        assert '<meta http-equiv="refresh" content="0.2">' in (runs / "comparison.html").read_text(encoding="utf-8")
+        (folder / "summary.json").write_bytes(done)
+        rest = watching.communicate(timeout=60)[0]
+    finally:
+        watching.kill()
+    assert watching.returncode == 0 and "gain in bytes" in rest and rest.endswith("wrote comparison.html\n")
+    assert 'http-equiv="refresh"' not in (runs / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_a_flag_without_seconds_watches_every_ten():
+    from absl import flags
+
+    from fedjax8 import compare
+
+    held = flags.FlagValues()
+    flags.DEFINE_float("watch", None, "", flag_values=held)
+    assert held(["compare", *compare.with_seconds(["a", "--watch", "--html="])[:2]])[1:] == ["a"] and held.watch == 10
+    assert compare.with_seconds(["--watch=3"]) == ["--watch=3"]
 
 
 def test_comparing_and_plotting_do_not_import_jax(runs):
@@ -112,7 +185,7 @@ def test_a_terminal_gets_every_cell_uncut_within_its_width(runs, monkeypatch, wi
     text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for row in rows(found):
+    for row in table(found).rows:
         for cell in row:
             assert all(part in text for part in cell.split(", "))
 
@@ -123,7 +196,7 @@ def test_into_a_file_the_table_is_not_folded(runs, monkeypatch):
     stream = io.StringIO()
     print_comparison(found, stream)
     (line,) = [line for line in stream.getvalue().splitlines() if line.startswith("| uplink=fp8")]
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == rows(found)[1]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == list(table(found).rows[1])
 
 
 def test_a_stream_that_cannot_write_plus_minus_does_not_fail(tmp_path, write_run):
@@ -133,4 +206,4 @@ def test_a_stream_that_cannot_write_plus_minus_does_not_fail(tmp_path, write_run
     stream = io.TextIOWrapper(raw, encoding="ascii")
     print_comparison(compare_runs([tmp_path / "a", tmp_path / "b"]), stream)
     stream.flush()
-    assert b"0.7000 ? 0.1414" in raw.getvalue()
+    assert b"70.00 ? 14.14%" in raw.getvalue()

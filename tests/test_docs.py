@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from fedjax8 import codecs, compare, plot, train, trees
+from fedjax8 import codecs, compare, evaluate, plot, train, trees
 from fedjax8.components import SEAMS, build_component
 from fedjax8.config import base_config, check_call, is_component, load_config, override, validate
 from fedjax8.errors import UserError
@@ -96,8 +96,8 @@ def test_every_command_line_of_train_is_one_that_it_takes(arguments, monkeypatch
         check_component(config, field)
 
 
-@pytest.mark.parametrize("program", [compare, plot], ids=["compare", "plot"])
-def test_every_flag_of_compare_and_plot_that_is_shown_is_known(program):
+@pytest.mark.parametrize("program", [compare, evaluate, plot], ids=["compare", "evaluate", "plot"])
+def test_every_flag_of_these_programs_that_is_shown_is_known(program):
     shown = [argument for text in PAGES.values() for call in commands(text, program.__name__) for argument in call]
     given = {argument.partition("=")[0] for argument in shown if argument.startswith("--")}
     assert given
@@ -120,6 +120,8 @@ def test_every_component_has_a_heading_in_its_page(page, package):
         ("data", "fedjax8.data.sources"),
         ("data", "fedjax8.data.partitions"),
         ("participation", "fedjax8.participation"),
+        ("tasks", "fedjax8.tasks"),
+        ("tasks", "fedjax8.tasks.metrics"),
         ("robustness", "fedjax8.algorithms.aggregators"),
         ("robustness", "fedjax8.attacks"),
         ("robustness", "fedjax8.dropouts"),

@@ -198,7 +198,15 @@ def test_process_0_alone_writes_and_speaks(unbroken):
     assert "bytes up" in out
     assert (err, other_out, other_err) == ("", "", "")
     names = {path.name for path in workdir.iterdir()}
-    assert names == {"config.json", "about.json", "metrics.jsonl", "summary.json", "checkpoints", ".lock"}
+    assert names == {
+        "config.json",
+        "about.json",
+        "metrics.jsonl",
+        "summary.json",
+        "model.safetensors",
+        "checkpoints",
+        ".lock",
+    }
     assert [line["round"] for line in lines(workdir)] == list(range(1, 151))
     assert json.loads((workdir / "summary.json").read_text())["finished"] is True
 

@@ -43,7 +43,7 @@ def test_the_command_writes_the_picture_it_names(runs):
     [
         (["--out=a.png"], "no run folder given"),
         (["runs/full"], "no picture named: add --out=FILE.png"),
-        (["runs/full", "--out=a.pdf"], "only PNG"),
+        (["runs/full", "--out=a.jpg"], "pictures are PNG, SVG or PDF"),
         (["runs/full", "--out=a.png", "--x=epochs"], "bytes"),
         (["runs/full", "--out=a.png", "--y=test_acc"], "nothing to draw"),
         (["runs/full", "--out=absent/a.png"], "cannot write absent/a.png"),

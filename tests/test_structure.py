@@ -10,8 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fedjax8"
 RANKS = (
+    {"display"},
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",
@@ -23,6 +24,7 @@ RANKS = (
         "attacks",
         "dropouts",
         "local",
+        "tasks",
         "hosts",
     },
     {"algorithms"},
@@ -34,9 +36,14 @@ RANKS = (
         "components",
         "build",
         "run_format",
+        "init_from",
         "introduction",
+        "launch",
+        "loading",
+        "experimenting",
         "cli",
         "compilation_cache",
+        "data_flag",
         "devices",
         "distributed",
         "normalization",
@@ -45,7 +52,7 @@ RANKS = (
         "shipped",
         "tune",
     },
-    {"configs", "train", "compare", "plot", "sweep", "pretrain", "listing", "templates"},
+    {"configs", "train", "evaluate", "compare", "plot", "sweep", "pretrain", "listing", "templates"},
     {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

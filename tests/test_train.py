@@ -61,7 +61,7 @@ def same_tree(a, b):
 def unbroken(tmp_path_factory):
     """A whole small run, shared by the tests that compare with it."""
     workdir = tmp_path_factory.mktemp("unbroken")
-    done = train(*SMALL, f"--workdir={workdir}")
+    done = train(*SMALL, f"--workdir={workdir}", "--name=small", "--tag=a,b", "--note=a note")
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -73,6 +73,7 @@ def test_a_run_leaves_the_agreed_files(unbroken):
     assert record["config"]["seed"] == 0
     assert record["versions"]["jax"]
     assert record["devices"]
+    assert record["labels"] == {"name": "small", "tags": ["a", "b"], "note": "a note"}
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary) >= {
         "rounds", "test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes", "float32_bytes", "saving", "seconds",
@@ -235,6 +236,7 @@ def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbr
         (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
         (["--dry_run", "--seeds=0,1"], "--dry_run is of one run"),
         (["--writers=tensorboard"], "--writers needs a --workdir"),
+        (["--name=small"], "--name needs a --workdir"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(flags, message, tmp_path):
@@ -317,7 +319,12 @@ def test_overrides_may_be_given_with_a_space():
 def test_seeds_at_once_leave_the_folders_of_runs_one_by_one(tmp_path):
     few = [*SMALL, "--config.rounds=4"]
     others = (f"--profile={tmp_path / 'profile'}", "--client_accuracy=5")
-    assert train(*few, "--seeds=3,1", f"--workdir={tmp_path}", *others).returncode == 0
+    together = train(*few, "--seeds=3,1", f"--workdir={tmp_path}", *others)
+    assert together.returncode == 0
+    ends = [json.loads((tmp_path / f"seed-{seed}" / "summary.json").read_text())["test_accuracy"] for seed in (3, 1)]
+    over = json.loads((tmp_path / "seeds.json").read_text())
+    assert over["seeds"] == [3, 1] and over["test_accuracy"]["mean"] == pytest.approx(sum(ends) / 2)
+    assert f"mean over 2 seeds: test accuracy {sum(ends) / 2:.4f} (deviation" in together.stdout
     alone = [*few, "--config.seed=1", "--config.executor.name=chunked", "--config.executor.chunk=1"]
     assert train(*alone, f"--workdir={tmp_path / 'alone'}").returncode == 0
     assert lines(tmp_path / "seed-1") == lines(tmp_path / "alone") != lines(tmp_path / "seed-3")

@@ -7,15 +7,18 @@ They send an honest update of these labels, so that this works with every algori
 import jax.numpy as jnp
 
 from fedjax8.attacks._members import members
+from fedjax8.errors import UserError
 from fedjax8.types import Attack
 
 
-def label_flip(share: float = 0.2, *, num_classes: int, count: int | None = None, seed: int = 0) -> Attack:
+def label_flip(share: float = 0.2, *, num_classes: int | None, count: int | None = None, seed: int = 0) -> Attack:
     """Attackers whose labels are flipped; `share`, `count` and `seed` as in `sign_flip`.
 
     Labels are column `y`, integers; negative ones, for rows without a label, stay. The log's training loss includes
     theirs.
     """
+    if num_classes is None:
+        raise UserError("label_flip exchanges class numbers, and the targets of this task are none; take sign_flip")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2; got {num_classes}")
 

@@ -5,15 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax8.directions import AUTO, CHOICES, CLASSIFICATION, DIRECTIONS, HIGHER, Measures, direction_of
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
 from fedjax8.types import Variables
 
 Memory = dict[str, Any]
 """Memory of a callback from line to line, of JSON types, since checkpoints hold it."""
-DIRECTIONS = ("auto", "max", "min")
-UP, DOWN = ("accuracy",), ("loss", "error", "perplexity")
-"""Endings of metrics that are better the higher, and the lower, they are."""
 
 
 class Moment(NamedTuple):
@@ -99,22 +97,32 @@ class Watched(NamedTuple):
         return {**memory, "best": best, "since": memory.get("since", 0) + 1}
 
 
-def watched(metric: str | None, direction: str, part: str, min_delta: float = 0.0) -> Watched:
+def watched(
+    metric: str | None,
+    direction: str,
+    part: str,
+    min_delta: float = 0.0,
+    measures: Measures = CLASSIFICATION,
+) -> Watched:
     """The metric that a callback goes by.
 
     Args:
-      metric: a key of `metrics.jsonl`; None: the accuracy on the `part`.
-      direction: `max`, `min`, or `auto`: by the metric's name.
+      metric: a key of `metrics.jsonl`, or the name of a metric, such as `mae`, which is then that on the `part`; None:
+        the run's first metric on the `part`.
+      direction: `higher`, `lower`, or `auto`: by the metric's name.
       part: `validation` where the run has a validation part, else `test`.
       min_delta: see `Watched`.
+      measures: the run's first metric, and directions that its task declares.
 
     Raises:
       UserError: for test rows where there is a validation part, validation rows where there is none, and where the
         direction is not known.
     """
-    metric = metric or f"{part}_accuracy"
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
+    metric = metric or measures.metric
+    if metric in measures.directions or metric in DIRECTIONS or metric == measures.metric:
+        metric = f"{part}_{metric}"
+    if direction not in CHOICES:
+        raise UserError(f"direction must be one of {', '.join(CHOICES)}; got {direction!r}")
     if not 0 <= min_delta < math.inf:
         raise UserError(f"min_delta must be at least 0 and finite; got {min_delta}")
     if part == "validation" and "test_" in metric:
@@ -124,11 +132,10 @@ def watched(metric: str | None, direction: str, part: str, min_delta: float = 0.
         )
     if part == "test" and "validation_" in metric:
         raise UserError(f"metric {metric!r} needs a validation part: set --config.validation=0.1")
-    if direction == "auto":
-        if not metric.endswith(UP + DOWN):
-            raise UserError(f"whether {metric!r} is better high or low is not known: set direction to max or min")
-        direction = "max" if metric.endswith(UP) else "min"
-    return Watched(metric, 1.0 if direction == "max" else -1.0, min_delta)
+    direction = direction_of(metric, measures.directions) if direction == AUTO else direction
+    if not direction:
+        raise UserError(f"whether {metric!r} is better high or low is not known: set direction to higher or lower")
+    return Watched(metric, 1.0 if direction == HIGHER else -1.0, min_delta)
 
 
 def check_patience(patience: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax8 import trees
 from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, watched
+from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.durable import replace_file
 from fedjax8.errors import UserError
 from fedjax8.types import Variables
@@ -25,17 +26,22 @@ ABOUT = "about"
 
 
 def best_checkpoint(
-    metric: str | None = None, *, direction: str = "auto", min_delta: float = 0.0, part: str = "test"
+    metric: str | None = None,
+    *,
+    direction: str = "auto",
+    min_delta: float = 0.0,
+    part: str = "test",
+    measures: Measures = CLASSIFICATION,
 ) -> Callback:
     """A callback that writes the global model to `best.npz` whenever the metric is better than ever before.
 
     Args:
-      metric, direction, min_delta, part: as of `early_stopping`.
+      metric, direction, min_delta, part, measures: as of `early_stopping`.
 
     `read_best` reads the file. Decides nothing. Metrics are seen in the rounds after which the global model or clients'
     own are evaluated, also those that every round logs.
     """
-    watch = watched(metric, direction, part, min_delta)
+    watch = watched(metric, direction, part, min_delta, measures)
 
     def step(memory: Memory, moment: Moment) -> Decision:
         value = watch.read(moment, memory) if moment.model else None

@@ -7,6 +7,7 @@ The scale multiplies every update of the clients' optimizer, as a learning rate 
 """
 
 from fedjax8.callbacks.base import Callback, Decision, Memory, Moment, check_patience, watched
+from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 
 
@@ -19,6 +20,7 @@ def plateau(
     direction: str = "auto",
     min_delta: float = 0.0,
     part: str = "test",
+    measures: Measures = CLASSIFICATION,
 ) -> Callback:
     """A callback that lowers the clients' steps after `patience` values of the metric that were no better.
 
@@ -26,14 +28,14 @@ def plateau(
       patience: values in a row, counted anew after each lowering.
       factor: above 0 and below 1.
       least: the smallest scale, above 0 and below 1.
-      metric, direction, min_delta, part: as of `early_stopping`.
+      metric, direction, min_delta, part, measures: as of `early_stopping`.
 
     A round's scale is its `step_scale` in the log.
     """
     check_patience(patience)
     if not (0 < factor < 1 and 0 < least < 1):
         raise UserError(f"factor and least must be above 0 and below 1; got {factor} and {least}")
-    watch = watched(metric, direction, part, min_delta)
+    watch = watched(metric, direction, part, min_delta, measures)
 
     def step(memory: Memory, moment: Moment) -> Decision:
         value = watch.read(moment, memory)

@@ -3,6 +3,7 @@
 Everything here is NumPy except `augment` and `batches`, which run on the device.
 """
 
+from fedjax8.data.arrays import from_arrays
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import Dataset, FederatedData, Windows, federate, match_test_owners
 from fedjax8.data.held_out import held_out
@@ -44,6 +45,7 @@ __all__ = [
     "dirichlet",
     "fashion_mnist",
     "federate",
+    "from_arrays",
     "held_out",
     "iid",
     "image_folder",

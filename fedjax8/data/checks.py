@@ -13,6 +13,8 @@ import numpy as np
 
 from fedjax8.errors import UserError
 
+NO_TARGET = -1
+"""The label of a position in a sequence at which there is nothing to predict, such as padding."""
 _INT32 = np.iinfo(np.int32)
 _VALUES_AT_ONCE = 1 << 20
 _FEWEST = 0.1
@@ -104,6 +106,47 @@ def check_classes(labels: np.ndarray, num_classes: int, where: str, lowest: int 
         )
 
 
+def check_marks(targets: np.ndarray, where: str) -> None:
+    """Raises UserError unless targets `[N, L]` are all 0 or 1."""
+    low, high = extremes(targets)
+    if targets.size and (low < 0 or high > 1):
+        raise UserError(
+            f"{where}: targets run from {low} to {high}; of several labels a row each must be 0 or 1; where a row has "
+            "one class, give its number, [N]"
+        )
+
+
+def check_label_shape(x: np.ndarray, labels: np.ndarray, num_classes: int | None, where: str) -> None:
+    """UserError unless there is an int32 label for each row, or for each position of each row; without classes, unless
+    there are numbers, or labels that a row has or has not."""
+    if num_classes is None:
+        if (labels.dtype.name, labels.ndim) not in (("float32", 1), ("float32", 2), ("uint8", 2)):
+            raise UserError(
+                f"{where} targets are {labels.dtype} {labels.shape}; without num_classes they must be numbers, float32 "
+                "[N] or [N, K], or a 0 or 1 for each label, uint8 [N, L]"
+            )
+        if 0 in labels.shape[1:]:
+            raise UserError(f"{where} targets have shape {labels.shape}; each row needs at least one")
+        return
+    if labels.dtype != np.int32 or labels.shape not in (x.shape[:1], x.shape[:2]):
+        raise UserError(
+            f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{len(x)}], or one for each "
+            f"position of a sequence{label_advice(labels)}"
+        )
+
+
+def check_labels(labels: np.ndarray, num_classes: int | None, where: str) -> None:
+    """UserError unless each row has a valid label."""
+    if num_classes is None:
+        if labels.dtype == np.uint8:
+            check_marks(labels, where)
+        return
+    check_classes(labels, num_classes, where, 0 if labels.ndim == 1 else NO_TARGET)
+    if labels.ndim > 1 and not (labels >= 0).any(axis=1).all():
+        row = int((labels >= 0).any(axis=1).argmin())
+        raise UserError(f"{where} row {row} has no target at any position; leave such rows out")
+
+
 def check_label_kind(labels: np.ndarray, where: str) -> None:
     """Raises UserError unless labels are integers."""
     if labels.dtype.kind not in "iu":
@@ -117,9 +160,12 @@ def label_advice(labels: np.ndarray) -> str:
     if labels.ndim == 2 and labels.shape[1] == 1:
         return "; try labels[:, 0]"
     if labels.ndim == 2 and labels.dtype.kind in "biuf":
-        return "; where a row marks its class, try labels.argmax(axis=1)"
+        return (
+            "; where a row marks its class, try labels.argmax(axis=1); for several labels a row take the task "
+            "multilabel"
+        )
     if labels.dtype.kind in "bf":
-        return "; try labels.astype(np.int32)"
+        return "; try labels.astype(np.int32), or for measured numbers the task regression"
     if labels.dtype.kind in "OUS":
         return "; try np.unique(labels, return_inverse=True)[1]"
     return ""

@@ -21,7 +21,7 @@ def drawn_rows(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    num_classes: int = 1,
+    num_classes: int | None = 1,
 ) -> dict[str, np.ndarray]:
     """Columns of `rows` drawn rows, with the row shapes and dtypes of `columns`.
 
@@ -30,13 +30,13 @@ def drawn_rows(
       rows: their number.
       mean: per channel, of x / 255 where columns are uint8; by default 0, or of images `IMAGE_MEAN`.
       std: likewise; 1, or `IMAGE_STD`.
-      num_classes: symbols and labels to draw from.
+      num_classes: symbols and labels to draw from; None where targets are no class numbers.
     """
     rng, found = np.random.default_rng(_STREAM), {}
     for name, column in columns.items():
         shape, image = (rows, *column.shape[1:]), column.dtype == np.uint8
-        if column.dtype.kind in "iu" and not image:
-            found[name] = rng.integers(num_classes, size=shape).astype(column.dtype)
+        if column.dtype.kind in "iu" and (not image or name == "y"):
+            found[name] = rng.integers(num_classes or 2, size=shape).astype(column.dtype)
             continue
         center: Sequence[float] = IMAGE_MEAN if image else (0.0,)
         spread: Sequence[float] = IMAGE_STD if image else (1.0,)

@@ -15,15 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.data.checks import (
-    check_classes,
     check_columns,
     check_finite,
+    check_label_shape,
+    check_labels,
     check_representable,
     check_windows,
     common_length,
     kind_of,
-    label_advice,
 )
+from fedjax8.display import Facts, columns_of, shows
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 
@@ -40,24 +41,23 @@ class Windows(NamedTuple):
     sizes: np.ndarray  # [K] int32
 
 
-NO_TARGET = -1
-"""The label of a position in a sequence at which there is nothing to predict, such as padding."""
-
-
+@shows
 class Dataset(NamedTuple):
     """Training and test rows of one data set, with their normalization and number of classes.
 
     A row has one label, or, as a sequence [T, ...], a label at each of its T positions. The row is the unit:
-    its loss and its accuracy are means over its labels that are not `NO_TARGET`.
+    its loss and its accuracy are means over its labels that are not `NO_TARGET`. Targets that are no class numbers are
+    float32 numbers, or a 0 or 1 for each of L labels; `num_classes` is None then.
 
     Invariants (`validate` checks them): the columns of a part have equal length, at least one row; `y` is
     int32 [N] with values in [0, num_classes), or int32 [N, T] for x [N, T, ...] with `NO_TARGET` as another value
-    but not the only one of a row; rows of `train` and `test` have the same shape; owners are non-negative.
+    but not the only one of a row; without classes float32 [N] or [N, K], or uint8 [N, L] of 0 and 1; rows of `train`
+    and `test` have the same shape; owners are non-negative.
     """
 
-    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y [N] or [N, T] int32
+    train: Mapping[str, np.ndarray]  # x [N, ...] uint8, float32 or int32, perhaps memory-mapped; y as above
     test: Mapping[str, np.ndarray]
-    num_classes: int
+    num_classes: int | None
     mean: tuple[float, ...]  # per channel, of x / 255 where x is uint8, else of x
     std: tuple[float, ...]
     name: str
@@ -65,6 +65,15 @@ class Dataset(NamedTuple):
     test_owners: np.ndarray | None = None
     clients: Windows | None = None  # natural clients as windows, instead of an owner for each of too many rows
     constants: tuple[str, ...] = ()  # which of "mean" (with std) and "num_classes" were not read off the training rows
+
+    def _facts(self) -> Facts:
+        facts = {
+            "": self.name,
+            "train": columns_of(self.train),
+            "test": columns_of(self.test),
+            "classes": self.num_classes,
+        }
+        return facts | {"natural_clients": self.num_natural_clients or None}
 
     @property
     def num_natural_clients(self) -> int:
@@ -90,10 +99,10 @@ class Dataset(NamedTuple):
             rows = common_length(columns, where)
             if rows == 0:
                 raise UserError(f"{where} is empty; it needs at least one row")
-            _check_label_shape(columns["x"], columns["y"], where)
+            check_label_shape(columns["x"], columns["y"], self.num_classes, where)
             read = {name: c for name, c in columns.items() if read_mapped or not isinstance(c, np.memmap)}
             if "y" in read:
-                _check_labels(columns["y"], self.num_classes, where)
+                check_labels(columns["y"], self.num_classes, where)
             check_finite(read, where)
             if owners is not None and not isinstance(owners, np.ndarray):
                 raise UserError(f"{where} owners are {kind_of(owners)}; they must be a NumPy array of integers from 0")
@@ -113,6 +122,11 @@ class Dataset(NamedTuple):
             )
         if self.train["y"].ndim != self.test["y"].ndim:
             raise UserError(f"{self.name}: only one of train and test has a label for each position; both must or none")
+        if self.num_classes is None and self.train["y"].shape[1:] != self.test["y"].shape[1:]:
+            raise UserError(
+                f"{self.name}: train has {self.train['y'].shape[1]} targets a row, but test {self.test['y'].shape[1]}; "
+                "they must agree"
+            )
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise UserError(f"{self.name}: mean {self.mean} and std {self.std} must pair up, with std above 0")
         if not np.isfinite([*self.mean, *self.std]).all():
@@ -120,7 +134,8 @@ class Dataset(NamedTuple):
         return self
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@shows
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FederatedData:
     """Rows grouped by client: client c owns rows `order[starts[c] : starts[c] + sizes[c]]` of every column.
 
@@ -187,6 +202,11 @@ class FederatedData:
         order = order[np.count_nonzero(owners == -1) :]
         sizes = np.bincount(owners[order], minlength=num_clients)
         return cls(columns, order, np.cumsum(sizes, dtype=np.int64) - sizes, sizes.astype(np.int32))
+
+    def _facts(self) -> Facts:
+        some = self.sizes[:_CLIENTS_AT_ONCE]
+        sizes = f"{some.min():,} to {some.max():,}" if len(some) == len(self.sizes) else None
+        return {"clients": self.num_clients, "rows_of_a_client": sizes, "columns": columns_of(self.columns)}
 
     @property
     def num_clients(self) -> int:
@@ -328,23 +348,6 @@ def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:
             "sets need the by_key partition"
         )
     return client_of[dataset.test_owners]
-
-
-def _check_label_shape(x: np.ndarray, labels: np.ndarray, where: str) -> None:
-    """UserError unless there is an int32 label for each row, or for each position of each row."""
-    if labels.dtype != np.int32 or labels.shape not in (x.shape[:1], x.shape[:2]):
-        raise UserError(
-            f"{where} labels are {labels.dtype} {labels.shape}; they must be int32 [{len(x)}], or one for each "
-            f"position of a sequence{label_advice(labels)}"
-        )
-
-
-def _check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
-    """UserError unless each row has a valid label."""
-    check_classes(labels, num_classes, where, 0 if labels.ndim == 1 else NO_TARGET)
-    if labels.ndim > 1 and not (labels >= 0).any(axis=1).all():
-        row = int((labels >= 0).any(axis=1).argmin())
-        raise UserError(f"{where} row {row} has no target at any position; leave such rows out")
 
 
 def _room(name: str, column: np.ndarray, rows: int, out: Mapping[str, np.ndarray] | None) -> np.ndarray:

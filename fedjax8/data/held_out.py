@@ -8,9 +8,9 @@ client's own (`natural`). Else test rows are dealt by the labels that clients tr
 so that label and size skew of a client are those of its training rows, by whichever partition. Shares are rounded down
 or up to whole rows, at random so that they are met in expectation; no test row goes to two clients. Rows of a label
 that nobody trains on go to nobody, and a client whose shares come to nothing has no held-out rows. Rows with a label at
-every position are dealt by sizes alone. Other differences between clients, such as the inputs of windows of a file,
-are not followed. The rule is this project's; where a partition cuts shards, dealing test rows by the same shards, as is
-usual, gives the same labels in the same shares.
+every position, and those whose targets are no class numbers, are dealt by sizes alone. Other differences between
+clients, such as the inputs of windows of a file, are not followed. The rule is this project's; where a partition cuts
+shards, dealing test rows by the same shards, as is usual, gives the same labels in the same shares.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def held_out(dataset: Dataset, clients: FederatedData, seed: int = 0) -> HeldOut
     if owners is not None:
         return HeldOut(NATURAL, FederatedData.from_owners(dataset.test, owners, clients.num_clients))
     labels = np.asarray(dataset.test["y"])
-    if labels.ndim == 1:
+    if labels.ndim == 1 and dataset.num_classes is not None:
         shares = clients.label_counts(dataset.num_classes)
     else:
         labels, shares = np.zeros(len(labels), np.int32), clients.sizes[:, None]

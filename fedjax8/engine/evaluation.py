@@ -30,7 +30,8 @@ def evaluation(
     """`evaluate(variables) -> metrics` over all rows of `columns` (leaves `[N, ...]`).
 
     The model's own `apply` gives `test_loss` and one `test_<name>` per metric (by the name of another `part` if given);
-    a view called v gives `v_test_loss` and so on; the values of `model.report` are among them.
+    a view called v gives `v_test_loss` and so on; metrics of the whole set and the values of `model.report` are among
+    them.
     Batches are spread over devices by `executor`; the last ones are masked. A device works on no more rows at once than
     there are for it, and on no more than `bytes_at_once` allows, whatever the executor's chunk. Raises UserError where
     there are no rows.
@@ -42,17 +43,22 @@ def evaluation(
     runs = {"": model.apply} | {f"{name}_": view for name, view in model.views.items()}
     rows_of_shard = math.ceil(num_rows / executor.num_shards)
     most = min(batch_size, rows_of_shard)
+    sets = {f"{prefix}{part}_{name}": metric for prefix in runs for name, metric in model.sets.items()}
 
-    def sums_of(shared: PyTree, rows: jax.Array) -> dict[str, jax.Array]:
+    def sums_of(shared: PyTree, rows: jax.Array) -> tuple[PyTree, PyTree]:
+        """Over a batch: sums of the metrics and of states that add up; and the states of each row."""
         variables, columns = shared
         mask = (rows < num_rows).astype(jnp.float32)
         batch = {name: c[jnp.minimum(rows, num_rows - 1)] for name, c in columns.items()} | {"mask": mask}
-        sums = {}
+        sums: dict[str, jax.Array] = {}
+        states: dict[str, PyTree] = {}
         for prefix, apply in runs.items():
             outputs, _ = apply(variables, batch)
             values = {"loss": model.loss(outputs, batch), **model.metrics(outputs, batch)}
             sums |= {f"{prefix}{part}_{name}": jnp.sum(v * mask) for name, v in values.items()}
-        return sums
+            states |= {f"{prefix}{part}_{n}": m.state(outputs, batch["y"], mask) for n, m in model.sets.items()}
+        kept = {name: state for name, state in states.items() if sets[name].rows}
+        return (sums, {name: state for name, state in states.items() if name not in kept}), kept
 
     def program(shared: PyTree) -> tuple[Program, np.ndarray]:
         """The compiled evaluation, and the first row of every batch of this process."""
@@ -64,15 +70,17 @@ def evaluation(
         starts = np.arange(executor.num_shards * per_shard, dtype=np.int32) * size
 
         def one_batch(shared, start):
-            return Partial(sums_of(shared, start + jnp.arange(size))), ()
+            sums, kept = sums_of(shared, start + jnp.arange(size))
+            return Partial(sums), kept
 
         def run(shared, starts):
             if at_once == executor.chunk:
                 return executor.map_reduce(one_batch, shared, starts)
             # The executor by itself would take more at once than fits.
             parts = starts.reshape(groups(per_shard, at_once), -1)
-            found = jax.lax.map(lambda part: executor.map_reduce(one_batch, shared, part)[0].sum, parts)
-            return Partial(jax.tree.map(lambda x: jnp.sum(x, axis=0), found)), ()
+            found, kept = jax.lax.map(lambda part: executor.map_reduce(one_batch, shared, part), parts)
+            total = jax.tree.map(lambda x: jnp.sum(x, axis=0), found.sum)
+            return Partial(total), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
 
         own = starts.reshape(executor.num_shards, -1)[list(executor.shards)].reshape(-1)
         return executor.compile(run), own
@@ -83,9 +91,12 @@ def evaluation(
         if not compiled:
             compiled.append(program((variables, placed)))
         run, own = compiled[0]
-        totals, _ = run((variables, placed), own)
+        totals, kept = run((variables, placed), own)
+        sums, states = jax.device_get(totals.sum)
+        of_rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], jax.device_get(executor.collect(kept)))
+        whole = {name: metric.value((of_rows if metric.rows else states)[name]) for name, metric in sets.items()}
         reported = {name: float(value) for name, value in jax.device_get(model.report(variables.params)).items()}
-        return {name: float(total) / num_rows for name, total in totals.sum.items()} | reported
+        return {name: float(total) / num_rows for name, total in sums.items()} | whole | reported
 
     return evaluate
 

@@ -12,13 +12,19 @@ import jax
 import numpy as np
 
 from fedjax8 import trees
-from fedjax8.data.checks import check_classes, check_columns, check_finite, common_length, extremes
-from fedjax8.data.federated import NO_TARGET
+from fedjax8.data.checks import (
+    NO_TARGET,
+    check_classes,
+    check_columns,
+    check_finite,
+    check_marks,
+    common_length,
+    extremes,
+)
 from fedjax8.errors import UserError
 from fedjax8.keys import random_key
-from fedjax8.models.linen import cross_entropy
 from fedjax8.models.uses import Uses, uses
-from fedjax8.types import Model
+from fedjax8.types import BINARY, CLASSES, MARKS, VALUES, Model
 
 ROWS = 2
 """Of the batch that is traced."""
@@ -30,7 +36,9 @@ class Fit(NamedTuple):
     outputs: tuple[int, ...]
     """Shape of the outputs of one row."""
     num_classes: int | None
-    """Outputs of a label, where the loss is our cross-entropy and labels are class numbers; else None."""
+    """Classes that the loss takes, where labels are class numbers; else None."""
+    marks: bool
+    """Whether targets are a 0 or 1 for each label."""
     uses: Uses
     columns: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
     """Dtype and row shape by name."""
@@ -41,6 +49,8 @@ class Fit(NamedTuple):
         if self.num_classes is not None:
             labels = columns["y"]
             check_classes(labels, self.num_classes, f"{where}:", 0 if labels.ndim == 1 else NO_TARGET)
+        if self.marks:
+            check_marks(columns["y"], where)
         for table in self.uses.tables:
             x = columns["x"].reshape(len(columns["x"]), -1)
             low, high = extremes(x if len(table.places) == x.shape[1] else x[:, list(table.places)])
@@ -115,8 +125,8 @@ def _traced(model: Model, like: Mapping[str, tuple[np.dtype, tuple[int, ...]]], 
     if empty:
         raise UserError(f"{misfit}: nothing is left at {empty[0]}")
     num_classes = None
-    if model.loss is cross_entropy:
-        num_classes = _check_outputs(outputs, batch.get("y"), what, rows)
+    if model.targets:
+        num_classes = _check_outputs(model.targets, outputs, batch.get("y"), what, rows)
     losses = jax.eval_shape(model.loss, outputs, batch)
     if losses.shape != (ROWS,):
         raise UserError(f"the loss of {what} has shape {losses.shape} for {ROWS} rows; it must be one number a row")
@@ -126,18 +136,31 @@ def _traced(model: Model, like: Mapping[str, tuple[np.dtype, tuple[int, ...]]], 
         used = uses(lambda v, b: plain(v, b)[0], variables, batch)
         if used.unscaled:
             _refuse_unscaled(like["x"][0], what, rows)
-    return Fit(getattr(outputs, "shape", ())[1:], num_classes, used, dict(like))
+    return Fit(getattr(outputs, "shape", ())[1:], num_classes, model.targets == MARKS, used, dict(like))
 
 
-def _check_outputs(outputs: Any, labels: Any, what: str, rows: str) -> int:
-    """The number of classes."""
+def _check_outputs(targets: str, outputs: Any, labels: Any, what: str, rows: str) -> int | None:
+    """The number of classes, if targets of this kind have one."""
     if labels is None:
         raise UserError(f"{rows} have no column 'y' of labels, which the loss of {what} needs")
-    if not np.issubdtype(labels.dtype, np.integer):
+    if targets == VALUES and not np.issubdtype(labels.dtype, np.floating):
         raise UserError(
-            f"labels 'y' of {rows} are {labels.dtype}, but the loss of {what} takes class numbers; try "
+            f"targets 'y' of {rows} are {labels.dtype}, but the loss of {what} takes numbers; try y.astype(np.float32)"
+        )
+    if targets != VALUES and not np.issubdtype(labels.dtype, np.integer):
+        kind = "a 0 or 1 for each label" if targets == MARKS else "class numbers"
+        raise UserError(
+            f"labels 'y' of {rows} are {labels.dtype}, but the loss of {what} takes {kind}; try "
             "y.astype(np.int32), or give the model another loss"
         )
+    if targets != CLASSES:
+        single = outputs.shape[0:1] == labels.shape and outputs.shape[1:] in ((), (1,))
+        if not (single if targets == BINARY or len(labels.shape) == 1 else outputs.shape == labels.shape):
+            raise UserError(
+                f"{what} gives outputs of shape {outputs.shape[1:]} a row, but {rows} has targets of shape "
+                f"{labels.shape[1:]} a row; its loss needs one output for each"
+            )
+        return 2 if targets == BINARY else None
     if outputs.shape[:-1] != labels.shape:
         given = "a label a row" if len(labels.shape) == 1 else f"{labels.shape[1]} labels a row"
         advice = "; try y[:, 0]" if labels.shape[1:] == (1,) else " (try char_lstm)" if len(labels.shape) == 2 else ""

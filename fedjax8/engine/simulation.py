@@ -22,9 +22,11 @@ import numpy as np
 from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
+from fedjax8.display import shows
 from fedjax8.engine.arguments import check_run
 from fedjax8.engine.call import Begun, CallInputs, Carried, RoundOutcome, Share
 from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
+from fedjax8.engine.facts import facts_of
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
 from fedjax8.engine.lines import call_line
@@ -53,12 +55,10 @@ CALL_STATE_BYTES = 1 << 27
 """Client states that a call of several rounds may hold on one device."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@shows
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Simulation:
-    """A federated run; made by `simulate`, which checks and documents the fields.
-
-    Compiles, and touches a device, when it is first asked for something that needs it.
-    """
+    """A federated run; made by `simulate`, which checks and documents the fields. Touches a device when it must."""
 
     algorithm: Algorithm
     data: FederatedData
@@ -74,7 +74,7 @@ class Simulation:
     sample: Mapping[str, np.ndarray] | None = None
     participation: Participation = uniform()  # noqa: RUF009 (a constant)
 
-    # Its parts
+    _facts = facts_of  # as it is shown
 
     @property
     def model(self) -> Model:

@@ -3,13 +3,18 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from fedjax8.display import Facts, shows
 from fedjax8.types import MODEL, Channel
 
 
+@shows
 class Ledger(NamedTuple):
     """Messages of a run, over all clients: how many of each kind were sent. Bytes are octets."""
 
     sent: Mapping[Channel, int] = {}
+
+    def _facts(self) -> Facts:
+        return self.totals() | {"messages": sum(self.sent.values()), "saving": f"{self.saving:.2f}x"}
 
     def add(self, sent: Mapping[Channel, Any]) -> "Ledger":
         """The ledger after these messages; values of `sent` are message counts."""

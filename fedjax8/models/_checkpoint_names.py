@@ -45,7 +45,7 @@ def names_of(kind: str, leaves: Collection[str]) -> Names:
     """The names of that kind for a model with these leaves."""
     depth = 1 + max((int(n.split("/")[0][6:]) for n in leaves if n.startswith("block_")), default=-1)
     if kind == "fedjax8":
-        return Names({name: Source(name) for name in leaves}, ("head/",), ignored_head="head/.*")
+        return Names({name: Source(name) for name in leaves}, ("head/",), prefix="params/", ignored_head="head/.*")
     return KINDS[kind](depth)
 
 

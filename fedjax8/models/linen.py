@@ -13,7 +13,7 @@ from flax import linen as nn
 from fedjax8.errors import UserError
 from fedjax8.models._lstm import Kernel
 from fedjax8.models.products import conv_stand_in, dot_stand_in, scale_stand_in
-from fedjax8.types import Array, Batch, Model, Multiply, Variables
+from fedjax8.types import CLASSES, Array, Batch, Model, Multiply, Variables
 
 PRODUCTS = {
     nn.Dense: ("dot_general", dot_stand_in),
@@ -56,7 +56,7 @@ def check_train_argument(call: Callable, name: str, given: str | None, *, attrib
         )
 
 
-def _per_row(values: Array, labels: Array) -> Array:
+def per_row(values: Array, labels: Array) -> Array:
     """`[B]`: the value of each row; of label sequences `[B, T]` the mean over the positions with a label, not -1."""
     if labels.ndim == 1:
         return values
@@ -67,13 +67,13 @@ def _per_row(values: Array, labels: Array) -> Array:
 def cross_entropy(logits: Array, batch: Batch) -> Array:
     """Softmax cross-entropy against integer labels `batch["y"]`, `[B]` or `[B, T]`; float32 `[B]`."""
     labels = batch["y"]
-    return _per_row(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels), labels)
+    return per_row(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels), labels)
 
 
 def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
     """1 where the largest logit is the label, for label sequences the share of such positions; float32 `[B]`."""
     hits = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)
-    return {"accuracy": _per_row(hits, batch["y"])}
+    return {"accuracy": per_row(hits, batch["y"])}
 
 
 @contextlib.contextmanager
@@ -176,4 +176,4 @@ def from_linen(
         with layer_interceptor(multiply):
             return run(variables, batch, key, train)
 
-    return Model(init, apply, loss, metrics)
+    return Model(init, apply, loss, metrics, targets=CLASSES if loss is cross_entropy else "")

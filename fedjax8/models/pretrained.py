@@ -6,18 +6,16 @@
 A file is memory-mapped and read tensor by tensor, so that beside the parameters there is never more than one tensor of
 it in memory, and of a fused tensor only the third that is wanted. Everything is checked first, from the file's header:
 every leaf has its tensor and every tensor a leaf, shapes and dtypes fit; that values are finite as they are read. Which
-tensor a leaf comes from: `_checkpoint_names.py`. The library `safetensors` is optional: `pip install 'fedjax8[hf]'`.
+tensor a leaf comes from: `_checkpoint_names.py`. The format: `_safetensors.py`; its library is not needed.
 """
 
-import contextlib
 import functools
-import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +25,7 @@ from fedjax8 import trees
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
 from fedjax8.models._checkpoint_names import KINDS, Names, Source, names_of
+from fedjax8.models._safetensors import Header, Tensor, read_header, read_tensor, write_tensors
 from fedjax8.types import PyTree
 
 NAMES = ("fedjax8", *KINDS)
@@ -36,16 +35,10 @@ DTYPES = ("F32", "F16", "BF16")
 """Of tensors that are read; all become float32."""
 MOST_FOLDERS = 32
 """Modules within modules, in the path of a parameter."""
+FORMAT_OF_MODELS = "fedjax8.model"
+"""In the metadata of files of whole models (`saved.py`), whose parameters lie below `params/`."""
 SHOWN = 3
 """Names in a message."""
-
-
-class StoredTensor(NamedTuple):
-    """A tensor in a file's header."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def check_settings(names: str, head: str, positions: str) -> None:
@@ -112,7 +105,7 @@ def readers(
     check_settings(names, head, positions)
     file = find_file(path)
     leaves = trees.named_leaves(like_params)
-    known, stored = names_of(names, leaves), _header(file)
+    known, stored = names_of(names, leaves), header_of(file).tensors
     by_name = {_canonical(name, known.prefix): tensor for name, tensor in stored.items()}
     heads = known.head if head == "new" else ()
     wanted = {name: leaf for name, leaf in leaves.items() if not name.startswith(heads)}
@@ -130,7 +123,6 @@ def readers(
 
 def check_saving(path: str | os.PathLike) -> None:
     """Raises UserError where `save_params` could not write `path`, before anything is trained. Makes its folder."""
-    _library("safetensors.numpy")
     path = Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,22 +134,27 @@ def check_saving(path: str | os.PathLike) -> None:
 
 def save_params(path: str | os.PathLike, params: PyTree) -> None:
     """Writes the leaves under their paths (`block_0/attention/query/kernel`), in their dtypes; whole or not at all."""
-    save_file = _library("safetensors.numpy").save_file
-    path = Path(path).expanduser()
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    tensors = {name: np.asarray(leaf, order="C") for name, leaf in trees.named_leaves(params).items()}
+    write_tree(Path(path).expanduser(), params, {"format": "fedjax8"})
+
+
+def write_tree(path: Path, tree: PyTree, metadata: Mapping[str, str]) -> None:
+    """Writes the leaves of a tree under their paths, whole or not at all; UserError where that cannot be."""
+    tensors = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(tree).items()}
     try:
-        save_file(tensors, str(unfinished), metadata={"format": "fedjax8"})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        write_tensors(path, tensors, metadata)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; make room there, or see to its permissions") from error
 
 
 def load_params(path: str | os.PathLike) -> dict:
-    """The nested dict of float32 arrays that a file of `save_params` holds."""
+    """The nested dict of float32 arrays that a file of `save_params` holds, or the parameters of a whole model's."""
     file = find_file(path)
     params: dict[str, Any] = {}
-    for name, tensor in _header(file).items():
+    header = header_of(file)
+    tensors = header.tensors
+    if header.metadata.get("format") == FORMAT_OF_MODELS:
+        tensors = {n.removeprefix("params/"): tensor for n, tensor in tensors.items() if n.startswith("params/")}
+    for name, tensor in tensors.items():
         *folders, last = name.split("/")
         node = params
         if len(folders) > MOST_FOLDERS or not all((*folders, last)):
@@ -169,50 +166,33 @@ def load_params(path: str | os.PathLike) -> dict:
         _check_dtype(file, tensor)
         if last in node:
             raise UserError(f"{file}: other parameters lie below {name!r}; the file is not one of save_params")
-        node[last] = jnp.asarray(_read(file, tensor, Source(name), tensor.shape))
+        node[last] = jnp.asarray(_read(file, tensor, Source(tensor.name), tensor.shape))
     return params
 
 
 # Files.
 
 
-def _library(module: str) -> Any:
+def header_of(file: Path) -> Header:
+    """The header of a file; UserError for one that is damaged or of another kind."""
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError("parameter files need safetensors: pip install 'fedjax8[hf]'") from error
-
-
-@contextlib.contextmanager
-def _opened(file: Path):
-    safe_open = _library("safetensors").safe_open
-    try:
-        opened = safe_open(str(file), framework="numpy")
-    except Exception as error:  # the library's own class says nothing more
+        return read_header(file)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{file} is no complete safetensors file ({error}); files of PyTorch (.bin, .pt, .pth) are not read, save "
             "their tensors with safetensors first"
         ) from error
-    with opened as handle:
-        yield handle
 
 
-@contextlib.contextmanager
-def _reading(file: Path, tensor: StoredTensor) -> Iterator[None]:
-    """Turns errors of the library, or of memory, about a tensor in the header into UserError."""
+def values_of(file: Path, tensor: Tensor, places: tuple[slice, ...] = ()) -> np.ndarray:
+    """The float32 values at `places` of a tensor; UserError where they cannot be read, or are not finite."""
     try:
-        yield
-    except Exception as error:
+        x = read_tensor(file, tensor, places).astype(np.float32, copy=False)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file}: {tensor.name!r} {tensor.shape} cannot be read ({error})") from error
-
-
-def _header(file: Path) -> dict[str, StoredTensor]:
-    with _opened(file) as opened:
-        found = {}
-        for name in opened.keys():  # noqa: SIM118 - not a dict
-            tensor = opened.get_slice(name)
-            found[name] = StoredTensor(name, str(tensor.get_dtype()), tuple(tensor.get_shape()))
-        return found
+    if not np.isfinite(np.sum(x, dtype=np.float64)):  # float64 cannot overflow here
+        raise UserError(f"{file}: {tensor.name!r} holds NaN or an infinity; save the parameters of a model that works")
+    return x
 
 
 def _canonical(name: str, prefix: str) -> str:
@@ -221,21 +201,14 @@ def _canonical(name: str, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _read(file: Path, tensor: StoredTensor, source: Source, shape: tuple[int, ...]) -> np.ndarray:
+def _read(file: Path, tensor: Tensor, source: Source, shape: tuple[int, ...]) -> np.ndarray:
     """The leaf: what is wanted of the tensor, in our layout."""
-    with _opened(file) as opened, _reading(file, tensor):
-        if source.part is None:
-            x = opened.get_tensor(tensor.name)
-        else:
-            axis = _fused_axis(source)
-            size = tensor.shape[axis] // 3
-            third = slice(source.part * size, (source.part + 1) * size)
-            places = [slice(None)] * len(tensor.shape)
-            places[axis] = third
-            x = opened.get_slice(tensor.name)[tuple(places)]
-    x = np.asarray(x).astype(np.float32, copy=False)
-    if not np.isfinite(np.sum(x, dtype=np.float64)):  # float64 cannot overflow here
-        raise UserError(f"{file}: {tensor.name!r} holds NaN or an infinity; save the parameters of a model that works")
+    places = [slice(None)] * len(tensor.shape)
+    if source.part is not None:
+        axis = _fused_axis(source)
+        size = tensor.shape[axis] // 3
+        places[axis] = slice(source.part * size, (source.part + 1) * size)
+    x = values_of(file, tensor, tuple(places))
     if source.layout == "patches":
         x = x.transpose(2, 3, 1, 0)
     elif source.layout == "transposed":
@@ -276,7 +249,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_places(
-    file: Path, kind: str, wanted: list[str], known: Names, by_name: Mapping[str, StoredTensor], head: str
+    file: Path, kind: str, wanted: list[str], known: Names, by_name: Mapping[str, Tensor], head: str
 ) -> None:
     """Raises UserError unless each leaf has its tensor and each tensor its leaf."""
     strangers = [name for name in wanted if name not in known.sources]
@@ -316,13 +289,13 @@ def _expected(source: Source, shape: tuple[int, ...]) -> tuple[int | None, ...]:
     return (1, *theirs) if source.layout in ("leading", "image_positions") else tuple(theirs)
 
 
-def _check_dtype(file: Path, tensor: StoredTensor) -> None:
+def _check_dtype(file: Path, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise UserError(f"{file}: {tensor.name!r} is {tensor.dtype}; allowed are {', '.join(DTYPES)}")
 
 
 def _check(
-    file: Path, name: str, shape: tuple[int, ...], source: Source, tensor: StoredTensor, positions: str, head: str
+    file: Path, name: str, shape: tuple[int, ...], source: Source, tensor: Tensor, positions: str, head: str
 ) -> None:
     """Raises UserError unless the tensor can become the leaf."""
     _check_dtype(file, tensor)

@@ -92,6 +92,19 @@ class Facts(NamedTuple):
             )
 
 
+class WatchedFacts(Facts):
+    """Facts that remember whether the number of rounds was read: noise that is calibrated for it must not be used for
+    more rounds."""
+
+    read = False
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that noise is calibrated for; noted as read."""
+        self.read = True
+        return self[2]
+
+
 def sampling_of(participants: Participants) -> Sampling:
     """The law by which a round's clients are drawn, for client-level privacy.
 

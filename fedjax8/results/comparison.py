@@ -1,6 +1,6 @@
-"""Comparisons of settings: accuracy reached, bytes and rounds spent, and the gain against the first setting.
+"""Comparisons of settings: metric reached, bytes and rounds spent, and the gain against the first setting.
 
-The gain and the accuracy at which it is taken are defined in `results.gain`. NumPy and the standard library
+The gain and the target at which it is taken are defined in `results.gain`. NumPy and the standard library
 only.
 """
 
@@ -12,35 +12,38 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax8.directions import AUTO
 from fedjax8.errors import UserError
 from fedjax8.results.curves import Curve, Statistic, evaluations, statistic
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
-from fedjax8.results.runs import RunFolder, Setting, number, read_settings
+from fedjax8.results.measure import ACCURACY, Measure, measure_of
+from fedjax8.results.runs import NotYet, RunFolder, Setting, number, read_settings
 
 SMOOTH_FROM = 50
-"""Evaluations that every run must have for its accuracy to be smoothed by default."""
+"""Evaluations that every run must have for its metric to be smoothed by default."""
 SMOOTH_WINDOW = 5
 """Evaluations averaged over then."""
 
 
-PARTS = ("test", "validation")
-"""Rows whose accuracy may choose."""
-
-
 class Result(NamedTuple):
-    """Accuracies and totals of one setting. A statistic over zero seeds is None."""
+    """Values of the metric and totals of one setting. A statistic over zero seeds is None."""
 
     setting: Setting
     pairing: Pairing
     """Its runs beside those of the first setting; the first is paired with itself."""
     gain: Gain
-    best_accuracy: Statistic | None
-    final_accuracy: Statistic | None
+    best: Statistic | None
+    """The metric on test rows where it, or that on validation rows, is best."""
+    final: Statistic | None
+    """The metric on test rows at the end."""
     rounds: Statistic | None
     uplink_bytes: Statistic | None
     downlink_bytes: Statistic | None
     saving: Statistic | None
     seconds: Statistic | None
+    """Without those of `compiling`, where these are known."""
+    compiling: Statistic | None
+    """Seconds of compilation."""
 
 
 class Comparison(NamedTuple):
@@ -48,13 +51,13 @@ class Comparison(NamedTuple):
 
     results: tuple[Result, ...]
     target: float | None
-    """The accuracy asked for; None if each pair of runs has its own."""
+    """The value asked for; None if each pair of runs has its own."""
     smooth: int
     warnings: tuple[str, ...]
     margin: float = MARGIN
-    """Largest distance below the reference's best accuracy at which a setting has a gain."""
-    on: str = "test"
-    """Rows whose accuracy chooses targets and best rounds: `test` or `validation`."""
+    """Largest distance from the reference's best value at which a setting has a gain; see `Measure.distance`."""
+    measure: Measure = ACCURACY
+    """The metric compared by, and the rows that choose targets and best rounds."""
 
 
 def compare_runs(
@@ -63,60 +66,74 @@ def compare_runs(
     smooth: int | None = None,
     margin: float = MARGIN,
     on: str = "test",
+    metric: str | None = None,
+    direction: str = AUTO,
+    tags: Sequence[str] = (),
 ) -> Comparison:
-    """Rounds and bytes of every setting to a target accuracy, its gain there against the first setting, and its totals.
+    """Rounds and bytes of every setting to a target, its gain there against the first setting, and its totals.
 
-    `target` in (0, 1] is a test accuracy for all; by default each run is compared with the run of the first
-    setting that has its seed, at the lower of the two best smoothed test accuracies. `smooth` is the
-    number of evaluations, up to the current one, over which the accuracy is averaged; by default 1, and 5 once every
-    run has 50 evaluations. A setting whose best accuracy, mean over seeds, is more than `margin` below the reference's
-    has no gain. With `on="validation"` all of this goes by the accuracy on validation rows, and `best_accuracy` is the
-    test accuracy where that was best: test rows are for reporting alone. Raises `UserError` for a bad target, window or
-    margin, unreadable runs, or no evaluation at all.
+    `metric` is what is compared, by default the first metric of the runs' own task; `direction` says whether it is
+    better `higher` or `lower` where neither the task nor the name does. `target` is a value of it for all; by default
+    each run is compared with the run of the first setting that has its seed, at the worse of the two best smoothed
+    values. `smooth` is the number of evaluations, up to the current one, over which the metric is averaged; by default
+    1, and 5 once every run has 50 evaluations. A setting whose best value, mean over seeds, is worse than the
+    reference's by more than `margin` has no gain (`Measure.distance`). With `on="validation"` all of this goes by the
+    metric on validation rows, and `best` is that on test rows where that was best: test rows are for reporting alone.
+    With `tags`, only runs that have all of them. Raises `UserError` for a bad target, window or margin, unreadable
+    runs, a metric that none has, or no evaluation at all.
     """
-    if target is not None and not 0 < target <= 1:
-        raise UserError(f"target {target:g} is no test accuracy; give a number above 0 and up to 1, such as 0.9")
     if smooth is not None and smooth < 1:
         raise UserError(f"smooth={smooth} evaluations; give 1 (no smoothing) or more")
-    if not 0 <= margin <= 1:
-        raise UserError(
-            f"margin {margin:g} is no difference of accuracies; give 0 to 1, such as 0.01 for one point, or 1 for any"
-        )
-    if on not in PARTS:
-        raise UserError(f"on={on!r}; give one of {', '.join(PARTS)}")
-    metric = f"{on}_accuracy"
-    settings, warnings = read_settings(paths)
+    settings, warnings = read_settings(paths, tags)
     runs = [run for setting in settings for run in setting.runs]
-    counts = {run.path: len(evaluations(run, metric)[0]) for run in runs}
+    measure = measure_of(runs, metric, direction, on)
+    _check_numbers(measure, target, margin)
+    counts = {run.path: len(evaluations(run, measure.chooses)[0]) for run in runs}
     if not any(counts.values()):
         hold = ", or run with --config.validation=0.1" if on == "validation" else ""
-        raise UserError(f"no run has a {metric} yet; wait for a first evaluation{hold}")
-    warnings += [f"{path}: no {metric} yet, left out of the gain" for path, count in counts.items() if not count]
+        raise NotYet(f"no run has a {measure.chooses} yet; wait for a first evaluation{hold}")
+    left_out = [path for path, count in counts.items() if not count]
+    warnings += [f"{path}: no {measure.chooses} yet, left out of the gain" for path in left_out]
     if smooth is None:
         smooth = SMOOTH_WINDOW if min(counts.values()) >= SMOOTH_FROM else 1
-    evaluated = [run.rounds[evaluations(run, metric)[0]] for run in runs if counts[run.path] > 2]
+    evaluated = [run.rounds[evaluations(run, measure.chooses)[0]] for run in runs if counts[run.path] > 2]
     warnings += [note for setting in settings for note in _unequal_lengths(setting)]
     intervals = {int(np.median(np.diff(rounds))) for rounds in evaluated}
     if len(intervals) > 1:
         warnings.append(
             f"some runs are evaluated every {min(intervals)} rounds, some every {max(intervals)}: "
-            "rounds and bytes to an accuracy are known to that interval only"
+            "rounds and bytes to a target are known to that interval only"
         )
     warnings += [f"{run.path}: the run diverged, see its summary.json" for run in runs if run.summary.get("diverged")]
-    results = tuple(_result(setting, settings[0], target, smooth, margin, on) for setting in settings)
+    results = tuple(_result(setting, settings[0], target, smooth, margin, measure) for setting in settings)
     warnings += _pairing_warnings(results)
     warnings += [] if target is None else _target_warnings(results)
-    return Comparison(results, target, smooth, tuple(warnings), margin, on)
+    return Comparison(results, target, smooth, tuple(warnings), margin, measure)
+
+
+def _check_numbers(measure: Measure, target: float | None, margin: float) -> None:
+    """Raises UserError for a target or a margin that cannot be meant."""
+    if target is not None and (not 0 < target <= 1 if measure.percent else not math.isfinite(target)):
+        allowed = "a number above 0 and up to 1, such as 0.9" if measure.percent else "a finite number"
+        raise UserError(f"target {target:g} is no {measure.chosen_in_words}; give {allowed}")
+    if not 0 <= margin <= (1 if measure.percent else math.inf):
+        example = measure.margin_in_words(0.01)
+        limits = "0 to 1" if measure.percent else "0 or more"
+        everything = "1" if measure.percent else "inf"
+        raise UserError(
+            f"margin {margin:g} is no difference of {measure.words}; give {limits}, such as 0.01 for {example}, or "
+            f"{everything} for any"
+        )
 
 
 def not_reached(found: Comparison) -> list[str]:
     """Labels of the settings that have runs to compare and no gain, since they are not within the margin."""
-    return [r.setting.label for r in found.results if r.gain.accuracy and not r.gain.within]
+    return [r.setting.label for r in found.results if r.gain.target and not r.gain.within]
 
 
 def gain_curves(found: Comparison, skip: int) -> dict[int, Curve]:
-    """The gain in bytes against accuracy of every setting but the first that has one and is within the margin, by its
-    place. Accuracies that some run reaches within `skip` evaluations are left out, if any are left then."""
+    """The gain in bytes against the metric of every setting but the first that has one and is within the margin, by its
+    place. Values that some run reaches within `skip` evaluations are left out, if any are left then."""
     curves = {
         i: gain_curve(result.pairing, skip) or gain_curve(result.pairing)
         for i, result in enumerate(found.results)
@@ -135,31 +152,38 @@ def _unequal_lengths(setting: Setting) -> list[str]:
     ]
 
 
-def _result(setting: Setting, reference: Setting, target: float | None, smooth: int, margin: float, on: str) -> Result:
-    accuracies = [found for run in setting.runs if len(found := evaluations(run, smooth=smooth)[1])]
-    pairing = pair(setting, reference, smooth, f"{on}_accuracy")
-    best = [found.max() for found in accuracies] if on == "test" else [_chosen(r, smooth, on) for r in setting.runs]
+def _result(
+    setting: Setting, reference: Setting, target: float | None, smooth: int, margin: float, measure: Measure
+) -> Result:
+    finals = [found[-1] for run in setting.runs if len(found := evaluations(run, measure.reports, smooth)[1])]
+    pairing = pair(setting, reference, smooth, measure)
+    compiling = [number(run.summary.get("compile_seconds")) for run in setting.runs]
     return Result(
         setting=setting,
         pairing=pairing,
         gain=gain(pairing, target, margin),
-        best_accuracy=statistic(best),
-        final_accuracy=statistic(found[-1] for found in accuracies),
+        best=statistic(_best(run, smooth, measure) for run in setting.runs),
+        final=statistic(finals),
         rounds=statistic(run.rounds[-1] for run in setting.runs),
         uplink_bytes=statistic(run.uplink_bytes[-1] for run in setting.runs),
         downlink_bytes=statistic(run.downlink_bytes[-1] for run in setting.runs),
         saving=statistic(number(run.summary.get("saving")) for run in setting.runs),
-        seconds=statistic(number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) for run in setting.runs),
+        seconds=statistic(
+            number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) - (spent if spent > 0 else 0.0)
+            for run, spent in zip(setting.runs, compiling, strict=True)
+        ),
+        compiling=statistic(compiling),
     )
 
 
-def _chosen(run: RunFolder, smooth: int, on: str) -> float:
-    """The test accuracy at the evaluation at which that on other rows was best; NaN if there is none."""
-    found, accuracy = evaluations(run, f"{on}_accuracy", smooth)
-    tested, test = evaluations(run, smooth=smooth)
+def _best(run: RunFolder, smooth: int, measure: Measure) -> float:
+    """The metric on test rows at the evaluation at which the one that chooses was best; NaN if there is none."""
+    found, chooses = evaluations(run, measure.chooses, smooth)
+    tested, test = evaluations(run, measure.reports, smooth)
     if not len(found):
         return math.nan
-    return float(dict(zip(tested.tolist(), test, strict=True)).get(int(found[np.argmax(accuracy)]), math.nan))
+    best = int(found[np.argmax(measure.sign * chooses)])
+    return float(dict(zip(tested.tolist(), test, strict=True)).get(best, math.nan))
 
 
 def _pairing_warnings(results: Sequence[Result]) -> list[str]:

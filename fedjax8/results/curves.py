@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
+from fedjax8.results.measure import ACCURACY, Measure
 from fedjax8.results.runs import RunFolder, Setting
 
 
@@ -36,8 +37,8 @@ class Trajectory(NamedTuple):
     """int64 `[E]`."""
     num_bytes: np.ndarray
     """Up and down by the end of that round, float64 `[E]`."""
-    accuracy: np.ndarray
-    """Smoothed test accuracy (or another accuracy), float64 `[E]`."""
+    score: np.ndarray
+    """The smoothed metric, with its sign turned where lower values are better: more is better, float64 `[E]`."""
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -51,7 +52,7 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 
-def evaluations(run: RunFolder, metric: str = "test_accuracy", smooth: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def evaluations(run: RunFolder, metric: str, smooth: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Indices `[E]` of the lines with a finite `metric`, and its moving mean over them, float64 `[E]`."""
     values = run.metrics.get(metric, np.full(len(run.rounds), np.nan))
     (found,) = np.nonzero(np.isfinite(values))
@@ -64,10 +65,10 @@ def total_bytes(run: RunFolder) -> np.ndarray:
     return np.array([up + down for up, down in both], np.float64)
 
 
-def trajectory(run: RunFolder, smooth: int = 1, metric: str = "test_accuracy") -> Trajectory:
-    """The run's evaluations of an accuracy."""
-    found, accuracy = evaluations(run, metric, smooth)
-    return Trajectory(run.rounds[found], total_bytes(run)[found], accuracy)
+def trajectory(run: RunFolder, smooth: int = 1, measure: Measure = ACCURACY) -> Trajectory:
+    """The run's evaluations of the metric that chooses."""
+    found, values = evaluations(run, measure.chooses, smooth)
+    return Trajectory(run.rounds[found], total_bytes(run)[found], measure.sign * values)
 
 
 def curve(setting: Setting, x: str = "bytes", y: str = "test_accuracy", smooth: int = 1) -> Curve | None:

@@ -1,10 +1,11 @@
-"""Pictures of runs: accuracy, or any logged metric, against bytes, rounds or seconds; and gain against accuracy.
+"""Pictures of runs: any logged metric against bytes, rounds or seconds; and the gain against the metric compared.
 
 Drawn on matplotlib's object interface: no window, no display and no global state, so it works in a notebook,
 a batch job and a thread. matplotlib is an optional dependency: `pip install 'fedjax8[plot]'`.
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -12,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax8.directions import in_words, is_percent, readable
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison, gain_curves, not_reached
 from fedjax8.results.curves import Curve, curve
-from fedjax8.results.gain import in_points
+from fedjax8.results.measure import measure_of
 from fedjax8.results.runs import Setting, read_settings
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -29,13 +31,17 @@ LEGEND_INSIDE = 7
 NAME_LENGTH = 24
 """Longest name of a setting beside an axis, in characters."""
 UNRESOLVED = 4
-"""Evaluations within which the round that reaches an accuracy is known to a quarter at best, so that the gain there
-depends on the evaluation period: such accuracies are left out of curves, but for no more than a tenth of a run."""
+"""Evaluations within which the round that reaches a value is known to a quarter at best, so that the gain there
+depends on the evaluation period: such values are left out of curves, but for no more than a tenth of a run."""
 LEGEND_WIDTH = 150
 """Characters in a line of a legend below two panels."""
 GUIDE: dict[str, Any] = {"color": "#888888", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
 """Line style of a target."""
 AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
+KINDS = ("png", "svg", "pdf")
+"""Kinds of pictures, by the ending of the file's name."""
+TICKS = 6
+"""Most labels of an axis."""
 
 Entry = tuple[str, Any]
 """Label and line of one entry of a legend."""
@@ -54,13 +60,14 @@ def plot_runs(
     x: str = "bytes",
     ax: Any = None,
     *,
-    y: str = "test_accuracy",
+    y: str | None = None,
     smooth: int = 1,
     logx: bool | None = None,
 ) -> Any:
     """Matplotlib axes with a curve per setting: its mean over seeds, and a band of one standard deviation.
 
-    `dirs` are run folders, `x` is `bytes`, `rounds` or `seconds`, `y` a key of `metrics.jsonl`; `smooth`
+    `dirs` are run folders, `x` is `bytes`, `rounds` or `seconds`, `y` a key of `metrics.jsonl`, or a metric's
+    name such as `mae`; by default it is the first metric of the runs' task on test rows. `smooth`
     averages each value with those before it, `smooth` in all. `logx=None` takes a logarithmic axis for bytes
     where settings differ much in them. Without `ax` a figure is made:
     `plot_runs("runs/a").figure.savefig("a.png")`.
@@ -70,7 +77,16 @@ def plot_runs(
     """
     paths = [dirs] if isinstance(dirs, str | os.PathLike) else list(dirs)
     settings, _ = read_settings(paths)
-    return draw(settings, x, ax, y=y, smooth=smooth, logx=logx)
+    axes = draw(settings, x, ax, y=y, smooth=smooth, logx=logx)
+    if ax is None:
+        axes._repr_png_ = functools.partial(_png, axes.figure)  # a notebook shows the picture
+    return axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def draw(
@@ -78,7 +94,7 @@ def draw(
     x: str = "bytes",
     ax: Any = None,
     *,
-    y: str = "test_accuracy",
+    y: str | None = None,
     smooth: int = 1,
     logx: bool | None = None,
     target: float | None = None,
@@ -86,16 +102,25 @@ def draw(
     """As `plot_runs`, from settings already read, with a line at `target` if given."""
     require_matplotlib()
     given, ax = ax is not None, _new_axes(1)[0] if ax is None else ax
-    _legend(ax, _draw_metric(ax, settings, x, y, smooth, logx, target), widen=not given)
+    _legend(ax, _draw_metric(ax, settings, x, key_of(settings, y), smooth, logx, target), widen=not given)
     return ax
 
 
-def draw_gain(found: Comparison, ax: Any = None) -> Any:
-    """Matplotlib axes with the gain in bytes of every setting but the first against the target accuracy.
+def key_of(settings: Sequence[Setting], y: str | None) -> str:
+    """The key of `metrics.jsonl` that is asked for: a metric's name is that on test rows."""
+    runs = [run for setting in settings for run in setting.runs]
+    if y is None:
+        return measure_of(runs, direction="higher").reports  # whichever direction: nothing is chosen by it
+    there = {name for run in runs for name in run.metrics}
+    return f"test_{y}" if y not in there and f"test_{y}" in there else y
 
-    Steps, since the gain changes at evaluations only; a band of one standard deviation over pairs of seeds. Each
-    curve ends at the highest accuracy that all its runs and those of the first setting reach. Settings that are not
-    within the comparison's margin of the first have none; the title names them.
+
+def draw_gain(found: Comparison, ax: Any = None) -> Any:
+    """Matplotlib axes with the gain in bytes of every setting but the first against the target.
+
+    Steps, since the gain changes at evaluations only; a band of one standard deviation over pairs of seeds. The axis
+    goes from worse to better. Each curve ends at the best value that all its runs and those of the first setting
+    reach. Settings that are not within the comparison's margin of the first have none; the title names them.
 
     Raises `UserError` if there is nothing to compare or matplotlib is missing.
     """
@@ -106,31 +131,41 @@ def draw_gain(found: Comparison, ax: Any = None) -> Any:
 
 
 def draw_comparison(found: Comparison) -> Any:
-    """A figure of two panels, accuracy against bytes and gain against accuracy, or of the first one if that is all.
+    """A figure of two panels, metric against bytes and gain against metric, or of the first one if that is all.
 
     Returns the axes of the first panel.
     """
     require_matplotlib()
     settings = [result.setting for result in found.results]
     if not gain_curves(found, 0):
-        return draw(settings, y=f"{found.on}_accuracy", smooth=found.smooth, target=found.target)
+        return draw(settings, y=found.measure.chooses, smooth=found.smooth, target=found.target)
     left, right = _new_axes(2)
-    entries = _draw_metric(left, settings, "bytes", f"{found.on}_accuracy", found.smooth, None, found.target)
+    entries = _draw_metric(left, settings, "bytes", found.measure.chooses, found.smooth, None, found.target)
     _draw_gain(right, found)
     _legend_below(left.figure, entries)
     return left
 
 
-def check_png_name(path: str) -> None:
-    """Raises `UserError` unless the name ends in `.png`."""
-    if not path.lower().endswith(".png"):
-        raise UserError(f"cannot write {path!r}: only PNG pictures are made; give a name that ends in .png")
+def check_picture_name(path: str) -> str:
+    """The kind of picture that a file's name asks for. Raises `UserError` for none of `KINDS`."""
+    kind = path.lower().rpartition(".")[2]
+    if kind not in KINDS:
+        endings = ", ".join(f".{k}" for k in KINDS)
+        raise UserError(f"cannot write {path!r}: pictures are PNG, SVG or PDF; give a name that ends in {endings}")
+    return kind
 
 
-def save_png(ax: Any, path: str | os.PathLike, dpi: int = 200) -> None:
-    """Writes the figure of `ax` as a PNG, whole or not at all."""
-    image = io.BytesIO()
-    ax.figure.savefig(image, format="png", dpi=dpi, facecolor="white")
+def save_picture(ax: Any, path: str | os.PathLike, dpi: int = 200) -> None:
+    """Writes the figure of `ax` as PNG, SVG or PDF by the name, whole or not at all.
+
+    Text stays text in SVG and PDF, and the same figure gives the same bytes.
+    """
+    import matplotlib
+
+    kind, image = check_picture_name(str(path)), io.BytesIO()
+    dated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedjax8", "pdf.fonttype": 42}):
+        ax.figure.savefig(image, format=kind, dpi=dpi, facecolor="white", metadata=dated)
     write_whole(path, image.getvalue())
 
 
@@ -172,15 +207,33 @@ def _draw_metric(
     log = _wants_log([c.x[-1] for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
     entries = [(s.label, _draw_curve(ax, c, i, log)) for i, s, c in drawn]
     if target is not None:
-        entries.append((f"target {target:.4g}", ax.axhline(target, **GUIDE)))
+        entries.append((f"target {readable(y, target)}", ax.axhline(target, **GUIDE)))
     if log:
         _log_axis(ax.xaxis)
+    else:
+        _few_ticks(ax.xaxis)
     if x == "bytes":
         from matplotlib.ticker import EngFormatter
 
         ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    _style(ax, AXES[x], y.replace("_", " "))
+    _few_ticks(ax.yaxis)
+    if is_percent(y):
+        _in_percent(ax.yaxis)
+    _style(ax, AXES[x], in_words(y))
     return entries
+
+
+def _few_ticks(axis: Any) -> None:
+    """A linear axis with at most `TICKS` labels, at round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _in_percent(axis: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
 def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
@@ -189,10 +242,11 @@ def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
     skip = min(UNRESOLVED, min(evaluated) // 10)
     drawn = [(i, found.results[i].setting.label, c) for i, c in gain_curves(found, skip).items()]
     beyond = not_reached(found)
+    measure = found.measure
     if not drawn and beyond:
         raise UserError(
-            f"no gain to draw: {'; '.join(beyond)} not within {in_points(found.margin)} of the best accuracy of "
-            f"{reference.setting.label!r}; give another --margin, or other runs"
+            f"no gain to draw: {'; '.join(beyond)} not within {measure.margin_in_words(found.margin)} of the best "
+            f"{measure.words} of {reference.setting.label!r}; give another --margin, or other runs"
         )
     if not drawn:
         raise UserError(f"no gain to draw: nothing to compare {reference.setting.label!r} with; give more runs")
@@ -202,13 +256,18 @@ def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
     entries = [(reference.setting.label, ax.axhline(1.0, color=COLORS[0], linewidth=1.6, zorder=2))]
     entries += [(label, _draw_curve(ax, c, i, log=False, steps=True)) for i, label, c in drawn]
     if found.target is not None:
-        entries.append((f"target {found.target:.4g}", ax.axvline(found.target, **GUIDE)))
+        entries.append((f"target {measure.readable(found.target)}", ax.axvline(found.target, **GUIDE)))
+    if measure.lower:
+        ax.xaxis.set_inverted(True)
+    _few_ticks(ax.xaxis)
+    if measure.percent:
+        _in_percent(ax.xaxis)
     if _wants_log([1.0, *(g for _, _, c in drawn for g in c.mean)]):
         _log_axis(ax.yaxis)
     ax.yaxis.set_major_formatter("{x:g}x")
     name = reference.setting.label
     _style(
-        ax, f"{found.on} accuracy", f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
+        ax, measure.chosen_in_words, f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
     )
     return entries
 
@@ -237,19 +296,33 @@ def _draw_curve(ax: Any, found: Curve, index: int, log: bool, steps: bool = Fals
 
 
 def _log_axis(axis: Any) -> None:
-    """A logarithmic axis with about five labels."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    """A logarithmic axis with at most `TICKS` labels."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
     if axis.axis_name == "x":
         axis.axes.set_xscale("log")
     else:
         axis.axes.set_yscale("log")
     low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
-    choices = ((1.2, (1, 2, 3, 5, 7)), (1.7, (1, 2, 5)), (3.0, (1, 3)), (math.inf, (1,)))
-    steps = next(steps for limit, steps in choices if decades < limit)
-    axis.set_major_locator(LogLocator(subs=steps))
+    ticks = log_ticks(low, high)
+    axis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(TICKS))
     axis.set_minor_formatter(NullFormatter())
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high` for the labels of a logarithmic axis, as many as `TICKS` allows.
+
+    >>> log_ticks(1.5, 9.0), log_ticks(2.0, 1000.0), log_ticks(1.0, 1e9)
+    ([2.0, 3.0, 5.0, 7.0], [3.0, 10.0, 30.0, 100.0, 300.0, 1000.0], [1.0, 100.0, 10000.0, 1000000.0, 100000000.0])
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    found: list[float] = []
+    for every, steps in [(1, (1, 2, 3, 5, 7)), (1, (1, 2, 5)), (1, (1, 3)), *((n, (1,)) for n in range(1, 400))]:
+        found = [s * 10.0**power for power in range(first, last + 1, every) for s in steps]
+        found = [value for value in found if low <= value <= high]
+        if len(found) <= TICKS:
+            break
+    return found
 
 
 def _style(ax: Any, x: str, y: str) -> None:

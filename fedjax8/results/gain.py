@@ -1,26 +1,27 @@
-"""Communication gain: bytes, and rounds, of a reference to a target accuracy over those of a setting.
+"""Communication gain: bytes, and rounds, of a reference to a target value of a metric over those of a setting.
 
-With `T(a)` the first evaluated round whose smoothed test accuracy reaches `a`, and `bytes(T)` all bytes sent up
-and down by then,
+With `T(a)` the first evaluated round whose smoothed metric, the test accuracy unless another is given, reaches `a`
+(from below, or from above where lower values are better), and `bytes(T)` all bytes sent up and down by then,
 
     gain in bytes(a) = bytes_reference(T_reference(a)) / bytes(T(a)),   gain in rounds(a) = T_reference(a) / T(a).
 
 **Seeds in common.** A run is compared with the run of the reference that has its seed, so that both start from the
-same model and data; the gain is the mean over these pairs, its spread their sample standard deviation. Unless an
-accuracy is given, each pair has its own: the lower of its two best, the highest that both reach. A setting that
+same model and data; the gain is the mean over these pairs, its spread their sample standard deviation. Unless a
+target is given, each pair has its own: the worse of its two best, the best that both reach. A setting that
 trains badly lowers `a` for itself alone. Runs whose seed the other setting lacks are left out.
 
 **Within a margin.** Every run reaches a low accuracy early, and one that sends little reaches it for few bytes: a
 setting that stays at 0.42 would "gain" hundreds of times on a reference that ends at 0.98. So a gain counts only where
-the best accuracy of the setting, mean over the runs compared, is at least that of the reference less a margin, one
-point (`MARGIN`) unless another is given; otherwise there is none, whatever accuracy is asked for.
+the best value of the setting, mean over the runs compared, is worse than that of the reference by at most a margin: a
+hundredth (`MARGIN`) unless another is given, of 1 for metrics of at most 1 (one point of accuracy), else of the
+reference's value. Otherwise there is none, whatever target is asked for.
 
 **No seed in common.** Then every run of one setting could be paired with every run of the other, and no pairing is
-better than another. `a`, unless given, is the lowest best accuracy of all runs of both settings, which all of them
+better than another. `a`, unless given, is the worst of the best values of all runs of both settings, which all of them
 reach; the gain is a ratio of means over seeds, and has no spread.
 
-Papers on 8-bit federated learning state the gain at equal accuracy; the choice of `a` is ours. NumPy and the standard
-library only.
+Papers on 8-bit federated learning state the gain at equal accuracy; the choice of `a`, and other metrics, are ours.
+NumPy and the standard library only.
 """
 
 import json
@@ -30,14 +31,13 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.results.curves import Curve, Statistic, Trajectory, statistic, trajectory
+from fedjax8.results.measure import ACCURACY, Measure
 from fedjax8.results.runs import Setting
 
 ROUNDING = 1e-7
-"""A float32 accuracy of 0.9 is logged as 0.899999976: it counts as 0.9."""
-
-
+"""A float32 accuracy of 0.9 is logged as 0.899999976: it counts as 0.9. Of metrics above 1, a share of their value."""
 MARGIN = 0.01
-"""Largest distance of best accuracies below the reference's at which a setting has a gain: one point."""
+"""Largest distance of best values from the reference's at which a setting has a gain: one point of accuracy."""
 
 
 class Pairing(NamedTuple):
@@ -49,16 +49,18 @@ class Pairing(NamedTuple):
     setting: tuple[Trajectory, ...]
     reference: tuple[Trajectory, ...]
     paired: bool
+    measure: Measure = ACCURACY
+    """The metric whose scores they are."""
 
 
 class Gain(NamedTuple):
-    """Rounds and bytes of a setting and its reference to accuracy `a`. A statistic over zero runs is None."""
+    """Rounds and bytes of a setting and its reference to a value `a` of the metric. Statistics of no runs are None."""
 
     compared: int
     """Runs of the setting that were compared."""
     reached: int
     """Number of them that reach `a`; `rounds` and `num_bytes` are over those."""
-    accuracy: Statistic | None
+    target: Statistic | None
     """`a` over the pairs."""
     rounds: Statistic | None
     num_bytes: Statistic | None
@@ -69,49 +71,43 @@ class Gain(NamedTuple):
     in_bytes: Statistic | None
     paired: bool
     within: bool = True
-    """Whether the best accuracy, mean over the runs compared, is within the margin of the reference's."""
+    """Whether the best value, mean over the runs compared, is within the margin of the reference's."""
 
 
-def pair(setting: Setting, reference: Setting, smooth: int = 1, metric: str = "test_accuracy") -> Pairing:
+def pair(setting: Setting, reference: Setting, smooth: int = 1, measure: Measure = ACCURACY) -> Pairing:
     """Their runs in which the metric was evaluated, by the seeds in common, or all of them if there is none."""
-    ours, theirs = _by_seed(setting, smooth, metric), _by_seed(reference, smooth, metric)
+    ours, theirs = _by_seed(setting, smooth, measure), _by_seed(reference, smooth, measure)
     common = [seed for seed in ours if seed in theirs]
     if not common:
-        return Pairing(tuple(ours.values()), tuple(theirs.values()), False)
-    return Pairing(tuple(ours[seed] for seed in common), tuple(theirs[seed] for seed in common), True)
+        return Pairing(tuple(ours.values()), tuple(theirs.values()), False, measure)
+    return Pairing(tuple(ours[seed] for seed in common), tuple(theirs[seed] for seed in common), True, measure)
 
 
-def reach(run: Trajectory, accuracy: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """First evaluated round that reaches each `accuracy`, and the bytes by then: float64 of its shape, NaN if none."""
-    first = np.searchsorted(np.maximum.accumulate(run.accuracy), np.asarray(accuracy) - ROUNDING)
+def reach(run: Trajectory, score: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """First evaluated round that reaches each `score`, and the bytes by then: float64 of its shape, NaN if none."""
+    allowed = ROUNDING * np.maximum(1.0, np.abs(score))
+    first = np.searchsorted(np.maximum.accumulate(run.score), np.asarray(score) - allowed)
     return np.append(run.rounds, np.nan)[first], np.append(run.num_bytes, np.nan)[first]
 
 
 def within(pairing: Pairing, margin: float = MARGIN) -> bool:
-    """Whether the setting's mean best accuracy is at least the reference's less the margin; False without runs."""
-    setting, reference, _ = pairing
-    return bool(setting and reference) and bool(_best(setting).mean() >= _best(reference).mean() - margin - ROUNDING)
-
-
-def in_points(margin: float) -> str:
-    """A difference of accuracies in words.
-
-    >>> in_points(0.01), in_points(0.025)
-    ('1 point', '2.5 points')
-    """
-    text = f"{100 * margin:.3g}"
-    return f"{text} point{'s' * (text != '1')}"
+    """Whether the setting's mean best score is at least the reference's less the margin; False without runs."""
+    setting, reference, _, measure = pairing
+    if not setting or not reference:
+        return False
+    ours, theirs = _best(setting).mean(), _best(reference).mean()
+    return bool(ours >= theirs - measure.distance(margin, theirs) - ROUNDING * max(1.0, abs(theirs)))
 
 
 def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) -> Gain:
-    """The gain at accuracy `target`, or at the highest accuracy that the runs compared have in common; none unless the
+    """The gain at a value `target` of the metric, or at the best that the runs compared have in common; none unless the
     setting is `within` the margin of its reference."""
-    setting, reference, paired = pairing
+    setting, reference, paired, measure = pairing
     if not setting or not reference:
         return Gain(len(setting), 0, None, None, None, None, None, None, None, paired)
     ours, theirs = _best(setting), _best(reference)
     if target is not None:
-        ours, theirs = np.full_like(ours, target), np.full_like(theirs, target)
+        ours, theirs = np.full_like(ours, measure.sign * target), np.full_like(theirs, measure.sign * target)
     elif paired:
         ours = theirs = np.minimum(ours, theirs)
     else:
@@ -125,7 +121,7 @@ def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) 
     return Gain(
         compared=len(setting),
         reached=int(np.isfinite(spent[:, 0]).sum()),
-        accuracy=statistic(ours if paired else ours[:1]),
+        target=statistic(measure.sign * (ours if paired else ours[:1])),
         rounds=statistic(spent[:, 0]),
         num_bytes=statistic(spent[:, 1]),
         reference_rounds=statistic(reference_spent[:, 0]),
@@ -138,19 +134,19 @@ def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) 
 
 
 def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
-    """Gain in bytes against `a`, up to the highest accuracy that all runs compared reach; None if there is none.
+    """Gain in bytes against `a`, up to the best value that all runs compared reach; None if there is none.
 
-    Exact: the gain can change only just above an accuracy that is the best so far of some run, and these are the
-    points. Between two points it is that of the right one; below the first it is constant. Accuracies that some
-    run reaches within its first `skip` evaluations are left out.
+    Exact: the gain can change only just beyond a value that is the best so far of some run, and these are the
+    points, from the worst to the best. Between two points it is that of the better one; before the first it is
+    constant. Values that some run reaches within its first `skip` evaluations are left out.
     """
-    setting, reference, paired = pairing
+    setting, reference, paired, measure = pairing
     if not setting or not reference:
         return None
     runs = setting + reference
-    records = np.unique(np.concatenate([np.maximum.accumulate(run.accuracy) for run in runs]))
+    records = np.unique(np.concatenate([np.maximum.accumulate(run.score) for run in runs]))
     x = records[records <= _best(runs).min()]
-    x = x[x > max(run.accuracy[:skip].max() for run in runs)] if skip else x
+    x = x[x > max(run.score[:skip].max() for run in runs)] if skip else x
     ours, theirs = (np.array([reach(run, x)[1] for run in side]) for side in (setting, reference))
     ratios = _ratios(ours, theirs, paired)
     kept = np.isfinite(ratios).all(axis=0)
@@ -158,18 +154,18 @@ def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
         return None
     x, ratios = x[kept], ratios[:, kept]
     spread = ratios.std(axis=0, ddof=1) if len(ratios) > 1 else np.full(len(x), np.nan)
-    return Curve(x, ratios.mean(axis=0), spread)
+    return Curve(measure.sign * x, ratios.mean(axis=0), spread)
 
 
-def _by_seed(setting: Setting, smooth: int, metric: str) -> dict[str, Trajectory]:
+def _by_seed(setting: Setting, smooth: int, measure: Measure) -> dict[str, Trajectory]:
     """Runs with an evaluation, by seed; a run whose seed is unknown has a key of its own."""
     keys = [str(run.path) if run.seed is None else json.dumps(run.seed) for run in setting.runs]
-    found = zip(keys, (trajectory(run, smooth, metric) for run in setting.runs), strict=True)
+    found = zip(keys, (trajectory(run, smooth, measure) for run in setting.runs), strict=True)
     return {key: run for key, run in found if len(run.rounds)}
 
 
 def _best(runs: Sequence[Trajectory]) -> np.ndarray:
-    return np.array([run.accuracy.max() for run in runs])
+    return np.array([run.score.max() for run in runs])
 
 
 def _ratios(ours: np.ndarray, theirs: np.ndarray, paired: bool) -> np.ndarray:

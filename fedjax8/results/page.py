@@ -14,10 +14,12 @@ from typing import Any
 
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison
+from fedjax8.results.figures import COLORS
 from fedjax8.results.panel import Panel, Section, style
 from fedjax8.results.panels import sections
-from fedjax8.results.report import COLUMNS, GAIN, explanation, rows
-from fedjax8.results.runs import Setting
+from fedjax8.results.report import GAIN, explanation, shared_in_words, table
+from fedjax8.results.runs import RunFolder, Setting, number
+from fedjax8.results.tables import Lines, as_csv, as_latex
 
 HERE = Path(__file__).parent
 STROKES = {"solid": "", "dash": "6 3", "dashdot": "7 3 2 3", "dot": "2 2"}
@@ -39,16 +41,23 @@ def plotly_script() -> str:
     return get_plotlyjs()
 
 
-def html_page(found: Comparison) -> str:
-    """The page of a comparison. Raises `UserError` if plotly is missing."""
+def html_page(found: Comparison, reload: float = 0.0) -> str:
+    """The page of a comparison; with `reload` it loads itself anew after so many seconds.
+
+    Raises `UserError` if plotly is missing.
+    """
     library = base64.b64encode(gzip.compress(plotly_script().encode(), mtime=0)).decode()
     made = sections(found)
     settings = [result.setting for result in found.results]
     runs = sum(len(setting.runs) for setting in settings)
     reference = f"; the reference is {_text(settings[0].label)}" if len(settings) > 1 else ""
-    cells = rows(found)
-    to_accuracy, whole = range(GAIN), [0, *range(GAIN, len(COLUMNS))]
+    shown = table(found)
+    to_target = [i for i, c in enumerate(shown.kept) if c < GAIN]
+    whole = [0, *(i for i, c in enumerate(shown.kept) if c >= GAIN)]
+    shared = shared_in_words(shown.shared)
     data = {
+        "lower": found.measure.lower,
+        "tables": {"csv": _lines(as_csv(found)), "tex": _lines(as_latex(found))},
         "search": [search_text(setting) for setting in settings],
         "panels": {p.name: p.figures for section in made for p in section.panels if p.figures},
     }
@@ -57,18 +66,20 @@ def html_page(found: Comparison) -> str:
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            *([f'<meta http-equiv="refresh" content="{reload:g}">'] if reload else []),
             '<link rel="icon" href="data:,">',
             f"<title>fedjax8: comparison of runs</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>",
             f"<header>\n<h1>Comparison of runs</h1>\n<p>{_count(len(settings), 'setting')}, {_count(runs, 'run')}"
             f"{reference}</p>\n</header>\n{_toolbar(settings)}\n<main>",
             _warnings(found.warnings),
-            '<section id="summary"><h2>To the same accuracy</h2>',
-            _table([COLUMNS[c] for c in to_accuracy], [[row[c] for c in to_accuracy] for row in cells]),
+            f'<section id="summary"><h2>To the same {_text(found.measure.words)}</h2>',
+            _table([shown.columns[i] for i in to_target], [[row[i] for i in to_target] for row in shown.rows]),
+            f'<p class="note">{_text(shared)}</p>' if shared else "",
             *(f'<p class="note">{_text(sentence)}</p>' for sentence in explanation(found)),
             "</section>",
             *(_section(section) for section in made),
             "<section><h2>Whole runs</h2>",
-            _table([COLUMNS[c] for c in whole], [[row[c] for c in whole] for row in cells]),
+            _table([shown.columns[i] for i in whole], [[row[i] for i in whole] for row in shown.rows]),
             f"</section>\n{_configs(settings)}",
             f"<section><h2>Runs</h2>\n{_runs(settings)}</section>",
             "</main>\n<noscript>The plots need JavaScript.</noscript>",
@@ -80,10 +91,16 @@ def html_page(found: Comparison) -> str:
 
 
 def search_text(setting: Setting) -> str:
-    """Text that the filter searches: label, the fields that differ, folders and seeds, in lower case."""
+    """Text that the filter searches: label, the fields that differ, folders, seeds, names, tags and notes, in lower
+    case."""
     fields = [f"{name}={value}" for name, value in setting.fields.items()]
     runs = [part for run in setting.runs for part in (str(run.path), f"seed={run.seed}")]
-    return " ".join([setting.label, *fields, *runs]).lower()
+    labels = [
+        part
+        for run in setting.runs
+        for part in (run.labels.name, *(f"tag={'-'.join(tag.split())}" for tag in run.labels.tags), run.labels.note)
+    ]
+    return " ".join([setting.label, *fields, *runs, *dict.fromkeys(labels)]).lower()
 
 
 def _asset(name: str) -> str:
@@ -93,6 +110,10 @@ def _asset(name: str) -> str:
 def _json(value: Any) -> str:
     """JSON that no text inside can end the script element with."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _lines(lines: Lines) -> dict[str, Any]:
+    return {"head": lines.head, "lines": lines.of_settings, "foot": lines.foot}
 
 
 def _text(value: Any) -> str:
@@ -106,6 +127,7 @@ def _count(count: int, what: str) -> str:
 def swatch(index: int) -> str:
     """A piece of a setting's line."""
     color, dash = style(index)
+    color = "currentColor" if color == COLORS[-1] else color  # almost black, which a dark page would hide
     line = f'<line x1="1" y1="5" x2="23" y2="5" stroke="{color}" stroke-width="3" stroke-dasharray="{STROKES[dash]}"/>'
     return f'<svg class="swatch" width="24" height="10" aria-hidden="true">{line}</svg>'
 
@@ -116,14 +138,23 @@ def _toolbar(settings: Sequence[Setting]) -> str:
         f"<span>{_text(setting.label)}</span></button>"
         for i, setting in enumerate(settings)
     )
+    tags = dict.fromkeys(tag for setting in settings for run in setting.runs for tag in run.labels.tags)
+    buttons = "".join(
+        f'<button type="button" class="tag" data-tag="{_text(tag)}" aria-pressed="false">{_text(tag)}</button>'
+        for tag in tags
+    )
     return f"""<nav aria-label="What is shown">
 <div class="tools">
 <input type="search" id="filter" placeholder="Filter, such as fp8 -iid" spellcheck="false" aria-label="Filter"
- title="Shows settings whose label, differing fields, folders or seeds hold all words; a word after - must be absent">
+ title="Shows settings whose label, differing fields, folders, seeds, tags or notes hold all words, and none after a -">
 <label><input type="checkbox" id="spread"{" checked" * (len(settings) <= BANDS)}> spread over seeds</label>
 <label><input type="checkbox" id="logarithmic"> logarithmic bytes</label>
+<span class="exports">table of what is shown: <button type="button" data-table="csv">CSV</button>
+<button type="button" data-table="tex">LaTeX</button></span>
+<button type="button" id="theme" title="Light or dark page">◐</button>
 <span id="shown" role="status"></span>
 </div>
+{f'<div class="tags">tags: {buttons}</div>' if tags else ""}
 <div class="chips">{chips}</div>
 </nav>"""
 
@@ -224,10 +255,24 @@ def shared_fields(settings: Sequence[Setting]) -> Mapping[str, str]:
 
 
 def _runs(settings: Sequence[Setting]) -> str:
+    labels = [run.labels for setting in settings for run in setting.runs]
+    words = [name for name in ("name", "tags", "note") if any(getattr(label, name) for label in labels)]
     lines = []
     for i, setting in enumerate(settings):
         for run in setting.runs:
-            seed, finished = "-" if run.seed is None else run.seed, "yes" if run.summary.get("finished") else "no"
-            cells = [swatch(i) + _text(setting.label), *map(_text, (seed, run.rounds[-1], finished, run.path))]
+            seed = "-" if run.seed is None else run.seed
+            own = [", ".join(run.labels.tags) if name == "tags" else getattr(run.labels, name) for name in words]
+            cells = [
+                swatch(i) + _text(setting.label),
+                *map(_text, (seed, run.rounds[-1], standing(run), *own, run.path)),
+            ]
             lines.append(_row(cells, f' data-setting="{i}"'))
-    return _whole(["setting", "seed", "rounds", "finished", "folder"], lines, "runs")
+    return _whole(["setting", "seed", "rounds", "finished", *words, "folder"], lines, "runs")
+
+
+def standing(run: RunFolder) -> str:
+    """Whether a run is finished, and how far one is that is not: `no, 37%`."""
+    if run.summary.get("finished"):
+        return "yes, diverged" if run.summary.get("diverged") else "yes"
+    rounds = number((run.config or {}).get("rounds"))
+    return f"no, {100 * run.rounds[-1] / rounds:.0f}%" if rounds > 0 else "no"

@@ -40,8 +40,19 @@ def style(index: int) -> tuple[str, str]:
 
 
 def axis(title: str, log: bool = False, **more: Any) -> dict[str, Any]:
-    """An axis with a title."""
-    return {"title": {"text": title}, **({"type": "log"} if log else {}), **more}
+    """An axis with a title and few labels."""
+    return {"title": {"text": title}, "nticks": 7, **({"type": "log"} if log else {}), **more}
+
+
+def metric_axis(title: str, percent: bool, log: bool = False) -> dict[str, Any]:
+    """An axis of a metric, in percent or plain numbers."""
+    form = "~%" if percent else "~g" if log else ""
+    return axis(title, log, **({"tickformat": form} if form else {}))
+
+
+def bytes_axis(title: str, log: bool = False) -> dict[str, Any]:
+    """An axis of bytes, in kB, MB or GB; from 0 unless it is logarithmic."""
+    return axis(title, log, tickformat="~s", ticksuffix="B") | {"nticks": 6, "rangemode": "tozero"}
 
 
 def short(values: Iterable[float], digits: int = 5) -> list[float | int | None]:

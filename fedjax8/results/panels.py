@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from fedjax8.directions import in_words, is_percent
 from fedjax8.results.comparison import Comparison, Result, gain_curves, not_reached
 from fedjax8.results.curves import Curve, curve, statistic
 from fedjax8.results.figures import UNRESOLVED
-from fedjax8.results.gain import in_points
-from fedjax8.results.panel import Figure, Panel, Section, axis, short, style
+from fedjax8.results.measure import Measure
+from fedjax8.results.panel import Figure, Panel, Section, axis, bytes_axis, metric_axis, short, style
 from fedjax8.results.runs import Setting
 from fedjax8.results.splits import accuracy_by_client, client_sizes, label_shares
 
@@ -32,44 +33,54 @@ ENCODING = {
 }
 """Codecs' measures: title, kind of axis and axis, by the end of the name."""
 WHOLE = "<b>whole message</b>"
-ELSEWHERE = ("test_accuracy", "test_loss", "uplink_bytes", "downlink_bytes")
+ELSEWHERE = ("test_loss", "uplink_bytes", "downlink_bytes")
 """Metrics that have panels of their own."""
 
 
 def sections(found: Comparison) -> tuple[Section, ...]:
     """All panels of a comparison, in the order of the page."""
-    settings = [result.setting for result in found.results]
+    settings, measure = [result.setting for result in found.results], found.measure
     metrics = dict.fromkeys(name for s in settings for run in s.runs for name in run.metrics)
     draw = LineCharts(
-        settings, found.smooth, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST))
+        settings, found.smooth, measure, most=int(np.clip(POINTS / (len(settings) * (len(metrics) + 6)), LEAST, MOST))
     )
-    target = found.target if found.on == "test" else None  # the panel shows the test accuracy
-    accuracy = (
+    # The panels show what is reported.
+    target, title = found.target if measure.chooses == measure.reports else None, measure.title
+    absent = f"No run has a {measure.reports}."
+    of_metric = [
         _panel(
-            "accuracy-bytes", "Accuracy against bytes sent", "up and down, all clients", draw("bytes", target=target)
+            "metric-bytes",
+            f"{title} against bytes sent",
+            "up and down, all clients",
+            draw("bytes", target=target),
+            absent,
         ),
-        _front(found.results),
-        _panel("accuracy-rounds", "Accuracy against rounds", "", draw("rounds", target=target)),
+        _front(found),
+        _panel("metric-rounds", f"{title} against rounds", "", draw("rounds", target=target), absent),
         _panel(
-            "accuracy-seconds",
-            "Accuracy against seconds",
-            "time spent in rounds",
+            "metric-seconds",
+            f"{title} against seconds",
+            "time spent in rounds, without compilation where it is known",
             draw("seconds", target=target),
             "No run logged round_seconds.",
         ),
         _gain(found, draw),
-        _panel(
-            "loss-rounds", "Test loss against rounds", "", draw("rounds", "test_loss"), "No run logged a test_loss."
-        ),
-    )
+    ]
+    if measure.reports != "test_loss":
+        loss = draw("rounds", "test_loss")
+        of_metric.append(_panel("loss-rounds", "Test loss against rounds", "", loss, "No run logged a test_loss."))
     network = (_directions(found.results), *(_layers(settings, way) for way in ("up", "down")))
     names = sorted(metrics, key=lambda name: (name != "train_loss", name))  # the most wanted comes first
-    others = {name: draw("rounds", name) for name in names if name not in ELSEWHERE and not _encoding(name)}
+    others = {
+        name: draw("rounds", name)
+        for name in names
+        if name not in (*ELSEWHERE, measure.reports) and not _encoding(name)
+    }
     shown = {name: figure for name, figure in others.items() if figure}
     more = Panel("metrics", "Any metric", "means over seeds, ± one deviation", shown, "Nothing else was logged.", True)
     clients = (label_shares(settings), client_sizes(settings), accuracy_by_client(settings))
     return (
-        Section("Accuracy", "Lines are means over seeds, bands one standard deviation to each side.", accuracy),
+        Section(title, "Lines are means over seeds, bands one standard deviation to each side.", tuple(of_metric)),
         Section("Bytes on the network", "Read off encoded messages; means over seeds.", network),
         Section("Effect of encoding on values", "", _encodings(metrics, draw)),
         Section("Clients", "", clients),
@@ -80,14 +91,16 @@ def sections(found: Comparison) -> tuple[Section, ...]:
 class LineCharts:
     """Line charts of a metric of all settings against bytes, rounds or seconds; None where no setting has it."""
 
-    def __init__(self, settings: Sequence[Setting], smooth: int, most: int):
-        self._settings, self._smooth, self._most = settings, smooth, most
+    def __init__(self, settings: Sequence[Setting], smooth: int, measure: Measure, most: int):
+        self._settings, self._smooth, self._measure, self._most = settings, smooth, measure, most
 
     def __call__(
-        self, x: str, y: str = "test_accuracy", target: float | None = None, kind: str = "linear"
+        self, x: str, y: str | None = None, target: float | None = None, kind: str = "linear"
     ) -> Figure | None:
-        """The metric `y` against `x`, with a guide at accuracy `target`; `kind` is that of the axis upward."""
-        smooth = self._smooth if y == "test_accuracy" else 1
+        """The metric `y` (None: the one compared) against `x`, with a guide at `target`; `kind` is that of the axis
+        upward."""
+        y = y or self._measure.reports
+        smooth = self._smooth if y == self._measure.reports else 1
         found = {i: curve(s, x, y, smooth) for i, s in enumerate(self._settings)}
         curves = {i: c for i, c in found.items() if c is not None}
         if not curves:
@@ -95,13 +108,13 @@ class LineCharts:
         by_round = {i: curve(self._settings[i], "rounds", y, smooth) for i in curves}
         rounds = {i: c.x for i, c in by_round.items() if c is not None}
         at = {"bytes": "%{x:.3s}B, ", "rounds": "", "seconds": "%{x:,.1f} s, "}[x]
-        form = ".4f" if y in ("test_accuracy", "test_loss") else ".4~g"
+        form = ".2%" if is_percent(y) else ".4f" if y == "test_loss" else ".4~g"
         data = [self.line(i, c, rounds[i], form, at + "round %{customdata[1]}") for i, c in curves.items()]
         across = axis(x, rangemode="tozero")
         if x == "bytes":
-            across = axis("bytes sent", log=_spans([c.x[-1] for c in curves.values()]), tickformat="~s")
+            across = bytes_axis("bytes sent", _spans([c.x[-1] for c in curves.values()]))
         log = kind == "log" and all(v > 0 for trace in data for v in trace["y"])
-        up = axis(y.replace("_", " "), log=log, **({"tickformat": "~g"} if log else {}))
+        up = metric_axis(in_words(y), is_percent(y), log)
         lines = [] if target is None else [{"y0": target, "y1": target, "x0": 0, "x1": 1, "xref": "paper"}]
         guides = [{"type": "line", "line": {"color": "#888", "width": 1, "dash": "dot"}} | line for line in lines]
         return {"data": data, "layout": {"xaxis": across, "yaxis": up, "shapes": guides}}
@@ -131,23 +144,25 @@ def _spans(values: Iterable[float]) -> bool:
     return bool(positive) and max(positive) / min(positive) >= LOG_FROM
 
 
-def _panel(name: str, title: str, note: str, figure: Figure | None, absent: str = "") -> Panel:
-    return Panel(name, title, note, {"": figure} if figure else {}, absent or "No run has a test_accuracy.")
+def _panel(name: str, title: str, note: str, figure: Figure | None, absent: str) -> Panel:
+    return Panel(name, title, note, {"": figure} if figure else {}, absent)
 
 
-def _front(results: Sequence[Result]) -> Panel:
-    """Final accuracy against all bytes. The page finds the Pareto front of the points shown."""
-    title = "Accuracy against cost"
+def _front(found: Comparison) -> Panel:
+    """The metric at the end against all bytes. The page finds the Pareto front of the points shown."""
+    results, measure = found.results, found.measure
+    title, form = f"{measure.title} against cost", ".2%" if measure.percent else ".4~g"
     points = []
     for i, result in enumerate(results):
         spent = statistic(float(r.uplink_bytes[-1] + r.downlink_bytes[-1]) for r in result.setting.runs)
-        if result.final_accuracy is not None and spent is not None and spent.mean > 0:
-            points.append((i, result, spent, result.final_accuracy))
+        if result.final is not None and spent is not None and spent.mean > 0:
+            points.append((i, result, spent, result.final))
     if len(points) < 2:
         return Panel("front", title, "", {}, "A Pareto front needs two settings or more.")
     data = []
     for i, result, spent, reached in points:
         (mean, deviation, num_bytes), color = short((reached.mean, reached.spread, spent.mean)), style(i)[0]
+        beside = f" ± {deviation:{form.replace('~', '')}}" if deviation else ""
         data.append(
             {
                 "type": "scatter",
@@ -158,39 +173,41 @@ def _front(results: Sequence[Result]) -> Panel:
                 "y": [mean],
                 "error_y": {"type": "data", "array": [deviation], "thickness": 1.2, "width": 3, "color": color},
                 "marker": {"size": 11, "color": color, "line": {"color": color, "width": 2}},
-                "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{y:.4f}}{f' ± {deviation:.4f}' if deviation else ''}"
-                "<br>%{x:.3s}B<extra></extra>",
+                "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{y:{form}}}{beside}<br>%{{x:.3s}}B<extra></extra>",
             }
         )
         if not deviation:  # one seed, or all alike
             del data[-1]["error_y"]
     front: Figure = {"type": "scatter", "mode": "lines", "name": "front", "x": [], "y": [], "hoverinfo": "skip"}
     front |= {"line": {"color": "#999", "width": 1.5, "shape": "hv"}}
-    across = axis("bytes of the whole run", log=_spans([p[2].mean for p in points]), tickformat="~s")
-    layout = {"xaxis": across, "yaxis": axis("final test accuracy")}
-    note = "filled: on the Pareto front, no other setting shown is as accurate for as few bytes"
+    across = bytes_axis("bytes of the whole run", _spans([p[2].mean for p in points]))
+    layout = {"xaxis": across, "yaxis": metric_axis(f"final {measure.reported_in_words}", measure.percent)}
+    note = "filled: on the Pareto front, no other setting shown is as good for as few bytes"
     return Panel("front", title, note, {"": {"data": [front, *data], "layout": layout}})
 
 
 def _gain(found: Comparison, draw: LineCharts) -> Panel:
-    title = "Gain in bytes against accuracy"
+    measure = found.measure
+    title, form = f"Gain in bytes against {measure.words}", ".2%" if measure.percent else ".4~g"
     reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
     skip = min(UNRESOLVED, min(evaluated, default=0) // 10)
     curves = gain_curves(found, skip)
     beyond = not_reached(found)
-    missing = f"not reached, not within {in_points(found.margin)} of its best: {'; '.join(beyond)}"
+    missing = f"not reached, not within {measure.margin_in_words(found.margin)} of its best: {'; '.join(beyond)}"
     if not curves:
         why = f"Gain over {reference.setting.label}: {missing}." if beyond else ""
         return Panel("gain", title, "", {}, why or "A gain needs two settings that have been evaluated.")
     data = []
     for i, c in curves.items():
-        data.append(draw.line(i, c, c.x, ".2f", "at accuracy %{x:.4f}", shape="vh"))
+        data.append(draw.line(i, c, c.x, ".2f", f"at {measure.words} %{{x:{form}}}", shape="vh"))
     line: Figure = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
     up = axis("bytes of the reference / bytes", log=log, tickformat="~g")
-    layout = {"xaxis": axis(f"{found.on} accuracy"), "yaxis": up, "shapes": shapes}
+    across = metric_axis(measure.chosen_in_words, measure.percent)
+    across |= {"autorange": "reversed"} if measure.lower else {}
+    layout = {"xaxis": across, "yaxis": up, "shapes": shapes}
     note = f"over {reference.setting.label}, the line at 1" + (f"; {missing}" if beyond else "")
     return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
 
@@ -230,7 +247,7 @@ def _directions(results: Sequence[Result]) -> Panel:
             )
     layout = {
         "barmode": "stack",
-        "xaxis": axis("bytes of the whole run, all clients", tickformat="~s", rangemode="tozero"),
+        "xaxis": bytes_axis("bytes of the whole run, all clients"),
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 110 + 26 * len(results),
     }
@@ -286,7 +303,7 @@ def _layers(settings: Sequence[Setting], way: str) -> Panel:
         )
     up = {"tickvals": list(range(len(names))), "ticktext": names, "automargin": True}
     up |= {"range": [len(names) - 0.4, -0.6], "showgrid": True}
-    across = axis("bytes of one message", log=True, tickformat="~s")
+    across = bytes_axis("bytes of one message", log=True)
     layout = {"xaxis": across, "yaxis": up, "height": max(260, 110 + 26 * len(names))}
     return Panel(f"layers-{way}", title, "logarithmic axis", {"": {"data": data, "layout": layout}})
 

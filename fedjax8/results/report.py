@@ -1,61 +1,105 @@
 """A comparison of runs as text: the cells of its table, and the sentences under it."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from fedjax8.results.comparison import Comparison, Result, not_reached
 from fedjax8.results.curves import Statistic
 from fedjax8.results.fairness import in_words
-from fedjax8.results.gain import in_points
+from fedjax8.results.measure import Measure
 
-COLUMNS = (
-    "setting",
-    "seeds",
-    "target accuracy",
-    "rounds to target",
-    "reference rounds",
-    "gain in rounds",
-    "bytes to target",
-    "reference bytes",
-    "gain in bytes",
-    "best accuracy",
-    "final accuracy",
-    "rounds",
-    "bytes up",
-    "bytes down",
-    "saving",
-    "seconds",
-)
 GAIN = 9
-"""The first columns, on the way to the target accuracy; the others are about whole runs."""
-
+"""The first columns, on the way to the target; the others are about whole runs."""
+ALWAYS = (2, 8, 9)
+"""Columns that are shown also where all settings are alike in them: target, gain in bytes, best value."""
 NOT_REACHED = "not reached"
+NONE = "-"
+"""A cell without a value."""
+
+
+class Table(NamedTuple):
+    """Cells for people, without the columns that say nothing about differences."""
+
+    columns: tuple[str, ...]
+    """The first is the setting."""
+    rows: tuple[tuple[str, ...], ...]
+    """One a setting."""
+    shared: tuple[tuple[str, str], ...]
+    """Columns left out, since all settings have the same value in them, and that value."""
+    kept: tuple[int, ...]
+    """Places of the columns among `columns(found)`."""
+
+
+def columns(found: Comparison) -> tuple[str, ...]:
+    """Headings of the table, the metric by its name."""
+    words = found.measure.words
+    timed = any(result.compiling for result in found.results)
+    return (
+        "setting",
+        "seeds",
+        f"target {words}",
+        "rounds to target",
+        "reference rounds",
+        "gain in rounds",
+        "bytes to target",
+        "reference bytes",
+        "gain in bytes",
+        f"best {words}",
+        f"final {words}",
+        "rounds",
+        "bytes up",
+        "bytes down",
+        "saving",
+        *(("seconds of training", "seconds of compiling") if timed else ("seconds",)),
+    )
 
 
 def rows(found: Comparison) -> list[list[str]]:
-    """The table's cells: one row per setting, one column for each of `COLUMNS`."""
-    return [_row(result) for result in found.results]
+    """The table's cells: one row per setting, one column for each of `columns`."""
+    timed = any(result.compiling for result in found.results)
+    return [_row(result, found.measure) + ([_plain(result.compiling, 1)] if timed else []) for result in found.results]
 
 
-def _row(result: Result) -> list[str]:
+def table(found: Comparison) -> Table:
+    """The table without columns in which all settings are alike, or none has a value; of one setting, the whole."""
+    names, cells = columns(found), rows(found)
+    alike = [len(cells) > 1 and len({row[c] for row in cells}) == 1 for c in range(len(names))]
+    kept = tuple(c for c in range(len(names)) if c in (0, *ALWAYS) or not alike[c])
+    shared = tuple((names[c], cells[0][c]) for c in range(len(names)) if c not in kept and cells[0][c] != NONE)
+    return Table(tuple(names[c] for c in kept), tuple(tuple(row[c] for c in kept) for row in cells), shared, kept)
+
+
+def shared_in_words(shared: Sequence[tuple[str, str]]) -> str:
+    """As `The same for all: seeds 3, rounds 60.`; empty if nothing is."""
+    return f"The same for all: {', '.join(f'{name} {value}' for name, value in shared)}." if shared else ""
+
+
+def _row(result: Result, measure: Measure) -> list[str]:
     gain = result.gain
     part = f" ({gain.reached} of {gain.compared})" if 0 < gain.reached < gain.compared else ""
-    missing = NOT_REACHED if gain.compared and not gain.reached and gain.accuracy else "-"
+    missing = NOT_REACHED if gain.compared and not gain.reached and gain.target else NONE
     return [
         result.setting.label,
         str(len(result.setting.runs)),
-        _plain(gain.accuracy, 4),
+        _metric(gain.target, measure),
         _plain(gain.rounds, 0) + part if gain.reached else missing,
         _plain(gain.reference_rounds, 0),
         _times(gain.in_rounds) if gain.within else NOT_REACHED,
         _bytes(gain.num_bytes) if gain.reached else missing,
         _bytes(gain.reference_bytes),
         _times(gain.in_bytes) if gain.within else NOT_REACHED,
-        _plain(result.best_accuracy, 4),
-        _plain(result.final_accuracy, 4),
+        _metric(result.best, measure),
+        _metric(result.final, measure),
         _plain(result.rounds, 0),
         _bytes(result.uplink_bytes),
         _bytes(result.downlink_bytes),
         _times(result.saving),
         _plain(result.seconds, 1),
     ]
+
+
+def _metric(value: Statistic | None, measure: Measure) -> str:
+    return NONE if value is None else measure.readable(value.mean, value.spread)
 
 
 def _spread(spread: float, digits: int) -> str:
@@ -65,12 +109,12 @@ def _spread(spread: float, digits: int) -> str:
 
 
 def _times(value: Statistic | None) -> str:
-    return "-" if value is None else f"{value.mean:.2f}{_spread(value.spread, 2)}x"
+    return NONE if value is None else f"{value.mean:.2f}{_spread(value.spread, 2)}x"
 
 
 def _plain(value: Statistic | None, digits: int) -> str:
     if value is None:
-        return "-"
+        return NONE
     spread = _spread(value.spread, max(digits, 1))
     return f"{value.mean:.{max(digits, 1) if spread else digits}f}{spread}"
 
@@ -78,7 +122,7 @@ def _plain(value: Statistic | None, digits: int) -> str:
 def _bytes(value: Statistic | None) -> str:
     """Three significant digits in the largest decimal unit that leaves at least 1."""
     if value is None:
-        return "-"
+        return NONE
     power = 0
     while power < 5 and value.mean >= 999.5 * 1000**power:
         power += 1
@@ -89,45 +133,51 @@ def _bytes(value: Statistic | None) -> str:
 
 
 def explanation(found: Comparison) -> list[str]:
-    """Sentences under the table: the target accuracy, and the meaning of the columns."""
-    reference = found.results[0].setting.label
+    """Sentences under the table: the target, and the meaning of the columns."""
+    reference, measure = found.results[0].setting.label, found.measure
+    words, chosen, reported = measure.words, measure.chosen_in_words, measure.reported_in_words
     sentences = [
-        f"Target accuracy: the lower of the two best {found.on} accuracies of a run and the reference's run with the "
-        "same seed, so that both reach it (choose one accuracy for all with --target)."
+        f"Target {words}: the {'higher' if measure.lower else 'lower'} of the best {chosen} of a run and that of the "
+        "reference's run with the same seed, so that both reach it (choose one value for all with --target)."
         if found.target is None
-        else f"Target accuracy: {found.target:.4g}, as given."
+        else f"Target {words}: {measure.readable(found.target)}, as given."
     ]
     sentences.append(
-        f"Reference: {reference}. Rounds and bytes to target: the first evaluated round whose {found.on} accuracy "
+        f"Reference: {reference}. Rounds and bytes to target: the first evaluated round whose {chosen} "
         "reaches the target, and the bytes of all clients up and down by then. Gain: rounds or bytes of the reference "
         "over those of the setting, mean over the seeds in common. Saving: bytes of the same messages in float32 over "
         "the bytes sent."
     )
-    if found.on != "test":
+    if measure.lower:
+        sentences.append(f"Lower values of {words} are better.")
+    if measure.chooses != measure.reports:
         sentences.append(
-            f"Chosen by {found.on} rows: the target accuracy, its rounds, the margin. Best accuracy: that on test rows "
-            f"where the {found.on} accuracy is best. Final accuracy: on test rows."
+            f"Chosen by {chosen}: the target, its rounds, the margin. Best {words}: the {reported} where the {chosen} "
+            f"is best. Final {words}: the {reported}."
         )
-    unpaired = [r.setting.label for r in found.results if r.gain.accuracy and not r.gain.paired]
+    unpaired = [r.setting.label for r in found.results if r.gain.target and not r.gain.paired]
     if unpaired:
-        lowest = (
-            "the target accuracy is the lowest best accuracy of all runs of both, and " if found.target is None else ""
-        )
+        worst = "highest" if measure.lower else "lowest"
+        target = f"the target is the {worst} best {words} of all runs of both, and " if found.target is None else ""
         sentences.append(
-            f"No seed in common with the reference: {'; '.join(unpaired)}. There {lowest}the gain is a ratio of means "
+            f"No seed in common with the reference: {'; '.join(unpaired)}. There {target}the gain is a ratio of means "
             "over seeds, without ±."
         )
     if beyond := not_reached(found):
         sentences.append(
-            f"Gain not reached: {'; '.join(beyond)}. A gain counts only where the best accuracy, mean over the seeds "
-            f"compared, comes within {in_points(found.margin)} of the reference's (another distance: --margin)."
+            f"Gain not reached: {'; '.join(beyond)}. A gain counts only where the best {words}, mean over the seeds "
+            f"compared, comes within {measure.margin_in_words(found.margin)} of the reference's (another distance: "
+            "--margin)."
         )
     for result in found.results:
         if spread := in_words([run.clients for run in result.setting.runs]):
-            sentences.append(f"Clients' own models, {result.setting.label}: accuracy {spread}.")
+            sentences.append(f"Clients' own models, {result.setting.label}: {spread}.")
+    unknown = [r.setting.label for r in found.results if not r.compiling]
+    if unknown and len(unknown) < len(found.results):
+        sentences.append(f"Seconds of training with those of compiling, which are not known: {'; '.join(unknown)}.")
     notes = []
     if found.smooth > 1:
-        notes.append(f"Accuracies are means of {found.smooth} evaluations.")
+        notes.append(f"Values of {words} are means of {found.smooth} evaluations.")
     if any(len(r.setting.runs) > 1 for r in found.results):
         notes.append("±: sample standard deviation over seeds.")
     return [*sentences, " ".join(notes)] if notes else sentences

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
+from fedjax8.results.record import Labels, labels_in, measures_in
 
-ABOUT, CLIENTS = "about.json", "clients.json"
+ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
 ABSENT = "-"
 LABEL_LENGTH = 44
 """Longest label, in characters, made of config fields; with more, directory names are easier to read."""
@@ -45,13 +47,24 @@ _SPLIT = {
 _MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
 FORMS = {
     ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
-    CLIENTS: {"rows?": str, "clients?": [int], "counts?": [int], "accuracy?": [float], "without_rows?": int},
+    CLIENTS: {
+        "rows?": str,
+        "clients?": [int],
+        "counts?": [int],
+        "metric?": str,
+        "accuracy?": [float],
+        "without_rows?": int,
+    },
 }
 """Forms of the parts that are read of these files."""
 
 
 class NotJSON(ValueError):
     """A line that is no JSON."""
+
+
+class NotYet(UserError):
+    """There is nothing to read until a run has logged a round, or been evaluated."""
 
 
 class RunFolder(NamedTuple):
@@ -69,7 +82,9 @@ class RunFolder(NamedTuple):
     """Cumulative over all clients, `T` Python ints."""
     downlink_bytes: tuple[int, ...]
     elapsed_seconds: np.ndarray
-    """float64 `[T]`: `round_seconds` (of one round) times the rounds since the line before, summed up."""
+    """float64 `[T]`: `round_seconds` (of one round) times the rounds since the line before, summed up, without
+    `compile_seconds`. These are in the first line of a call whose rounds share the call's seconds evenly: within a call
+    the sum is held at that of the line before."""
     metrics: dict[str, np.ndarray]
     """Every number logged, float64 `[T]`, NaN where a line lacks it."""
     summary: dict[str, Any]
@@ -80,6 +95,9 @@ class RunFolder(NamedTuple):
     """`about.json`; empty if it is missing."""
     clients: Mapping[str, Any] = MappingProxyType({})
     """`clients.json`; empty if it is missing."""
+    measures: Measures = CLASSIFICATION
+    """How the run is judged, by its `config.json`."""
+    labels: Labels = Labels()
 
 
 class Setting(NamedTuple):
@@ -106,7 +124,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
     known, document = document is not None, document or {}
     config = document.get("config", document)
     config = config if isinstance(config, dict) else {"config": config}
-    lines = _read_lines(path, notes)
+    lines = read_lines(path, notes)
     rounds = np.array([line["round"] for line in lines], np.int64)
     metrics = {
         name: np.array([number(line.get(name)) for line in lines], np.float64)
@@ -114,6 +132,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         if name != "round"
     }
     per_round = metrics.get("round_seconds", np.full(len(lines), np.nan))
+    compiling = np.nancumsum(metrics.get("compile_seconds", np.zeros(len(lines))))
+    in_rounds = np.cumsum(per_round * np.diff(rounds, prepend=0))
     summary = _read_object(path / "summary.json", notes) or {}
     if summary and number(summary.get("rounds")) < rounds[-1]:
         summary = {}
@@ -122,6 +142,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         notes.append(f"{path}: {missing} of {rounds[-1]} rounds have no line: they were lost")
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
+    file = f"{path / 'config.json'}"
+    measures, labels = measures_in(document, file, notes), labels_in(document, file, notes)
     about, clients = (_read_object(path / name, notes, form) or {} for name, form in FORMS.items())
     return RunFolder(
         path=path,
@@ -131,12 +153,14 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         rounds=rounds,
         uplink_bytes=tuple(line["uplink_bytes"] for line in lines),
         downlink_bytes=tuple(line["downlink_bytes"] for line in lines),
-        elapsed_seconds=np.cumsum(per_round * np.diff(rounds, prepend=0)),
+        elapsed_seconds=np.maximum.accumulate(np.maximum(in_rounds - compiling, 0.0)),
         metrics=metrics,
         summary=summary,
         notes=tuple(notes),
         about=about,
         clients=clients,
+        measures=measures,
+        labels=labels,
     )
 
 
@@ -172,7 +196,7 @@ def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, An
     return found
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The logged lines; of lines logged again after a resume, the last."""
     file = path / "metrics.jsonl"
     try:
@@ -181,7 +205,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     except FileNotFoundError:
         inner = any(path.glob("*/metrics.jsonl")) or any(path.glob("*/*/metrics.jsonl"))
         hint = f"its subfolders do: give {path}/*" if inner else "give the --workdir of a run that has begun"
-        raise UserError(f"{str(path)!r} holds no metrics.jsonl; {hint}") from None
+        raise (UserError if inner else NotYet)(f"{str(path)!r} holds no metrics.jsonl; {hint}") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     numbered = [(i, text) for i, text in enumerate(texts, 1) if text.strip()]
@@ -202,7 +226,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             repeated += 1
         lines.append(line)
     if not lines:
-        raise UserError(f"{file} holds no complete line: the run has not logged a round yet")
+        raise NotYet(f"{file} holds no complete line: the run has not logged a round yet")
     if repeated:
         notes.append(f"{file}: {repeated} line(s) logged again after a resume; the later ones were taken")
     return lines
@@ -230,17 +254,19 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], list[str]]:
-    """Settings in the order given, labeled by the config fields in which they differ, and warnings.
+def read_settings(paths: Iterable[str | os.PathLike], tags: Sequence[str] = ()) -> tuple[list[Setting], list[str]]:
+    """Settings in the order given, labeled by their names or the config fields in which they differ, and warnings.
 
     A path that is a file (a shell's `*` catches those) or was given before is left out with a warning; a folder of runs
-    (of seeds side by side, or of a sweep) stands for those in it that have begun. Raises `UserError` as `read_run`
-    does, and if no run is left.
+    (of seeds side by side, or of a sweep) stands for those in it that have begun. With `tags`, only runs that have all
+    of them are read. Raises `UserError` as `read_run` does, and if no run is left.
     """
     warnings: list[str] = []
     runs: dict[Path, RunFolder] = {}
     for path in (run for given in paths for run in _runs_in(Path(given), warnings)):
         if path.is_file():
+            if path.name == SEEDS:
+                continue
             warnings.append(f"{path}: a file, not a run folder; left out")
         elif path.resolve() in runs:
             warnings.append(f"{path}: given twice; counted once")
@@ -248,6 +274,11 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
             runs[path.resolve()] = read_run(path)
     if not runs:
         raise UserError("no run folder given; give one or more, for example runs/*")
+    if tags:
+        known = sorted({tag for run in runs.values() for tag in run.labels.tags})
+        runs = {path: run for path, run in runs.items() if set(tags) <= set(run.labels.tags)}
+        if not runs:
+            raise UserError(f"no run has the tag {', '.join(tags)}; there are {', '.join(known) or 'no tags at all'}")
     warnings += [note for run in runs.values() for note in run.notes]
     warnings += _differing_origins(list(runs.values()))
 
@@ -268,7 +299,7 @@ def read_settings(paths: Iterable[str | os.PathLike]) -> tuple[list[Setting], li
     every = dict.fromkeys(field for config in configs for field in config)
     fields = [f for f in every if len({_text(c, f) for c in configs}) > 1]
     differing = [{f: _text(c, f) for f in fields} for c in configs]
-    labels = _labels(configs, fields, settings)
+    labels = _named(_labels(configs, fields, settings), settings)
     return [Setting(*parts) for parts in zip(labels, differing, settings, strict=True)], warnings
 
 
@@ -315,6 +346,15 @@ def _labels(configs: list[dict], fields: list[str], settings: list[tuple[RunFold
         if all(labels) and len(set(labels)) == len(labels) and max(map(len, labels)) <= LABEL_LENGTH:
             return labels
     return _directory_labels([[run.path for run in group] for group in settings])
+
+
+def _named(labels: list[str], settings: list[tuple[RunFolder, ...]]) -> list[str]:
+    """The labels, with the name of settings whose runs have one in common in their place; beside it, where others have
+    that name too."""
+    names = [next(iter(found)) if len(found := {run.labels.name for run in s}) == 1 else "" for s in settings]
+    alone = [f"{name} ({label})" if names.count(name) > 1 else name for name, label in zip(names, labels, strict=True)]
+    made = [chosen if name else label for chosen, name, label in zip(alone, names, labels, strict=True)]
+    return made if len(set(made)) == len(made) else labels
 
 
 def short_name(field: str, fields: list[str]) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fedjax8.results.fairness import in_words
-from fedjax8.results.panel import Panel, axis, style
+from fedjax8.directions import in_words as metric_in_words
+from fedjax8.directions import is_percent
+from fedjax8.results.fairness import in_words, values_by_client
+from fedjax8.results.panel import Panel, axis, metric_axis, style
 from fedjax8.results.runs import RunFolder, Setting
 
 SPLITS = 12
@@ -84,7 +86,7 @@ def label_shares(settings: Sequence[Setting]) -> Panel:
         }
         figures[name] = {"data": [trace], "layout": layout}
     absent = ABSENT if not found else "Rows have no single label each, or labels are too many to show."
-    return Panel("labels", title, "darker: a larger share of the client's rows", figures, absent)
+    return Panel("labels", title, "stronger color: a larger share of the client's rows", figures, absent)
 
 
 def client_sizes(settings: Sequence[Setting]) -> Panel:
@@ -112,9 +114,12 @@ def client_sizes(settings: Sequence[Setting]) -> Panel:
 def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
     """A box for each setting over the clients of all its seeds."""
     data, rows, meta = [], set(), []
+    every = [run.clients for setting in settings for run in setting.runs]
+    metric = next((name for name, values in map(values_by_client, every) if values), "accuracy")
     for i, setting in enumerate(settings):
-        known = [run.clients for run in setting.runs if run.clients.get("accuracy")]
-        values = sorted(round(v, 4) for clients in known for v in clients["accuracy"])
+        found = [(run.clients, *values_by_client(run.clients)) for run in setting.runs]
+        known = [clients for clients, name, numbers in found if numbers and name == metric]
+        values = sorted(float(f"{v:.5g}") for clients in known for v in clients[metric])
         values = [values[k] for k in np.linspace(0, len(values) - 1, min(BOXED, len(values))).astype(int)]
         rows |= {HELD_OUT.get(clients.get("rows", ""), "own") for clients in known}
         if values:
@@ -138,7 +143,7 @@ def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
                 }
             )
     layout = {
-        "xaxis": axis("accuracy of a client's own model on its own rows", tickformat=".0%"),
+        "xaxis": metric_axis(f"{metric_in_words(metric)} of a client's own model on its own rows", is_percent(metric)),
         "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         "height": 140 + 46 * len(data),
         "meta": " \u00b7 ".join(meta) if len(meta) <= POINTED else "",
@@ -146,7 +151,8 @@ def accuracy_by_client(settings: Sequence[Setting]) -> Panel:
     note = f"each client's final model on its own {' and '.join(sorted(rows))} rows, all seeds; box: the middle half"
     absent = "No run was asked for it: python -m fedjax8.train --client_accuracy=100."
     figures = {"": {"data": data, "layout": layout}} if data else {}
-    return Panel("client-accuracy", "Accuracy by client", note, figures, absent, wide=True)
+    title = f"{metric_in_words(metric)[0].upper()}{metric_in_words(metric)[1:]} by client"
+    return Panel("client-accuracy", title, note, figures, absent, wide=True)
 
 
 def _skew(split: Mapping[str, Any]) -> str:

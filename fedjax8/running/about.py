@@ -28,7 +28,7 @@ SKEW_POSITIONS = 1 << 22
 """Most rows over all clients for which the skew of labels is measured: about a second."""
 
 
-def about(simulation: Simulation, num_classes: int, private: bool = False) -> dict[str, Any]:
+def about(simulation: Simulation, num_classes: int | None, private: bool = False) -> dict[str, Any]:
     """The contents of `about.json`, ready for JSON; with `private`, nothing that is counted on rows."""
     split = split_facts(simulation.data, num_classes, private)
     return {"split": split, "messages": message_facts(simulation.discover())}
@@ -39,18 +39,19 @@ def evenly(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
-def split_facts(clients: FederatedData, num_classes: int, private: bool = False) -> dict[str, Any]:
+def split_facts(clients: FederatedData, num_classes: int | None, private: bool = False) -> dict[str, Any]:
     """Sizes of clients in rows, rows of each label by client, and measures of skew.
 
-    `labels` and `skew` are None where a row has no single label, labels or rows are too many, or rows are `private`.
+    `labels` and `skew` are None where a row has no single class, labels or rows are too many, or rows are `private`.
     """
-    countable = not private and np.ndim(clients.columns["y"]) == 1 and num_classes <= LABELED
+    number = num_classes or 0
+    countable = not private and np.ndim(clients.columns["y"]) == 1 and 0 < number <= LABELED
     shown = evenly(clients.num_clients, LABELED)
 
     def count(client: int) -> list[int]:
         labels = np.asarray(clients.columns["y"][clients.rows(client)])
-        check_classes(labels, num_classes, f"client {client}:")  # those on disk may be anything
-        return np.bincount(labels, minlength=num_classes).tolist()
+        check_classes(labels, number, f"client {client}:")  # those on disk may be anything
+        return np.bincount(labels, minlength=number).tolist()
 
     labels = {
         "clients": shown.tolist(),
@@ -63,7 +64,7 @@ def split_facts(clients: FederatedData, num_classes: int, private: bool = False)
         "classes": num_classes,
         "sizes": clients.windows(evenly(clients.num_clients, SIZES))[1].tolist(),
         "labels": labels if countable else None,
-        "skew": label_skew(clients, num_classes).summary() if measured else None,
+        "skew": label_skew(clients, number).summary() if measured else None,
     }
 
 

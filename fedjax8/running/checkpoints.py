@@ -5,18 +5,21 @@ renamed: it is there as a whole or not at all, wherever a process is killed or t
 that. A checksum is compared when a checkpoint is read. A checkpoint that cannot be read is put aside for the
 one before it.
 
-A checkpoint also holds the record of `config.json`, by which it knows the runs that may resume from it.
+It is written by a thread while rounds go on, one at a time, from a copy of the state; whether that worked is known when
+it is ended, before the next one.
+
+A checkpoint also holds the identity in `config.json`, by which it knows the runs that may resume from it.
 """
 
+import concurrent.futures
 import contextlib
-import functools
 import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +29,8 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.errors import UserError
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.hosts import ALONE, Hosts
-from fedjax8.running.workdir import json_ready, refuse_other, says_of_others
+from fedjax8.running.identity import IDENTITY, refuse_other, says_of_others
+from fedjax8.running.workdir import json_ready
 from fedjax8.types import PyTree
 
 FOLDER = "checkpoints"
@@ -40,27 +44,48 @@ class NotSaved(UserError):
     """A checkpoint could not be written. Those before it are as they were, and so is the state: a run may go on."""
 
 
+class Pending(NamedTuple):
+    """A checkpoint that is begun."""
+
+    round: int
+    release: Callable[[int], None]
+    """`ClientStates.release` of its state."""
+    answer: concurrent.futures.Future | None
+    """The result of `_write`; None on processes other than the first."""
+
+
 class Checkpoints:
     """Numbered checkpoints of one run; use `open_checkpoints`. Process 0 has the files, all have the same state."""
 
-    def __init__(self, manager: Any, folder: Path, hosts: Hosts, record: Mapping[str, Any]):
-        self._manager, self._folder, self._hosts = manager, folder, hosts
-        self._record = json.loads(json.dumps(json_ready(record)))
+    def __init__(self, manager: Any, folder: Path, hosts: Hosts, record: Mapping[str, Any], fixed: Mapping[str, str]):
+        self._manager, self._folder, self._hosts, self._fixed = manager, folder, hosts, fixed
+        self._record = json.loads(json.dumps(json_ready({k: record[k] for k in IDENTITY if k in record})))
         self._newest = 0
+        self._pending: Pending | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self.notes: list[str] = []
         """Remarks of `restore` for the user."""
         self.changed: list[str] = []
         """Devices and versions that are not those of the checkpoint that `restore` found."""
         self.callbacks: Mapping[str, Any] = {}
         """The callbacks' standing at that checkpoint."""
+        self.of: Mapping[str, Any] = {}
+        """The record in that checkpoint."""
 
-    def save(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> None:
-        """Writes the state after `state.round` rounds and its callbacks' standing, and returns when they are on disk.
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written, on process 0."""
+        return self._pending is not None and self._pending.answer is not None and not self._pending.answer.done()
 
-        Saving a round again does nothing. Raises `NotSaved`, on all processes.
+    def begin(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> bool:
+        """Begins to write the state after `state.round` rounds and its callbacks' standing, once the one before is
+        ended; False, since nothing is known yet.
+
+        Saving a round again does nothing. Raises `NotSaved`, on all processes, where the clients' states cannot be
+        marked.
         """
         if state.round <= self._newest:
-            return
+            return False
         problem = ""
         try:
             state.clients.mark(state.round)
@@ -69,34 +94,57 @@ class Checkpoints:
         # All wait for the marks of all: whatever was cut short, there is one for the checkpoint.
         if self._hosts.gather(np.array([bool(problem)], np.uint8)).any():
             raise NotSaved(problem or f"cannot save round {state.round}: another process could not mark its clients")
-        answer = self._hosts.ask(lambda: self._write(state, seconds, callbacks or {}))
+        answer = None
+        if self._hosts.first:
+            # Copies, since the next rounds may overwrite what `device_get` gives.
+            arrays = jax.tree.map(np.array, jax.device_get((state.server, state.down_states, state.clients.arrays())))
+            host = {"ledger": state.ledger.to_json(), "seconds": seconds, "record": self._record}
+            host |= {"callbacks": dict(callbacks)} if callbacks else {}
+            answer = self._thread.submit(self._write, state.round, arrays, host)
+        self._pending = Pending(state.round, state.clients.release, answer)
+        return False
+
+    def end(self) -> bool:
+        """Returns when the checkpoint that is begun is on disk; whether there is one. Raises `NotSaved`, on all
+        processes."""
+        if self._pending is None:
+            return False
+        pending, self._pending = self._pending, None
+        answer = self._hosts.ask(lambda: pending.answer.result() if pending.answer else {})
         if answer["problem"]:
             raise NotSaved(answer["problem"])
-        self._newest = state.round
-        state.clients.release(answer["oldest"])
+        self._newest = pending.round
+        pending.release(answer["oldest"])
+        return True
 
-    def _write(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any]) -> dict[str, Any]:
+    def save(self, state: SimulationState, seconds: float, callbacks: Mapping[str, Any] | None = None) -> None:
+        """Writes a checkpoint and returns when it is on disk; see `begin` and `end`."""
+        self.begin(state, seconds, callbacks)
+        self.end()
+
+    def close(self) -> None:
+        """Returns when nothing is written any more."""
+        self._thread.shutdown()
+
+    def _write(self, round_number: int, arrays: PyTree, host: dict[str, Any]) -> dict[str, Any]:
         """{problem: error message or None, oldest: the oldest round that is kept}."""
         import orbax.checkpoint as ocp
 
-        arrays = jax.device_get((state.server, state.down_states, state.clients.arrays()))
-        host = {"ledger": state.ledger.to_json(), "seconds": seconds, "record": self._record}
-        host |= {"callbacks": dict(callbacks)} if callbacks else {}
         host["checksum"] = checksum(arrays, host)
         content = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host))
         part = self._folder / _WRITING
         try:
             part.mkdir(exist_ok=True)
-            with _quiet():
-                self._manager.save(state.round, args=content, force=True)
+            with quiet():
+                self._manager.save(round_number, args=content, force=True)
                 self._manager.wait_until_finished()
             sync_tree(part)
-            os.replace(part / str(state.round), self._folder / str(state.round))
+            os.replace(part / str(round_number), self._folder / str(round_number))
             sync_folder(self._folder)
         except Exception as error:  # a full disk is a ValueError, an OSError, or another error of the storage library
             return {
-                "problem": f"--workdir: cannot save round {state.round} in {self._folder}: {_reason(error)}; make room "
-                f"there, or see to its permissions. {self._last_good()}"
+                "problem": f"--workdir: cannot save round {round_number} in {self._folder}: {reason(error)}; make "
+                f"room there, or see to its permissions. {self._last_good()}"
             }
         finally:
             for path in part.iterdir() if part.is_dir() else ():
@@ -106,18 +154,13 @@ class Checkpoints:
 
     def _keep_newest(self) -> int:
         """Removes all but the newest `KEEP` checkpoints; the oldest that stays. One that cannot be removed may stay."""
-        rounds = self._rounds()
+        rounds = rounds_in(self._folder)
         for old in rounds[:-KEEP]:
             place = self._folder / str(old)
             with contextlib.suppress(OSError):
                 os.replace(place, part := place.with_name(f"{old}{PART}"))  # or a kill would leave half of it
                 remove(part)
         return rounds[-KEEP:][0]
-
-    def _rounds(self) -> list[int]:
-        """Rounds of the checkpoints there, ascending; other files in the folder are left alone."""
-        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def _last_good(self) -> str:
         return f"The checkpoint of round {self._newest} is as it was" if self._newest else "There is no earlier one"
@@ -152,7 +195,7 @@ class Checkpoints:
             like.clients.rewind(0)
             return None
         step, host = answer["found"]["step"], answer["found"]["host"]
-        self.callbacks = host.get("callbacks", {})
+        self.callbacks, self.of = host.get("callbacks", {}), host.get("record", {})
         like.clients.rewind(step)
         like.clients.release(answer["oldest"])
         self._newest = step
@@ -163,14 +206,14 @@ class Checkpoints:
     def _newest_readable(self, template: PyTree) -> tuple[dict[str, Any] | None, PyTree, list[str]]:
         """({step, host}, arrays, remarks on damaged ones that are newer)."""
         bad: dict[int, str] = {}
-        for step in reversed(self._rounds()):
+        for step in reversed(rounds_in(self._folder)):
             try:
-                with _quiet():
+                with quiet():
                     found = self._read(step, template)
             except UserError:  # it is whole, but not of this run
                 raise
             except Exception as error:  # damage shows as almost anything
-                bad[step] = _reason(error)
+                bad[step] = reason(error)
                 continue
             notes = [f"{self._set_aside(step)} cannot be read ({why}); going back" for step, why in bad.items()]
             return {"step": step, "host": found.host}, found.arrays, notes
@@ -183,16 +226,9 @@ class Checkpoints:
         return None, template, []
 
     def _read(self, step: int, template: PyTree) -> Any:
-        import orbax.checkpoint as ocp
-
-        read = functools.partial(self._manager.restore, step, directory=self._folder)
-        host = read(args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
-        refuse_other(dict(host.get("record", {})), self._record, self._folder / str(step))
-        found = read(args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore()))
-        expected = found.host.pop("checksum", None)
-        if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
-            raise ValueError("its checksum is wrong")
-        return found
+        record = read_host(self._manager, self._folder, step).get("record", {})
+        refuse_other(dict(record), self._record, self._folder / str(step), self._fixed)
+        return read_whole(self._manager, self._folder, step, template)
 
     def _set_aside(self, step: int) -> Path:
         """Where a damaged checkpoint is from now on."""
@@ -201,6 +237,45 @@ class Checkpoints:
         os.replace(self._folder / str(step), place)
         sync_folder(self._folder)
         return place
+
+
+def rounds_in(folder: Path) -> list[int]:
+    """Rounds of the checkpoints in a folder, ascending; other files there are left alone."""
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def read_host(manager: Any, folder: Path, step: int) -> dict[str, Any]:
+    """A checkpoint without its arrays: ledger, seconds, record, callbacks."""
+    import orbax.checkpoint as ocp
+
+    return manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()), directory=folder).host
+
+
+def read_whole(manager: Any, folder: Path, step: int, template: PyTree) -> Any:
+    """A checkpoint: `arrays` shaped as a template, and `host`; ValueError, or another error, where it is damaged."""
+    import orbax.checkpoint as ocp
+
+    parts = ocp.args.Composite(arrays=ocp.args.StandardRestore(template), host=ocp.args.JsonRestore())
+    found = manager.restore(step, args=parts, directory=folder)
+    expected = found.host.pop("checksum", None)
+    if expected not in (None, checksum(found.arrays, found.host)):  # checkpoints of before had none
+        raise ValueError("its checksum is wrong")
+    return found
+
+
+def manager_in(folder: Path) -> Any:
+    """A manager of checkpoints that works in a folder, and reads those in others too."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        ),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
@@ -213,7 +288,7 @@ def checksum(arrays: PyTree, host: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the storage library from logging its exceptions too, some pages each."""
     log = logging.getLogger("absl")
     level = log.level
@@ -224,25 +299,27 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error's text, or its kind."""
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__
 
 
 @contextlib.contextmanager
 def open_checkpoints(
-    workdir: Path, hosts: Hosts = ALONE, record: Mapping[str, Any] | None = None
+    workdir: Path,
+    hosts: Hosts = ALONE,
+    record: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> Iterator[Checkpoints]:
     """The checkpoints of a run's directory; the newest `KEEP` are kept. UserError if they cannot be there.
 
     Half-written checkpoints of killed processes are removed, so hold the directory's lock (`workdir.locked`). `record`
-    is the content of `config.json`.
+    is the content of `config.json`, `fixed` are fields of it that must not change, with the reason.
     """
-    import orbax.checkpoint as ocp
-
     folder = (workdir / FOLDER).absolute()
     if not hosts.first:
-        yield Checkpoints(None, folder, hosts, record or {})
+        yield Checkpoints(None, folder, hosts, record or {}, fixed or {})
         return
     part = folder / _WRITING
     try:
@@ -253,15 +330,12 @@ def open_checkpoints(
         part.mkdir()
     except OSError as error:
         raise UserError(f"--workdir: cannot make {folder}: {error.strerror}; choose another directory") from error
-    options = ocp.CheckpointManagerOptions(
-        create=False,
-        enable_async_checkpointing=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-        ),
-    )
     try:
-        with ocp.CheckpointManager(part, options=options) as manager:
-            yield Checkpoints(manager, folder, hosts, record or {})
+        with manager_in(part) as manager:
+            made = Checkpoints(manager, folder, hosts, record or {}, fixed or {})
+            try:
+                yield made
+            finally:
+                made.close()
     finally:
         remove(part)

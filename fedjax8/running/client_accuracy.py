@@ -30,10 +30,19 @@ from fedjax8.running.workdir import write_json
 class OwnModels:
     """Evaluations of the clients' own models of one run."""
 
-    def __init__(self, simulation: Simulation, dataset: Dataset, most: int, fine_tune_steps: int = 0):
+    def __init__(
+        self,
+        simulation: Simulation,
+        dataset: Dataset,
+        most: int,
+        fine_tune_steps: int = 0,
+        metric: str = "accuracy",
+        higher: bool = True,
+    ):
         """Up to `most` clients are evaluated, each after so many local steps on its training rows."""
         self._simulation, self._dataset = simulation, dataset
         self._most, self._steps = most, fine_tune_steps
+        self._metric, self._higher = metric, higher
         self._last: tuple[int, ClientScores] | None = None
 
     @functools.cached_property
@@ -47,19 +56,21 @@ class OwnModels:
         return evenly(self._simulation.num_clients, self._most)
 
     def scores(self, state: SimulationState) -> ClientScores:
-        """Scores after the rounds of `state`, worked out once for each round; UserError where the model has no metric
-        called accuracy."""
+        """Scores after the rounds of `state`, worked out once for each round; UserError where the model has no such
+        metric."""
         if self._last is None or self._last[0] != state.round:
             found = self._simulation.evaluate_clients(state, self.ids, self.held.clients, self._steps)
-            if "accuracy" not in found.metrics:
-                raise UserError("clients' own models cannot be compared: the model has no metric called accuracy")
+            if self._metric not in found.metrics:
+                raise UserError(
+                    f"clients' own models cannot be compared: the model has no metric called {self._metric}"
+                )
             self._last = state.round, found
         return self._last[1]
 
     def line(self, state: SimulationState) -> dict[str, float]:
         """Their metrics for the log, `personal_...`."""
         found = self.scores(state)
-        measures = spread(found.metrics["accuracy"]) | {
+        measures = spread(found.metrics[self._metric], self._metric, self._higher) | {
             "loss": float(found.metrics["loss"].mean()),
             "clients": len(found.ids),
         }
@@ -68,17 +79,18 @@ class OwnModels:
         return {f"personal_{name}": value for name, value in measures.items()}
 
     def document(self, state: SimulationState) -> dict[str, Any]:
-        """The content of `clients.json`: `{"rows", "clients", "counts", "accuracy", ...}`.
+        """The content of `clients.json`: `{"rows", "clients", "counts", "metric", "accuracy", ...}`.
 
-        `rows` is `natural` or `dealt` (`data.held_out`), `counts` the number of held-out rows of each client,
-        `without_rows` the number of clients left out since they have none.
+        `rows` is `natural` or `dealt` (`data.held_out`), `counts` the number of held-out rows of each client, `metric`
+        the name of the values by client, `without_rows` the number of clients left out since they have none.
         """
         found = self.scores(state)
         return {
             "rows": self.held.kind,
             "clients": found.ids.tolist(),
             "counts": found.counts.tolist(),
-            "accuracy": found.metrics["accuracy"].tolist(),
+            "metric": self._metric,
+            self._metric: found.metrics[self._metric].tolist(),
             "without_rows": found.without_rows,
             "fine_tune_steps": self._steps,
         }
@@ -91,17 +103,23 @@ class OwnModels:
 
 
 def own_models(
-    simulation: Simulation, dataset: Dataset, settings: Mapping[str, int], most: int = 0
+    simulation: Simulation,
+    dataset: Dataset,
+    settings: Mapping[str, int],
+    most: int = 0,
+    metric: str = "accuracy",
+    higher: bool = True,
 ) -> OwnModels | None:
     """The evaluations that a config's `evaluate_clients` asks for; None if it asks for none. `most`, a number of
-    clients to evaluate at the end, overrides the number of the config.
+    clients to evaluate at the end, overrides the number of the config. `metric` is the one that clients are compared
+    by, better `higher` or not.
 
     UserError for a setting that changes nothing, for steps that no epsilon accounts for, and where no client has
     held-out rows.
     """
     if settings["every"] or most:
         check_fine_tuning(simulation.algorithm, settings["fine_tune_steps"])
-        made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"])
+        made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"], metric, higher)
         if not made.held.clients.windows(made.ids)[1].any():
             raise UserError(f"none of the {len(made.ids)} clients that would be evaluated has held-out rows")
         return made

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fedjax8.directions import in_words
 from fedjax8.exchange.ledger import Ledger
+from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 from fedjax8.streams import console_on
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
@@ -26,6 +28,14 @@ COLUMNS = (
     ("down", 10),
     ("s/round", 8),
 )
+
+
+def columns_for(metric: str) -> tuple[tuple[str, int], ...]:
+    """Headings and widths of the table, with the metric in place of the accuracy."""
+    if metric == "accuracy":
+        return COLUMNS
+    name = in_words(f"test_{metric}")
+    return COLUMNS[0], (name, max(11, len(name) + 2)), *COLUMNS[2:]
 
 
 def readable_bytes(count: int) -> str:
@@ -86,7 +96,8 @@ class RateColumn(ProgressColumn):
 class ProgressReport:
     """Progress of one run, or of several distinguished by `labels`, on a console.
 
-    `rounds` and `done` count those of all runs. A context manager, so that the bar is taken away when they end.
+    `rounds` and `done` count those of all runs; `metric` is the one that runs are judged by. A context manager, so that
+    the bar is taken away when they end.
     """
 
     def __init__(
@@ -96,25 +107,31 @@ class ProgressReport:
         console: Console | None = None,
         silent: bool = False,
         labels: Sequence[str] = ("",),
+        metric: str = "accuracy",
         clock: Callable[[], float] = time.monotonic,
     ):
         if console is None:
             console = console_on(quiet=silent, force_terminal=False if silent else None)
         self.console = console
-        self._bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            RateColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-            get_time=clock,
-            speed_estimate_period=RATE_SECONDS,
+        self._bar: Any = (
+            NotebookBar()
+            if in_notebook() and not silent
+            else Progress(
+                TextColumn("round"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                RateColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+                disable=not self.console.is_terminal,
+                get_time=clock,
+                speed_estimate_period=RATE_SECONDS,
+            )
         )
+        self._live = self.console.is_terminal or isinstance(self._bar, NotebookBar)
         self._clock, self._spoken = clock, clock()
         self._task = self._bar.add_task("rounds", total=rounds, completed=done, note="")
         self._done = done
@@ -122,6 +139,7 @@ class ProgressReport:
         self._note = ""
         self._slow: threading.Timer | None = None
         self._said_compiling = False
+        self._metric, self._columns = metric, columns_for(metric)
         self._label_width = max(map(len, labels)) + 2 if any(labels) else 0
 
     def __enter__(self) -> "ProgressReport":
@@ -136,7 +154,7 @@ class ProgressReport:
         """Says on the bar that XLA compiles, until it ends; without a terminal once, in a line, if it takes long."""
         self._stop_waiting()
         self._bar.update(self._task, note=COMPILING if begins else self._note)
-        if begins and not self.console.is_terminal and not self._said_compiling:
+        if begins and not self._live and not self._said_compiling:
             self._slow = threading.Timer(COMPILING_SECONDS, self._say_compiling)
             self._slow.daemon = True
             self._slow.start()
@@ -159,26 +177,26 @@ class ProgressReport:
         """Moves the bar; prints a row if the round was evaluated."""
         evaluated = "test_loss" in line
         if evaluated:
-            self._note = f"accuracy {_number(line, 'test_accuracy')}"
+            self._note = f"{in_words(self._metric)} {_number(line, f'test_{self._metric}')}"
         self._done += 1
         self._bar.update(self._task, completed=self._done, note=self._note)
         if not evaluated:
-            if not self.console.is_terminal and self._clock() - self._spoken >= SILENT_SECONDS:
+            if not self._live and self._clock() - self._spoken >= SILENT_SECONDS:
                 self.say(self._how_far(line))
             return
         if self._heading_due:
-            self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in COLUMNS))
+            self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in self._columns))
             self._heading_due = False
         cells = (
             str(line["round"]),
-            _number(line, "test_accuracy"),
+            _number(line, f"test_{self._metric}"),
             _number(line, "test_loss"),
             _number(line, "train_loss"),
             readable_bytes(line["uplink_bytes"]),
             readable_bytes(line["downlink_bytes"]),
             f"{line['round_seconds']:.{3 if line['round_seconds'] < LARGEST_PLAIN else 0}f}",
         )
-        row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+        row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, self._columns, strict=True))
         self.say(label.ljust(self._label_width) + row)
 
     def _how_far(self, line: Mapping[str, Any]) -> str:
@@ -191,16 +209,17 @@ class ProgressReport:
         return ", ".join(parts)
 
     def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
-        """Prints the result: accuracy, bytes and saving, and the bytes of frozen parameters, which each client gets
+        """Prints the result: metric, bytes and saving, and the bytes of frozen parameters, which each client gets
         once."""
         sent = ledger.uplink_bytes + ledger.downlink_bytes
-        float32 = summary.get("float32_test_accuracy")
+        key = f"test_{self._metric}"
+        float32 = summary.get(f"float32_{key}")
         beside = "" if float32 is None else f" (float32 view {float32:.4f})"
         backbone = summary.get("backbone_bytes")
         apart = f"\nbackbone      {backbone:,} a client, once and not counted above" if backbone else ""
         prefix = f"{label}: " if label else ""
         self.say(
-            f"\n{prefix}test accuracy {_number(summary, 'test_accuracy')}{beside} after {summary['rounds']} rounds, "
+            f"\n{prefix}{in_words(key)} {_number(summary, key)}{beside} after {summary['rounds']} rounds, "
             f"{summary['seconds']:.1f} s\n"
             f"bytes up      {ledger.uplink_bytes:,}\n"
             f"bytes down    {ledger.downlink_bytes:,}\n"

@@ -17,6 +17,7 @@ from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
 from fedjax8.engine.validation import validator
 from fedjax8.hosts import hosts
+from fedjax8.results.record import measures_in
 from fedjax8.running.compiling import compile_seconds
 from fedjax8.running.console import ProgressReport
 from fedjax8.running.memory import memory_explained
@@ -52,15 +53,28 @@ def run(
     validation: Mapping[str, np.ndarray] | None = None,
     callbacks: Sequence[tuple[str, Callback]] = (),
     clients: Callable[[SimulationState], Mapping[str, float]] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> RunResult:
     """The result of one simulation, run to its end; see `run_all`."""
+    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks, clients, fixed or {})
+    return run_one(only, test, schedule, introduce, profile)
+
+
+def run_one(
+    only: Run,
+    test: Mapping[str, np.ndarray],
+    schedule: Schedule,
+    introduce: Callable[[SimulationState], str] | None = None,
+    profile: Path | None = None,
+    quiet: bool = False,
+) -> RunResult:
+    """The result of one run; see `run_all`."""
 
     def advance(states, counts, thens):
-        state, lines = simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
+        state, lines = only.simulation.run_rounds(states[0], counts[0], thens[0], donate=True)
         return [state], [lines]
 
-    only = Run(simulation, workdir, record, "", about, writers or {}, validation, callbacks, clients)
-    return run_all([only], advance, test, schedule, introduce, profile)[0]
+    return run_all([only], advance, test, schedule, introduce, profile, quiet)[0]
 
 
 def run_all(
@@ -73,6 +87,7 @@ def run_all(
     schedule: Schedule,
     introduce: Callable[[SimulationState], str] | None = None,
     profile: Path | None = None,
+    quiet: bool = False,
 ) -> list[RunResult]:
     """The results of runs, to the end of the schedule or of the call of rounds in which a signal came.
 
@@ -86,6 +101,7 @@ def run_all(
       schedule: the rounds after which to stop, evaluate and save.
       introduce: gives the lines printed first.
       profile: where a profile of the calls after the first is written, if anywhere.
+      quiet: whether nothing is printed.
     """
     all_hosts, pace = hosts(), Pace(schedule)
     recordings = [Recording(run, all_hosts) for run in runs]
@@ -93,11 +109,12 @@ def run_all(
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_explained(runs[0].simulation.chunk))
         stopped = stack.enter_context(stop_on_signals())
-        states = [recording.open(stack) for recording in recordings]
+        states = [recording.open(stack, schedule) for recording in recordings]
         labels = [run.label for run in runs]
         done = sum(state.round for state in states)
+        metric = measures_in(runs[0].record or {}, "", []).metric
         report = stack.enter_context(
-            ProgressReport(schedule.rounds * len(runs), done, labels=labels, silent=not all_hosts.first)
+            ProgressReport(schedule.rounds * len(runs), done, None, quiet or not all_hosts.first, labels, metric)
         )
         if introduce:
             report.say(introduce(states[0]))
@@ -108,7 +125,8 @@ def run_all(
         profiler = stack.enter_context(profiling(profile))
         compiling = stack.enter_context(compile_seconds(report.compiling))
 
-        _, stop = all_hosts.agree(0.0, stopped())
+        saved_at = time.monotonic()
+        *_, stop = all_hosts.agree(0.0, False, stopped())
         while any(going := those_going(states, recordings, schedule)) and stop is None:
             rounds_done = [state.round for state, goes in zip(states, going, strict=True) if goes]
             behind = min(rounds_done)
@@ -117,7 +135,10 @@ def run_all(
             then = pace.count(behind + count)
             begun, _ = time.monotonic(), compiling.take()
             states, lines_of_runs = advance(states, counts, [then if of_run else 0 for of_run in counts])
-            seconds, stop = all_hosts.agree(time.monotonic() - begun, stopped())
+            ended = time.monotonic()
+            due = 0 < schedule.checkpoint_seconds <= ended - saved_at and not any(r.saving for r in recordings)
+            seconds, due, stop = all_hosts.agree(ended - begun, due, stopped())
+            saved_at = ended if due else saved_at
             rounds, compiled = max(len(lines) for lines in lines_of_runs), compiling.take()
             pace.learn(rounds, seconds)
             profiler()
@@ -134,7 +155,7 @@ def run_all(
                     schedule.check(line)
                     report.round_done(recording.last, label)
                 states[i] = recording.deciding.see(lines, state, schedule)
-                if lines and state.round % schedule.checkpoint_every == 0:
+                if lines and (due or schedule.save_due(state.round)):
                     recording.save(states[i])
             say_notes(recordings, labels, report)
 

@@ -15,14 +15,21 @@ class Schedule(NamedTuple):
     rounds: int
     eval_every: int
     checkpoint_every: int
+    """0 for checkpoints by time alone."""
     on_nan: str = "drop"
     """`error` ends the run where a contribution was not finite; `drop` leaves it out and counts it."""
     clients_every: int = 0
     """Between evaluations of clients' own models; 0 for never."""
+    checkpoint_seconds: float = 0.0
+    """Seconds after a checkpoint, from which on the next is due; 0 for never."""
 
     def due(self, every: int, done: int) -> bool:
         """Whether an evaluation of this period, 0 for never, comes after `done` rounds: its multiples and the last."""
         return every > 0 and (done % every == 0 or done == self.rounds)
+
+    def save_due(self, done: int) -> bool:
+        """Whether a checkpoint comes after `done` rounds, whatever the time."""
+        return self.checkpoint_every > 0 and done % self.checkpoint_every == 0
 
     def check(self, line: Mapping[str, Any]) -> None:
         """Raises `UserError` if a round's line is one that ends the run."""

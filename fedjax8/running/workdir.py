@@ -1,4 +1,5 @@
-"""The files of a run: `config.json`, `metrics.jsonl`, `summary.json`, a lock. Every file is whole or absent.
+"""The files of a run: `metrics.jsonl`, `summary.json`, a lock (`config.json`: `identity.py`). Every file is whole or
+absent.
 
 Metrics are written before the checkpoint of the same round, and are on disk before it, so that on resuming everything
 up to the checkpoint is there and later lines are cut off and written again, also after a power cut. Where lines were
@@ -11,22 +12,17 @@ import json
 import math
 import os
 import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax8.data.digest import without_floats
 from fedjax8.durable import make_folder, remove, replace_file, sync_folder
 from fedjax8.errors import UserError
-from fedjax8.given import parse, read_object
-from fedjax8.results.runs import flatten
+from fedjax8.given import parse
 
 CONFIG, METRICS, SUMMARY, LOCK = "config.json", "metrics.jsonl", "summary.json", ".lock"
 CLIENT_STATES = "client_states"
 UNREADABLE_METRICS = "unreadable-metrics.jsonl"
-RESUMED = "resumed"
-"""The key of `config.json` that lists other devices and versions of a resumed run, and after which round."""
 
 
 class MetricLines(NamedTuple):
@@ -54,24 +50,6 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_ready(v) for v in value]
     return value
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted fields in which two plain configs differ, as `field: old -> new`."""
-    a, b = flatten(dict(old)), flatten(dict(new))
-    missing = "(unset)"
-    return [
-        f"{k}: {a.get(k, missing)} -> {b.get(k, missing)}"
-        for k in sorted(a | b)
-        if a.get(k, missing) != b.get(k, missing)
-    ]
-
-
-def reordered(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Where two plain configs with the same fields have them in another order, as `a before b -> b before a`. Rules are
-    such fields: the first match wins."""
-    fields = zip(flatten(dict(old)), flatten(dict(new)), strict=False)
-    return next(([f"{a} before {b} -> {b} before {a}"] for a, b in fields if a != b), [])
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -121,65 +99,6 @@ def locked(directory: Path) -> Iterator[None]:
             handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             handle.flush()
         yield
-
-
-def claim(directory: Path, record: Mapping[str, Any]) -> None:
-    """Writes `config.json`, or checks that the one there has the same `config` and `data`; else UserError.
-
-    The devices and versions of earlier parts of the run (`RESUMED`) stay in it.
-    """
-    path, earlier = directory / CONFIG, {}
-    if path.exists():
-        try:
-            old = read_object(path) or {}
-            refuse_other({**old, "config": dict(old["config"])}, json.loads(json.dumps(json_ready(record))), directory)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"--workdir: {path} is not a fedjax8 config ({error}); put it back, or choose another directory. If "
-                "the rest is a run's it may be removed: checkpoints know their config"
-            ) from error
-        earlier = {RESUMED: old[RESUMED]} if RESUMED in old else {}
-    write_json(path, {**record, **earlier})
-
-
-def refuse_other(old: Mapping[str, Any], new: Mapping[str, Any], place: Path) -> None:
-    """Raises UserError if two records (contents of `config.json`) differ in config or data. A part that one of them
-    lacks is not compared. `place` is where the old one lies."""
-    configs = (old["config"], new["config"]) if "config" in old and "config" in new else None
-    if configs and (changed := differences(*configs) or reordered(*configs)):
-        raise UserError(
-            f"--workdir: {place} holds a run of another config ({'; '.join(changed)}); choose another directory"
-        )
-    if "data" in old and "data" in new:
-        a, b = (without_floats(x["data"]) if _other_origins(old, new) else x["data"] for x in (old, new))
-        if changed := differences(a, b):
-            raise UserError(
-                f"--workdir: {place} holds a run on other data ({'; '.join(changed)}); put back the data it began "
-                "with, or choose another directory"
-            )
-
-
-def says_of_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Differences of devices, machines or versions between two records that `refuse_other` lets pass, such as
-    `devices: 2 cpu:cpu -> 4 cpu:cpu`, and which columns of floats those computed differently."""
-    both = "data" in old and "data" in new
-    return [*_other_origins(old, new), *(differences(old["data"], new["data"]) if both else [])]
-
-
-def _other_origins(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    def origin(record: Mapping[str, Any]) -> dict[str, Any]:
-        devices = " and ".join(f"{count} {kind}" for kind, count in Counter(record.get("devices", ())).items())
-        return {"devices": devices, **{part: record[part] for part in ("machine", "versions") if part in both}}
-
-    both = old.keys() & new.keys()
-    return differences(origin(old), origin(new)) if "versions" in both else []
-
-
-def note_resumed(directory: Path, round_number: int, changed: list[str]) -> None:
-    """Adds to `config.json` the other devices and versions with which the run goes on after a round."""
-    path = directory / CONFIG
-    record = json.loads(path.read_bytes())
-    write_json(path, {**record, RESUMED: [*record.get(RESUMED, []), {"after_round": round_number, "changed": changed}]})
 
 
 def read_metrics(directory: Path, last_round: int) -> MetricLines:

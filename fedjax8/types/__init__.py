@@ -8,7 +8,24 @@ write a function that returns the tuple; nothing has to be registered.
 """
 
 from fedjax8.types.messages import MODEL, Channel, Codec, Sections, check_codec
-from fedjax8.types.models import Apply, Array, Batch, Key, Model, Multiply, Product, PyTree, Ratio, Variables
+from fedjax8.types.models import (
+    BINARY,
+    CLASSES,
+    MARKS,
+    TARGETS,
+    VALUES,
+    Apply,
+    Array,
+    Batch,
+    Key,
+    Model,
+    Multiply,
+    Product,
+    PyTree,
+    Ratio,
+    SetMetric,
+    Variables,
+)
 from fedjax8.types.rounds import (
     Aggregator,
     Algorithm,
@@ -44,7 +61,12 @@ from fedjax8.types.training import (
 )
 
 __all__ = [
+    "BINARY",
+    "CLASSES",
+    "MARKS",
     "MODEL",
+    "TARGETS",
+    "VALUES",
     "Adjust",
     "Advance",
     "Aggregator",
@@ -80,6 +102,7 @@ __all__ = [
     "Reduced",
     "RoundOutput",
     "Sections",
+    "SetMetric",
     "StepGradient",
     "Train",
     "Trained",

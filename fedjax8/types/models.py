@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from fedjax8.display import Facts, name_of, shows
+
 Array = jax.Array
 
 
@@ -84,6 +86,29 @@ class Apply(Protocol):
         replace the product of every dense and convolution layer."""
 
 
+CLASSES, BINARY, MARKS, VALUES = "classes", "binary", "marks", "values"
+TARGETS = (CLASSES, BINARY, MARKS, VALUES)
+"""Kinds of targets `y` that a loss takes: class numbers `[B]`, or `[B, T]` at every position of a sequence, -1 for
+none; 0 or 1 `[B]`, by one output; a 0 or 1 for each of several labels `[B, L]`; numbers `[B]` or `[B, K]`."""
+
+
+class SetMetric(NamedTuple):
+    """A metric of a whole set of rows that is no mean over them, such as an F1 score.
+
+    States of batches are merged over batches, devices and processes in any grouping; the value is taken once, on the
+    host.
+    """
+
+    state: Callable[[Array, Array, Array], PyTree]
+    """`(outputs [B, ...], targets [B, ...], mask float32 [B]) -> state`, on the device."""
+    value: Callable[[PyTree], float]
+    """The merged state, of NumPy arrays, to the metric; NaN where it has none."""
+    rows: bool = False
+    """States have leaves `[B, ...]`, an entry for each row, and are merged by putting them one after another, in the
+    order of rows and without padding; otherwise they add up. The memory of such a state grows with the set."""
+
+
+@shows
 class Model(NamedTuple):
     """A model as pure functions. Adapters map a `Model` to a `Model`.
 
@@ -107,3 +132,16 @@ class Model(NamedTuple):
     model)."""
     report: Callable[[PyTree], dict[str, Array]] = nothing
     """`params -> {name: scalar}`: values for the log at every evaluation (for example learned clips)."""
+    sets: Mapping[str, SetMetric] = {}
+    """Metrics of whole sets, at evaluations of the global model."""
+    targets: str = ""
+    """One of TARGETS, the kind that the loss takes, by which rows are checked; empty: not known, rows pass."""
+
+    def _facts(self) -> Facts:
+        return {
+            "apply": name_of(self.apply),
+            "loss": name_of(self.loss),
+            "targets": self.targets,
+            "metrics_of_sets": ", ".join(self.sets),
+            "views": ", ".join(self.views),
+        }

@@ -267,7 +267,7 @@ CODECS = {
         codecs.error_feedback(codecs.fp8(rounding="nearest")),
         codecs.error_feedback(codecs.topk(0.5)),
     ),
-    "powersgd": lambda: (codecs.error_feedback(codecs.powersgd(1, min_rate=0.1)), codecs.none()),
+    "powersgd": lambda: (codecs.error_feedback(codecs.powersgd(1, min_rate=1.0)), codecs.none()),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from fedjax8.callbacks import Moment, best_checkpoint, early_stopping, plateau, read_best, target
 from fedjax8.callbacks.best_checkpoint import FILE
+from fedjax8.directions import Measures
 from fedjax8.errors import UserError
 from fedjax8.types import Variables
 
@@ -38,7 +39,7 @@ def test_early_stopping_counts_values_that_are_not_better_than_the_best():
 def test_a_target_is_reached_at_or_beyond_its_value():
     assert shown(target(0.5, "test_accuracy"), [0.4, None, 0.5, 0.6], "test_accuracy")[0] == [3, 4]
     assert shown(target(0.5, "test_loss"), [0.6, math.nan, 0.5])[0] == [3]
-    assert shown(target(2.0, "test_size", direction="min"), [3.0, 1.0], "test_size")[0] == [2]
+    assert shown(target(2.0, "test_size", direction="lower"), [3.0, 1.0], "test_size")[0] == [2]
 
 
 def test_a_plateau_lowers_the_scale_after_each_stall_down_to_the_least():
@@ -82,8 +83,8 @@ def test_a_best_model_that_cannot_be_written_is_the_users_to_mend(tmp_path):
     [
         (lambda: early_stopping(0), "patience must be at least 1"),
         (lambda: early_stopping(min_delta=-1.0), "min_delta must be at least 0"),
-        (lambda: early_stopping(metric="padding"), "set direction to max or min"),
-        (lambda: early_stopping(direction="up"), "direction must be one of auto, max, min"),
+        (lambda: early_stopping(metric="padding"), "set direction to higher or lower"),
+        (lambda: early_stopping(direction="up"), "direction must be one of auto, higher, lower"),
         (lambda: plateau(factor=1.0), "factor and least must be above 0 and below 1"),
         (lambda: target(0.5, "test_accuracy", part="validation"), "take 'validation_accuracy'"),
         (lambda: target(0.5, "float32_test_loss", part="validation"), "take 'float32_validation_loss'"),
@@ -101,5 +102,19 @@ def test_settings_that_cannot_be_meant_are_refused(make, message):
 
 def test_a_metric_that_is_not_logged_is_named_at_the_first_evaluation():
     with pytest.raises(UserError, match=r"no 'test_los' up to the evaluation of round 2; .*did you mean 'test_loss'"):
-        shown(early_stopping(1, "test_los", direction="min"), [None, 1.0])
+        shown(early_stopping(1, "test_los", direction="lower"), [None, 1.0])
     assert early_stopping(part="validation").reads == ("validation_accuracy",)
+
+
+def test_a_metrics_name_is_that_on_the_rows_of_the_part_with_its_direction():
+    regression = Measures("mae", {"mae": "lower", "wins": "higher"})
+    assert early_stopping(part="validation", measures=regression).reads == ("validation_mae",)
+    assert early_stopping(metric="r2").reads == ("test_r2",)
+    assert shown(early_stopping(2, measures=regression), [3.0, 2.0, 2.5, 2.5], "test_mae")[0] == [4]
+    assert shown(early_stopping(2, "r2"), [0.1, 0.5, 0.4, 0.3], "test_r2")[0] == [4]
+    assert shown(target(2, "wins", measures=regression), [1.0, 2.0], "test_wins")[0] == [2]
+    assert shown(plateau(1, 0.5, measures=regression), [2.0, 1.0, 1.5], "test_mae")[1] == [(3, 0.5)]
+    # What the task declares goes before the known names.
+    assert shown(early_stopping(1, "loss", measures=Measures("loss", {"loss": "higher"})), [1.0, 2.0])[0] == []
+    assert best_checkpoint("train_loss").reads == ("train_loss",)
+    assert shown(target(35.0, "perplexity"), [50.0, 34.0], "test_perplexity")[0] == [2]

@@ -38,8 +38,8 @@ def test_at_a_target_rounds_bytes_and_gain_are_means_over_seeds(two_settings):
 
 def test_best_final_and_total_figures_are_means_over_seeds(two_settings):
     first, second = compare_runs(two_settings, target=0.8).results
-    assert first.best_accuracy.mean == pytest.approx((0.9 + 0.8) / 2, rel=1e-12)
-    assert first.final_accuracy.mean == pytest.approx((0.85 + 0.80) / 2, rel=1e-12)
+    assert first.best.mean == pytest.approx((0.9 + 0.8) / 2, rel=1e-12)
+    assert first.final.mean == pytest.approx((0.85 + 0.80) / 2, rel=1e-12)
     assert (first.uplink_bytes.mean, first.downlink_bytes.mean) == (1500.0, 500.0)
     assert (second.uplink_bytes.mean, second.downlink_bytes.mean) == (375.0, 125.0)
     assert (first.saving.mean, first.seconds.mean, first.rounds.mean) == (4.0, 9.0, 5.0)
@@ -50,7 +50,7 @@ def test_by_default_each_pair_of_seeds_is_compared_at_the_lower_of_its_two_best_
     assert (found.target, found.warnings) == (None, ())
     gain = found.results[1].gain
     # seed 0: 0.82 of 0.9 and 0.82, rounds 4 and 5; seed 1: 0.80 of 0.80 and 0.9, rounds 5 and 4
-    assert gain.accuracy == (pytest.approx(0.81), pytest.approx(0.02 / math.sqrt(2)), 2)
+    assert gain.target == (pytest.approx(0.81), pytest.approx(0.02 / math.sqrt(2)), 2)
     assert (gain.rounds.mean, gain.num_bytes.mean) == (4.5, 450.0)
     assert (gain.reference_rounds.mean, gain.reference_bytes.mean) == (4.5, 1800.0)
     # 4 / 5 and 5 / 4 rounds; 1600 / 500 = 3.2 and 2000 / 400 = 5 bytes
@@ -62,14 +62,14 @@ def test_a_setting_that_trains_badly_changes_nothing_for_the_others(two_settings
     bad = [write_run(tmp_path / f"bad{seed}", [0.1, 0.15], (1, 1), seed=seed, bits=2) for seed in (0, 1)]
     alone, among = compare_runs(two_settings).results, compare_runs([*two_settings, *bad]).results
     assert [r.gain for r in alone] == [r.gain for r in among[:2]]
-    assert among[2].gain.accuracy.mean == 0.15
+    assert among[2].gain.target.mean == 0.15
 
 
 def test_seeds_that_only_one_setting_has_are_left_out_of_the_gain_with_a_warning(two_settings, tmp_path, write_run):
     more = write_run(tmp_path / "b2", [0.9] * 5, (75, 25), seed=2, bits=8)
     found = compare_runs([*two_settings, more])
     assert found.results[1].gain == compare_runs(two_settings).results[1].gain
-    assert found.results[1].best_accuracy.count == 3
+    assert found.results[1].best.count == 3
     assert found.warnings == ("bits=8 and bits=32: only one of the two has seed 2; left out of the gain",)
 
 
@@ -78,7 +78,7 @@ def test_settings_without_a_seed_in_common_are_compared_by_means_with_a_warning(
     found = compare_runs([*two_settings[:2], *others])
     gain = found.results[1].gain
     # 0.8 is the lowest of 0.9, 0.8 and 0.85: rounds 3 and 5 of 400 bytes, against round 2 of 100 bytes
-    assert (gain.accuracy.mean, gain.rounds.mean, gain.reference_rounds.mean) == (0.8, 2.0, 4.0)
+    assert (gain.target.mean, gain.rounds.mean, gain.reference_rounds.mean) == (0.8, 2.0, 4.0)
     assert (gain.in_rounds.mean, gain.in_bytes.mean) == (2.0, 8.0)
     assert math.isnan(gain.in_bytes.spread) and not gain.paired
     assert found.warnings == (
@@ -88,7 +88,7 @@ def test_settings_without_a_seed_in_common_are_compared_by_means_with_a_warning(
 
 def test_a_setting_without_seeds_has_no_spread(tmp_path, write_run):
     (result,) = compare_runs([write_run(tmp_path / "a", [0.5], (1, 1))]).results
-    assert result.best_accuracy.count == 1 and math.isnan(result.best_accuracy.spread)
+    assert result.best.count == 1 and math.isnan(result.best.spread)
     assert result.gain.in_bytes.count == 1 and math.isnan(result.gain.in_bytes.spread)
 
 
@@ -135,7 +135,7 @@ def test_smoothing_averages_each_evaluation_with_those_before_it(tmp_path, write
     # means of two: 0, 0.45, 0.6, 0.6, 0.9
     (result,) = compare_runs([folder], target=0.6, smooth=2).results
     assert result.gain.rounds.mean == 3.0
-    assert result.best_accuracy.mean == pytest.approx(0.9, rel=1e-12)
+    assert result.best.mean == pytest.approx(0.9, rel=1e-12)
     (result,) = compare_runs([folder], target=0.6).results
     assert result.gain.rounds.mean == 2.0
 
@@ -163,7 +163,7 @@ def test_a_run_without_evaluations_is_reported_and_alone_an_error(tmp_path, two_
     bare = write_run(tmp_path / "bare", [None, None], (1, 1), bits=2)
     found = compare_runs([*two_settings, bare])
     assert [r.gain for r in found.results[:2]] == [r.gain for r in compare_runs(two_settings).results]
-    assert found.results[2].best_accuracy is None and found.results[2].gain.compared == 0
+    assert found.results[2].best is None and found.results[2].gain.compared == 0
     assert found.warnings == (f"{bare}: no test_accuracy yet, left out of the gain",)
     with pytest.raises(UserError, match="no run has a test_accuracy"):
         compare_runs([bare])
@@ -185,7 +185,7 @@ def test_without_a_summary_seconds_are_those_of_the_rounds(tmp_path, write_run):
 
 @pytest.mark.parametrize("margin", [-0.01, 1.01, math.nan])
 def test_a_margin_that_is_no_difference_of_accuracies_is_an_error(two_settings, margin):
-    with pytest.raises(UserError, match="no difference of accuracies"):
+    with pytest.raises(UserError, match="no difference of accuracy"):
         compare_runs(two_settings, margin=margin)
 
 
@@ -222,16 +222,17 @@ def test_with_validation_rows_choosing_goes_by_them_and_test_rows_are_reported(t
     b = run_with_validation(write_folder, tmp_path / "b", [0.95, 0.4, 0.7], [0.1, 0.5, 0.79], 10, "b")
     found = compare_runs([a, b], on="validation")
     first, second = found.results
-    assert (first.best_accuracy.mean, second.best_accuracy.mean) == (0.6, 0.7)  # test, where validation is best
-    assert (first.final_accuracy.mean, second.final_accuracy.mean) == (0.9, 0.7)
+    assert (first.best.mean, second.best.mean) == (0.6, 0.7)  # test, where validation is best
+    assert (first.final.mean, second.final.mean) == (0.9, 0.7)
     # Both reach 0.79: the first in round 2 (200 bytes), the second in round 3 (30 bytes).
-    assert second.gain.accuracy.mean == 0.79 and second.gain.in_bytes.mean == pytest.approx(200 / 30)
+    assert second.gain.target.mean == 0.79 and second.gain.in_bytes.mean == pytest.approx(200 / 30)
     by_test = compare_runs([a, b]).results[1]
-    assert by_test.best_accuracy.mean == 0.95 and by_test.gain.in_bytes.mean == pytest.approx(300 / 10)
+    assert by_test.best.mean == 0.95 and by_test.gain.in_bytes.mean == pytest.approx(300 / 10)
     at = compare_runs([a, b], target=0.5, on="validation").results[1].gain
     assert (at.rounds.mean, at.reference_rounds.mean) == (2, 1)
     words = " ".join(explanation(found))
-    assert "two best validation accuracies" in words and "Best accuracy: that on test rows where" in words
+    assert "the lower of the best validation accuracy of a run" in words
+    assert "Best accuracy: the test accuracy where the validation accuracy is best" in words
 
 
 def test_runs_without_validation_rows_are_told_how_to_have_some(tmp_path, write_run):
@@ -239,3 +240,59 @@ def test_runs_without_validation_rows_are_told_how_to_have_some(tmp_path, write_
         compare_runs([write_run(tmp_path / "a", [0.5])], on="validation")
     with pytest.raises(UserError, match="give one of test, validation"):
         compare_runs([tmp_path / "a"], on="train")
+
+
+REGRESSION = {"task": {"metric": "mae", "directions": {"mae": "lower", "loss": "lower"}}}
+
+
+def test_runs_of_a_regression_are_compared_by_their_error_of_which_less_is_better(tmp_path, write_run):
+    made = {"metric": "mae", "document": REGRESSION, "loss": False}
+    full = write_run(tmp_path / "full", [4.0, 2.0, 1.0, 1.5], (300, 100), bits=32, **made)
+    eight = write_run(tmp_path / "eight", [3.0, 1.5, 1.005, 2.0], (75, 25), bits=8, **made)
+    found = compare_runs([full, eight])
+    assert (found.measure.metric, found.measure.lower) == ("mae", True)
+    first, second = found.results
+    assert (first.best.mean, first.final.mean, second.best.mean, second.final.mean) == (1.0, 1.5, 1.005, 2.0)
+    # both reach 1.005 in round 3, at 1200 and 300 bytes; it is within 1% of 1.0
+    assert (second.gain.target.mean, second.gain.in_bytes.mean) == (1.005, 4.0)
+    assert compare_runs([full, eight], margin=0.001).results[1].gain.in_bytes is None
+    assert compare_runs([full, eight], target=3.0).results[1].gain.in_bytes.mean == 800 / 100
+    with pytest.raises(UserError, match="target inf is no test MAE; give a finite number"):
+        compare_runs([full, eight], target=math.inf)
+    with pytest.raises(UserError, match=r"margin -1 is no difference of MAE; give 0 or more, such as 0\.01 for 1%"):
+        compare_runs([full, eight], margin=-1.0)
+    assert compare_runs([full, eight], target=2.5, margin=math.inf).results[1].gain.in_bytes.mean == 800 / 200
+
+
+def test_any_metric_can_be_compared_by(two_settings):
+    found = compare_runs(two_settings, metric="loss", target=0.5)
+    # test_loss is 1 / round: 0.5 in round 2 of all
+    assert [r.gain.rounds.mean for r in found.results] == [2.0, 2.0]
+    assert found.results[1].gain.in_bytes.mean == 4.0
+    assert found.results[0].best.mean == 0.2
+    with pytest.raises(UserError, match="no run has the metric 'mae' on test rows; there are accuracy, loss"):
+        compare_runs(two_settings, metric="mae")
+
+
+def test_only_runs_with_the_tags_are_compared(tmp_path, write_run):
+    folders = [
+        write_run(tmp_path / name, [0.5], bits=bits, document={"labels": {"tags": tags}})
+        for bits, (name, tags) in enumerate([("a", ["x", "y"]), ("b", ["x"]), ("c", ["y"])])
+    ]
+    assert len(compare_runs(folders, tags=["x"]).results) == 2
+    assert [run.path for r in compare_runs(folders, tags=["x", "y"]).results for run in r.setting.runs] == folders[:1]
+    with pytest.raises(UserError, match="no run has the tag z; there are x, y"):
+        compare_runs(folders, tags=["z"])
+
+
+def test_seconds_of_training_are_those_of_the_run_without_compiling(tmp_path, write_folder):
+    lines = [
+        # a call of two rounds of 6 s each, 5 s of them compiling; then one of 2 s
+        {"round": 1, "uplink_bytes": 1, "downlink_bytes": 1, "round_seconds": 6.0, "compile_seconds": 5.0},
+        {"round": 2, "uplink_bytes": 2, "downlink_bytes": 2, "round_seconds": 6.0, "test_accuracy": 0.5},
+        {"round": 3, "uplink_bytes": 3, "downlink_bytes": 3, "round_seconds": 2.0, "test_accuracy": 0.6},
+    ]
+    done = {"rounds": 3, "finished": True, "seconds": 15.0, "compile_seconds": 5.5}
+    (result,) = compare_runs([write_folder(tmp_path / "a", {"seed": 0}, lines, done)]).results
+    assert (result.seconds.mean, result.compiling.mean) == (9.5, 5.5)
+    assert result.setting.runs[0].elapsed_seconds.tolist() == [1.0, 7.0, 9.0]

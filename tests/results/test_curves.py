@@ -23,7 +23,7 @@ def test_statistic_leaves_out_what_is_not_finite():
 def test_a_trajectory_holds_the_evaluated_rounds_with_all_bytes_by_then(tmp_path, write_run):
     found = trajectory(read_run(write_run(tmp_path / "a", [0.2, None, 0.4], (3, 2), every=5)), smooth=2)
     assert (found.rounds.tolist(), found.num_bytes.tolist()) == ([5, 15], [25.0, 75.0])
-    np.testing.assert_allclose(found.accuracy, [0.2, 0.3], rtol=1e-12)
+    np.testing.assert_allclose(found.score, [0.2, 0.3], rtol=1e-12)
 
 
 def test_a_curve_is_the_mean_over_the_rounds_that_all_seeds_evaluated(tmp_path, write_run):

@@ -25,5 +25,5 @@ def test_spread_has_mean_deviation_worst_tenth_and_fairness():
 
 def test_in_words_measures_are_means_over_runs():
     text = in_words([{"accuracy": [0.2, 0.4]}, {"accuracy": [1.0]}, {}])
-    assert text == "mean 0.6500, deviation 0.0500, worst tenth 0.6000, fairness 0.9500"
+    assert text == "accuracy mean 65.00%, deviation 5.00%, worst tenth 60.00%, fairness 0.9500"
     assert in_words([{}, {"accuracy": []}]) == ""

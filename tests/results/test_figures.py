@@ -8,10 +8,12 @@ import pytest
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.figures import (
+    check_picture_name,
     draw_comparison,
     draw_gain,
+    log_ticks,
     plot_runs,
-    save_png,
+    save_picture,
     write_whole,
 )
 
@@ -135,7 +137,7 @@ def test_a_comparison_is_two_panels_with_one_legend_and_the_target_in_both(folde
     first, right = left.figure.axes
     assert first is left and left.get_legend() is None and right.get_legend() is None
     (legend,) = left.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["bits=32", "bits=8", "target 0.3"]
+    assert [text.get_text() for text in legend.get_texts()] == ["bits=32", "bits=8", "target 30.00%"]
     assert left.get_xlabel() == "bytes sent, up and down"
     assert (right.get_xlabel(), right.get_ylabel()) == ("test accuracy", "gain in bytes over bits=32")
     assert list(left.get_lines()[-1].get_ydata()) == list(right.get_lines()[-1].get_xdata()) == [0.3, 0.3]
@@ -182,7 +184,7 @@ def test_without_matplotlib_the_error_says_how_to_get_it(folders, monkeypatch):
 def test_a_png_is_written_whole_and_leaves_no_other_file(folders, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    save_png(plot_runs(folders), out / "a.png", dpi=50)
+    save_picture(plot_runs(folders), out / "a.png", dpi=50)
     assert (out / "a.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [p.name for p in out.iterdir()] == ["a.png"]
 
@@ -194,3 +196,69 @@ def test_a_file_that_cannot_be_written_is_an_error_and_leaves_the_old_one(tmp_pa
     with pytest.raises(UserError, match="cannot write"):
         write_whole(tmp_path / "folder", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+TASK = {"task": {"metric": "mae", "directions": {"mae": "lower"}}}
+
+
+@pytest.fixture
+def regressions(tmp_path, write_run):
+    made = {"metric": "mae", "document": TASK, "timed": False}
+    return [
+        write_run(tmp_path / "full", [4.0, 2.0, 1.0], (400, 0), bits=32, **made),
+        write_run(tmp_path / "eight", [3.0, 1.5, 1.005], (100, 0), bits=8, **made),
+    ]
+
+
+def test_by_default_the_first_metric_of_the_task_is_drawn_and_a_metric_can_be_named_without_its_rows(regressions):
+    ax = plot_runs(regressions, "rounds")
+    assert ax.get_ylabel() == "test MAE"
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [4.0, 2.0, 1.0])
+    assert plot_runs(regressions, "rounds", y="loss").get_ylabel() == "test loss"
+
+
+def test_the_gain_of_an_error_is_drawn_from_worse_to_better(regressions):
+    ax = draw_gain(compare_runs(regressions))
+    low, high = ax.get_xlim()
+    assert low > high and ax.get_xlabel() == "test MAE"
+    assert list(ax.get_lines()[1].get_xdata()) == [4.0, 3.0, 2.0, 1.5, 1.005]
+
+
+@pytest.mark.parametrize("limits", [(0.1, 0.13), (2, 9), (1, 1000), (3.0, 8e11), (5e2, 2e4), (1e-4, 0.5)])
+def test_a_logarithmic_axis_has_few_labels_at_round_numbers(limits):
+    ticks = log_ticks(*limits)
+    assert len(ticks) <= 6 and all(limits[0] <= tick <= limits[1] for tick in ticks)
+    assert all(f"{tick:.1g}" == f"{tick:.6g}" or f"{tick:.0e}" == f"{tick:.5e}".replace(".00000", "") for tick in ticks)
+    if limits[1] >= 4 * limits[0]:
+        assert len(ticks) >= 3
+
+
+@pytest.mark.parametrize("per_round", [1, 12, 271, 14_667, 3_330_000, 866_666_667])
+def test_a_byte_axis_has_at_most_six_labels_each_with_its_unit(tmp_path, per_round, write_run):
+    ax = plot_runs(write_run(tmp_path / "a", [0.1, 0.2, 0.9], (per_round, 0)))
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    labels = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    shown = [text.get_text() for tick, text in labels if low <= tick <= high]
+    assert 2 <= len(shown) <= 6 and len(set(shown)) == len(shown)
+    assert all(text.endswith("B") for text in shown)
+
+
+def test_accuracies_are_drawn_in_percent(folders):
+    ax = plot_runs(folders)
+    assert ax.yaxis.get_major_formatter()(0.5).startswith("50")
+    assert draw_comparison(compare_runs(folders)).figure.axes[1].xaxis.get_major_formatter()(0.25).endswith("%")
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a.png", b"\x89PNG")])
+def test_pictures_are_png_svg_or_pdf_by_their_name_and_the_same_again(folders, tmp_path, name, begins):
+    out = tmp_path / "out"
+    out.mkdir()
+    for folder in (out / name, tmp_path / name):
+        save_picture(plot_runs(folders), folder, dpi=50)
+    assert (out / name).read_bytes().startswith(begins)
+    assert (out / name).read_bytes() == (tmp_path / name).read_bytes()
+    if name == "a.svg":
+        assert ">test accuracy<" in (out / name).read_text()
+    with pytest.raises(UserError, match=r"cannot write 'a\.eps': pictures are PNG, SVG or PDF"):
+        check_picture_name("a.eps")

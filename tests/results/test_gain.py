@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fedjax8.results.curves import Trajectory
-from fedjax8.results.gain import Pairing, gain, gain_curve, in_points, pair, reach, within
+from fedjax8.results.gain import Pairing, gain, gain_curve, pair, reach, within
+from fedjax8.results.measure import Measure
 from fedjax8.results.runs import read_settings
 
 
@@ -28,7 +29,7 @@ def test_one_pair_is_compared_at_the_lower_of_the_two_best_and_has_no_spread():
     found = gain(Pairing((EIGHT,), (FULL,), True))
     # 0.6: round 3 of both, 300 and 150 bytes
     nan = pytest.approx(math.nan, nan_ok=True)
-    assert (found.accuracy, found.rounds, found.num_bytes) == ((0.6, nan, 1), (3.0, nan, 1), (150.0, nan, 1))
+    assert (found.target, found.rounds, found.num_bytes) == ((0.6, nan, 1), (3.0, nan, 1), (150.0, nan, 1))
     assert (found.reference_rounds.mean, found.reference_bytes.mean) == (3.0, 300.0)
     assert (found.in_rounds, found.in_bytes) == ((1.0, nan, 1), (2.0, nan, 1))
     # at 0.3 full needs round 2, 200 bytes, and eight round 1, 50 bytes
@@ -102,7 +103,7 @@ def test_runs_are_paired_by_seed_whatever_their_order_and_unknown_seeds_are_not(
         return read_settings(folders)[0][0]
 
     def best(runs):
-        return [round(float(r.accuracy.max()), 1) for r in runs]
+        return [round(float(r.score.max()), 1) for r in runs]
 
     first, second, third = setting(0, 1, 2, bits=8), setting(3, 2, 1, bits=4), setting(5, bits=2)
     found = pair(second, first)
@@ -147,4 +148,51 @@ def test_whether_a_setting_is_within_the_margin_is_decided_by_means_over_seeds()
 
 
 def test_a_margin_in_words():
-    assert (in_points(0.01), in_points(0.0), in_points(0.025)) == ("1 point", "0 points", "2.5 points")
+    assert (Measure().margin_in_words(0.01), Measure().margin_in_words(0.0), Measure().margin_in_words(0.025)) == (
+        "1 point",
+        "0 points",
+        "2.5 points",
+    )
+
+
+MAE = Measure("mae", True, "test_mae", "test_mae")
+
+
+def errors(values, num_bytes):
+    """A run of absolute errors: its scores are their negatives."""
+    return run([-v for v in values], num_bytes)
+
+
+def test_of_a_metric_that_is_better_low_the_target_is_reached_from_above():
+    # Errors 4, 2, 1 at 400 B a round, and 3, 1.5, 1.2 at 100 B: both reach 1.2 in round 3, and 1.5 in rounds 3 and 2.
+    full, eight = errors([4.0, 2.0, 1.0], 400), errors([3.0, 1.5, 1.2], 100)
+    found = gain(Pairing((eight,), (full,), True, MAE), margin=0.25)
+    assert (found.target.mean, found.rounds.mean, found.reference_rounds.mean) == (1.2, 3, 3)
+    assert (found.in_rounds.mean, found.in_bytes.mean, found.within) == (1.0, 4.0, True)
+    at = gain(Pairing((eight,), (full,), True, MAE), target=1.5, margin=0.25)
+    assert (at.target.mean, at.num_bytes.mean, at.reference_bytes.mean, at.in_bytes.mean) == (1.5, 200, 1200, 6.0)
+    assert gain(Pairing((eight,), (full,), True, MAE), target=0.5, margin=0.25).reached == 0
+
+
+def test_the_margin_of_an_error_is_a_share_of_the_references():
+    full, eight = errors([4.0, 20.0, 10.0], 4), errors([9.0, 4.15], 1)
+    assert within(Pairing((eight,), (full,), True, MAE), 0.04) and not within(
+        Pairing((eight,), (full,), True, MAE), 0.03
+    )
+    assert within(Pairing((full,), (eight,), True, MAE), 0.0)  # better is always within
+    assert gain(Pairing((eight,), (full,), True, MAE)).in_bytes is None
+
+
+def test_the_gain_curve_of_an_error_goes_from_the_worst_value_to_the_best():
+    full, eight = errors([4.0, 2.0, 1.0], 400), errors([3.0, 1.5, 1.2], 100)
+    found = gain_curve(Pairing((eight,), (full,), True, MAE))
+    # at 4: 400 / 100; at 3: 800 / 100; at 2: 800 / 200; at 1.5: 1200 / 200; at 1.2: 1200 / 300; 1 is reached by one
+    np.testing.assert_array_equal(found.x, [4.0, 3.0, 2.0, 1.5, 1.2])
+    np.testing.assert_allclose(found.mean, [4.0, 8.0, 4.0, 6.0, 4.0], rtol=1e-12)
+
+
+def test_a_float32_value_far_above_1_counts_as_what_it_was_rounded_from():
+    logged = float(np.float32(1234.567))
+    assert logged > 1234.567
+    assert reach(errors([logged], 1), -1234.567)[0] == 1
+    assert np.isnan(reach(errors([1234.6], 1), -1234.567)[0])

@@ -9,11 +9,14 @@ import pytest
 
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import compare_runs
-from fedjax8.results.page import html_page, search_text
-from fedjax8.results.report import COLUMNS, rows
+from fedjax8.results.page import html_page, search_text, standing
+from fedjax8.results.report import table
+from fedjax8.results.runs import read_run
+from fedjax8.results.tables import as_csv, as_latex
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "line"}
 MEGABYTES = 6
+LABELS = {"tags": ["paper", "3 values"], "note": "<i>slow</i>"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def found(tmp_path_factory, write_run):
         write_run(folder / "a0", [0.2, 0.5, 0.8], (600, 400), seed=0, uplink=full),
         write_run(folder / "a1", [0.4, 0.7, 0.8], (600, 400), seed=1, uplink=full),
         write_run(folder / "b0", [0.1, 0.5, 0.7], (150, 100), seed=0, uplink=eight, finished=False),
-        write_run(folder / "c0", [0.1, 0.2, 0.6], (180, 100), seed=0, uplink=three),
+        write_run(folder / "c0", [0.1, 0.2, 0.6], (180, 100), seed=0, uplink=three, document={"labels": LABELS}),
     ]
     split = {"clients": 2, "rows": 30, "classes": 2, "sizes": [10, 20]}
     labels = {"clients": [0, 1], "counts": [[10, 0], [5, 15]]}
@@ -80,7 +83,7 @@ def test_the_page_is_well_formed_and_names_nothing_to_load(page):
 
 def test_the_page_holds_every_cell_config_folder_and_warning_escaped(page, found):
     read = Page(page)
-    for cell in [*COLUMNS, *(cell for row in rows(found) for cell in row)]:
+    for cell in [*table(found).columns, *(cell for row in table(found).rows for cell in row)]:
         assert cell in read.text
     assert "uplink.name" in read.text
     for result in found.results:
@@ -101,6 +104,33 @@ def test_the_filter_looks_in_label_fields_folders_and_seeds(found):
     text = search_text(found.results[0].setting)
     for part in ("uplink.name=<b>none</b>", "a1", "seed=1"):
         assert part in text
+
+
+def test_tags_and_notes_are_shown_and_searched_for(page, found):
+    read = Page(page)
+    assert ("data-tag", "paper") in read.values and ("data-tag", "3 values") in read.values
+    assert "<i>slow" not in page and "<i>slow</i>" in read.text
+    assert "tag=paper tag=3-values <i>slow</i>" in search_text(found.results[2].setting)
+
+
+def test_a_run_at_work_is_told_with_its_share_of_rounds_and_its_page_loads_itself_anew(
+    page, found, tmp_path, write_run
+):
+    assert 'http-equiv="refresh"' not in page
+    assert '<meta http-equiv="refresh" content="2.5">' in html_page(found, reload=2.5)
+    done = read_run(write_run(tmp_path / "a", [0.5], rounds=1))
+    at_work = read_run(write_run(tmp_path / "b", [0.5, 0.6, 0.7], finished=False, rounds=12))
+    assert (standing(done), standing(at_work)) == ("yes", "no, 25%")
+
+
+def test_headings_of_a_regression_are_of_its_metric(tmp_path, write_run):
+    pytest.importorskip("plotly", reason="the report needs plotly")
+    made = {"metric": "mae", "document": {"task": {"metric": "mae", "directions": {"mae": "lower"}}}}
+    folders = [write_run(tmp_path / f"{bits}", [2.0, 1.0], (bits, 0), bits=bits, **made) for bits in (32, 8)]
+    text = Page(html_page(compare_runs(folders))).text
+    for heading in ("To the same MAE", "MAE against bytes sent", "MAE against cost", "Gain in bytes against MAE"):
+        assert heading in text
+    assert '"lower":true' in text
 
 
 def test_without_plotly_the_error_says_how_to_get_it(found, monkeypatch):
@@ -156,21 +186,21 @@ def test_every_panel_is_drawn_and_the_browser_complains_of_nothing(browser):
     count = browser.execute_script("return document.querySelectorAll('.plot').length")
     assert count == browser.execute_script("return document.querySelectorAll('.plot.js-plotly-plot').length") > 5
     # Of three settings the first has two seeds, and so a spread.
-    assert drawn(browser, "accuracy-bytes") == [[0, 1, 2], 1]
+    assert drawn(browser, "metric-bytes") == [[0, 1, 2], 1]
     assert browser.get_log("browser") == []
 
 
 def test_the_filter_hides_settings_in_plots_tables_and_chips(browser):
     type_filter(browser, "terngrad")
-    assert drawn(browser, "accuracy-rounds") == [[2], 0]
+    assert drawn(browser, "metric-rounds") == [[2], 0]
     assert drawn(browser, "directions")[0] == [2]
     visible = "return [...document.querySelectorAll('#summary tbody tr')].filter((r) => !r.hidden).length"
     assert browser.execute_script(visible) == 1
     assert browser.execute_script("return document.getElementById('shown').textContent") == "1 of 3 settings shown"
     type_filter(browser, "-terngrad seed=0")
-    assert drawn(browser, "accuracy-rounds")[0] == [0, 1]
+    assert drawn(browser, "metric-rounds")[0] == [0, 1]
     type_filter(browser, "")
-    assert drawn(browser, "accuracy-rounds")[0] == [0, 1, 2]
+    assert drawn(browser, "metric-rounds")[0] == [0, 1, 2]
 
 
 def test_a_chip_switches_its_setting_off_and_on(browser):
@@ -180,6 +210,63 @@ def test_a_chip_switches_its_setting_off_and_on(browser):
     assert chip.get_attribute("aria-pressed") == "false"
     browser.execute_script("arguments[0].click()", chip)
     assert drawn(browser, "loss-rounds")[0] == [0, 1, 2]
+
+
+def test_a_tag_is_a_word_of_the_filter_and_off_again(browser):
+    tag = browser.find_element("css selector", ".tag[data-tag='3 values']")
+    browser.execute_script("arguments[0].click()", tag)
+    assert drawn(browser, "metric-rounds")[0] == [2]
+    assert browser.execute_script("return document.getElementById('filter').value") == "tag=3-values"
+    assert tag.get_attribute("aria-pressed") == "true"
+    browser.execute_script("arguments[0].click()", tag)
+    assert drawn(browser, "metric-rounds")[0] == [0, 1, 2]
+    assert tag.get_attribute("aria-pressed") == "false"
+
+
+def test_the_tables_to_save_are_of_the_settings_shown(browser, found):
+    for kind, lines in (("csv", as_csv(found)), ("tex", as_latex(found))):
+        type_filter(browser, "")
+        assert browser.execute_script("return fedjax8.table(arguments[0])", kind) == lines.text
+        type_filter(browser, "-fp8")
+        kept = lines.head + lines.of_settings[0] + lines.of_settings[2] + lines.foot
+        assert browser.execute_script("return fedjax8.table(arguments[0])", kind) == kept
+        type_filter(browser, "")
+
+
+def test_the_page_is_dark_where_the_system_is_and_can_be_switched(browser):
+    def look():
+        return browser.execute_async_script(
+            """const done = arguments[0], plot = document.querySelector('[data-panel="metric-rounds"]');
+            fedjax8.draw(plot).then(() => done([getComputedStyle(document.body).backgroundColor,
+              plot.layout.paper_bgcolor, plot.layout.font.color, plot.querySelector('.plotly .bg')?.style.fill]));"""
+        )
+
+    light, dark = "rgb(255, 255, 255)", "rgb(21, 24, 27)"
+    assert look()[:2] == [light, light]
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    assert look()[:3] == [dark, dark, "rgb(228, 231, 234)"]
+    browser.execute_script("document.getElementById('theme').click()")
+    assert look()[:2] == [light, light]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_script("document.getElementById('theme').click()")
+    assert look()[:2] == [dark, dark]
+    browser.execute_script("document.getElementById('theme').click()")
+    assert look()[:2] == [light, light]
+
+
+def test_labels_of_bytes_have_their_unit_and_are_few(browser):
+    labels = """const plot = document.querySelector(`[data-panel="${arguments[0]}"]`), done = arguments[1];
+        fedjax8.draw(plot).then(() => done([...plot.querySelectorAll('.xtick text')].map((t) => t.textContent)));"""
+    for panel in ("metric-bytes", "front", "directions"):
+        for logarithmic in (True, False):
+            browser.execute_script(
+                "const box = document.getElementById('logarithmic'); if (box.checked !== arguments[0]) box.click()",
+                logarithmic,
+            )
+            shown = browser.execute_async_script(labels, panel)
+            assert 2 <= len(shown) <= 7 and all(text.endswith("B") for text in shown), (panel, shown)
 
 
 def test_the_front_is_of_the_settings_shown(browser):
@@ -195,7 +282,7 @@ def test_the_front_is_of_the_settings_shown(browser):
 
 
 def test_a_band_reaches_one_deviation_to_each_side_and_can_be_switched_off(browser):
-    band = """const plot = document.querySelector('[data-panel="accuracy-rounds"]');
+    band = """const plot = document.querySelector('[data-panel="metric-rounds"]');
         fedjax8.draw(plot);
         return plot.data.filter((t) => t.band).map((t) => [t.x, t.y])[0] ?? null"""
     x, y = browser.execute_script(band)
@@ -216,7 +303,7 @@ def test_the_split_chosen_in_one_panel_is_shown_in_the_other(browser):
 
 @pytest.mark.parametrize(
     ("panel", "trace", "text"),
-    [("accuracy-bytes", "!t.band", "0.3000 ± 0.14141.00kB, round 1"), ("directions", "t.type === 'bar'", "up 1.80kB")],
+    [("metric-bytes", "!t.band", "30.00% ± 14.14%1.00kB, round 1"), ("directions", "t.type === 'bar'", "up 1.80kB")],
 )
 def test_the_pointer_on_a_value_tells_setting_and_numbers_as_they_are(browser, panel, trace, text):
     shown = browser.execute_async_script(

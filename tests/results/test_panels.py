@@ -53,21 +53,21 @@ def traces(found, name):
 
 
 def test_a_line_is_the_mean_over_seeds_with_its_deviation_and_round_beside_each_point(found):
-    first, second = traces(found, "accuracy-bytes")
+    first, second = traces(found, "metric-bytes")
     assert first["x"] == [1000, 2000, 3000]
     assert first["y"] == [0.3, 0.6, 0.8]
     # two values 0.2 apart deviate by 0.2 / sqrt(2) = 0.1414, equal ones by 0
     assert first["customdata"] == [[0.1414, 1], [0.1414, 2], [0, 3]]
     assert second["customdata"] == [[None, 1], [None, 2], [None, 3]]
     assert "±" in first["hovertemplate"] and "±" not in second["hovertemplate"]
-    assert traces(found, "accuracy-rounds")[0]["x"] == [1, 2, 3]
-    assert traces(found, "accuracy-seconds")[0]["x"] == [0.5, 1, 1.5]
+    assert traces(found, "metric-rounds")[0]["x"] == [1, 2, 3]
+    assert traces(found, "metric-seconds")[0]["x"] == [0.5, 1, 1.5]
 
 
 def test_a_setting_has_one_color_in_all_panels(found):
     for index, color in ((0, "#0072B2"), (1, "#D55E00")):
         seen = set()
-        for name in ("accuracy-bytes", "loss-rounds", "front", "directions", "layers-up", "gain", "client-accuracy"):
+        for name in ("metric-bytes", "loss-rounds", "front", "directions", "layers-up", "gain", "client-accuracy"):
             for trace in traces(found, name):
                 if trace.get("meta") == index and trace["type"] != "bar" and trace["marker"].get("symbol") != "line-ns":
                     seen.add(trace["line"]["color"] if "color" in trace.get("line", {}) else trace["marker"]["color"])
@@ -118,12 +118,12 @@ def test_accuracy_by_client_is_of_the_settings_that_have_it(found):
 
 def test_the_distribution_over_clients_is_put_into_words(found):
     """Of 1/4, 1/2 and 1: mean 7/12, variance 0.0972, Jain's index 1.75^2 / (3 * 1.3125)."""
-    words = "mean 0.5833, deviation 0.3118, worst tenth 0.2500, fairness 0.7778"
+    words = "accuracy mean 58.33%, deviation 31.18%, worst tenth 25.00%, fairness 0.7778"
     panel = panels(found)["client-accuracy"]
     assert panel.figures[""]["layout"]["meta"] == f"{found.results[1].setting.label}: {words}"
     assert "held-out (dealt by its labels) rows" in panel.note
     told = [sentence for sentence in explanation(found) if "own models" in sentence]
-    assert told == [f"Clients' own models, {found.results[1].setting.label}: accuracy {words}."]
+    assert told == [f"Clients' own models, {found.results[1].setting.label}: {words}."]
 
 
 def test_what_codecs_measure_has_a_panel_each_and_all_zeros_are_said(tmp_path, write_folder):
@@ -143,9 +143,9 @@ def test_a_run_that_logged_little_has_panels_that_say_what_is_missing(tmp_path, 
     folder = write_run(tmp_path / "a", [0.5, 0.6], loss=False, timed=False)
     made = panels(compare_runs([folder]))
     drawn = {name for name, panel in made.items() if panel.figures}
-    assert drawn == {"accuracy-bytes", "accuracy-rounds", "directions"}
+    assert drawn == {"metric-bytes", "metric-rounds", "directions"}
     assert all(panel.absent for name, panel in made.items() if name not in drawn)
-    assert made["accuracy-seconds"].absent == "No run logged round_seconds."
+    assert made["metric-seconds"].absent == "No run logged round_seconds."
 
 
 def test_long_runs_are_thinned_but_keep_their_ends(tmp_path, write_folder):
@@ -155,7 +155,7 @@ def test_long_runs_are_thinned_but_keep_their_ends(tmp_path, write_folder):
         for r in range(1, 201)
     ]
     made = panels(compare_runs([write_folder(tmp_path / "a", {"seed": 0}, lines)], smooth=1))
-    (figure,) = made["accuracy-rounds"].figures.values()
+    (figure,) = made["metric-rounds"].figures.values()
     (line,) = figure["data"]
     # 1000 metrics and panels share the points: 60 each; the first and the last are among them
     assert LEAST < len(line["x"]) <= POINTS // 1000

@@ -1,8 +1,10 @@
+import json
+
 import pytest
 
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.curves import Statistic
-from fedjax8.results.report import COLUMNS, _bytes, _plain, explanation, rows
+from fedjax8.results.report import _bytes, _plain, columns, explanation, rows, shared_in_words, table
 
 NAN = float("nan")
 
@@ -20,19 +22,19 @@ def found(tmp_path, write_run):
 
 
 def test_a_row_shows_the_figures_worked_out_by_hand(found):
-    first, second = (dict(zip(COLUMNS, row, strict=True)) for row in rows(found))
+    first, second = (dict(zip(columns(found), row, strict=True)) for row in rows(found))
     assert first == {
         "setting": "uplink=<none> & more",
         "seeds": "2",
-        "target accuracy": "0.8500 ± 0.0707",  # the reference is compared with itself: its best, in round 3 of both
+        "target accuracy": "85.00 ± 7.07%",  # the reference is compared with itself: its best, in round 3 of both
         "rounds to target": "3",
         "reference rounds": "3",
         "gain in rounds": "1.00x",
         "bytes to target": "3.00 MB",
         "reference bytes": "3.00 MB",
         "gain in bytes": "1.00x",
-        "best accuracy": "0.8500 ± 0.0707",
-        "final accuracy": "0.8500 ± 0.0707",
+        "best accuracy": "85.00 ± 7.07%",
+        "final accuracy": "85.00 ± 7.07%",
         "rounds": "3",
         "bytes up": "1.50 MB",
         "bytes down": "1.50 MB",
@@ -41,7 +43,7 @@ def test_a_row_shows_the_figures_worked_out_by_hand(found):
     }
     # 0.8 with both seeds, in round 3 of 0.25 MB; the reference in rounds 3 and 2 of 1 MB: 3 / 0.75 = 4, 2 / 0.75 = 2.67
     assert list(second.items())[2:9] == [
-        ("target accuracy", "0.8000"),
+        ("target accuracy", "80.00%"),
         ("rounds to target", "3"),
         ("reference rounds", "2.5 ± 0.7"),
         ("gain in rounds", "0.83 ± 0.24x"),
@@ -55,9 +57,9 @@ def test_a_row_says_what_was_not_reached_and_by_how_many(tmp_path, write_run):
     a = write_run(tmp_path / "a", [0.2, 0.9], (10, 10), seed=0)
     b = write_run(tmp_path / "b", [0.2, 0.3], (10, 10), seed=1)
     (row,) = rows(compare_runs([a, b], target=0.5))
-    assert row[2:9] == ["0.5000", "2 (1 of 2)", "2", "-", "40 B", "40 B", "-"]
+    assert row[2:9] == ["50.00%", "2 (1 of 2)", "2", "-", "40 B", "40 B", "-"]
     (row,) = rows(compare_runs([a, b], target=1.0))
-    assert row[2:9] == ["1.0000", "not reached", "-", "-", "not reached", "-", "-"]
+    assert row[2:9] == ["100.00%", "not reached", "-", "-", "not reached", "-", "-"]
 
 
 def test_a_setting_that_has_not_been_evaluated_has_dashes(tmp_path, write_run):
@@ -97,20 +99,20 @@ def test_a_spread_is_shown_where_it_is_seen_in_the_digits_shown(mean, spread, di
 def test_the_explanation_says_which_accuracy_is_compared_at(found, tmp_path, write_run):
     sentences = explanation(found)
     assert (
-        "the lower of the two best test accuracies of a run and the reference's run with the same seed"
+        "the lower of the best test accuracy of a run and that of the reference's run with the same seed"
         in (sentences[0])
     )
     assert sentences[1].startswith("Reference: uplink=<none> & more.")
     assert sentences[2:] == ["±: sample standard deviation over seeds."]
     given = compare_runs([write_run(tmp_path / "c", [0.5])], target=0.5, smooth=2)
-    assert explanation(given)[0] == "Target accuracy: 0.5, as given."
-    assert explanation(given)[2:] == ["Accuracies are means of 2 evaluations."]
+    assert explanation(given)[0] == "Target accuracy: 50.00%, as given."
+    assert explanation(given)[2:] == ["Values of accuracy are means of 2 evaluations."]
 
 
 def test_the_explanation_names_settings_compared_by_their_means(tmp_path, write_run):
     folders = [write_run(tmp_path / f"{bits}", [0.5, 0.6], bits=bits, seed=bits) for bits in (8, 4)]
     text = explanation(compare_runs(folders))[2]
-    assert text.startswith("No seed in common with the reference: bits=4. There the target accuracy is the lowest best")
+    assert text.startswith("No seed in common with the reference: bits=4. There the target is the lowest best accuracy")
     text = explanation(compare_runs(folders, target=0.5))[2]
     assert text.startswith("No seed in common with the reference: bits=4. There the gain is a ratio of means")
 
@@ -119,8 +121,56 @@ def test_a_gain_beyond_the_margin_is_not_reached_and_the_explanation_says_why(tm
     good = write_run(tmp_path / "good", [0.4, 0.978], (10_000, 0), bits=32)
     poor = write_run(tmp_path / "poor", [0.3, 0.418], (10, 0), bits=1)
     found = compare_runs([good, poor])
-    assert rows(found)[0][2:9] == ["0.9780", "2", "2", "1.00x", "20.0 kB", "20.0 kB", "1.00x"]
-    assert rows(found)[1][2:9] == ["0.4180", "2", "2", "not reached", "20 B", "20.0 kB", "not reached"]
+    assert rows(found)[0][2:9] == ["97.80%", "2", "2", "1.00x", "20.0 kB", "20.0 kB", "1.00x"]
+    assert rows(found)[1][2:9] == ["41.80%", "2", "2", "not reached", "20 B", "20.0 kB", "not reached"]
     (sentence,) = [text for text in explanation(found) if text.startswith("Gain not reached: bits=1.")]
     assert "mean over the seeds compared, comes within 1 point of the reference's" in sentence
     assert rows(compare_runs([good, poor], margin=0.56))[1][8] == "1000.00x"
+
+
+def test_a_regression_is_told_in_its_own_metric_with_four_digits(tmp_path, write_run):
+    made = {"metric": "mae", "document": {"task": {"metric": "mae", "directions": {"mae": "lower"}}}, "loss": False}
+    full = write_run(tmp_path / "full", [40.0, 12.5, 10.0], (300, 100), bits=32, **made)
+    eight = write_run(tmp_path / "eight", [30.0, 12.0, 10.05], (75, 25), bits=8, **made)
+    found = compare_runs([full, eight])
+    told = dict(zip(columns(found), rows(found)[1], strict=True))
+    assert told["target MAE"] == "10.05" and told["best MAE"] == told["final MAE"] == "10.05"
+    assert (told["rounds to target"], told["bytes to target"], told["gain in bytes"]) == ("3", "300 B", "4.00x")
+    text = " ".join(explanation(found))
+    assert "accuracy" not in text
+    assert "Target MAE: the higher of the best test MAE of a run and that of the reference's run" in text
+    assert "Lower values of MAE are better." in text
+    beyond = " ".join(explanation(compare_runs([full, eight], margin=0.001)))
+    assert "A gain counts only where the best MAE, mean over the seeds compared, comes within 0.1% of the ref" in beyond
+
+
+def test_columns_in_which_all_settings_are_alike_are_told_in_one_sentence(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.5, 0.75], (300, 100), bits=32)
+    b = write_run(tmp_path / "b", [0.5, 0.75], (75, 100), bits=8)
+    made = table(compare_runs([a, b]))
+    # target, gain in bytes and best value stay
+    assert made.columns == (
+        "setting",
+        "target accuracy",
+        "bytes to target",
+        "gain in bytes",
+        "best accuracy",
+        "bytes up",
+    )
+    assert made.rows[1] == ("bits=8", "75.00%", "350 B", "2.29x", "75.00%", "150 B")  # 800 / 350
+    assert shared_in_words(made.shared) == (
+        "The same for all: seeds 1, rounds to target 2, reference rounds 2, gain in rounds 1.00x, reference bytes "
+        "800 B, final accuracy 75.00%, rounds 2, bytes down 200 B, saving 4.00x, seconds 9.0."
+    )
+    alone = table(compare_runs([a]))
+    assert len(alone.columns) == len(columns(compare_runs([a]))) and shared_in_words(alone.shared) == ""
+
+
+def test_seconds_of_compiling_have_a_column_where_they_are_known(tmp_path, write_run):
+    a, b = write_run(tmp_path / "a", [0.5], bits=32), write_run(tmp_path / "b", [0.5], bits=8)
+    done = {"rounds": 1, "saving": 4.0, "seconds": 9.0, "compile_seconds": 6.5, "finished": True}
+    (b / "summary.json").write_text(json.dumps(done))
+    found = compare_runs([a, b])
+    assert columns(found)[-2:] == ("seconds of training", "seconds of compiling")
+    assert [row[-2:] for row in rows(found)] == [["9.0", "-"], ["2.5", "6.5"]]
+    assert "Seconds of training with those of compiling, which are not known: bits=32." in explanation(found)

@@ -57,6 +57,7 @@ def test_the_log_and_the_file_say_how_clients_are_served(tmp_path):
         "rows": "dealt",
         "clients": [0, 1],
         "counts": [2, 2],
+        "metric": "accuracy",
         "accuracy": [1.0, 0.5],
         "without_rows": 1,
         "fine_tune_steps": 2,

@@ -127,6 +127,23 @@ def test_numbers_from_a_thousand_on_have_an_exponent(value, text):
     assert readable_number(value) == text
 
 
+def test_a_regression_is_told_in_its_own_metric():
+    out = io.StringIO()
+    line = {"round": 2, "uplink_bytes": 10, "downlink_bytes": 10, "round_seconds": 0.5, "train_loss": 3.0}
+    with ProgressReport(4, console=Console(file=out, width=100), metric="calibration_error") as report:
+        report.round_done(line | {"test_calibration_error": 0.125, "test_loss": 2.0})
+        report.finished({"rounds": 2, "seconds": 1.0, "test_calibration_error": 0.125}, LEDGER)
+    heading, row, *end = out.getvalue().splitlines()
+    assert heading.split()[:6] == ["round", "test", "calibration", "error", "test", "loss"]
+    assert row.split()[:3] == ["2", "0.1250", "2.0000"] and len(row) == len(heading)
+    assert end[1].startswith("test calibration error 0.1250 after 2 rounds")
+    bar = io.StringIO()
+    with ProgressReport(4, console=Console(file=bar, force_terminal=True, width=100), metric="mae") as report:
+        report.round_done(line | {"test_mae": 12.5, "test_loss": 2.0})
+        report._bar.refresh()
+    assert "MAE 12.5000" in bar.getvalue()
+
+
 def test_without_a_terminal_a_long_compilation_is_said_once(monkeypatch):
     monkeypatch.setattr("fedjax8.running.console.COMPILING_SECONDS", 0.0)
     out = io.StringIO()

@@ -209,7 +209,7 @@ def test_of_seeds_side_by_side_each_is_stopped_by_its_own_callbacks(toys, tmp_pa
     one = toys.build(fedavg, data, epochs=1, executor=chunked(1))
     two = toys.build(fedavg, data, epochs=1, executor=chunked(1), beside=one, seed=1)
     reach = by_hand(0.1, [1] * 5)[3] ** 2 / 2  # the loss of round 4
-    own = (("target", target(reach * 0.999, "test_loss", direction="max")),)
+    own = (("target", target(reach * 0.999, "test_loss", direction="higher")),)
     runs = [Run(one, tmp_path / "0", label="seed 0", callbacks=own), Run(two, tmp_path / "1", label="seed 1")]
     first, second = run_all(runs, side_by_side([one, two]), TEST, Schedule(7, 2, 7))
     assert (first.state.round, second.state.round) == (4, 7)

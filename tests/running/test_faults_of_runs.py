@@ -1,5 +1,6 @@
 """Full disks, damaged files, clocks that jump, no memory: a run ends as if nothing had been, or says what to do."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -56,10 +57,14 @@ def unbroken(sim, tmp_path_factory):
 @pytest.fixture
 def full_disk(monkeypatch):
     """`full_disk(fails)`: lets no file grow beyond 100 bytes while the checkpoints are written whose number, from 0,
-    `fails` says."""
+    `fails` says, and rounds wait for them, since the limit is of the whole process."""
 
     def strike(fails):
-        write, count = checkpoints.Checkpoints._write, iter(range(100))
+        write, begin, count = checkpoints.Checkpoints._write, checkpoints.Checkpoints.begin, iter(range(100))
+
+        def begin_and_wait(saved, *arguments):
+            begin(saved, *arguments)
+            concurrent.futures.wait([saved._pending.answer] if saved._pending else [])
 
         def write_on_full_disk(*arguments):
             if not fails(next(count)):
@@ -72,6 +77,7 @@ def full_disk(monkeypatch):
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
         monkeypatch.setattr(checkpoints.Checkpoints, "_write", write_on_full_disk)
+        monkeypatch.setattr(checkpoints.Checkpoints, "begin", begin_and_wait)
 
     return strike
 

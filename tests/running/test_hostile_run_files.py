@@ -12,7 +12,7 @@ from fedjax8.results.comparison import compare_runs
 from fedjax8.results.report import explanation, rows
 from fedjax8.results.runs import read_run
 from fedjax8.results.splits import accuracy_by_client, client_sizes, label_shares
-from fedjax8.running import workdir
+from fedjax8.running import identity, workdir
 
 SPLIT = {"clients": 2, "rows": 5, "classes": 2, "sizes": [2, 3]}
 SPLIT |= {"labels": {"clients": [0, 1], "counts": [[1, 1], [0, 3]]}, "skew": None}
@@ -71,7 +71,7 @@ def fuzz(folder, cases):
         path.write_bytes(damaged(rng, whole[path]))
         taken += look_at(folder)
         try:
-            workdir.claim(folder, {"config": {"seed": 0}})
+            identity.check_claim(folder, {"config": {"seed": 0}})
             workdir.read_metrics(folder, 3)
         except UserError as error:
             assert "\n" not in str(error)
@@ -129,7 +129,7 @@ def test_brackets_within_brackets_are_no_config(folder):
         (folder / "config.json").write_text('{"config": ' + "[" * depth + "]" * depth + "}")
         assert look_at(folder)
         with pytest.raises(UserError, match=r"config\.json is not a fedjax8 config"):
-            workdir.claim(folder, {"config": {"seed": 0}})
+            identity.check_claim(folder, {"config": {"seed": 0}})
 
 
 @pytest.mark.parametrize(

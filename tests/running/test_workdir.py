@@ -6,7 +6,7 @@ import pytest
 
 from fedjax8.config import component, plain
 from fedjax8.errors import UserError
-from fedjax8.running import workdir
+from fedjax8.running import identity, workdir
 
 
 def write(directory, *texts):
@@ -91,7 +91,7 @@ def test_a_directory_that_cannot_be_made_is_a_user_error(tmp_path):
 def test_differences_name_added_changed_and_missing_fields():
     old = {"seed": 0, "uplink": {"name": "fp8"}, "hidden": [1, 2]}
     new = {"seed": 1, "uplink": {"name": "fp8", "format": "e5m2"}}
-    assert workdir.differences(old, new) == [
+    assert identity.differences(old, new) == [
         "hidden: [1, 2] -> (unset)",
         "seed: 0 -> 1",
         "uplink.format: (unset) -> e5m2",
@@ -102,16 +102,16 @@ def test_a_run_is_not_gone_on_with_by_rules_in_another_order(tmp_path):
     """The first match wins, so that Dense_0 is in float32 by the one and in e5m2 by the other."""
     rules = {"Dense_0": "float32", "Dense_*": "e5m2"}
     made, other = ({"adapter": plain(component("qat", rules=r))} for r in (rules, dict(reversed(rules.items()))))
-    workdir.claim(tmp_path, {"config": made})
-    workdir.claim(tmp_path, {"config": made})
+    identity.check_claim(tmp_path, {"config": made})
+    identity.check_claim(tmp_path, {"config": made})
     with pytest.raises(UserError, match=r"another config \(adapter.rules.Dense_0 before adapter.rules.Dense_\* -> "):
-        workdir.claim(tmp_path, {"config": other})
+        identity.check_claim(tmp_path, {"config": other})
 
 
 def test_a_foreign_config_file_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="not a fedjax8 config"):
-        workdir.claim(tmp_path, {"config": {}})
+        identity.check_claim(tmp_path, {"config": {}})
     assert (tmp_path / "config.json").read_text() == "[]"
 
 
@@ -119,20 +119,25 @@ def test_a_foreign_config_file_is_not_overwritten(tmp_path):
 def test_a_damaged_config_file_is_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"is not a fedjax8 config .*checkpoints know their config") as refused:
-        workdir.claim(tmp_path, {"config": {}})
+        identity.check_claim(tmp_path, {"config": {}})
     assert "\n" not in str(refused.value)
 
 
 def test_other_data_is_refused_and_other_devices_and_versions_are_listed(tmp_path):
     record = {"config": {"seed": 0}, "data": {"train.x": "a"}, "versions": {"jax": "1"}, "devices": ["cpu:cpu"] * 2}
-    workdir.claim(tmp_path, record)
-    workdir.claim(tmp_path, record)
-    with pytest.raises(UserError, match=r"a run on other data \(train.x: a -> b\); put back the data"):
-        workdir.claim(tmp_path, record | {"data": {"train.x": "b"}})
+    identity.check_claim(tmp_path, record)
+    identity.check_claim(tmp_path, record)
+    with pytest.raises(UserError, match=r"a run on other data \(train.x: a -> b\); put back the data") as refused:
+        identity.check_claim(tmp_path, record | {"data": {"train.x": "b"}})
+    assert "is not a fedjax8 config" not in str(refused.value)
     other = record | {"devices": ["cpu:cpu"], "versions": {"jax": "2"}}
-    assert workdir.says_of_others(record, other) == ["devices: 2 cpu:cpu -> 1 cpu:cpu", "versions.jax: 1 -> 2"]
-    assert workdir.says_of_others(record, record) == []
-    workdir.note_resumed(tmp_path, 4, ["versions.jax: 1 -> 2"])
-    workdir.claim(tmp_path, other)
+    assert identity.says_of_others(record, other) == ["devices: 2 cpu:cpu -> 1 cpu:cpu", "versions.jax: 1 -> 2"]
+    assert identity.says_of_others(record, record) == []
+    identity.write_part(tmp_path, other, 4, ["versions.jax: 1 -> 2"])
     kept = json.loads((tmp_path / "config.json").read_text())
-    assert kept == other | {"resumed": [{"after_round": 4, "changed": ["versions.jax: 1 -> 2"]}]}
+    first = {"after_round": 0, "versions": {"jax": "1"}, "devices": ["cpu:cpu"] * 2}
+    second = {"after_round": 4, "versions": {"jax": "2"}, "devices": ["cpu:cpu"], "changed": ["versions.jax: 1 -> 2"]}
+    assert kept == other | {"parts": [first, second]}
+    identity.write_part(tmp_path, record, 4, [])  # the rounds after 4 were lost, and are run again
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["parts"] == [first, first | {"after_round": 4}]

@@ -73,14 +73,20 @@ def calls(folder):
 
 def test_every_point_and_seed_is_run_once_finished_ones_are_skipped_and_new_ones_added(tmp_path, stand_in):
     wanted = {f"learning_rate={rate},seed={seed}" for rate in (0.25, 0.5) for seed in (0, 1)}
-    status, out, err = sweep(tmp_path, RATES.format("0.25,0.5"), "--seeds=0,1", "--jobs=2", f"--command={stand_in}")
+    files = (f"--csv={tmp_path / 'a.csv'}", f"--latex={tmp_path / 'a.tex'}")
+    jobs = ("--seeds=0,1", "--jobs=2", f"--command={stand_in}")
+    status, out, err = sweep(tmp_path, RATES.format("0.25,0.5"), *jobs, *files)
     assert (status, err) == (0, "")
     assert calls(tmp_path) == dict.fromkeys(sorted(wanted), 1)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
-    assert [[*row[:2], row[9]] for row in cells[1:]] == [
-        ["learning_rate=0.25", "2", "0.2500"],
-        ["learning_rate=0.5", "2", "0.5000"],
+    best = cells[0].index("best accuracy")
+    assert [[row[0], row[best]] for row in cells[1:]] == [
+        ["learning_rate=0.25", "25.00%"],
+        ["learning_rate=0.5", "50.00%"],
     ]
+    assert "The same for all: seeds 2, " in out
+    assert (tmp_path / "a.csv").read_text().splitlines()[2].startswith("learning_rate=0.5,0.5,2,0.25,0,")
+    assert "\n0.5 & 25.00\\% & 1.00$\\times$ & 50.00\\% & 50.00\\% \\\\\n" in (tmp_path / "a.tex").read_text()
     # one run has not ended, one is of another config, and one is new
     (tmp_path / "out" / "learning_rate=0.25,seed=0" / "summary.json").unlink()
     other = tmp_path / "out" / "learning_rate=0.25,seed=1" / "config.json"

@@ -21,16 +21,26 @@ def checked_rows(dataset: Dataset, num_clients: int, rows_per_client: int = 1) -
     return rows
 
 
+def num_classes(dataset: Dataset) -> int:
+    """Number of classes; UserError where targets are no class numbers."""
+    if dataset.num_classes is None:
+        raise UserError(
+            f"the targets of {dataset.name} are no class numbers, so its rows cannot be split by label; use by_key, "
+            "iid or quantity_skew"
+        )
+    return dataset.num_classes
+
+
 def row_labels(dataset: Dataset) -> np.ndarray:
     """[N] int32: the label of each training row; UserError where rows are label sequences."""
-    labels = dataset.train["y"]
+    labels, number = dataset.train["y"], num_classes(dataset)
     if labels.ndim > 1:
         raise UserError(
             f"{dataset.name} has a label for each of {labels.shape[1]} positions of a row, so its rows cannot be split "
             "by label; use by_key, iid or quantity_skew"
         )
     if isinstance(labels, np.memmap):  # those in memory are checked already
-        check_classes(labels, dataset.num_classes, f"{dataset.name}: train")
+        check_classes(labels, number, f"{dataset.name}: train")
     return labels
 
 

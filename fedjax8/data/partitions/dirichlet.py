@@ -18,7 +18,7 @@ import numpy as np
 
 from fedjax8.data.federated import Dataset
 from fedjax8.data.partitions import Split
-from fedjax8.data.partitions._common import checked_rows, client_ids, even_sizes, row_labels, rows_by_class
+from fedjax8.data.partitions._common import checked_rows, client_ids, even_sizes, num_classes, row_labels, rows_by_class
 from fedjax8.errors import UserError
 
 # Label-wise draws before giving up; one takes under a millisecond for 1000 clients and 10 classes.
@@ -42,10 +42,10 @@ def dirichlet(concentration: float = 0.3, *, balanced: bool = True, min_size: in
 
     def split(rng: np.random.Generator, dataset: Dataset, num_clients: int) -> np.ndarray:
         rows = checked_rows(dataset, num_clients, min_size)
-        labels = row_labels(dataset)
-        available = np.bincount(labels, minlength=dataset.num_classes)
+        labels, number = row_labels(dataset), num_classes(dataset)
+        available = np.bincount(labels, minlength=number)
         if balanced:
-            priors = rng.dirichlet(np.full(dataset.num_classes, concentration), size=num_clients)
+            priors = rng.dirichlet(np.full(number, concentration), size=num_clients)
             places = rng.permutation(client_ids(even_sizes(rows, num_clients)))
             classes = _fill_places(rng, places, priors, available)
             by_class = places[np.argsort(classes, kind="stable")]

@@ -7,6 +7,7 @@ import numpy as np
 from fedjax8.data.checks import check_int32, count_classes, label_advice
 from fedjax8.data.federated import Dataset
 from fedjax8.errors import UserError
+from fedjax8.types import CLASSES, MARKS, VALUES
 
 STANDARDIZE = ("auto", "column", "whole", "none")
 _ROWS_STREAM = 0x9A127  # keeps the draw of rows apart from other streams made from the same seed
@@ -26,6 +27,7 @@ def build_dataset(
     std: tuple[float, ...] | None = None,
     standardize: str = "auto",
     measured: bool = False,
+    targets: str = CLASSES,
 ) -> Dataset:
     """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
 
@@ -33,20 +35,25 @@ def build_dataset(
         name: of the data set.
         where: the file or folder, for errors.
         arrays: inputs uint8, floating (becomes float32) or integer (becomes int32); labels [N] or [N, 1]
-            integers, or [N, T] for sequences x [N, T, ...].
+            integers, or [N, T] for sequences x [N, T, ...]; targets of another kind as `targets` says.
         num_classes: largest label + 1 where None; see `checks.count_classes` for labels with gaps.
         row_shape: what a row must look like; a missing last axis of length 1 is added.
         mean: per channel; measured on the training rows where None, as is `std`.
         std: per channel.
         standardize: how they are measured, one of STANDARDIZE; see `measured_stats`.
         measured: whether mean and std, if given, were measured on these training rows.
+        targets: one of `types.TARGETS`: `values` are numbers [N] or [N, K], which become float32, `marks` a 0 or 1 for
+            each label, [N, L]; the others are class numbers.
     """
     constants = ["num_classes"] if num_classes is not None else []
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
-        parts[part] = {"x": x, "y": _labels(arrays[f"y_{part}"], f"{where}: y_{part}", x)}
-    if num_classes is None:
+        parts[part] = {"x": x, "y": _targets(arrays[f"y_{part}"], f"{where}: y_{part}", x, targets)}
+    if targets in (MARKS, VALUES):
+        if num_classes is not None:
+            raise UserError(f"{where}: num_classes={num_classes} changes nothing, since targets are no class numbers")
+    elif num_classes is None:
         if any(part["y"].size for part in parts.values()):
             num_classes = count_classes({part: columns["y"] for part, columns in parts.items()}, where)
         else:
@@ -157,6 +164,23 @@ def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.
         with np.errstate(over="ignore"):  # `validate` finds values that become infinite
             return x.astype(np.float32, copy=False)
     return _to_int32(x, where)
+
+
+def _targets(values: np.ndarray, where: str, x: np.ndarray, targets: str) -> np.ndarray:
+    if targets not in (MARKS, VALUES):
+        return _labels(values, where, x)
+    if values.ndim not in ((2,) if targets == MARKS else (1, 2)) or len(values) != len(x):
+        shape = "[N, L], a 0 or 1 for each label" if targets == MARKS else "numbers [N] or [N, K]"
+        raise UserError(f"{where} is {values.dtype} {values.shape} for {len(x)} rows; it must be {shape}")
+    if values.dtype.kind not in "buif":
+        raise UserError(f"{where} is {values.dtype}; it must hold numbers")
+    if targets == VALUES:
+        with np.errstate(over="ignore"):  # `validate` finds values that become infinite
+            return values.astype(np.float32, copy=False)
+    if not ((values == 0) | (values == 1)).all():
+        row = int(((values != 0) & (values != 1)).any(axis=1).argmax())
+        raise UserError(f"{where}: row {row} is {values[row].tolist()[:8]}; each of its values must be 0 or 1")
+    return values.astype(np.uint8, copy=False)
 
 
 def _labels(values: np.ndarray, where: str, x: np.ndarray) -> np.ndarray:

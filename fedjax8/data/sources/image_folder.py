@@ -12,6 +12,7 @@ every start; to do that once, write `image_folder(...)` to an `.npz` by `numpy.s
 the disk.
 """
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -140,7 +141,8 @@ def _read_images(paths: list[Path], size: int) -> np.ndarray:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Pillow's own limit, which is about ours
-                with Image.open(path, formats=FORMATS) as image:
+                # From memory: of a file, as much would be reserved as a damaged length in it asks for.
+                with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
                     if image.width * image.height > MOST_PIXELS:
                         raise ValueError(f"{image.width} x {image.height} pixels, of {MOST_PIXELS} at most")
                     row[:] = np.asarray(_colored(image, Image).resize((size, size), Image.Resampling.BILINEAR))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedjax8.data.federated import Dataset
+from fedjax8.data.partitions._common import num_classes
 from fedjax8.data.sources._build import check_wanted, drawn_rows
 from fedjax8.data.sources.npz import npz
 from fedjax8.errors import UserError
@@ -80,12 +81,13 @@ def _whole(of: str, data_dir: str | None) -> Dataset:
 
 def _new_labels(dataset: Dataset, classes: Sequence[int]) -> np.ndarray:
     """[num_classes] int32: the new label of each old one, -1 for one that is left out."""
+    number = num_classes(dataset)
     if not classes:
-        return np.arange(dataset.num_classes, dtype=np.int32)
-    wrong = [label for label in classes if not 0 <= label < dataset.num_classes]
+        return np.arange(number, dtype=np.int32)
+    wrong = [label for label in classes if not 0 <= label < number]
     if wrong:
-        raise UserError(f"part: {dataset.name} has the labels 0 to {dataset.num_classes - 1}, and not {wrong[0]}")
-    new = np.full(dataset.num_classes, -1, np.int32)
+        raise UserError(f"part: {dataset.name} has the labels 0 to {number - 1}, and not {wrong[0]}")
+    new = np.full(number, -1, np.int32)
     new[list(classes)] = np.arange(len(classes))
     return new
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax8.data.federated import NO_TARGET, Dataset
+from fedjax8.data.checks import NO_TARGET
+from fedjax8.data.federated import Dataset
 from fedjax8.data.readers import read_npz
 from fedjax8.data.sources._build import build_dataset
 from fedjax8.data.sources._files import data_directory, missing_set

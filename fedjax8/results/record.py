@@ -1,0 +1,46 @@
+"""Parts of a run's `config.json` beside its config: how the run is judged, and a person's labels.
+
+    {"config": {...}, "task": {"name": "regression", "metric": "mae", "directions": {"mae": "lower", ...}},
+     "labels": {"name": "baseline", "tags": ["paper"], "note": "..."}}
+
+Neither belongs to the run's identity. Standard library only.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fedjax8.directions import CLASSIFICATION, HIGHER, LOWER, Measures
+from fedjax8.given import has_form
+
+TASK = {"metric": str, "directions?": {str: str}}
+LABELS = {"name?": str, "tags?": [str], "note?": str}
+
+
+class Labels(NamedTuple):
+    """Words of a person about a run."""
+
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    note: str = ""
+
+
+def measures_in(document: Mapping[str, Any], where: str, notes: list[str]) -> Measures:
+    """How a run is judged; a classification where nothing is said. A note is added about what cannot be read."""
+    task = document.get("task") if "config" in document else None  # else the document is a bare config
+    if task is None:
+        return CLASSIFICATION
+    if not has_form(task, TASK) or not set(task.get("directions", {}).values()) <= {HIGHER, LOWER}:
+        notes.append(f"{where}: its task is damaged, or of another version; read as a classification")
+        return CLASSIFICATION
+    return Measures(task["metric"], task.get("directions", {}))
+
+
+def labels_in(document: Mapping[str, Any], where: str, notes: list[str]) -> Labels:
+    """A person's labels. A note is added about what cannot be read."""
+    labels = document.get("labels") if "config" in document else None
+    if labels is None:
+        return Labels()
+    if not has_form(labels, LABELS):
+        notes.append(f"{where}: its labels are damaged, or of another version; ignored")
+        return Labels()
+    return Labels(labels.get("name", ""), tuple(labels.get("tags", ())), labels.get("note", ""))

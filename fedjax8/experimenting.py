@@ -59,6 +59,7 @@ def experiment(
       2
     """
     from fedjax8.build import build
+    from fedjax8.compilation_cache import use_compilation_cache
     from fedjax8.devices import check_jax, set_up_devices, start_devices
     from fedjax8.introduction import introduction
     from fedjax8.launch import own_models_of, run_of, schedule_of
@@ -71,6 +72,7 @@ def experiment(
             found = mistakes.attempt(given_as, made, field, given, kind)
             objects |= {field: found} if found is not None else {}
     check_jax()
+    use_compilation_cache()
     set_up_devices(None, made.cohort_size if isinstance(made.cohort_size, int) else None)
     start_devices()
     built = build(made, data_dir, objects=objects)

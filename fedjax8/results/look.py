@@ -1,5 +1,7 @@
 """The look of pictures: their colors, and the same for figures of one's own."""
 
+from typing import Any
+
 from fedjax8.errors import UserError
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -25,9 +27,10 @@ def use_style() -> None:
     """
     require_matplotlib()
     import matplotlib
+    from cycler import cycler
 
-    look = {
-        "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    look: dict[Any, Any] = {
+        "axes.prop_cycle": cycler(color=COLORS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": LINES,

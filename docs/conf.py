@@ -15,7 +15,7 @@ author = "the fedjax8 authors"
 copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 exclude_patterns = []
 myst_heading_anchors = 3
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]

@@ -22,20 +22,10 @@ import optax
 
 from fedjax8 import adapters, algorithms, codecs, data, local_training, models, simulate
 from fedjax8.algorithms import monitors
+from fedjax8.plot import COLORS, use_style
 
-plt.rcParams.update(
-    {
-        "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
-BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
+use_style()
+BLUE, RED = COLORS[:2]
 
 # %% [markdown]
 # ## Workers that keep their models

@@ -21,19 +21,9 @@ import numpy as np
 import optax
 
 from fedjax8 import adapters, algorithms, codecs, data, local_training, models, simulate
+from fedjax8.plot import use_style
 
-plt.rcParams.update(
-    {
-        "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
+use_style()
 
 # %% [markdown]
 # ## Data, and who owns it

@@ -23,20 +23,10 @@ import optax
 
 from fedjax8 import numerics
 from fedjax8.numerics import FORMATS, NARROW_FORMATS
+from fedjax8.plot import COLORS, use_style
 
-plt.rcParams.update(
-    {
-        "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
-BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+use_style()
+BLUE, RED, GREEN, PINK = COLORS[:4]
 
 # %% [markdown]
 # ## The grids
@@ -126,7 +116,7 @@ for r in range(rounds):
     unbiased.append(np.asarray(numerics.stochastic_round(jax.random.key(r), trained, "e4m3fn").mean(axis=0)))
 unbiased = np.stack(unbiased)
 fig, ax = plt.subplots(figsize=(6.4, 3.6))
-ax.plot(unbiased[:, :5], color="#56B4E9", linewidth=0.8)
+ax.plot(unbiased[:, :5], color=COLORS[5], linewidth=0.8)
 ax.plot(unbiased.mean(axis=1), color=BLUE, linewidth=2, label=f"stochastic: five weights, and the mean of {weights}")
 ax.plot(nearest, color=RED, label="rounded to nearest")
 ax.plot(1 + step * np.arange(rounds + 1), color="black", linestyle="--", linewidth=1, label="float32")

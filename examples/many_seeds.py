@@ -25,19 +25,9 @@ import optax
 from fedjax8 import adapters, algorithms, codecs, data, local_training, models, simulate
 from fedjax8.engine.side_by_side import side_by_side
 from fedjax8.executors import chunked
+from fedjax8.plot import use_style
 
-plt.rcParams.update(
-    {
-        "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
+use_style()
 SEEDS, ROUNDS, EVERY = range(8), 40, 4
 jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each core; has to come before the first array
 

@@ -23,20 +23,10 @@ import optax
 
 from fedjax8 import algorithms, codecs, data, local_training, simulate, trees
 from fedjax8.algorithms.parts import ClientOutput, ServerOutput, from_parts
+from fedjax8.plot import use_style
 from fedjax8.types import Model, Variables
 
-plt.rcParams.update(
-    {
-        "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
+use_style()
 
 # %% [markdown]
 # ## A problem with a known answer

@@ -28,20 +28,10 @@ from flax import struct
 
 from fedjax8 import adapters, algorithms, codecs, data, local_training, models, numerics, simulate, trees
 from fedjax8.codecs import wire
+from fedjax8.plot import COLORS, use_style
 from fedjax8.types import Codec
 
-plt.rcParams.update(
-    {
-        "axes.prop_cycle": plt.cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e4e4e4",
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-)
+use_style()
 
 # %% [markdown]
 # ## The idea
@@ -163,8 +153,8 @@ def many(codec):
 
 x, ours, even = np.asarray(line["x"][0]), many(powers_of_two(4)), many(codecs.uniform(bits=4))
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-axes[0].plot(x, ours[:6].T, ".", markersize=2, color="#56B4E9")
-axes[0].plot(x, ours.mean(axis=0), color="#0072B2", label="mean of 400 roundings")
+axes[0].plot(x, ours[:6].T, ".", markersize=2, color=COLORS[5])
+axes[0].plot(x, ours.mean(axis=0), color=COLORS[0], label="mean of 400 roundings")
 axes[0].set(xlabel="x", ylabel="decoded x", title="powers of two, 4 bits")
 axes[0].legend(loc="upper left")
 for name, got, style in (("powers of two", ours, "-"), ("evenly spaced", even, "--")):

@@ -10,10 +10,11 @@ from fedjax8.lookup import suggest
 COMMANDS = {
     "train": ("train", "runs an experiment, or goes on with it"),
     "evaluate": ("evaluate", "evaluates the model of a run"),
-    "compare": ("compare", "compares runs: accuracy, rounds and bytes to a target, as a table and a page"),
+    "compare": ("compare", "compares runs: a metric, rounds and bytes to a target, as a table and a page"),
     "plot": ("plot", "draws a metric of runs as a picture"),
     "sweep": ("sweep", "runs every point of a grid and every seed"),
     "fetch": ("fetch", "downloads and converts data sets"),
+    "convert": ("convert", "writes any source as a folder of clients on disk"),
     "pretrain": ("pretrain", "trains a small model centrally, to be fine-tuned"),
     "list": ("listing", "lists components, their settings and defaults, configs and fields"),
     "template": ("templates.show", "prints a script for a batch system: slurm, tpu"),

@@ -99,6 +99,11 @@ def natural_clients(dataset: Dataset) -> int:
     return dataset.num_natural_clients
 
 
+def split_seed_of(config: Any) -> int:
+    """The seed of a config's split: its own, or the run's where that is -1."""
+    return config.seed if config.split_seed == -1 else config.split_seed
+
+
 def split_over(dataset: Dataset, split: Callable, num_clients: int, seed: int) -> FederatedData:
     """The data split over clients."""
     with mistakes_of("config.partition"):
@@ -236,7 +241,8 @@ def build_data(config: ConfigDict, data_dir: str | None = None) -> Dataset:
     """The data set of a config alone."""
     with Mistakes() as mistakes:
         usable(config, mistakes)
-    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir)
+    targets = build_component("config.task", config.task, SEAMS["task"]).targets
+    return build_component("config.data", config.data, SEAMS["data"], data_dir=data_dir, targets=targets)
 
 
 def build_seeds(config: ConfigDict, seeds: Sequence[int], data_dir: str | None = None) -> list[Experiment]:
@@ -288,8 +294,9 @@ def build(
         dataset = beside.dataset if beside else make("data", data_dir=data_dir, targets=kind)
         num_clients = given.num_clients or attempt(natural_clients, dataset)
         cohort_size = attempt(check_cohort, given.cohort_size, num_clients)
-        clients = attempt(split_over, dataset, make("partition"), num_clients, given.seed)
-        parts = attempt(validation_split, clients, given.validation, given.validation_of, given.seed)
+        split_seed = split_seed_of(given)
+        clients = attempt(split_over, dataset, make("partition"), num_clients, split_seed)
+        parts = attempt(validation_split, clients, given.validation, given.validation_of, split_seed)
         clients, validation = parts.clients, parts.rows
         cohort_size = attempt(lambda size, left: check_cohort(size, left.num_clients), cohort_size, clients)
         outputs = attempt(num_outputs, task, dataset, parts.rows)

@@ -52,6 +52,12 @@ class Field(NamedTuple):
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "of initialization, split, cohorts and training; same seed, same run", limits=(0, LARGEST_SEED)),
+    "split_seed": Field(
+        -1,
+        "of the split over clients, the validation part and dealt held-out rows, so that runs of several seeds share "
+        "one split; -1: the run's seed",
+        limits=(-1, LARGEST_SEED),
+    ),
     "rounds": Field(60, "rounds to run", limits=(1, LARGEST_COUNT)),
     "eval_every": Field(5, "rounds between evaluations on the test set", limits=(1, LARGEST_COUNT)),
     "checkpoint_every": Field(

@@ -5,6 +5,7 @@ that of its longest known ending. What a task declares goes before the names kno
 """
 
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,7 +17,7 @@ CHOICES = (AUTO, HIGHER, LOWER)
 DIRECTIONS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": HIGHER,
-        "top_k": HIGHER,
+        "top_k": HIGHER,  # logged as top_5 and the like
         "top5_accuracy": HIGHER,
         "precision": HIGHER,
         "recall": HIGHER,
@@ -65,6 +66,7 @@ def ends_with(metric: str, names: Mapping[str, str] | tuple[str, ...]) -> str:
     >>> ends_with("test_calibration_error", DIRECTIONS), ends_with("terror", DIRECTIONS)
     ('calibration_error', '')
     """
+    metric = re.sub(r"(^|_)top_\d+$", r"\1top_k", metric)
     return max((n for n in names if metric == n or metric.endswith(f"_{n}")), key=len, default="")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from fedjax8 import cli
+from fedjax8.compilation_cache import use_compilation_cache
 from fedjax8.config import override
 from fedjax8.data_flag import DATA_DIR, data_dir
 from fedjax8.devices import check_jax, set_up_devices, start_devices
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
         )
     run = load(rest[1], data_dir())
     check_jax()
+    use_compilation_cache()
     set_up_devices(None, run.config.cohort_size)
     start_devices()
     rows = test_rows(run, pairs) if pairs else None

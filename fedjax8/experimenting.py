@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fedjax8.cli import path_of
-from fedjax8.config import base_config, component, is_component, load_config
+from fedjax8.config import LISTS, base_config, component, is_component, load_config
 from fedjax8.config_fields import FIELDS
 from fedjax8.errors import Mistakes, UserError
 from fedjax8.loading import GIVEN, LoadedRun
@@ -59,6 +59,7 @@ def experiment(
       2
     """
     from fedjax8.build import build
+    from fedjax8.compilation_cache import use_compilation_cache
     from fedjax8.devices import check_jax, set_up_devices, start_devices
     from fedjax8.introduction import introduction
     from fedjax8.launch import own_models_of, run_of, schedule_of
@@ -71,6 +72,7 @@ def experiment(
             found = mistakes.attempt(given_as, made, field, given, kind)
             objects |= {field: found} if found is not None else {}
     check_jax()
+    use_compilation_cache()
     set_up_devices(None, made.cohort_size if isinstance(made.cohort_size, int) else None)
     start_devices()
     built = build(made, data_dir, objects=objects)
@@ -117,8 +119,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
                 )
             old[inner] = as_component(f"{name}.{inner}", its) if is_component(old[inner]) else plain_as(its, old[inner])
     elif FIELDS[name].package:  # several components
-        given = [value] if isinstance(value, str | Mapping) else list(value)
-        config[name] = tuple(as_component(f"{name}.{i}", one) for i, one in enumerate(given))
+        config[name] = tuple(as_component(f"{name}.{i}", one) for i, one in enumerate(in_a_list(value)))
     else:
         config[name] = plain_as(value, old)
 
@@ -137,12 +138,20 @@ def as_component(where: str, value: Any) -> ConfigDict:
     if isinstance(value, str):
         return component(value)
     if isinstance(value, Mapping | ConfigDict) and isinstance(value.get("name"), str):
-        nested = {
-            key: as_component(f"{where}.{key}", inner) if isinstance(inner, Mapping) and "name" in inner else inner
-            for key, inner in value.items()
-        }
-        return component(**nested)
+        return component(**{key: as_setting(f"{where}.{key}", inner) for key, inner in value.items()})
     raise UserError(f"{where} is a component: give its name, or a mapping with name and settings; got {value!r}")
+
+
+def as_setting(where: str, value: Any) -> Any:
+    """A component's setting, with components in place of mappings with a `name`, and of names where components are due."""
+    if where in LISTS:
+        return tuple(as_component(f"{where}.{i}", one) for i, one in enumerate(in_a_list(value)))
+    return as_component(where, value) if isinstance(value, Mapping) and "name" in value else value
+
+
+def in_a_list(value: Any) -> list[Any]:
+    """One component, or several, as a list."""
+    return [value] if isinstance(value, str | Mapping) else list(value)
 
 
 def given_as(config: ConfigDict, field: str, value: Any, kind: Any) -> Any:

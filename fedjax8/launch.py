@@ -99,12 +99,14 @@ def schedule_of(config: ConfigDict) -> "Schedule":
 
 def own_models_of(experiment: "Experiment", most: int = 0) -> "OwnModels | None":
     """The evaluations of clients' own models that a config asks for, or that of `most` clients at the end."""
+    from fedjax8.build import split_seed_of
     from fedjax8.directions import HIGHER
     from fedjax8.running.client_accuracy import own_models
 
     task, settings = experiment.task, experiment.config.evaluate_clients
     higher = task.directions[task.of_clients] == HIGHER
-    return own_models(experiment.simulation, experiment.dataset, settings, most, task.of_clients, higher)
+    seed = split_seed_of(experiment.config)
+    return own_models(experiment.simulation, experiment.dataset, settings, most, task.of_clients, higher, seed)
 
 
 def run_of(

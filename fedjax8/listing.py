@@ -27,6 +27,8 @@ SUPPLIED = (*OURS, "data_dir", "num_classes")
 OF_OPTAX = {"optimizers": "any optimizer of optax, such as sgd, adam, adamw", "schedules": "any schedule of optax"}
 """Kinds that no folder of this package holds."""
 WRITERS = "running.writers"
+INSIDE = {"learning_rate": "--config.client.optimizer.learning_rate.name", "metrics": "--config.task.metrics"}
+"""Flags of components inside others than the algorithm, by field."""
 
 
 def kinds() -> dict[str, str]:
@@ -43,7 +45,7 @@ def fields_of(package: str) -> list[str]:
     inner = [name for name, of in INNER.items() if of == package]
     return [
         *(f"--config.{name}{'' if several else '.name'}" for name, several in outer.items()),
-        *(f"--config.{'client.optimizer' if name == 'learning_rate' else 'algorithm'}.{name}.name" for name in inner),
+        *(INSIDE.get(name, f"--config.algorithm.{name}.name") for name in inner),
     ]
 
 

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from fedjax8.errors import UserError
 
@@ -42,3 +43,16 @@ def find(name: str, package: str = "") -> Callable:
 
     kind = package.rpartition(".")[2]
     raise UserError(f"no {name!r} in {kind}: allowed are {', '.join(allowed)}{meant_component(kind, name, allowed)}")
+
+
+def optional(module: str, purpose: str, extra: str) -> Any:
+    """A library that comes with an extra; UserError with the install command where it is missing.
+
+    >>> optional("json", "reading JSON", "none").loads("1")
+    1
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise UserError(f"{purpose} needs {library}: pip install 'fedjax8[{extra}]'") from error

@@ -10,8 +10,9 @@ matplotlib: pip install 'fedjax8[plot]'.
 
 In a notebook:
 
-    from fedjax8.plot import plot_runs
+    from fedjax8.plot import plot_runs, use_style
     plot_runs(["runs/fp8", "runs/float32"]).figure
+    use_style()                                     your own figures look like it
 """
 
 import logging
@@ -22,9 +23,10 @@ from absl import flags
 from fedjax8 import cli
 from fedjax8.errors import UserError
 from fedjax8.results.figures import check_picture_name, draw, plot_runs, save_picture
+from fedjax8.results.look import COLORS, use_style
 from fedjax8.results.runs import read_settings
 
-__all__ = ["main", "plot_runs"]
+__all__ = ["COLORS", "main", "plot_runs", "use_style"]
 
 
 def define_flags() -> None:

@@ -90,3 +90,17 @@ def write_run():
 def write_folder():
     """Writes the folder of a run from its config and lines: see tests/run_folders.py."""
     return _module("run_folders").write_folder
+
+
+@pytest.fixture(scope="session")
+def run_module():
+    """The module tests/small_runs.py."""
+    return _module("small_runs")
+
+
+@pytest.fixture(scope="session")
+def run_folder(run_module, tmp_path_factory) -> pathlib.Path:
+    """The folder of a finished run of four rounds on digits; not to be changed: see tests/small_runs.py."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    run_module.run(run_module.config(), folder)
+    return folder

@@ -1,7 +1,6 @@
 """The command `fedjax8`: its words, each a command line, and the templates."""
 
-import importlib
-import importlib.util
+import pathlib
 import subprocess
 import sys
 
@@ -11,6 +10,8 @@ from fedjax8.__main__ import COMMANDS, main, overview
 from fedjax8.errors import UserError
 from fedjax8.templates import show
 from fedjax8.version import __version__
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "fedjax8"
 
 
 def test_help_has_a_line_for_each_command(capsys):
@@ -35,12 +36,12 @@ def test_a_wrong_command_is_a_line_on_stderr(capsys):
 
 
 @pytest.mark.parametrize("command", [c for c, (module, _) in COMMANDS.items() if module])
-def test_every_module_that_is_there_can_be_found(command):
-    name = f"fedjax8.{COMMANDS[command][0]}"
-    if importlib.util.find_spec(name) is None:
-        assert command in ("evaluate", "fetch")
-        return
-    assert callable(importlib.import_module(name).main)
+def test_every_command_is_a_module_that_runs_as_a_program(command):
+    file = PACKAGE / f"{COMMANDS[command][0].replace('.', '/')}.py"
+    if command in ("evaluate", "fetch") and not file.exists():
+        pytest.skip("not there yet")
+    text = file.read_text()
+    assert "def main(argv" in text and 'if __name__ == "__main__":' in text
 
 
 def test_a_command_runs_a_module_of_the_package_with_its_own_arguments():

@@ -130,7 +130,7 @@ def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
 
 def test_missing_data_names_the_places_looked_in_and_how_to_get_it(tmp_path):
     config = configured(("data.name", "mnist"))
-    with pytest.raises(UserError, match=r"fetch_data\.py mnist"):
+    with pytest.raises(UserError, match=r"fedjax8\.fetch mnist"):
         build(config, str(tmp_path))
 
 
@@ -198,6 +198,20 @@ def test_the_split_depends_on_the_seed_alone():
     first, again, other = (build(configured(("seed", s))).simulation.data.order for s in ("0", "0", "1"))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
+
+
+def test_seeds_share_a_split_that_has_a_seed_of_its_own():
+    def made(seed, split):
+        pairs = [("seed", seed), ("split_seed", split), ("validation", "0.2")]
+        experiment = build(configured(*pairs))
+        assert experiment.simulation.seed == int(seed)
+        return experiment.simulation.data.order, experiment.validation["x"]
+
+    fixed, other, run_seed = made("3", "7"), made("4", "7"), made("7", "-1")
+    for one in (other, run_seed):  # the split of --config.seed=7 too: it is the seed of today's splits
+        np.testing.assert_array_equal(fixed[0], one[0])
+        np.testing.assert_array_equal(fixed[1], one[1])
+    assert not np.array_equal(fixed[0], made("3", "-1")[0])
 
 
 def test_the_plain_config_is_json_ready():

@@ -15,6 +15,8 @@ from fedjax8.directions import direction_of, in_words, is_bounded, is_percent, r
         ("test_top5_accuracy", "higher"),
         ("validation_macro_f1", "higher"),
         ("test_auc", "higher"),
+        ("validation_top_5", "higher"),
+        ("stop_5", ""),
         ("r2", "higher"),
         ("test_loss", "lower"),
         ("test_mae", "lower"),
@@ -42,6 +44,7 @@ def test_a_declared_direction_goes_before_the_known_names_and_the_longest_ending
     [
         ("test_accuracy", 0.85, 0.07071, "85.00 ± 7.07%"),
         ("accuracy", 1.0, math.nan, "100.00%"),
+        ("test_top_3", 0.5, 0.25, "50.00 ± 25.00%"),
         ("top5_accuracy", 0.98768, 0.0, "98.77%"),
         ("macro_f1", 0.85, 0.07071, "0.8500 ± 0.0707"),
         ("perplexity", 23.456, 1.25, "23.46 ± 1.25"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,13 +14,19 @@ from fedjax8.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loaded_once(run_folder):
-    """The run's objects are built once for all commands."""
+def compiled_once(run_folder, run_module):
+    """The run's objects are those that it was run with."""
     import fedjax8.loading
 
+    load = fedjax8.loading.load
+
+    def loaded(path, data_dir=None):
+        run = load(path, data_dir)
+        run.experiment = run_module.built(run.config)
+        return run
+
     with pytest.MonkeyPatch.context() as patch:
-        made, load = {}, fedjax8.loading.load
-        patch.setattr(fedjax8.loading, "load", lambda path, data=None: made.setdefault(str(path), load(path, data)))
+        patch.setattr(fedjax8.loading, "load", loaded)
         yield
 
 
@@ -49,6 +56,22 @@ def test_other_rows_of_its_kind_are_evaluated(run_folder, capsys):
     text = printed(capsys, str(run_folder), "--config.data.test_fraction=0.5")
     assert "on 899 rows" in text or "on 898 rows" in text
     assert "on 359 rows" in printed(capsys, str(run_folder))  # the run's own settings are what they were
+
+
+def test_other_data_are_read_with_the_targets_of_the_runs_task(run_folder, capsys, monkeypatch, tmp_path):
+    from fedjax8.data.sources.digits import digits
+
+    asked = []
+
+    def source(data_dir=None, targets=""):
+        asked.append((data_dir, targets))
+        return digits(test_fraction=0.3)
+
+    module = types.ModuleType("own_source")
+    module.source = source
+    monkeypatch.setitem(sys.modules, "own_source", module)
+    assert "on 539 rows" in printed(capsys, str(run_folder), "--config.data.name=own_source:source")
+    assert asked == [(None, "classes")]
 
 
 @pytest.mark.parametrize(

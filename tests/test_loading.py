@@ -15,8 +15,10 @@ from fedjax8.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def run(run_folder):
-    return fedjax8.load(run_folder)
+def run(run_folder, run_module):
+    loaded = fedjax8.load(run_folder)
+    loaded.experiment = run_module.built(loaded.config)  # compiled already; that it is built so is tested below
+    return loaded
 
 
 def leaves(variables):
@@ -119,6 +121,13 @@ def test_more_rounds_are_those_of_an_unbroken_run(run_folder, run_module, tmp_pa
         longer.go_on(rounds=5)
 
 
+def test_a_state_goes_on_without_files(run):
+    state = run.state(2)
+    while state.round < 4:
+        state, _ = run.simulation.run_rounds(state, 4 - state.round)
+    same(run.simulation.variables(state), run.variables(4))
+
+
 def test_a_fine_tuned_model_is_the_one_that_evaluations_of_clients_score(run):
     held = held_out(run.experiment.dataset, run.simulation.data, run.simulation.seed).clients
     state, client = run.state(), 1
@@ -172,11 +181,19 @@ def test_what_cannot_be_loaded_is_one_line(run, run_folder, tmp_path):
     loaded = fedjax8.load(tmp_path / "seed-0")
     assert "no checkpoint" in repr(loaded)
     with pytest.warns(UserWarning, match=r"run by other versions \(optax: 0.0.1 -> "):
-        assert loaded.experiment.dataset.name == "digits"
+        built = loaded.experiment
+    assert (built.dataset.name, built.simulation.num_clients, built.simulation.cohort_size) == ("digits", 6, 3)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         loaded.variables()
     (tmp_path / "seed-0" / "metrics.jsonl").write_text("")
     assert "no round logged yet" in repr(fedjax8.load(tmp_path / "seed-0"))
+
+
+def test_a_run_is_named_by_a_relative_path_too(run, run_folder, monkeypatch):
+    monkeypatch.chdir(run_folder.parent)
+    named = fedjax8.load(run_folder.name)
+    named.experiment = run.experiment
+    same(named.variables(2), run.variables(2))
 
 
 def test_a_damaged_checkpoint_is_one_line(run, run_folder, tmp_path):

@@ -13,6 +13,7 @@ RANKS = (
     {"display"},
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions"},
+    {"readers"},
     {"numerics", "data", "models", "participation", "results"},
     {
         "codecs",
@@ -52,7 +53,19 @@ RANKS = (
         "shipped",
         "tune",
     },
-    {"configs", "train", "evaluate", "compare", "plot", "sweep", "pretrain", "listing", "templates"},
+    {
+        "configs",
+        "train",
+        "evaluate",
+        "compare",
+        "plot",
+        "convert",
+        "fetch",
+        "sweep",
+        "pretrain",
+        "listing",
+        "templates",
+    },
     {"__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -232,7 +232,7 @@ def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbr
         (["--config=nowhere.py"], "no file 'nowhere.py'"),
         (["somewhere"], "unexpected argument 'somewhere'"),
         (["--config.rounds"], "needs a value"),
-        (["--config.data.name=mnist", "--data_dir=/nowhere"], "fetch_data.py mnist"),
+        (["--config.data.name=mnist", "--data_dir=/nowhere"], "python -m fedjax8.fetch mnist"),
         (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
         (["--dry_run", "--seeds=0,1"], "--dry_run is of one run"),
         (["--writers=tensorboard"], "--writers needs a --workdir"),

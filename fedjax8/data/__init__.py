@@ -18,9 +18,12 @@ from fedjax8.data.partitions.sorted_share import sorted_share
 from fedjax8.data.partitions.windows import windows
 from fedjax8.data.sources.cifar10 import cifar10
 from fedjax8.data.sources.cifar100 import cifar100
+from fedjax8.data.sources.csv import csv
 from fedjax8.data.sources.digits import digits
 from fedjax8.data.sources.fashion_mnist import fashion_mnist
+from fedjax8.data.sources.hf import hf
 from fedjax8.data.sources.image_folder import image_folder
+from fedjax8.data.sources.leaf import leaf
 from fedjax8.data.sources.mapped import mapped
 from fedjax8.data.sources.mnist import mnist
 from fedjax8.data.sources.npz import npz
@@ -30,6 +33,7 @@ from fedjax8.data.sources.shakespeare import shakespeare
 from fedjax8.data.sources.speech_commands import speech_commands
 from fedjax8.data.sources.synthetic import synthetic, synthetic_clients
 from fedjax8.data.sources.synthetic_text import synthetic_text
+from fedjax8.data.sources.tff_h5 import tff_h5
 from fedjax8.data.storage import open_federated, save_clients, save_federated
 from fedjax8.data.validation import validation_part
 
@@ -41,16 +45,19 @@ __all__ = [
     "by_key",
     "cifar10",
     "cifar100",
+    "csv",
     "digits",
     "dirichlet",
     "fashion_mnist",
     "federate",
     "from_arrays",
     "held_out",
+    "hf",
     "iid",
     "image_folder",
     "label_first",
     "label_skew",
+    "leaf",
     "mapped",
     "match_test_owners",
     "mnist",
@@ -68,6 +75,7 @@ __all__ = [
     "synthetic",
     "synthetic_clients",
     "synthetic_text",
+    "tff_h5",
     "validation_part",
     "windows",
 ]

@@ -9,7 +9,7 @@ folder opened by `storage.open_federated`, there is no order to keep.
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from fedjax8.data.checks import (
     common_length,
     kind_of,
 )
+from fedjax8.data.names import check_names, names_after_split, shown
 from fedjax8.display import Facts, columns_of, shows
 from fedjax8.errors import UserError
 from fedjax8.given import checked
@@ -39,6 +40,7 @@ class Windows(NamedTuple):
     order: np.ndarray | None  # [M] int32 row numbers; None for rows client by client
     starts: np.ndarray  # [K] int64
     sizes: np.ndarray  # [K] int32
+    names: np.ndarray | None = None  # [K] bytes
 
 
 @shows
@@ -65,6 +67,9 @@ class Dataset(NamedTuple):
     test_owners: np.ndarray | None = None
     clients: Windows | None = None  # natural clients as windows, instead of an owner for each of too many rows
     constants: tuple[str, ...] = ()  # which of "mean" (with std) and "num_classes" were not read off the training rows
+    client_names: np.ndarray | None = None  # [largest owner + 1] bytes: ids of natural clients as the data has them
+    class_names: tuple[str, ...] = ()  # by number; empty where the data has none
+    test_clients: Windows | None = None  # of the test rows, as `clients`; a natural client has one name in both
 
     def _facts(self) -> Facts:
         facts = {
@@ -151,6 +156,7 @@ class FederatedData:
     starts: np.ndarray  # [K] int64 positions in order
     sizes: np.ndarray  # [K] int32
     checked: dataclasses.InitVar[bool] = False
+    names: np.ndarray | None = None  # [K] bytes in UTF-8: ids of the clients in the data (`data.names`)
 
     def __post_init__(self, checked: bool) -> None:
         """Raises `UserError` for the first thing that does not fit."""
@@ -170,6 +176,8 @@ class FederatedData:
             raise UserError(
                 f"{len(self.starts)} starts and {len(self.sizes)} sizes; both must count the clients, at least one"
             )
+        if self.names is not None:
+            check_names(self.names, self.num_clients)
         if checked:
             return
         if self.order is not None and len(self.order) and (self.order.min() < 0 or self.order.max() >= rows):
@@ -180,13 +188,20 @@ class FederatedData:
             check_windows(self.starts[block], self.sizes[block], self.num_positions, what)
 
     @classmethod
-    def from_owners(cls, columns: Mapping[str, np.ndarray], owners: np.ndarray, num_clients: int) -> "FederatedData":
+    def from_owners(
+        cls,
+        columns: Mapping[str, np.ndarray],
+        owners: np.ndarray,
+        num_clients: int,
+        names: np.ndarray | None = None,
+    ) -> "FederatedData":
         """Clients 0 to num_clients - 1, each with the rows that name it as owner, in their original order.
 
         Args:
             columns: name -> [N, ...].
             owners: [N] integers in [-1, num_clients); -1 leaves the row out.
             num_clients: K, at least 1; a client may end up empty.
+            names: [K] bytes, from `data.names.packed`; None for clients without names.
         """
         rows, owners = common_length(columns, "columns"), np.asarray(owners)
         if owners.shape != (rows,) or owners.dtype.kind not in "iu":
@@ -201,7 +216,7 @@ class FederatedData:
         order = np.argsort(owners, kind="stable").astype(np.int32)
         order = order[np.count_nonzero(owners == -1) :]
         sizes = np.bincount(owners[order], minlength=num_clients)
-        return cls(columns, order, np.cumsum(sizes, dtype=np.int64) - sizes, sizes.astype(np.int32))
+        return cls(columns, order, np.cumsum(sizes, dtype=np.int64) - sizes, sizes.astype(np.int32), names=names)
 
     def _facts(self) -> Facts:
         some = self.sizes[:_CLIENTS_AT_ONCE]
@@ -212,6 +227,10 @@ class FederatedData:
     def num_clients(self) -> int:
         """K, the number of clients."""
         return len(self.starts)
+
+    def named(self, ids: np.ndarray) -> Sequence[str]:
+        """Names of clients `ids`; their numbers as texts where the data names none."""
+        return shown(self.names, np.asarray(ids))
 
     @property
     def num_examples(self) -> int:
@@ -289,7 +308,10 @@ class FederatedData:
 
     def select(self, clients: np.ndarray) -> "FederatedData":
         """The listed clients only, in that order, over the same columns."""
-        return dataclasses.replace(self, starts=self.starts[clients], sizes=self.sizes[clients], checked=True)
+        names = None if self.names is None else self.names[clients]
+        return dataclasses.replace(
+            self, starts=self.starts[clients], sizes=self.sizes[clients], names=names, checked=True
+        )
 
     def label_counts(self, num_classes: int) -> np.ndarray:
         """[K, num_classes] int32: rows of each class in column `y` by client.
@@ -323,8 +345,9 @@ def federate(dataset: Dataset, split: Callable, num_clients: int, seed: int = 0)
     rng = np.random.default_rng([seed, _SPLIT_STREAM])
     made = split(rng, dataset, num_clients)
     if isinstance(made, Windows):
-        return FederatedData(dataset.train, *made)
-    return FederatedData.from_owners(dataset.train, made, num_clients)
+        return FederatedData(dataset.train, made.order, made.starts, made.sizes, names=made.names)
+    names = names_after_split(dataset.client_names, dataset.owners, np.asarray(made), num_clients)
+    return FederatedData.from_owners(dataset.train, made, num_clients, names)
 
 
 def match_test_owners(dataset: Dataset, owners: np.ndarray) -> np.ndarray:

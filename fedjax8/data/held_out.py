@@ -1,7 +1,8 @@
 """Held-out rows by client: test rows for the evaluation of a client's own model.
 
 Where the data set names the natural client of each test row, and the split keeps natural clients together, they are the
-client's own (`natural`). Else test rows are dealt by the labels that clients train on (`dealt`):
+client's own (`natural`); in a folder on disk those of the client with the same name. Else test rows are
+dealt by the labels that clients train on (`dealt`):
 
     client k gets of the test rows of label c a share n_kc / sum_j n_jc,      n_kc its training rows of that label
 
@@ -43,16 +44,20 @@ def held_out(dataset: Dataset, clients: FederatedData, seed: int = 0) -> HeldOut
       clients: the training rows by client.
       seed: of dealing; same seed, same rows.
     """
+    named = _by_name(dataset, clients)
+    if named is not None:
+        return HeldOut(NATURAL, named)
     owners = _natural(dataset, clients)
     if owners is not None:
-        return HeldOut(NATURAL, FederatedData.from_owners(dataset.test, owners, clients.num_clients))
+        return HeldOut(NATURAL, FederatedData.from_owners(dataset.test, owners, clients.num_clients, clients.names))
     labels = np.asarray(dataset.test["y"])
     if labels.ndim == 1 and dataset.num_classes is not None:
         shares = clients.label_counts(dataset.num_classes)
     else:
         labels, shares = np.zeros(len(labels), np.int32), clients.sizes[:, None]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_HELD_OUT_STREAM,)))
-    return HeldOut(DEALT, FederatedData.from_owners(dataset.test, deal(rng, labels, shares), clients.num_clients))
+    owners = deal(rng, labels, shares)
+    return HeldOut(DEALT, FederatedData.from_owners(dataset.test, owners, clients.num_clients, clients.names))
 
 
 def deal(rng: np.random.Generator, labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -82,6 +87,21 @@ def owned_once(clients: FederatedData) -> bool:
     """Whether clients lie one after another, and every position is one client's."""
     ends = np.cumsum(clients.sizes, dtype=np.int64)
     return bool(np.array_equal(clients.starts, ends - clients.sizes) and clients.num_positions == ends[-1])
+
+
+def _by_name(dataset: Dataset, clients: FederatedData) -> FederatedData | None:
+    """The test rows of clients that lie as windows in a folder, by the names of clients; None without one in both."""
+    windows = dataset.test_clients
+    if windows is None or windows.names is None or clients.names is None:
+        return None
+    order = np.argsort(windows.names)
+    places = np.minimum(np.searchsorted(windows.names, clients.names, sorter=order), len(order) - 1)
+    found = order[places]
+    there = windows.names[found] == clients.names
+    if not there.any():
+        return None
+    starts, sizes = np.where(there, windows.starts[found], 0), np.where(there, windows.sizes[found], np.int32(0))
+    return FederatedData(dataset.test, windows.order, starts, sizes.astype(np.int32), names=clients.names)
 
 
 def _natural(dataset: Dataset, clients: FederatedData) -> np.ndarray | None:

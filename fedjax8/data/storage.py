@@ -5,6 +5,7 @@ A folder holds
     federated.json      format version, an id of its own, numbers of rows and clients, dtype and row shape by column
     starts.npy          int64 [K]
     sizes.npy           int32 [K]
+    names.npy           bytes [K]: ids of the clients, where the data has them
     columns/NAME.npy    [M, ...], rows in the order of the clients
 
 so one client's rows lie side by side and are one read, and no order has to be kept. `numpy.load` reads the files. A
@@ -29,6 +30,7 @@ import numpy as np
 
 from fedjax8.data.checks import check_windows
 from fedjax8.data.federated import FederatedData
+from fedjax8.data.names import LONGEST, packed
 from fedjax8.errors import UserError
 from fedjax8.given import read_object
 
@@ -55,18 +57,22 @@ def save_federated(data: FederatedData, folder: str | Path) -> None:
             places = slice(first, first + rows_at_once)
             rows = places if data.order is None else data.order[places]
             writer.append({name: column[rows] for name, column in columns.items()})
-        writer.finish(data.starts, data.sizes)
+        writer.finish(data.starts, data.sizes, data.names)
 
 
-def save_clients(clients: Iterable[Mapping[str, np.ndarray]], folder: str | Path) -> None:
+def save_clients(
+    clients: Iterable[Mapping[str, np.ndarray]], folder: str | Path, names: Iterable[str] | None = None
+) -> None:
     """Writes clients to a new folder, one after another as they come; only one is held in memory.
 
     Args:
         clients: columns, name -> [size, ...], of client 0, 1, ...: the same names, dtypes and row shapes for all.
         folder: new or empty.
+        names: ids of the clients, read when all clients have been; None for clients without names.
 
     Raises:
-        UserError: as `save_federated`; or there are no clients, or one is unlike the first.
+        UserError: as `save_federated`; or there are no clients, or one is unlike the first; names that are not those
+            of as many clients, or two alike.
     """
     sizes = array.array("i")
     with _new_folder(Path(folder)) as writer:
@@ -75,7 +81,10 @@ def save_clients(clients: Iterable[Mapping[str, np.ndarray]], folder: str | Path
         if not sizes:
             raise UserError(f"{folder}: no clients given; at least one is needed")
         counted = np.asarray(sizes, np.int32)
-        writer.finish(np.cumsum(counted, dtype=np.int64) - counted, counted)
+        named = None if names is None else packed(names, str(folder))
+        if named is not None and len(named) != len(counted):
+            raise UserError(f"{folder}: {len(named)} names for {len(counted)} clients; each client needs one")
+        writer.finish(np.cumsum(counted, dtype=np.int64) - counted, counted, named)
 
 
 def open_federated(folder: str | Path) -> FederatedData:
@@ -93,7 +102,9 @@ def open_federated(folder: str | Path) -> FederatedData:
     starts = _map(folder / "starts.npy", np.dtype(np.int64), (num_clients,))
     sizes = _map(folder / "sizes.npy", np.dtype(np.int32), (num_clients,))
     _check_windows(folder, starts, sizes, rows)
-    return FederatedData(columns, None, starts, sizes, checked=True)
+    length = header.get("name_bytes")
+    names = None if length is None else _map(folder / "names.npy", np.dtype(f"S{length}"), (num_clients,))
+    return FederatedData(columns, None, starts, sizes, checked=True, names=names)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -117,6 +128,8 @@ def read_header(folder: Path) -> dict[str, Any]:
         whole = lambda value, least: isinstance(value, int) and least <= value < 1 << 48
         if not whole(header["num_rows"], 0) or not whole(header["num_clients"], 1) or not header["columns"]:
             raise ValueError("its numbers of rows and clients, or its columns, cannot be")
+        if "name_bytes" in header and not (whole(header["name_bytes"], 1) and header["name_bytes"] <= LONGEST):
+            raise ValueError(f"name_bytes is {header['name_bytes']!r:.20}")
         columns = {}
         for name, (dtype, row_shape) in header["columns"].items():
             check_name(name)
@@ -152,8 +165,8 @@ def _check_windows(folder: Path, starts: np.ndarray, sizes: np.ndarray, rows: in
 class _Column:
     """An npy file that grows."""
 
-    def __init__(self, path: Path, like: np.ndarray):
-        if like.dtype.kind not in "biufc":
+    def __init__(self, path: Path, like: np.ndarray, kinds: str = "biufc"):
+        if like.dtype.kind not in kinds:
             raise UserError(f"column {path.stem} is {like.dtype}; it must be of a number type that NumPy itself has")
         self.dtype, self.row_shape = like.dtype, like.shape[1:]
         self._file = path.open("wb")
@@ -211,19 +224,23 @@ class _Writer:
         self._rows, self._blocks = self._rows + length, self._blocks + 1
         return length
 
-    def finish(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+    def finish(self, starts: np.ndarray, sizes: np.ndarray, names: np.ndarray | None = None) -> None:
+        named = {} if names is None else {"name_bytes": names.dtype.itemsize}
         header = {
             "format": _FORMAT,
             "id": secrets.token_hex(8),
             "num_rows": self._rows,
             "num_clients": len(starts),
             "columns": {name: [column.dtype.str, list(column.row_shape)] for name, column in self.columns.items()},
+            **named,
         }
         with _writing(self._folder):
             for column in self.columns.values():
                 column.complete(self._rows)
-            for name, values in (("starts", starts), ("sizes", sizes)):
-                column = _Column(self._part / f"{name}.npy", values)
+            for name, values in (("starts", starts), ("sizes", sizes), ("names", names)):
+                if values is None:
+                    continue
+                column = _Column(self._part / f"{name}.npy", values, "iS")
                 column.append(values)
                 column.complete(len(values))
             with (self._part / HEADER).open("w") as file:

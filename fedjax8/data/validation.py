@@ -79,7 +79,12 @@ def validation_part(clients: FederatedData, share: float, of: str = "rows", seed
     left = np.bincount(owners[~held], minlength=clients.num_clients)[kept]
     order = rows[~held].astype(np.int32)
     remaining = dataclasses.replace(
-        clients, order=order, starts=np.cumsum(left) - left, sizes=left.astype(np.int32), checked=True
+        clients,
+        order=order,
+        starts=np.cumsum(left) - left,
+        sizes=left.astype(np.int32),
+        names=None if clients.names is None else clients.names[kept],
+        checked=True,
     )
     chosen = np.sort(rows[held])
     return ValidationPart(remaining, {name: np.asarray(column[chosen]) for name, column in clients.columns.items()})

@@ -44,6 +44,8 @@ class ClientScores(NamedTuple):
     """float64 `[n]`: means over a client's rows of `loss` and of each metric of the model, such as `accuracy`."""
     without_rows: int
     """Clients that were asked for and left out, since they have no held-out rows."""
+    names: tuple[str, ...] = ()
+    """Their ids in the data; empty where it names no clients."""
 
 
 class Asked(NamedTuple):
@@ -121,7 +123,8 @@ class ClientEvaluation:
             found.append({name: np.asarray(x, np.float64)[: len(block)] for name, x in sums.items()})
         counts = sizes[sizes > 0].astype(np.int64)
         metrics = {name: np.concatenate([sums[name] for sums in found]) / counts for name in found[0]}
-        return ClientScores(shown, counts, metrics, len(asked.ids) - len(shown))
+        names = () if asked.held.names is None else tuple(asked.held.named(shown))
+        return ClientScores(shown, counts, metrics, len(asked.ids) - len(shown), names)
 
     def _check(self, asked: Asked) -> None:
         ids, steps = np.asarray(asked.ids), asked.tuning.steps

@@ -41,7 +41,9 @@ class Result(NamedTuple):
     downlink_bytes: Statistic | None
     saving: Statistic | None
     seconds: Statistic | None
-    """Without those of `compiling`, where these are known."""
+    """Of the whole run."""
+    training: Statistic | None
+    """Seconds spent in rounds without compilation, of the runs that logged this."""
     compiling: Statistic | None
     """Seconds of compilation."""
 
@@ -168,9 +170,11 @@ def _result(
         uplink_bytes=statistic(run.uplink_bytes[-1] for run in setting.runs),
         downlink_bytes=statistic(run.downlink_bytes[-1] for run in setting.runs),
         saving=statistic(number(run.summary.get("saving")) for run in setting.runs),
-        seconds=statistic(
-            number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) - (spent if spent > 0 else 0.0)
-            for run, spent in zip(setting.runs, compiling, strict=True)
+        seconds=statistic(number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) for run in setting.runs),
+        training=statistic(
+            float(run.elapsed_seconds[-1])
+            for run, known in zip(setting.runs, compiling, strict=True)
+            if math.isfinite(known)
         ),
         compiling=statistic(compiling),
     )

@@ -17,11 +17,10 @@ from fedjax8.directions import in_words, is_percent, readable
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison, gain_curves, not_reached
 from fedjax8.results.curves import Curve, curve
+from fedjax8.results.look import COLORS, GRID, LINES, require_matplotlib
 from fedjax8.results.measure import measure_of
 from fedjax8.results.runs import Setting, read_settings
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-"""Okabe and Ito's palette, which color-blind readers can distinguish, without its yellow: too pale for lines."""
 DASHES = ("-", "--", "-.", ":")
 """Line styles of the first seven settings, the next seven and so on."""
 LOG_FROM = 8.0
@@ -35,7 +34,7 @@ UNRESOLVED = 4
 depends on the evaluation period: such values are left out of curves, but for no more than a tenth of a run."""
 LEGEND_WIDTH = 150
 """Characters in a line of a legend below two panels."""
-GUIDE: dict[str, Any] = {"color": "#888888", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
+GUIDE: dict[str, Any] = {"color": LINES, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
 """Line style of a target."""
 AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
 KINDS = ("png", "svg", "pdf")
@@ -45,14 +44,6 @@ TICKS = 6
 
 Entry = tuple[str, Any]
 """Label and line of one entry of a legend."""
-
-
-def require_matplotlib() -> None:
-    """Raises `UserError` with the command that installs matplotlib if it is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UserError("pictures need matplotlib: pip install 'fedjax8[plot]'") from error
 
 
 def plot_runs(
@@ -328,10 +319,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _style(ax: Any, x: str, y: str) -> None:
     ax.set_xlabel(x, fontsize=10)
     ax.set_ylabel(y, fontsize=10, parse_math=False)
-    ax.tick_params(labelsize=9, color="#888888", length=3)
+    ax.tick_params(labelsize=9, color=LINES, length=3)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#888888")
-    ax.grid(True, color="#e4e4e4", linewidth=0.7)
+    ax.spines[["left", "bottom"]].set_color(LINES)
+    ax.grid(True, color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
 
 

@@ -136,9 +136,10 @@ def _first_of_all(runs: Sequence[RunFolder], there: Mapping[str, str]) -> str:
         firsts.setdefault(run.measures.metric, str(run.path))
     if len(firsts) > 1:
         differing = ", ".join(f"{path} by {metric}" for metric, path in firsts.items())
+        shared = sorted({name for key, name in there.items() if all(key in run.metrics for run in runs)})
         raise UserError(
-            f"the runs are judged by different metrics ({differing}); give one by --metric: "
-            f"{', '.join(sorted(set(there.values())))}"
+            f"the runs are judged by different metrics ({differing}); give one by --metric; all have "
+            f"{', '.join(shared) or 'none in common'}"
         )
     return next(iter(firsts))
 

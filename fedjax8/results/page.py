@@ -14,7 +14,7 @@ from typing import Any
 
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison
-from fedjax8.results.figures import COLORS
+from fedjax8.results.look import COLORS
 from fedjax8.results.panel import Panel, Section, style
 from fedjax8.results.panels import sections
 from fedjax8.results.report import GAIN, explanation, shared_in_words, table

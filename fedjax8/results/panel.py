@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from fedjax8.results.figures import COLORS
+from fedjax8.results.look import COLORS
 
 DASHES = ("solid", "dash", "dashdot", "dot")
 """Plotly's names of the styles in `figures.DASHES`."""

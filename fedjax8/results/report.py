@@ -7,12 +7,16 @@ from fedjax8.results.comparison import Comparison, Result, not_reached
 from fedjax8.results.curves import Statistic
 from fedjax8.results.fairness import in_words
 from fedjax8.results.measure import Measure
+from fedjax8.results.runs import Setting, short_name
 
 GAIN = 9
 """The first columns, on the way to the target; the others are about whole runs."""
 ALWAYS = (2, 8, 9)
 """Columns that are shown also where all settings are alike in them: target, gain in bytes, best value."""
 NOT_REACHED = "not reached"
+FIELD = -1
+FIELDS, LONGEST = 4, 24
+"""Most config fields that are columns, and the most characters of their values."""
 NONE = "-"
 """A cell without a value."""
 
@@ -27,7 +31,7 @@ class Table(NamedTuple):
     shared: tuple[tuple[str, str], ...]
     """Columns left out, since all settings have the same value in them, and that value."""
     kept: tuple[int, ...]
-    """Places of the columns among `columns(found)`."""
+    """Places of the columns among `columns(found)`; `FIELD` for those of config fields."""
 
 
 def columns(found: Comparison) -> tuple[str, ...]:
@@ -50,23 +54,47 @@ def columns(found: Comparison) -> tuple[str, ...]:
         "bytes up",
         "bytes down",
         "saving",
-        *(("seconds of training", "seconds of compiling") if timed else ("seconds",)),
+        "seconds",
+        *(("seconds of training", "seconds of compiling") if timed else ()),
     )
 
 
 def rows(found: Comparison) -> list[list[str]]:
     """The table's cells: one row per setting, one column for each of `columns`."""
-    timed = any(result.compiling for result in found.results)
-    return [_row(result, found.measure) + ([_plain(result.compiling, 1)] if timed else []) for result in found.results]
+    cells = [_row(result, found.measure) for result in found.results]
+    if any(result.compiling for result in found.results):
+        for row, result in zip(cells, found.results, strict=True):
+            row += [_plain(result.training, 1), _plain(result.compiling, 1)]
+    return cells
 
 
 def table(found: Comparison) -> Table:
-    """The table without columns in which all settings are alike, or none has a value; of one setting, the whole."""
+    """The table without columns in which all settings are alike, or none has a value; of one setting, the whole.
+
+    Where the labels do not tell the config fields in which settings differ, these are columns too, if they are few.
+    """
     names, cells = columns(found), rows(found)
     alike = [len(cells) > 1 and len({row[c] for row in cells}) == 1 for c in range(len(names))]
     kept = tuple(c for c in range(len(names)) if c in (0, *ALWAYS) or not alike[c])
     shared = tuple((names[c], cells[0][c]) for c in range(len(names)) if c not in kept and cells[0][c] != NONE)
-    return Table(tuple(names[c] for c in kept), tuple(tuple(row[c] for c in kept) for row in cells), shared, kept)
+    fields = _untold_fields([result.setting for result in found.results])
+    heading = (names[0], *fields, *(names[c] for c in kept[1:]))
+    body = tuple(
+        (row[0], *(result.setting.fields[field] for field in fields.values()), *(row[c] for c in kept[1:]))
+        for row, result in zip(cells, found.results, strict=True)
+    )
+    return Table(heading, body, shared, (0, *[FIELD] * len(fields), *kept[1:]))
+
+
+def _untold_fields(settings: Sequence[Setting]) -> dict[str, str]:
+    """Short name to config field, of the few fields in which the settings differ and which their labels do not tell."""
+    fields = list(settings[0].fields)
+    short = {short_name(field, fields): field for field in fields}
+    told = all(
+        f"{name}={setting.fields[field]}" in setting.label for name, field in short.items() for setting in settings
+    )
+    long = any(len(setting.fields[field]) > LONGEST for field in fields for setting in settings)
+    return {} if told or long or len(fields) > FIELDS else short
 
 
 def shared_in_words(shared: Sequence[tuple[str, str]]) -> str:
@@ -172,9 +200,8 @@ def explanation(found: Comparison) -> list[str]:
     for result in found.results:
         if spread := in_words([run.clients for run in result.setting.runs]):
             sentences.append(f"Clients' own models, {result.setting.label}: {spread}.")
-    unknown = [r.setting.label for r in found.results if not r.compiling]
-    if unknown and len(unknown) < len(found.results):
-        sentences.append(f"Seconds of training with those of compiling, which are not known: {'; '.join(unknown)}.")
+    if any(result.compiling for result in found.results):
+        sentences.append("Seconds of training: those spent in rounds, without those of compiling.")
     notes = []
     if found.smooth > 1:
         notes.append(f"Values of {words} are means of {found.smooth} evaluations.")

@@ -29,8 +29,8 @@ ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
 ABSENT = "-"
 LABEL_LENGTH = 44
 """Longest label, in characters, made of config fields; with more, directory names are easier to read."""
-PLACES = ("seed", "workdir", "data_dir")
-"""Config fields that do not make another setting: the seed, and where files are."""
+PLACES = ("seed", "workdir", "data_dir", "checkpoint_every", "checkpoint_seconds")
+"""Config fields that do not make another setting: the seed, where files are, and when checkpoints come."""
 
 
 MOST = np.iinfo(np.int64).max
@@ -50,6 +50,7 @@ FORMS = {
     CLIENTS: {
         "rows?": str,
         "clients?": [int],
+        "names?": [str],
         "counts?": [int],
         "metric?": str,
         "accuracy?": [float],

@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 from fedjax8.results.comparison import Comparison, Result
 from fedjax8.results.curves import Statistic
-from fedjax8.results.report import columns, shared_in_words, table
+from fedjax8.results.report import FIELDS, columns, shared_in_words, table
 from fedjax8.results.runs import Setting
 
-FIELDS = 4
-"""Most config fields that are columns of their own in LaTeX; with more the setting's label is one."""
 PRINTED = ("seeds", "target", "rounds to target", "bytes to target", "gain in bytes", "best", "final")
 """Beginnings of the columns in LaTeX: all do not fit on a page."""
 
@@ -60,7 +58,7 @@ def as_latex(found: Comparison) -> Lines:
     which settings differ; comments say what is the same for all.
     """
     shown, every = table(found), columns(found)
-    chosen = [i for i, c in enumerate(shown.kept) if c and every[c].startswith(PRINTED)]
+    chosen = [i for i, c in enumerate(shown.kept) if c > 0 and every[c].startswith(PRINTED)]
     settings = [result.setting for result in found.results]
     fields = [field for field in settings[0].fields if len(settings[0].fields) <= FIELDS]
     named = any(_label(setting, "name") for setting in settings) or not fields
@@ -96,7 +94,8 @@ def _numbers(found: Comparison, result: Result) -> Iterator[tuple[str, Statistic
     yield "uplink_bytes", result.uplink_bytes
     yield "downlink_bytes", result.downlink_bytes
     yield "saving", result.saving
-    yield "seconds_of_training", result.seconds
+    yield "seconds", result.seconds
+    yield "seconds_of_training", result.training
     yield "seconds_of_compiling", result.compiling
 
 

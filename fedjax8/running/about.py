@@ -50,7 +50,7 @@ def split_facts(clients: FederatedData, num_classes: int | None, private: bool =
 
     def count(client: int) -> list[int]:
         labels = np.asarray(clients.columns["y"][clients.rows(client)])
-        check_classes(labels, number, f"client {client}:")  # those on disk may be anything
+        check_classes(labels, number, f"client {clients.named(np.array([client]))[0]}:")  # on disk may be anything
         return np.bincount(labels, minlength=number).tolist()
 
     labels = {

@@ -38,9 +38,14 @@ class OwnModels:
         fine_tune_steps: int = 0,
         metric: str = "accuracy",
         higher: bool = True,
+        split_seed: int | None = None,
     ):
-        """Up to `most` clients are evaluated, each after so many local steps on its training rows."""
+        """Up to `most` clients are evaluated, each after so many local steps on its training rows.
+
+        Test rows are dealt by `split_seed`; by the run's seed where None.
+        """
         self._simulation, self._dataset = simulation, dataset
+        self._split_seed = simulation.seed if split_seed is None else split_seed
         self._most, self._steps = most, fine_tune_steps
         self._metric, self._higher = metric, higher
         self._last: tuple[int, ClientScores] | None = None
@@ -48,7 +53,7 @@ class OwnModels:
     @functools.cached_property
     def held(self) -> HeldOut:
         """Held-out rows by client."""
-        return held_out(self._dataset, self._simulation.data, self._simulation.seed)
+        return held_out(self._dataset, self._simulation.data, self._split_seed)
 
     @property
     def ids(self) -> np.ndarray:
@@ -82,12 +87,15 @@ class OwnModels:
         """The content of `clients.json`: `{"rows", "clients", "counts", "metric", "accuracy", ...}`.
 
         `rows` is `natural` or `dealt` (`data.held_out`), `counts` the number of held-out rows of each client, `metric`
-        the name of the values by client, `without_rows` the number of clients left out since they have none.
+        the name of the values by client, `without_rows` the number of clients left out since they have none, `names`
+        the clients' ids in the data, if it has such.
         """
         found = self.scores(state)
+        named = {"names": list(found.names)} if found.names else {}
         return {
             "rows": self.held.kind,
             "clients": found.ids.tolist(),
+            **named,
             "counts": found.counts.tolist(),
             "metric": self._metric,
             self._metric: found.metrics[self._metric].tolist(),
@@ -109,17 +117,19 @@ def own_models(
     most: int = 0,
     metric: str = "accuracy",
     higher: bool = True,
+    split_seed: int | None = None,
 ) -> OwnModels | None:
     """The evaluations that a config's `evaluate_clients` asks for; None if it asks for none. `most`, a number of
     clients to evaluate at the end, overrides the number of the config. `metric` is the one that clients are compared
-    by, better `higher` or not.
+    by, better `higher` or not. Test rows are dealt by `split_seed`, or by the run's seed where None.
 
     UserError for a setting that changes nothing, for steps that no epsilon accounts for, and where no client has
     held-out rows.
     """
     if settings["every"] or most:
         check_fine_tuning(simulation.algorithm, settings["fine_tune_steps"])
-        made = OwnModels(simulation, dataset, most or settings["clients"], settings["fine_tune_steps"], metric, higher)
+        number = most or settings["clients"]
+        made = OwnModels(simulation, dataset, number, settings["fine_tune_steps"], metric, higher, split_seed)
         if not made.held.clients.windows(made.ids)[1].any():
             raise UserError(f"none of the {len(made.ids)} clients that would be evaluated has held-out rows")
         return made

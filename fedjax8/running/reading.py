@@ -28,6 +28,7 @@ def read_state(workdir: Path, simulation: Simulation, round_number: int) -> Simu
 
     UserError where the checkpoint, or a copy of the clients' states, cannot be read.
     """
+    workdir = workdir.absolute()
     place, own = workdir / FOLDER / str(round_number), workdir / CLIENT_STATES
     with contextlib.ExitStack() as stack:
         temporary = Path(tempfile.mkdtemp(prefix="fedjax8-"))

@@ -18,13 +18,13 @@ import pytest
 
 from fedjax8.data.federated import federate
 from fedjax8.data.partitions.by_key import by_key
-from fedjax8.data.readers import read_cifar_archive, read_cifar_folder, read_idx, read_npz, read_wav
 from fedjax8.data.sources.image_folder import image_folder
 from fedjax8.data.sources.mapped import mapped
 from fedjax8.data.sources.npz import npz
 from fedjax8.data.storage import save_clients
 from fedjax8.errors import UserError
 from fedjax8.models.pretrained import load_params
+from fedjax8.readers.arrays import read_cifar_archive, read_cifar_folder, read_idx, read_npz, read_wav
 
 RNG = np.random.default_rng(3)
 MOST_BYTES = 1 << 24
@@ -252,7 +252,7 @@ def test_arrays_that_promise_what_they_do_not_hold_are_refused(header, compressi
 
 
 def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedjax8.data.readers.MOST_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr("fedjax8.readers.arrays.MOST_UNPACKED_BYTES", 1 << 20)
     zeros = np.zeros((1 << 21,), np.uint8)
     np.savez_compressed(tmp_path / "set.npz", x_train=zeros)
     with pytest.raises(UserError, match=r"x_train\.npy unpacks to 2097280 bytes, of 1048576 at most; write it with"):

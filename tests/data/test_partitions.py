@@ -200,7 +200,7 @@ def test_by_key_with_fewer_clients_keeps_whole_windows(with_windows):
 @pytest.mark.parametrize("settings", MODULES["windows"].EXAMPLES)
 @pytest.mark.parametrize("num_clients", [1, 13, 5000])
 def test_windows_lie_inside_the_rows_and_have_the_asked_sizes(dataset, settings, num_clients):
-    order, starts, sizes = windows(**settings)(np.random.default_rng(0), dataset, num_clients)
+    order, starts, sizes, _ = windows(**settings)(np.random.default_rng(0), dataset, num_clients)
     assert sorted(order.tolist()) == list(range(1234))
     assert len(starts) == len(sizes) == num_clients
     assert starts.min() >= 0 and (starts + sizes).max() <= 1234

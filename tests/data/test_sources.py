@@ -266,8 +266,8 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, 
     assert "\n" not in message
     for part in (str(tmp_path), str(tmp_path / name), f"{name}.npz", "--data_dir", "$FEDJAX8_DATA"):
         assert part in message
-    assert f"python scripts/fetch_data.py {name}" in message
-    with pytest.raises(UserError, match=r"needs a data directory.*FEDJAX8_DATA.*fetch_data.py"):
+    assert f"python -m fedjax8.fetch {name}" in message
+    with pytest.raises(UserError, match=r"needs a data directory.*FEDJAX8_DATA.*fedjax8.fetch"):
         FACTORIES[name]()
     with pytest.raises(UserError, match="not a directory"):
         FACTORIES[name](str(tmp_path / "elsewhere"))
@@ -283,7 +283,7 @@ def test_an_incomplete_set_says_what_is_lacking(tmp_path):
         cifar100(str(tmp_path))
     with pytest.raises(UserError, match=r"mine not found: .*mine\.npz") as raised:
         npz(str(tmp_path), "mine")
-    assert "fetch_data" not in str(raised.value)
+    assert "fedjax8.fetch" not in str(raised.value)
 
 
 # Moments

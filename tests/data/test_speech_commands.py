@@ -124,7 +124,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(speech, tm
     message = refused(str(tmp_path))
     for part in (tmp_path, tmp_path / "speech_commands", "unpacked speech_commands_v0.02.tar.gz", "$FEDJAX8_DATA"):
         assert str(part) in message
-    assert f"python scripts/fetch_data.py speech_commands --data_dir {tmp_path}" in message
+    assert f"python -m fedjax8.fetch speech_commands --data_dir={tmp_path}" in message
     (tmp_path / "speech_commands").mkdir()
     (tmp_path / "speech_commands" / "speech_commands_v0.02.tar.gz").write_bytes(b"")
     assert "tar.gz is there, but only its unpacked files are read: unpack it into" in refused(str(tmp_path))

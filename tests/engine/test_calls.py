@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -111,6 +112,5 @@ def test_client_states_on_disk_give_the_rounds_of_states_on_the_device(toys, dat
     assert isinstance(state.clients, DiskStates)
     got, _ = run(sim, 6, 2, state)
     ids = np.arange(6)
-    for a, b in zip(jax.tree.leaves(got.clients.read(ids)), jax.tree.leaves(want.clients.read(ids)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(got.clients.read(ids), want.clients.read(ids))
     np.testing.assert_array_equal(sim.variables(got).params["x"], sim.variables(want).params["x"])

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,9 +65,7 @@ def test_without_learning_the_model_goes_onto_the_grid_once_and_then_stays(rng):
         assert np.all(np.abs(first[layer]["kernel"] - start[layer]["kernel"]) <= step * (1 + 2.0**-20))
         moved += np.sum(first[layer]["kernel"] != start[layer]["kernel"])
     assert moved > 50
-    for later in (second, third):
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(later), strict=True):
-            np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(first, second, third)
 
 
 def test_the_average_never_leaves_the_average_clip(rng):
@@ -85,8 +84,7 @@ def test_with_quantizers_switched_off_it_is_fedavg_bit_for_bit(rng):
         list(params_after(build(np.random.default_rng(seed), adapter=a, codec=codecs.none, learning_rate=0.1), 3))
         for a in (off, adapters.none)
     )
-    for a, b in zip(jax.tree.leaves(quiet), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(quiet, plain)
 
 
 @pytest.mark.parametrize("codec", [codecs.none, codecs.fp8])
@@ -230,8 +228,7 @@ def test_without_refinement_fedavg_is_plain_bit_for_bit(rng):
         list(params_after(build(np.random.default_rng(seed), **settings, **more), 2))
         for more in ({}, {"refine": refinements.none()})
     )
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(named), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(plain, named)
 
 
 def test_refining_needs_the_clients_clips_and_so_their_parameters(rng):

@@ -285,7 +285,7 @@ def test_only_runs_with_the_tags_are_compared(tmp_path, write_run):
         compare_runs(folders, tags=["z"])
 
 
-def test_seconds_of_training_are_those_of_the_run_without_compiling(tmp_path, write_folder):
+def test_seconds_of_training_are_those_in_rounds_without_compiling(tmp_path, write_folder):
     lines = [
         # a call of two rounds of 6 s each, 5 s of them compiling; then one of 2 s
         {"round": 1, "uplink_bytes": 1, "downlink_bytes": 1, "round_seconds": 6.0, "compile_seconds": 5.0},
@@ -294,5 +294,5 @@ def test_seconds_of_training_are_those_of_the_run_without_compiling(tmp_path, wr
     ]
     done = {"rounds": 3, "finished": True, "seconds": 15.0, "compile_seconds": 5.5}
     (result,) = compare_runs([write_folder(tmp_path / "a", {"seed": 0}, lines, done)]).results
-    assert (result.seconds.mean, result.compiling.mean) == (9.5, 5.5)
+    assert (result.seconds.mean, result.training.mean, result.compiling.mean) == (15.0, 9.0, 5.5)
     assert result.setting.runs[0].elapsed_seconds.tolist() == [1.0, 7.0, 9.0]

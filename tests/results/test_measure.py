@@ -34,7 +34,10 @@ def test_by_default_it_is_the_first_metric_of_the_runs_task(classified, regresse
 
 
 def test_runs_of_different_first_metrics_need_one_that_is_named(classified, regressed):
-    with pytest.raises(UserError, match=r"different metrics .*classified by accuracy, .*regressed by mae.*--metric"):
+    with pytest.raises(
+        UserError,
+        match=r"different metrics .*classified by accuracy, .*regressed by mae.*--metric; all have loss, train_loss$",
+    ):
         measure_of([classified, regressed])
     assert measure_of([classified, regressed], "loss") == ("loss", True, "test_loss", "test_loss")
 

@@ -171,6 +171,24 @@ def test_seconds_of_compiling_have_a_column_where_they_are_known(tmp_path, write
     done = {"rounds": 1, "saving": 4.0, "seconds": 9.0, "compile_seconds": 6.5, "finished": True}
     (b / "summary.json").write_text(json.dumps(done))
     found = compare_runs([a, b])
-    assert columns(found)[-2:] == ("seconds of training", "seconds of compiling")
-    assert [row[-2:] for row in rows(found)] == [["9.0", "-"], ["2.5", "6.5"]]
-    assert "Seconds of training with those of compiling, which are not known: bits=32." in explanation(found)
+    assert columns(found)[-3:] == ("seconds", "seconds of training", "seconds of compiling")
+    assert [row[-3:] for row in rows(found)] == [["9.0", "-", "-"], ["9.0", "0.5", "6.5"]]
+    assert "Seconds of training: those spent in rounds, without those of compiling." in explanation(found)
+
+
+def test_fields_in_which_named_settings_differ_are_columns_if_they_are_few(tmp_path, write_run):
+    def run(name, **config):
+        return write_run(tmp_path / name, [0.5], document={"labels": {"name": name}}, **config)
+
+    a, b = (
+        run("base", uplink={"name": "none"}, client={"lr": 0.1}),
+        run("small", uplink={"name": "fp8"}, client={"lr": 0.2}),
+    )
+    made = table(compare_runs([a, b]))
+    assert made.columns == ("setting", "uplink", "lr", "target accuracy", "gain in bytes", "best accuracy")
+    assert [row[:3] for row in made.rows] == [("base", "none", "0.1"), ("small", "fp8", "0.2")]
+    # those without names are labeled by the fields already
+    plain = [write_run(tmp_path / f"{bits}", [0.5], bits=bits) for bits in (8, 4)]
+    assert table(compare_runs(plain)).columns[:2] == ("setting", "target accuracy")
+    many = run("many", uplink={"name": "topk", "share": 0.1, "k": 3}, client={"lr": 0.3}, rounds=3)
+    assert table(compare_runs([a, many])).columns[:2] == ("setting", "target accuracy")

@@ -169,6 +169,13 @@ def test_fields_that_only_some_settings_have_enter_the_label_only_if_needed(tmp_
     assert [s.fields for s in read_settings([c, d])[0]] == [{"epsilon": "-"}, {"epsilon": "none"}]
 
 
+def test_when_checkpoints_come_makes_no_other_setting(tmp_path, write_folder):
+    first = write_folder(tmp_path / "a", {"seed": 0, "rounds": 1, "checkpoint_every": 10})
+    second = write_folder(tmp_path / "b", {"seed": 1, "rounds": 1, "checkpoint_every": 0, "checkpoint_seconds": 60.0})
+    settings, warnings = read_settings([first, second])
+    assert [len(setting.runs) for setting in settings] == [2] and warnings == []
+
+
 def test_long_differences_are_labeled_by_directory_without_the_seed(tmp_path, write_folder):
     fields = [f"setting_number_{i}" for i in range(5)]
     folders = [

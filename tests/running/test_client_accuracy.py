@@ -128,3 +128,20 @@ def test_no_call_goes_beyond_a_round_in_which_clients_are_evaluated():
     for _ in range(2):
         free.learn(64, 0.001)
     assert free.count(0) == 50
+
+
+def test_held_out_rows_are_dealt_by_the_seed_of_the_split_and_clients_go_by_name():
+    simulation, dataset = stub([1.0, 0.5])
+    many = {"x": np.zeros((60, 1), np.float32), "y": np.int32(np.arange(60) % 2)}
+    dataset = dataset._replace(test=many)
+
+    def orders(seed, split):
+        simulation.seed = seed
+        return own_models(simulation, dataset, NEVER, 3, split).held.clients.order.tolist()
+
+    assert orders(1, 5) == orders(2, 5) == orders(5, None) != orders(1, None)
+    simulation.evaluate_clients = lambda *_: ClientScores(
+        np.array([2]), np.array([2]), {"loss": np.ones(1), "accuracy": np.ones(1)}, 0, ("eve",)
+    )
+    document = own_models(simulation, dataset, NEVER, 3).document(types.SimpleNamespace(round=1))
+    assert document["clients"] == [2] and document["names"] == ["eve"]

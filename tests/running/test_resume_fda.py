@@ -2,7 +2,7 @@
 
 import functools
 
-import jax
+import chex
 import numpy as np
 
 from fedjax8.algorithms.fda import fda
@@ -21,8 +21,7 @@ def rounds(sim, state, until):
 
 
 def same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_fda_goes_on_from_a_checkpoint_bit_for_bit(toys, tmp_path):

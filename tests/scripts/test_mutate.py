@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = {
     "adapters", "aggregators", "algorithms", "attacks", "callbacks", "codecs", "config", "data", "dropouts", "engine",
-    "exchange", "executors", "models",
-    "monitors", "numerics", "participation", "privacy", "refinements", "running",
+    "exchange", "executors", "loading", "models",
+    "monitors", "numerics", "participation", "privacy", "refinements", "results", "running",
 }  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_a_run_records_its_task_and_compares_its_clients_by_it(data, tmp_path):
     [
         ("regression", "classification", ["data.name=digits"], "config.task: regression takes .* float32"),
         ("classification", "regression", [], "or for measured numbers the task regression|must be .* integers"),
-        ("multilabel", "classification", [], "a 0 or 1 for each label"),
+        ("multilabel", "classification", [], r"must be \[60, L\] of 0 and 1"),
         ("binary", "classification", [], "set --config.task.name=classification"),
         ("regression", "regression", ["partition.name=dirichlet"], "cannot be split by label; use by_key, iid"),
         ("regression", "regression", ["attack.name=label_flip"], "label_flip exchanges class numbers"),

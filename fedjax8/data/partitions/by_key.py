@@ -21,11 +21,11 @@ def by_key() -> Split:
 
     def split(rng: np.random.Generator, dataset: Dataset, num_clients: int) -> np.ndarray | Windows:
         if dataset.clients is not None:
-            order, starts, sizes = dataset.clients
+            order, starts, sizes, names = dataset.clients
             if num_clients == len(starts):  # taken as they are, unread: there may be millions, in a file
                 return dataset.clients
             chosen = _chosen(rng, dataset.name, len(starts), num_clients)
-            return Windows(order, starts[chosen], sizes[chosen])
+            return Windows(order, starts[chosen], sizes[chosen], None if names is None else names[chosen])
         if dataset.owners is None:
             raise UserError(
                 f"{dataset.name} has no natural clients to split by; use iid, dirichlet, shards or quantity_skew"

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedjax8.data.checks import check_int32, count_classes, label_advice
+from fedjax8.data.checks import check_int32, count_classes, finite, label_advice
 from fedjax8.data.federated import Dataset
+from fedjax8.data.names import numbered
 from fedjax8.errors import UserError
-from fedjax8.types import CLASSES, MARKS, VALUES
+from fedjax8.types import BINARY, CLASSES, MARKS, VALUES
 
+TARGETS = {"classification": CLASSES, "regression": VALUES, "multilabel": MARKS}
+"""Settings `target_kind` of sources: a class each (or at each position); real numbers; 0 or 1 for each of L labels."""
 STANDARDIZE = ("auto", "column", "whole", "none")
 _ROWS_STREAM = 0x9A127  # keeps the draw of rows apart from other streams made from the same seed
 _ROWS_AT_ONCE = 4096
@@ -27,29 +30,37 @@ def build_dataset(
     std: tuple[float, ...] | None = None,
     standardize: str = "auto",
     measured: bool = False,
+    counted: bool = False,
     targets: str = CLASSES,
+    class_names: tuple[str, ...] = (),
+    client_names: np.ndarray | None = None,
 ) -> Dataset:
     """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
+
+    Every source but `mapped` and `part` makes its data set here.
 
     Args:
         name: of the data set.
         where: the file or folder, for errors.
         arrays: inputs uint8, floating (becomes float32) or integer (becomes int32); labels [N] or [N, 1]
-            integers, or [N, T] for sequences x [N, T, ...]; targets of another kind as `targets` says.
+            integers, or [N, T] for sequences x [N, T, ...]; other targets as `targets` says. Clients are integers, or
+            texts, which become their names.
         num_classes: largest label + 1 where None; see `checks.count_classes` for labels with gaps.
         row_shape: what a row must look like; a missing last axis of length 1 is added.
         mean: per channel; measured on the training rows where None, as is `std`.
         std: per channel.
         standardize: how they are measured, one of STANDARDIZE; see `measured_stats`.
         measured: whether mean and std, if given, were measured on these training rows.
-        targets: one of `types.TARGETS`: `values` are numbers [N] or [N, K], which become float32, `marks` a 0 or 1 for
-            each label, [N, L]; the others are class numbers.
+        counted: whether `num_classes`, if given, was counted on these rows.
+        targets: one of `types.TARGETS`: of VALUES y is float32 [N] or [N, K], of MARKS uint8 [N, L], without classes.
+        class_names: of the classes by number, or of the K or L columns of targets.
+        client_names: of natural clients by number (`data.names`).
     """
-    constants = ["num_classes"] if num_classes is not None else []
+    constants = ["num_classes"] if num_classes is not None and not counted else []
     parts = {}
     for part in ("train", "test"):
         x = _inputs(arrays[f"x_{part}"], f"{where}: x_{part}", row_shape)
-        parts[part] = {"x": x, "y": _targets(arrays[f"y_{part}"], f"{where}: y_{part}", x, targets)}
+        parts[part] = {"x": x, "y": _TARGETS[targets](arrays[f"y_{part}"], f"{where}: y_{part}", x)}
     if targets in (MARKS, VALUES):
         if num_classes is not None:
             raise UserError(f"{where}: num_classes={num_classes} changes nothing, since targets are no class numbers")
@@ -58,6 +69,7 @@ def build_dataset(
             num_classes = count_classes({part: columns["y"] for part, columns in parts.items()}, where)
         else:
             num_classes = 1
+    arrays, client_names = _number_clients(arrays, where, client_names)
     owners, test_owners = (
         _integers(arrays[key], f"{where}: {key}", len(parts[part]["x"])) if key in arrays else None
         for part, key in (("train", "client_train"), ("test", "client_test"))
@@ -76,11 +88,35 @@ def build_dataset(
         owners,
         test_owners,
         constants=tuple(constants),
+        client_names=client_names,
+        class_names=class_names,
     )
     try:
-        return dataset.validate()
+        dataset.validate()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    return dataset
+
+
+def _number_clients(
+    arrays: Mapping[str, np.ndarray], where: str, names: np.ndarray | None
+) -> tuple[Mapping[str, np.ndarray], np.ndarray | None]:
+    """The arrays with clients that are texts numbered in sorted order, over both parts; and the clients' names."""
+    keys = [key for key in ("client_train", "client_test") if key in arrays]
+    texts = [key for key in keys if arrays[key].dtype.kind in "USO"]
+    if not texts:
+        return arrays, names
+    if texts != keys:
+        raise UserError(f"{where}: {texts[0]} holds texts and the other part numbers; name clients alike in both")
+    numbers, names = numbered(np.concatenate([arrays[key] for key in keys]), where)
+    ends = np.cumsum([len(arrays[key]) for key in keys])
+    return {**arrays, **dict(zip(keys, np.split(numbers, ends[:-1]), strict=True))}, names
+
+
+def chosen_kind(target_kind: str, targets: str) -> str:
+    """The `target_kind` of a source: that which the task takes, where it is left to `auto` and that is no class."""
+    named = {kind: name for name, kind in TARGETS.items() if kind != CLASSES}
+    return named.get(targets, "auto") if target_kind == "auto" else target_kind
 
 
 def drawn_rows(where: str, seed: int, available: dict[str, int], wanted: dict[str, int]) -> dict[str, np.ndarray]:
@@ -166,27 +202,32 @@ def _inputs(x: np.ndarray, where: str, row_shape: tuple[int, ...] | None) -> np.
     return _to_int32(x, where)
 
 
-def _targets(values: np.ndarray, where: str, x: np.ndarray, targets: str) -> np.ndarray:
-    if targets not in (MARKS, VALUES):
-        return _labels(values, where, x)
-    if values.ndim not in ((2,) if targets == MARKS else (1, 2)) or len(values) != len(x):
-        shape = "[N, L], a 0 or 1 for each label" if targets == MARKS else "numbers [N] or [N, K]"
-        raise UserError(f"{where} is {values.dtype} {values.shape} for {len(x)} rows; it must be {shape}")
-    if values.dtype.kind not in "buif":
-        raise UserError(f"{where} is {values.dtype}; it must hold numbers")
-    if targets == VALUES:
-        with np.errstate(over="ignore"):  # `validate` finds values that become infinite
-            return values.astype(np.float32, copy=False)
-    if not ((values == 0) | (values == 1)).all():
-        row = int(((values != 0) & (values != 1)).any(axis=1).argmax())
-        raise UserError(f"{where}: row {row} is {values[row].tolist()[:8]}; each of its values must be 0 or 1")
-    return values.astype(np.uint8, copy=False)
-
-
 def _labels(values: np.ndarray, where: str, x: np.ndarray) -> np.ndarray:
     if x.ndim > 1 and x.shape[1] > 1 and values.shape == x.shape[:2] and values.dtype.kind in "iu":
         return _to_int32(values, where)
     return _integers(values, where, len(x))
+
+
+def _numbers(values: np.ndarray, where: str, x: np.ndarray) -> np.ndarray:
+    """float32 [N] or [N, K], all finite in it."""
+    if values.ndim not in (1, 2) or len(values) != len(x) or values.dtype.kind not in "iuf" or 0 in values.shape[1:]:
+        raise UserError(f"{where} is {values.dtype} {values.shape}; it must be [{len(x)}] or [{len(x)}, K] numbers")
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    if not finite(single):
+        row = int((~np.isfinite(single)).reshape(len(single), -1).any(axis=1).argmax())
+        raise UserError(f"{where}: row {row} holds NaN, an infinity or a number beyond float32; leave such rows out")
+    return single
+
+
+def _marks(values: np.ndarray, where: str, x: np.ndarray) -> np.ndarray:
+    """uint8 [N, L] of 0 and 1."""
+    if values.ndim != 2 or len(values) != len(x) or values.dtype.kind not in "biuf" or not values.shape[1]:
+        raise UserError(f"{where} is {values.dtype} {values.shape}; it must be [{len(x)}, L] of 0 and 1")
+    if not ((values == 0) | (values == 1)).all():
+        row = int(((values != 0) & (values != 1)).any(axis=1).argmax())
+        raise UserError(f"{where}: row {row} holds {values[row].tolist()[:9]}; labels are 0 or 1, several in a row")
+    return values.astype(np.uint8, copy=False)
 
 
 def _integers(values: np.ndarray, where: str, rows: int) -> np.ndarray:
@@ -202,3 +243,6 @@ def _integers(values: np.ndarray, where: str, rows: int) -> np.ndarray:
 def _to_int32(values: np.ndarray, where: str) -> np.ndarray:
     check_int32(values, where)
     return values.astype(np.int32, copy=False)
+
+
+_TARGETS = {CLASSES: _labels, BINARY: _labels, VALUES: _numbers, MARKS: _marks}

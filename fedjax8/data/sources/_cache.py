@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax8.data.readers import read_npz
+from fedjax8.readers.arrays import read_npz
 
 _FORMAT_VERSION = 1  # raise it when the meaning of the files changes
 

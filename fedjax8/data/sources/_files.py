@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax8.data.federated import Dataset
-from fedjax8.data.readers import read_cifar_archive, read_cifar_folder, read_idx, read_npz
 from fedjax8.data.sources._build import build_dataset
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import read_cifar_archive, read_cifar_folder, read_idx, read_npz
+from fedjax8.readers.pickled import read_cifar_pickles
 
 _REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 _OPTIONAL = ("client_train", "client_test")
@@ -25,6 +26,9 @@ _IDX_FILES = {
 _FIRST_LABELS = {"mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)}
 
 
+_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+
+
 class CifarLayout(NamedTuple):
     """Names and record form of one CIFAR set in its binary version."""
 
@@ -32,6 +36,8 @@ class CifarLayout(NamedTuple):
     folder: str
     parts: dict[str, tuple[str, ...]]  # part -> file names
     label_bytes: int  # labels at the head of a record; the last one counts
+    python_folder: str = ""  # of the Python version, whose files have no `.bin`
+    python_label: str = "labels"
 
 
 def data_directory(name: str, data_dir: str | None) -> Path:
@@ -46,6 +52,15 @@ def data_directory(name: str, data_dir: str | None) -> Path:
     return root
 
 
+def own_path(kind: str, data_dir: str | None, name: str) -> Path:
+    """A file or folder of the user's own, in `data_dir`, else in `$FEDJAX8_DATA`, else in the working folder."""
+    given = data_dir or os.environ.get("FEDJAX8_DATA") or "."
+    path = Path(given).expanduser() / Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"{kind}: there is no {path}; give another directory with --data_dir or $FEDJAX8_DATA")
+    return path
+
+
 def load_npz_set(name: str, root: Path, **settings: Any) -> Dataset | None:
     """The set from `NAME.npz` in the data directory or its folder NAME; None where there is no such file."""
     for path in (root / f"{name}.npz", root / name / f"{name}.npz"):
@@ -55,13 +70,14 @@ def load_npz_set(name: str, root: Path, **settings: Any) -> Dataset | None:
 
 
 def load_idx_set(name: str, data_dir: str | None, **settings: Any) -> Dataset:
-    """The set from `NAME.npz`, else from the four official idx files, gzipped or not."""
+    """The set from `NAME.npz`, else from the four official idx files, gzipped or not, also in torchvision's folders."""
     root = data_directory(name, data_dir)
     dataset = load_npz_set(name, root, **settings)
     if dataset is not None:
         return dataset
     missing = []
-    for folder in (root / name, root):
+    raw = Path(_TORCHVISION[name]) / "raw"  # where torchvision keeps them
+    for folder in (root / name, root, root / raw, root / name / raw):
         paths = {key: _find_idx(folder, stem, dims) for key, (stem, dims) in _IDX_FILES.items()}
         if all(paths.values()):
             arrays = {key: read_idx(path, _IDX_FILES[key][1]) for key, path in paths.items() if path}
@@ -75,7 +91,7 @@ def load_idx_set(name: str, data_dir: str | None, **settings: Any) -> Dataset:
 
 
 def load_cifar_set(name: str, data_dir: str | None, layout: CifarLayout, **settings: Any) -> Dataset:
-    """The set from `NAME.npz`, else from the CIFAR binary files, unpacked or in their archive."""
+    """The set from `NAME.npz`, else from the binary files, unpacked or in their archive, or from those of Python."""
     root = data_directory(name, data_dir)
     dataset = load_npz_set(name, root, **settings)
     if dataset is not None:
@@ -88,6 +104,11 @@ def load_cifar_set(name: str, data_dir: str | None, layout: CifarLayout, **setti
             return build_dataset(name, str(folder), _flatten(parts), **settings)
         if len(absent) < len(names):
             missing.append(f"{folder} lacks {', '.join(absent)}")
+    for folder in (root / name / layout.python_folder, root / layout.python_folder):
+        pickled = {part: [file.removesuffix(".bin") for file in files] for part, files in layout.parts.items()}
+        if all((folder / file).is_file() for files in pickled.values() for file in files):
+            parts = {key: read_cifar_pickles(folder, files, layout.python_label) for key, files in pickled.items()}
+            return build_dataset(name, str(folder), _flatten(parts), **settings)
     for archive in (root / name / layout.archive, root / layout.archive):
         if archive.is_file():
             parts = read_cifar_archive(archive, layout.parts, layout.label_bytes)
@@ -105,10 +126,10 @@ def missing_set(name: str, root: Path, files: tuple[str, ...], incomplete: list[
 
 
 def _how_to_fetch(name: str, root: Path | None = None) -> str:
-    # What scripts/fetch_data.py knows.
+    # What `fedjax8.fetch` knows.
     if name not in ("mnist", "fashion_mnist", "cifar10", "cifar100", "speech_commands"):
         return ""
-    return f", or run: python scripts/fetch_data.py {name} --data_dir {root or 'DIR'}"
+    return f", or run: python -m fedjax8.fetch {name} --data_dir={root or 'DIR'}"
 
 
 def _find_idx(folder: Path, stem: str, dims: int) -> Path | None:

@@ -12,6 +12,7 @@ _LAYOUT = CifarLayout(
     folder="cifar-10-batches-bin",
     parts={"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)},
     label_bytes=1,
+    python_folder="cifar-10-batches-py",
 )
 
 

@@ -12,6 +12,8 @@ _LAYOUT = CifarLayout(
     folder="cifar-100-binary",
     parts={"train": ("train.bin",), "test": ("test.bin",)},
     label_bytes=2,  # coarse, then fine
+    python_folder="cifar-100-python",
+    python_label="fine_labels",
 )
 
 

@@ -12,7 +12,6 @@ every start; to do that once, write `image_folder(...)` to an `.npz` by `numpy.s
 the disk.
 """
 
-import io
 import logging
 import warnings
 from pathlib import Path
@@ -24,6 +23,7 @@ from fedjax8.data.federated import Dataset
 from fedjax8.data.sources._build import build_dataset
 from fedjax8.data.sources._files import data_directory
 from fedjax8.errors import UserError
+from fedjax8.lookup import optional
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")
@@ -126,10 +126,7 @@ def _draw(whole: dict[str, list[Path]], fraction: float, seed: int) -> dict[str,
 
 def _read_images(paths: list[Path], size: int) -> np.ndarray:
     """[N, size, size, 3] uint8."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError("reading images needs Pillow: pip install 'fedjax8[images]'") from error
+    optional("PIL", "reading images", "images")
     try:
         images = np.empty((len(paths), size, size, 3), np.uint8)
     except (MemoryError, ValueError) as error:
@@ -138,19 +135,35 @@ def _read_images(paths: list[Path], size: int) -> np.ndarray:
             "choose a smaller size"
         ) from error
     for row, path in zip(images, paths, strict=True):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Pillow's own limit, which is about ours
-                # From memory: of a file, as much would be reserved as a damaged length in it asks for.
-                with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-                    if image.width * image.height > MOST_PIXELS:
-                        raise ValueError(f"{image.width} x {image.height} pixels, of {MOST_PIXELS} at most")
-                    row[:] = np.asarray(_colored(image, Image).resize((size, size), Image.Resampling.BILINEAR))
-        except Exception as error:  # decoders of damaged files raise almost anything
-            raise UserError(
-                f"{path}: not a readable image of {' or '.join(FORMATS)} ({' '.join(str(error).split())})"
-            ) from error
+        row[:] = open_image(path, str(path), 3, (size, size))
     return images
+
+
+def open_image(file: Any, where: str, channels: int = 3, size: tuple[int, int] | None = None) -> np.ndarray:
+    """[H, W, channels] uint8 of a PNG or JPEG file, or an open one.
+
+    Args:
+        file: a path, or a file open for reading.
+        where: of it, for errors.
+        channels: 1 for gray, 3 for color, 0 for as many as the image has.
+        size: width and height to which it is resized (bilinear); None to leave it.
+    """
+    pillow = optional("PIL.Image", "reading images", "images")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's own limit, which is about ours
+            with pillow.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, of {MOST_PIXELS} at most")
+                gray = channels == 1 or (not channels and image.mode[:1] in ("1", "L", "I"))
+                image = _colored(image, pillow)
+                image = image.convert("L") if gray else image
+                image = image if size is None else image.resize(size, pillow.Resampling.BILINEAR)
+                return np.asarray(image).reshape(image.height, image.width, 1 if gray else 3)
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise UserError(
+            f"{where}: not a readable image of {' or '.join(FORMATS)} ({' '.join(str(error).split())})"
+        ) from error
 
 
 def _colored(image: Any, pillow: Any) -> Any:

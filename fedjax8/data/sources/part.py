@@ -47,23 +47,37 @@ def part(
     if len(set(classes)) < len(classes):
         raise ValueError(f"classes must be different labels; got {tuple(classes)}")
     dataset = _whole(of, data_dir)
+    if classes and not dataset.num_classes:
+        raise UserError(f"part: the targets of {dataset.name} are no classes; leave classes out")
     new = _new_labels(dataset, classes)
-    kept = {name: np.flatnonzero(new[getattr(dataset, name)["y"]] >= 0) for name in ("train", "test")}
+
+    def numbered(y: np.ndarray) -> np.ndarray:
+        return new[y] if dataset.num_classes else y
+
+    labels = {name: getattr(dataset, name)["y"] for name in ("train", "test")}
+    kept = {
+        name: np.flatnonzero(numbered(y) >= 0) if dataset.num_classes else np.arange(len(y))
+        for name, y in labels.items()
+    }
     counts = {name: len(found) for name, found in kept.items()}
     drawn = drawn_rows(f"part of {dataset.name}", seed, counts, {"train": rows, "test": test_rows})
     kept = {name: found[drawn[name]] for name, found in kept.items()}
 
     def columns(name: str) -> dict[str, np.ndarray]:
         whole = getattr(dataset, name)
-        return {"x": whole["x"][kept[name]], "y": new[whole["y"][kept[name]]]}
+        return {"x": whole["x"][kept[name]], "y": numbered(whole["y"][kept[name]])}
 
-    return dataset._replace(
+    made = dataset._replace(
         train=columns("train"),
         test=columns("test"),
         num_classes=len(classes) or dataset.num_classes,
         owners=None if dataset.owners is None else dataset.owners[kept["train"]],
         test_owners=None if dataset.test_owners is None else dataset.test_owners[kept["test"]],
-    ).validate()
+        class_names=tuple(dataset.class_names[label] for label in classes) or dataset.class_names
+        if dataset.class_names
+        else (),
+    )
+    return made.validate() if dataset.num_classes else made
 
 
 def _whole(of: str, data_dir: str | None) -> Dataset:
@@ -74,7 +88,7 @@ def _whole(of: str, data_dir: str | None) -> Dataset:
         source = find(of, "fedjax8.data.sources")
         takes = inspect.signature(source).parameters
         dataset = source(data_dir) if "data_dir" in takes else source()
-    if dataset.clients is not None or dataset.train["y"].ndim > 1:
+    if dataset.clients is not None or (dataset.train["y"].ndim > 1 and dataset.num_classes):
         raise UserError(f"part: {dataset.name} is a set of sequences, or of clients as windows; only rows are drawn")
     return dataset
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedjax8.data.federated import Dataset
-from fedjax8.data.readers import read_npz
 from fedjax8.data.sources._build import build_dataset, check_wanted, drawn_rows
 from fedjax8.data.sources._files import data_directory, missing_set
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import read_npz
 
 _FILES = "camelyonpatch_level_2_split_{part}_{column}.h5"
 _KEYS = [(part, column) for part in ("train", "test") for column in "xy"]

@@ -20,10 +20,10 @@ import numpy as np
 
 from fedjax8.data.checks import NO_TARGET
 from fedjax8.data.federated import Dataset
-from fedjax8.data.readers import read_npz
 from fedjax8.data.sources._build import build_dataset
 from fedjax8.data.sources._files import data_directory, missing_set
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import read_npz
 
 _NAME = "shakespeare"
 PADDING, BEGIN, END = 0, 1, 2
@@ -55,19 +55,30 @@ def shakespeare(data_dir: str | None = None, *, sequence_length: int = 80) -> Da
     return build_dataset(_NAME, str(path), arrays, num_classes=VOCABULARY)
 
 
+def bytes_of(text: str) -> np.ndarray:
+    """uint8 [characters]: the codes of a text's characters, 255 for those beyond."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return np.minimum(codes, 255).astype(np.uint8)
+
+
+def ids_of(text: np.ndarray) -> np.ndarray:
+    """int32 [bytes]: the id of each byte of a text uint8, `UNKNOWN` for those that are none of `CHARACTERS`."""
+    ids = np.full(256, UNKNOWN, np.int32)
+    ids[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(END + 1, UNKNOWN)
+    return ids[text]
+
+
 def windows(text: np.ndarray, offset: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs and targets int32 [N, length] and owners int32 [N], of the texts `text[offset[r] : offset[r + 1]]`.
 
     N is the sum of ceil(size / length) over the texts.
     """
-    ids = np.full(256, UNKNOWN, np.int32)
-    ids[np.frombuffer(CHARACTERS.encode("ascii"), np.uint8)] = np.arange(END + 1, UNKNOWN)
     sizes = np.diff(offset)
     counts = -(-sizes // length)
     firsts = (np.cumsum(counts) - counts) * length  # where each text begins among the rows, read as one line
     place = np.arange(len(text)) + np.repeat(firsts - offset[:-1], sizes)
     y = np.full(int(counts.sum()) * length, NO_TARGET, np.int32)
-    y[place] = ids[text]
+    y[place] = ids_of(text)
     x = np.full(len(y), PADDING, np.int32)
     x[1:] = np.where(y[1:] >= 0, y[:-1], PADDING)
     x[firsts[sizes > 0]] = BEGIN

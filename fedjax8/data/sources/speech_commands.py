@@ -21,12 +21,12 @@ import numpy as np
 
 from fedjax8.data.features import FeatureSettings, compute_features, feature_shape, preset
 from fedjax8.data.federated import Dataset
-from fedjax8.data.readers import read_wav
 from fedjax8.data.sources._build import build_dataset, channel_stats
 from fedjax8.data.sources._cache import cache_folders, cache_key, cached_array
 from fedjax8.data.sources._files import data_directory, missing_set
 from fedjax8.errors import UserError
 from fedjax8.lookup import suggest
+from fedjax8.readers.arrays import read_wav
 
 _NAME = "speech_commands"
 _FOLDER = "speech_commands_v0.02"

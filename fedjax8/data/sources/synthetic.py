@@ -82,7 +82,8 @@ def synthetic_clients(
     """
     rng, rows = np.random.default_rng(seed), len(next(iter(columns.values())))
     labels = columns["y"] if by_label else None
-    return FederatedData(columns, *random_windows(rng, rows, num_clients, sizes, labels))
+    order, starts, windows, _ = random_windows(rng, rows, num_clients, sizes, labels)
+    return FederatedData(columns, order, starts, windows)
 
 
 def _center(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

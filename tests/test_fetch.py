@@ -3,17 +3,21 @@
 import functools
 import hashlib
 import http.server
-import importlib.util
 import io
 import os
 import tarfile
 import threading
-from pathlib import Path
+import types
+import urllib.request
 
 import numpy as np
 import pytest
+from absl import flags
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "fetch_data.py"
+from fedjax8 import cli, fetch
+from fedjax8.errors import UserError
+
+pytest.importorskip("pooch", reason="needs pooch: pip install 'fedjax8[fetch]'")
 CONTENT = np.random.default_rng(0).bytes(700_000)  # several chunks, and incompressible
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
@@ -78,15 +82,30 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def script(monkeypatch):
-    """The script as a module, with one small data set `tiny` and no waiting between tries."""
-    spec = importlib.util.spec_from_file_location("fetch_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(module.SOURCES, "tiny", module.Source("http://127.0.0.1:9/", {"file.bin": MD5}))
-    module.waits = []
-    monkeypatch.setattr(module.time, "sleep", module.waits.append)
+    """The command line, with one small data set `tiny`, no waiting between tries, and http allowed: the servers here
+    speak nothing else."""
+    own = flags.FlagValues()
+    for name in ("data_dir", "base_url"):
+        flags.DEFINE_string(name, None, "", flag_values=own)
+    flags.DEFINE_bool("list", False, "", flag_values=own)
+    monkeypatch.setattr(flags, "FLAGS", own)
+    monkeypatch.setattr(fetch, "_SCHEME", "http://127.0.0.1")
+    monkeypatch.setitem(fetch.SOURCES, "tiny", fetch.Source("http://127.0.0.1:9/", {"file.bin": MD5}))
+    waits = []
+    monkeypatch.setattr(fetch.time, "sleep", waits.append)
     monkeypatch.delenv("FEDJAX8_DATA", raising=False)
-    return module
+
+    def main(arguments):
+        for name in own:
+            own[name].unparse()
+        try:
+            return fetch.main(own(["fetch", *arguments]))
+        except flags.Error as error:
+            return cli.report(UserError(str(error)))
+        except UserError as error:
+            return cli.report(error)
+
+    return types.SimpleNamespace(main=main, waits=waits, SOURCES=fetch.SOURCES, Source=fetch.Source)
 
 
 def files_in(folder):
@@ -96,7 +115,7 @@ def files_in(folder):
 @pytest.mark.parametrize("supports_range", [True, False])
 def test_a_file_is_fetched_whole(script, serve, tmp_path, supports_range):
     server = serve(supports_range=supports_range)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 0
     assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
     assert server.ranges == [None]
 
@@ -111,7 +130,7 @@ def test_a_second_run_downloads_nothing(script, serve, tmp_path, capsys):
 
 def test_a_dropped_connection_is_resumed_where_it_broke(script, serve, tmp_path):
     server = serve(drops=2)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 0
     assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
     # Half is sent, then half of the remaining half, then the rest.
     assert server.ranges == [None, "bytes=350000-", "bytes=525000-"]
@@ -120,27 +139,27 @@ def test_a_dropped_connection_is_resumed_where_it_broke(script, serve, tmp_path)
 
 def test_without_range_support_a_dropped_download_starts_over(script, serve, tmp_path):
     server = serve(drops=1, supports_range=False)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 0
     assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
     assert len(server.ranges) == 2  # nothing of the first half was left in the way
 
 
 def test_without_a_content_length_the_checksum_decides(script, serve, tmp_path):
     server = serve(drops=1, sends_length=False)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 0
     assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
     assert server.ranges == [None, None]  # the half file could not be told from a damaged one
 
 
 def test_a_server_that_keeps_dropping_leaves_only_a_part_for_the_next_run(script, serve, tmp_path, capsys):
     server = serve(drops=5)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 2
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 2
     (name, part), *others = files_in(tmp_path).items()
     assert (name, others) == ("tiny/file.bin.part", [])
     assert 0 < len(part) < len(CONTENT) and CONTENT.startswith(part)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "gave up after 5 tries" in error and "run it again" in error
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 0
     assert server.ranges[-1] == f"bytes={len(part)}-"
     assert files_in(tmp_path) == {"tiny/file.bin": CONTENT}
 
@@ -148,7 +167,7 @@ def test_a_server_that_keeps_dropping_leaves_only_a_part_for_the_next_run(script
 def test_corrupt_bytes_never_become_the_file(script, serve, tmp_path, capsys):
     corrupt = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     server = serve(content=corrupt)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 2
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 2
     assert files_in(tmp_path) == {}
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"checksum is not {MD5}" in error
@@ -177,13 +196,13 @@ def test_any_leftover_part_ends_in_the_right_file(script, serve, tmp_path, lefto
 
 def test_a_busy_server_is_tried_again(script, serve, tmp_path):
     server = serve(refusals=2)
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url]) == 0
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 0
     assert len(server.ranges) == 3
 
 
 def test_a_missing_file_is_one_line_without_retries(script, serve, tmp_path, capsys):
     server = serve()
-    assert script.main(["tiny", "--data_dir", str(tmp_path), "--base_url", server.url + "/elsewhere"]) == 2
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}" + "/elsewhere"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "404" in error and "--base_url" in error
     assert len(server.ranges) == 1 and files_in(tmp_path) == {}
@@ -215,9 +234,9 @@ def test_the_environment_names_the_data_directory(script, serve, tmp_path, monke
         (["minst", "--data_dir=x"], "did you mean 'mnist'"),
         ([], "no data set named"),
         (["mnist"], "$FEDJAX8_DATA"),
-        (["mnist", "cifar10", "--data_dir=x", "--base_url=http://h"], "one data set at a time"),
-        (["mnist", "--data_dir=x", "--base_url=/tmp"], "must start with http"),
-        (["mnist", "--nonsense"], "--nonsense"),
+        (["mnist", "cifar10", "--data_dir=x", "--base_url=http://127.0.0.1"], "one data set at a time"),
+        (["mnist", "--data_dir=x", "--base_url=/tmp"], "not an address over https"),
+        (["mnist", "--nonsense"], "flag 'nonsense'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(script, capsys, monkeypatch, tmp_path, arguments, says):
@@ -234,6 +253,7 @@ def test_the_list_names_every_file(script, capsys):
     assert listed.count("\n") == len(script.SOURCES)
     for name in ("mnist", "fashion_mnist", "cifar10", "cifar100", "speech_commands"):
         assert all(file in listed for file in script.SOURCES[name].files)
+    assert "cifar10 (170 MB)" in listed and "/stackoverflow.tar.bz2" in listed
 
 
 def test_checksums_are_md5_or_sha256_and_addresses_end_in_a_slash(script):
@@ -241,6 +261,37 @@ def test_checksums_are_md5_or_sha256_and_addresses_end_in_a_slash(script):
     assert all(len(c) in (32, 64) and set(c) <= set("0123456789abcdef") for c in sums)
     assert len(set(sums)) == len(sums)
     assert all(source.base_url.endswith("/") for source in script.SOURCES.values())
+    real = [source.base_url for name, source in script.SOURCES.items() if name != "tiny"]
+    assert all(url.startswith("https://") for url in real)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/x", "file:///etc/passwd", "ftp://h/x", "/etc/passwd", "HTTP://h/x"])
+def test_nothing_but_https_is_asked(tmp_path, url, monkeypatch):
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UserError, match="not an address over https"):
+        fetch.fetch(url, tmp_path / "file", MD5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redirect_out_of_https_is_not_followed(script, serve, tmp_path, capsys, monkeypatch):
+    server = serve()
+    elsewhere = "http://localhost:1/file.bin"
+
+    def redirects(self):
+        self.send_response(302)
+        self.send_header("Location", elsewhere)
+        self.end_headers()
+
+    monkeypatch.setattr(Handler, "do_GET", redirects)
+    assert script.main(["tiny", f"--data_dir={tmp_path}", f"--base_url={server.url}"]) == 2
+    assert f"'{elsewhere}' is not an address over https" in capsys.readouterr().err
+    assert files_in(tmp_path) == {}
+
+
+def test_without_pooch_the_command_that_installs_it_is_named(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pooch", None)
+    assert script.main(["tiny", f"--data_dir={tmp_path}"]) == 2
+    assert "pip install 'fedjax8[fetch]'" in capsys.readouterr().err
 
 
 # Archives that are unpacked

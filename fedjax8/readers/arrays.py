@@ -43,7 +43,7 @@ def read_idx(path: str | Path, num_dims: int) -> np.ndarray:
     elements. (LeCun, Cortes and Burges, The MNIST database.)
     """
     path = Path(path)
-    with _reading(path, "damaged or truncated gzip file" if path.suffix == ".gz" else "cannot be read"):
+    with reading(path, "damaged or truncated gzip file" if path.suffix == ".gz" else "cannot be read"):
         stored = path.stat().st_size
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return _idx_array(path, file, num_dims, stored)  # type: ignore[arg-type]  # GzipFile reads as a file does
@@ -89,7 +89,7 @@ def read_cifar_archive(
     """
     path = Path(path)
     wanted, found, unpacked = {name for names in parts.values() for name in names}, {}, 0
-    with _reading(path, "damaged or truncated archive"), tarfile.open(path, "r:*") as archive:
+    with reading(path, "damaged or truncated archive"), tarfile.open(path, "r:*") as archive:
         for member in archive:
             name, unpacked = member.name.rpartition("/")[2], unpacked + member.size
             if unpacked > MOST_UNPACKED_BYTES or (name in wanted and member.size > MOST_MEMBER_BYTES):
@@ -124,7 +124,7 @@ def read_npz(
     memory-mapped and read-only, so a set larger than memory can be used.
     """
     path, arrays = Path(path), {}
-    with _reading(path, "cannot be read"):
+    with reading(path, "cannot be read"):
         if not zipfile.is_zipfile(path):
             raise UserError(f"{path}: not an npz file, or truncated (no zip directory at its end)")
         with zipfile.ZipFile(path) as archive:
@@ -152,12 +152,12 @@ def read_wav(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
         sample_rate: that the file must have, in Hz; nothing is resampled.
     """
     path = Path(path)
-    with _reading(path, "cannot be read"):
+    with reading(path, "cannot be read"):
         if (length := path.stat().st_size) > MOST_WAV_BYTES:
             raise UserError(f"{path}: {length} bytes, of {MOST_WAV_BYTES} at most; cut the recording into clips")
         raw = path.read_bytes()
     # `wave` knows uncompressed PCM alone and calls everything else an unknown format.
-    with _reading(path, "not a PCM wav file, or truncated"), wave.open(io.BytesIO(raw)) as file:
+    with reading(path, "not a PCM wav file, or truncated"), wave.open(io.BytesIO(raw)) as file:
         channels, sample_bytes, rate, promised = file.getparams()[:4]
         data = file.readframes(promised)
     if (channels, 8 * sample_bytes) != (1, 16):
@@ -244,12 +244,12 @@ def _cifar_arrays(files: Mapping[str, bytes], label_bytes: int) -> tuple[np.ndar
 
 
 def _read(path: Path) -> bytes:
-    with _reading(path, "cannot be read"):
+    with reading(path, "cannot be read"):
         return path.read_bytes()
 
 
 @contextlib.contextmanager
-def _reading(path: Path, problem: str) -> Iterator[None]:
+def reading(path: Path, problem: str) -> Iterator[None]:
     """Turns errors in the block into a `UserError` that names the file and the problem.
 
     Decoders of formats, given damaged or hostile files, raise almost anything.

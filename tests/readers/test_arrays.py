@@ -9,8 +9,8 @@ import wave
 import numpy as np
 import pytest
 
-from fedjax8.data.readers import read_cifar_archive, read_cifar_folder, read_idx, read_npz, read_wav
 from fedjax8.errors import UserError
+from fedjax8.readers.arrays import read_cifar_archive, read_cifar_folder, read_idx, read_npz, read_wav
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 4, 3)).astype(np.uint8)

@@ -117,4 +117,3 @@ for steps in (1, 5, 50):
 file = longer.export(folder.parent / "digits.safetensors")
 params = models.load_params(file)
 print({f"{layer}/{name}": value.shape for layer, leaves in params.items() for name, value in leaves.items()})
-

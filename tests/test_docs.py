@@ -248,6 +248,17 @@ def test_every_how_to_page_begins_with_a_command_that_there_is(name):
     assert PAGES[name].index("```bash") < 700
 
 
+@pytest.mark.parametrize("page", ["multilabel", "own_data", "task_and_metric"])
+def test_data_made_as_shown_are_taken_by_the_first_command(page, tmp_path, monkeypatch, capsys):
+    if page == "own_data":
+        pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    text = PAGES[f"docs/howto/{page}.md"]
+    exec(compile(blocks(text, "python")[0], page, "exec"), {})
+    assert train.main(["train", *commands(text, "fedjax8.train")[0], "--dry_run=fast"]) == 0
+    assert "bytes" in capsys.readouterr().out and not (tmp_path / "runs").exists()
+
+
 SEARCHED = {
     "howto/early_stopping": "early stopping, validation, best checkpoint, patience, plateau, hyperparameter",
     "howto/language_models": "perplexity, language model, next token, gpt, lstm, fine-tuning, lora",
@@ -255,7 +266,7 @@ SEARCHED = {
     "howto/personalization": "personalization, per-client, fairness, fedper, fedrep, fine_tune, baseline",
     "howto/multilabel": "multi-label, sigmoid, binary, macro_f1",
     "howto/task_and_metric": "regression, loss, metric, auc, calibration, mae",
-    "howto/own_data": "numpy, npz, image_folder, dirichlet, non-iid, larger than memory",
+    "howto/own_data": "csv, parquet, hugging face, leaf, tff, torchvision, numpy, npz, image_folder, dirichlet, non-iid, larger than memory",
     "howto/sweeps": "sweep, grid, seeds, latex, csv, pdf, figure, slurm, hyperparameter, tag",
     "howto/tensorboard": "tensorboard, weights & biases, wandb, writer, mlflow",
     "howto/watching": "progress, running, watch, checkpoint, stopping, memory",
@@ -269,7 +280,7 @@ SEARCHED = {
     "codecs": "quantization, compression, sparsif, error_feedback, fp8",
     "robustness": "byzantine, straggler, dropout, deadline, krum, attack",
     "participation": "sample, poisson, cohort, over",
-    "data": "non-iid, skew, dirichlet, natural client, validation, held-out",
+    "data": "non-iid, skew, dirichlet, csv, natural client, validation, held-out",
     "tasks": "perplexity, macro_f1, auc, regression, multilabel, calibration",
     "faq": "nan, gpu, resume, reproduc, error bars, pytorch",
 }

@@ -266,8 +266,8 @@ SEARCHED = {
     "howto/personalization": "personalization, per-client, fairness, fedper, fedrep, fine_tune, baseline",
     "howto/multilabel": "multi-label, sigmoid, binary, macro_f1",
     "howto/task_and_metric": "regression, loss, metric, auc, calibration, mae",
-    "howto/own_data": "csv, parquet, hugging face, leaf, tff, torchvision, numpy, npz, image_folder, dirichlet, non-iid, "
-    "larger than memory",
+    "howto/own_data": "csv, parquet, hugging face, leaf, tff, torchvision, numpy, npz, image_folder, dirichlet, "
+    "non-iid, larger than memory",
     "howto/sweeps": "sweep, grid, seeds, latex, csv, pdf, figure, slurm, hyperparameter, tag",
     "howto/tensorboard": "tensorboard, weights & biases, wandb, writer, mlflow",
     "howto/watching": "progress, running, watch, checkpoint, stopping, memory",

@@ -138,7 +138,7 @@ def without_noise(app, what, name, obj, skip, options) -> bool | None:
 def first_sentence(doc: str | None) -> str:
     """First sentence of a docstring's first paragraph, on one line, as reStructuredText."""
     paragraph = " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split())
-    end = re.search(r"(?<!e\.g)(?<!i\.e)(?<!et al)\.(?= [A-Z`])|[.:]$", paragraph)
+    end = re.search(r"(?<!e\.g)(?<!i\.e)(?<!et al)\.(?= [A-Z`])|[.:;]$", paragraph)
     return inline(paragraph[: end.start()] if end else paragraph)
 
 
@@ -148,7 +148,7 @@ def members(module: types.ModuleType) -> list[str]:
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
-        and (inspect.isclass(value) or inspect.isfunction(value))
+        and (inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value)))  # jitted ones too
         and value.__module__ == module.__name__
         and value.__doc__
     ]

@@ -319,4 +319,9 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "FP8 messages" in (tmp_path / "api" / "codecs.html").read_text()
+    page = (tmp_path / "api" / "codecs.html").read_text()
+    assert "FP8 messages" in page
+    assert 'href="#module-fedjax8.codecs.topk"' in page and 'href="#fedjax8.codecs.topk.topk"' in page  # of the table
+    assert 'href="../_modules/fedjax8/codecs/topk.html#topk"' in page
+    search = (tmp_path / "searchindex.js").read_text()
+    assert all(word in search for word in ("perplex", "tensorboard", "howto/early_stopping"))

@@ -1,12 +1,20 @@
-"""Sphinx settings: `python -m sphinx -W -b html docs build/docs` (`pip install 'fedjax8[docs]'`)."""
+"""Sphinx settings: `python -m sphinx -W -b html docs build/docs` (`pip install 'fedjax8[docs]'`).
+
+The notebooks of examples/ are pages with their outputs: they are run, some minutes in all, and again only when they have
+changed. With FEDJAX8_DOCS_RUN=0 in the environment they are not run, and their pages have no outputs.
+"""
 
 import os
 import sys
+from pathlib import Path
 
+HERE = Path(__file__).parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, os.path.dirname(__file__))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, str(HERE))
 
 from docstrings import AutoModules, as_rst, without_noise
+from notebooks import write_notebooks
 
 from fedjax8.version import __version__
 
@@ -15,10 +23,17 @@ author = "the fedjax8 authors"
 copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 exclude_patterns = []
 myst_heading_anchors = 3
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+
+write_notebooks(HERE.parent / "examples", HERE / "notebooks")
+nb_execution_mode = "off" if os.environ.get("FEDJAX8_DOCS_RUN") == "0" else "cache"
+nb_execution_in_temp = True
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

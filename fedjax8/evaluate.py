@@ -1,13 +1,13 @@
 """Evaluates a run's model.
 
-    python -m fedjax8.evaluate RUN [--round=N] [--data_dir=DIR] [--config.data.SETTING=VALUE ...] [--json]
+    python -m fedjax8.evaluate RUN [--round=N] [--data_dir=DIR] [--config.data.SETTING=VALUE ...] [--as_json]
 
 Prints the metrics on the test rows, of every view of the model: as it runs, and in float32 where it is quantized.
 --config.data.* evaluates on the test rows of other data, which must be like those that it was trained on.
 
 Examples:
   python -m fedjax8.evaluate runs/digits
-  python -m fedjax8.evaluate runs/digits --round=40 --json
+  python -m fedjax8.evaluate runs/digits --round=40 --as_json
   python -m fedjax8.evaluate runs/digits --config.data.name=npz --config.data.file=mine.npz --data_dir=DIR
 """
 
@@ -34,7 +34,7 @@ _ROUND = flags.DEFINE_integer(
     "round", None, "Round of the model, of which there must be a checkpoint; the last if not given.", lower_bound=1
 )
 _DATA_DIR = DATA_DIR
-_JSON = flags.DEFINE_bool("json", False, "Print one line of JSON.")
+_JSON = flags.DEFINE_bool("as_json", False, "Print one line of JSON.")
 OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(holder, flags.FlagHolder))
 """Names of this program's flags."""
 

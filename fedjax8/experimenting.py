@@ -143,7 +143,7 @@ def as_component(where: str, value: Any) -> ConfigDict:
 
 
 def as_setting(where: str, value: Any) -> Any:
-    """A component's setting; mappings with a `name` become components, and names too where components are due."""
+    """A component's setting: mappings with a `name`, and names where components are due, become components."""
     if where in LISTS:
         return tuple(as_component(f"{where}.{i}", one) for i, one in enumerate(in_a_list(value)))
     return as_component(where, value) if isinstance(value, Mapping) and "name" in value else value

@@ -106,7 +106,7 @@ def own_models_of(experiment: "Experiment", most: int = 0) -> "OwnModels | None"
     task, settings = experiment.task, experiment.config.evaluate_clients
     higher = task.directions[task.of_clients] == HIGHER
     seed = split_seed_of(experiment.config)
-    return own_models(experiment.simulation, experiment.dataset, settings, most, task.of_clients, higher, seed)
+    return own_models(experiment.simulation, experiment.dataset, settings, most, seed, task.of_clients, higher)
 
 
 def run_of(

@@ -50,6 +50,7 @@ def pretrain(out: str) -> None:
     from fedjax8.config import component, load_config, override
     from fedjax8.engine.evaluation import evaluation
     from fedjax8.executors.chunked import chunked
+    from fedjax8.keys import random_key
     from fedjax8.local import masked_mean
     from fedjax8.models.pretrained import check_saving, save_params
     from fedjax8.types import Variables
@@ -87,7 +88,7 @@ def pretrain(out: str) -> None:
         chosen = np.resize(chosen, flags.FLAGS.batch)
         return {name: column[chosen] for name, column in dataset.train.items()} | {"mask": mask.astype(np.float32)}
 
-    key = jax.random.key(flags.FLAGS.seed)
+    key = random_key(flags.FLAGS.seed)
     variables = model.init(key, batch_of(np.arange(min(rows, flags.FLAGS.batch))))
     moments, order = optimizer.init(variables.params), np.random.default_rng(flags.FLAGS.seed)
     evaluate = evaluation(model, dataset.test, chunked(1))

@@ -45,7 +45,7 @@ def test_it_prints_every_view_of_the_last_model(run_folder, run_module, capsys):
 
 
 def test_a_line_of_json_of_another_round_is_that_of_the_run(run_folder, run_module, capsys):
-    found = json.loads(printed(capsys, str(run_folder), "--round=2", "--json"))
+    found = json.loads(printed(capsys, str(run_folder), "--round=2", "--as_json"))
     assert (found.pop("run"), found.pop("round")) == (str(run_folder), 2)
     line = run_module.lines(run_folder)[1]
     assert found == {name: line[name] for name in found} and "test_loss" in found
@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(run_folder, arguments, message):
 @pytest.mark.slow
 def test_the_command_gives_the_runs_numbers(run_folder, run_module):
     done = subprocess.run(
-        [sys.executable, "-m", "fedjax8.evaluate", str(run_folder), "--json"],
+        [sys.executable, "-m", "fedjax8.evaluate", str(run_folder), "--as_json"],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

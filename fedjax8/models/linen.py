@@ -13,7 +13,7 @@ from flax import linen as nn
 from fedjax8.errors import UserError
 from fedjax8.models._lstm import Kernel
 from fedjax8.models.products import conv_stand_in, dot_stand_in, scale_stand_in
-from fedjax8.types import CLASSES, Array, Batch, Model, Multiply, Variables
+from fedjax8.types import CLASSES, Array, Batch, Model, Multiply, Variables, takes
 
 PRODUCTS = {
     nn.Dense: ("dot_general", dot_stand_in),
@@ -64,6 +64,7 @@ def per_row(values: Array, labels: Array) -> Array:
     return jnp.sum(jnp.where(real, values, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
 
 
+@takes(CLASSES)
 def cross_entropy(logits: Array, batch: Batch) -> Array:
     """Softmax cross-entropy against integer labels `batch["y"]`, `[B]` or `[B, T]`; float32 `[B]`."""
     labels = batch["y"]
@@ -176,4 +177,4 @@ def from_linen(
         with layer_interceptor(multiply):
             return run(variables, batch, key, train)
 
-    return Model(init, apply, loss, metrics, targets=CLASSES if loss is cross_entropy else "")
+    return Model(init, apply, loss, metrics)

@@ -11,7 +11,7 @@ from fedjax8.errors import UserError
 from fedjax8.keys import random_key
 from fedjax8.models.linen import TRAIN_ARGUMENTS, accuracy, cross_entropy
 from fedjax8.models.products import conv_stand_in, dot_stand_in
-from fedjax8.types import CLASSES, Array, Batch, Model, Multiply, Variables
+from fedjax8.types import Array, Batch, Model, Multiply, Variables
 
 PRODUCTS = {
     nnx.Linear: ("dot_general", dot_stand_in),
@@ -96,4 +96,4 @@ def from_nnx(
             return outputs, variables.state
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
 
-    return Model(init, apply, loss, metrics, targets=CLASSES if loss is cross_entropy else "")
+    return Model(init, apply, loss, metrics)

@@ -36,9 +36,9 @@ class OwnModels:
         dataset: Dataset,
         most: int,
         fine_tune_steps: int = 0,
+        split_seed: int | None = None,
         metric: str = "accuracy",
         higher: bool = True,
-        split_seed: int | None = None,
     ):
         """Up to `most` clients are evaluated, each after so many local steps on its training rows.
 
@@ -115,9 +115,9 @@ def own_models(
     dataset: Dataset,
     settings: Mapping[str, int],
     most: int = 0,
+    split_seed: int | None = None,
     metric: str = "accuracy",
     higher: bool = True,
-    split_seed: int | None = None,
 ) -> OwnModels | None:
     """The evaluations that a config's `evaluate_clients` asks for; None if it asks for none. `most`, a number of
     clients to evaluate at the end, overrides the number of the config. `metric` is the one that clients are compared
@@ -129,7 +129,7 @@ def own_models(
     if settings["every"] or most:
         check_fine_tuning(simulation.algorithm, settings["fine_tune_steps"])
         number = most or settings["clients"]
-        made = OwnModels(simulation, dataset, number, settings["fine_tune_steps"], metric, higher, split_seed)
+        made = OwnModels(simulation, dataset, number, settings["fine_tune_steps"], split_seed, metric, higher)
         if not made.held.clients.windows(made.ids)[1].any():
             raise UserError(f"none of the {len(made.ids)} clients that would be evaluated has held-out rows")
         return made

@@ -11,7 +11,7 @@ from fedjax8.directions import LOWER, Measures
 from fedjax8.display import Facts, shows
 from fedjax8.errors import UserError
 from fedjax8.types import BINARY, CLASSES, MARKS, VALUES, Array, Batch, Model, SetMetric
-from fedjax8.types.models import unchanged
+from fedjax8.types.models import takes, unchanged
 
 LOSS = "loss"
 DESCRIBED = {
@@ -95,7 +95,7 @@ class Task(NamedTuple):
             return metric._replace(state=lambda outputs, y, mask: metric.state(seen(outputs), y, mask))
 
         sets = {name: on_seen(metric) for name, metric in sets.items()}
-        return model._replace(loss=self.loss, metrics=metrics, sets=sets, targets=self.targets)
+        return model._replace(loss=self.loss, metrics=metrics, sets=sets)
 
     def num_outputs(self, dataset: Dataset) -> int:
         """Outputs that a model of this data set needs; UserError where the targets are of another kind."""
@@ -151,7 +151,7 @@ def task_of(
     names = [metric.name for metric in chosen]
     if len(set(names)) < len(names) or LOSS in names:
         raise UserError(f"metrics need different names other than {LOSS!r}; got {', '.join(names)}")
-    return Task(name, targets, loss, chosen)
+    return Task(name, targets, takes(targets)(loss), chosen)
 
 
 def two_classes(outputs: Array) -> Array:

@@ -25,6 +25,7 @@ from fedjax8.types.models import (
     Ratio,
     SetMetric,
     Variables,
+    takes,
 )
 from fedjax8.types.rounds import (
     Aggregator,
@@ -111,4 +112,5 @@ __all__ = [
     "Way",
     "check_codec",
     "each_once",
+    "takes",
 ]

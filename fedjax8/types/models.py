@@ -1,7 +1,7 @@
 """Models as pure functions, their variables, and the products of their layers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -92,6 +92,19 @@ TARGETS = (CLASSES, BINARY, MARKS, VALUES)
 none; 0 or 1 `[B]`, by one output; a 0 or 1 for each of several labels `[B, L]`; numbers `[B]` or `[B, K]`."""
 
 
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+def takes(targets: str) -> Callable[[Loss], Loss]:
+    """Marks a loss with the kind of targets that it takes, one of TARGETS."""
+
+    def marked(loss: Loss) -> Loss:
+        loss.targets = targets  # type: ignore[attr-defined]
+        return loss
+
+    return marked
+
+
 class SetMetric(NamedTuple):
     """A metric of a whole set of rows that is no mean over them, such as an F1 score.
 
@@ -134,8 +147,11 @@ class Model(NamedTuple):
     """`params -> {name: scalar}`: values for the log at every evaluation (for example learned clips)."""
     sets: Mapping[str, SetMetric] = {}
     """Metrics of whole sets, at evaluations of the global model."""
-    targets: str = ""
-    """One of TARGETS, the kind that the loss takes, by which rows are checked; empty: not known, rows pass."""
+
+    @property
+    def targets(self) -> str:
+        """One of TARGETS, the kind that the loss `takes`, by which rows are checked; empty: not known, rows pass."""
+        return getattr(self.loss, "targets", "")
 
     def _facts(self) -> Facts:
         return {

@@ -16,8 +16,9 @@ from fedjax8.data.batches import batch_plan
 from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
 from fedjax8.executors.loop import loop
+from fedjax8.introduction import introduction
+from fedjax8.launch import run_of
 from fedjax8.local import local_training
-from fedjax8.train import describe, introduction
 from fedjax8.types import Variables
 
 PRIVATE = {
@@ -53,7 +54,7 @@ def before_training(experiment):
     """Everything that a client or a reader of the run's files sees before the first round."""
     state = experiment.simulation.init()
     model = jax.tree.map(np.asarray, experiment.simulation.variables(state)._asdict())
-    lines = introduction(experiment, state), json.dumps(describe(experiment)(), sort_keys=True)
+    lines = introduction(experiment, state), json.dumps(run_of(experiment).about(), sort_keys=True)
     return model, (*lines, json.dumps(plain(experiment.config), sort_keys=True), state.ledger)
 
 

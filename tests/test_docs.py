@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import inspect
+import json
+import os
 import pathlib
 import re
 import shlex
@@ -314,10 +316,11 @@ def test_the_page_on_moving_has_every_word_of_other_frameworks_that_flags_answer
 
 @pytest.mark.slow
 def test_sphinx_builds_the_pages_without_a_warning(tmp_path):
-    if importlib.util.find_spec("sphinx") is None:
+    if any(importlib.util.find_spec(package) is None for package in ("sphinx", "myst_nb", "jupytext")):
         pytest.skip("needs pip install 'fedjax8[docs]'")
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    own = {"FEDJAX8_DOCS_RUN": "0"}  # notebooks are run by tests/test_notebooks.py
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "api" / "codecs.html").read_text()
     assert "FP8 messages" in page
@@ -325,3 +328,34 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path):
     assert 'href="../_modules/fedjax8/codecs/topk.html#topk"' in page
     search = (tmp_path / "searchindex.js").read_text()
     assert all(word in search for word in ("perplex", "tensorboard", "howto/early_stopping"))
+    made = {page.stem for page in (tmp_path / "notebooks").glob("*.html")}
+    assert made == {file.stem for file in (ROOT / "examples").glob("*.py") if "# %%" in file.read_text()}
+    assert "use_style" in (tmp_path / "notebooks" / "first_steps.html").read_text()
+
+
+def test_every_notebook_is_named_in_the_first_page_with_a_link_to_its_page():
+    notebooks = {file.stem for file in (ROOT / "examples").glob("*.py") if "# %%" in file.read_text()}
+    links = re.findall(r"\{doc\}`(\w+) <notebooks/(\w+)>`, `examples/(\w+)\.py`", PAGES["docs/index.md"])
+    assert {name for name, *_ in links} == notebooks
+    assert [link for link in links if len(set(link)) > 1] == []
+
+
+def test_scripts_in_cells_are_written_as_notebooks_once(tmp_path):
+    pytest.importorskip("jupytext")
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (source := tmp_path / "examples").mkdir()
+    (source / "program.py").write_text("print(1)\n")
+    (source / "cells.py").write_text("# %% [markdown]\n# # Title\n\n# %%\nprint(1)\n")
+    (target := tmp_path / "notebooks").mkdir()
+    (target / "gone.ipynb").write_text("{}")
+    (made,) = module.write_notebooks(source, target)
+    assert [path.name for path in target.iterdir()] == ["cells.ipynb"]
+    cells = json.loads(made.read_text())["cells"]
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in cells] == [
+        ("markdown", "# Title"),
+        ("code", "print(1)"),
+    ]
+    before = made.stat().st_mtime_ns
+    assert module.write_notebooks(source, target) == [made] and made.stat().st_mtime_ns == before

@@ -82,6 +82,7 @@ for name, run in runs.items():
     accuracy = np.sort(found["accuracy"])
     axes[1].plot(accuracy, np.arange(1, len(accuracy) + 1), drawstyle="steps-post", label=name)
 axes[0].set_title("mean over clients")
+axes[0].legend(axes[0].lines, runs)
 axes[1].set(xlabel="accuracy on own rows", ylabel="clients at or below", title="after 30 rounds, client by client")
 axes[1].legend(loc="upper left")
 plt.show()

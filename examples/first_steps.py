@@ -11,8 +11,8 @@
 # # First steps: accuracy against bytes
 #
 # Fifty clients hold handwritten digits, ten of them train in each round, and we ask what it costs on the network to
-# reach an accuracy: once with messages in float32, once in 8 bits. Takes about half a minute on two CPU cores; the data
-# come with scikit-learn, so nothing is downloaded.
+# reach an accuracy: once with messages in float32, once in 8 bits. Takes about a quarter of a minute on two CPU cores;
+# the data come with scikit-learn, so nothing is downloaded.
 
 # %%
 import jax

@@ -107,6 +107,7 @@ print("classes:", *dataset.class_names)
 
 fig, ax = plt.subplots(figsize=(6, 3.8))
 plot_runs([run.path for run in runs.values()], "bytes", ax)
+ax.legend(ax.lines, runs)
 plt.show()
 
 # %% [markdown]

@@ -1,5 +1,7 @@
 """The look of pictures: their colors, and the same for figures of one's own."""
 
+from typing import Any
+
 from fedjax8.errors import UserError
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -25,9 +27,11 @@ def use_style() -> None:
     """
     require_matplotlib()
     import matplotlib
+    from cycler import cycler
 
+    parameters: Any = matplotlib.rcParams
     look = {
-        "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+        "axes.prop_cycle": cycler(color=COLORS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": LINES,
@@ -48,4 +52,4 @@ def use_style() -> None:
         "legend.fontsize": 8.5,
         "figure.constrained_layout.use": True,
     }
-    matplotlib.rcParams.update(look)
+    parameters.update(look)

@@ -1,17 +1,15 @@
 """Sphinx settings: `python -m sphinx -W -b html docs build/docs` (`pip install 'fedjax8[docs]'`).
 
-The notebooks of examples/ are pages with their outputs: they are run, some minutes in all, and again only when they have
-changed. With FEDJAX8_DOCS_RUN=0 in the environment they are not run, and their pages have no outputs.
+The notebooks of examples/ are pages with their outputs: they are run, some minutes in all, and again only where
+they have changed. With FEDJAX8_DOCS_RUN=0 in the environment they are not run, and their pages have no outputs.
 """
 
 import os
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, os.path.dirname(__file__))
 
 from docstrings import AutoModules, as_rst, without_noise
 from notebooks import write_notebooks
@@ -23,11 +21,14 @@ author = "the fedjax8 authors"
 copyright = author
 version = release = __version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 exclude_patterns = []
 myst_heading_anchors = 3
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 
+HERE = Path(__file__).parent
+# Kernels import the package of this tree, as the reference does.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
 write_notebooks(HERE.parent / "examples", HERE / "notebooks")
 nb_execution_mode = "off" if os.environ.get("FEDJAX8_DOCS_RUN") == "0" else "cache"
 nb_execution_in_temp = True

@@ -5,9 +5,11 @@ lists become what they mean; everything else is text, whatever stars and bars ar
 """
 
 import importlib
+import inspect
 import pkgutil
 import re
 import textwrap
+import types
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -133,21 +135,51 @@ def without_noise(app, what, name, obj, skip, options) -> bool | None:
     return True if name == "replace" and "replacing the specified fields" in (obj.__doc__ or "") else None
 
 
+def first_sentence(doc: str | None) -> str:
+    """First sentence of a docstring's first paragraph, on one line, as reStructuredText."""
+    paragraph = " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split())
+    end = re.search(r"(?<!e\.g)(?<!i\.e)(?<!et al)\.(?= [A-Z`])|[.:;]$", paragraph)
+    return inline(paragraph[: end.start()] if end else paragraph)
+
+
+def members(module: types.ModuleType) -> list[str]:
+    """Names of the public functions and classes that a module defines and describes, in its order."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value)))  # jitted ones too
+        and value.__module__ == module.__name__
+        and value.__doc__
+    ]
+    return [name for name in own if without_noise(None, "", name, getattr(module, name), False, None) is not True]
+
+
+def summary(names: list[str]) -> list[str]:
+    """A table of modules: each with a link, its first sentence, and links to what it defines."""
+    out = [".. list-table::", "   :widths: 20 50 30", "   :header-rows: 1", ""]
+    out += ["   * - module", "     - contents", "     - defines"]
+    for name in names:
+        module = importlib.import_module(name)
+        links = ", ".join(f":py:obj:`~{name}.{member}`" for member in members(module))
+        out += [f"   * - :py:mod:`~{name}`", f"     - {first_sentence(module.__doc__)}", f"     - {links}"]
+    return [*out, ""]
+
+
 class AutoModules(Directive):
-    """`.. automodules:: package`: its text, then every public module in it with what it defines."""
+    """`.. automodules:: package`: a table of the public modules in it, then each of them with what it defines."""
 
     required_arguments = 1
 
     def run(self) -> list:
         """Nodes of all of them."""
         package = importlib.import_module(self.arguments[0])
-        names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
-        out = []
-        for name in names:
-            module = f"{package.__name__}.{name}"
-            if not hasattr(importlib.import_module(module), "__path__"):
-                heading = f"{package.__name__}.{name}"  # names of several packages would be one label
-                out += [heading, "-" * len(heading), "", f".. automodule:: {module}", "   :members:", ""]
+        found = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+        names = [f"{package.__name__}.{name}" for name in found]
+        names = [name for name in names if not hasattr(importlib.import_module(name), "__path__")]
+        out = summary(names)
+        for name in names:  # names of several packages would be one label
+            out += [name, "-" * len(name), "", f".. automodule:: {name}", "   :members:", ""]
         node = nodes.section()
         node.document = self.state.document
         nested_parse_with_titles(self.state, StringList(out, source=package.__name__), node)

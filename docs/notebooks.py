@@ -16,6 +16,7 @@ def write_notebooks(source: Path, target: Path) -> list[Path]:
         if "# %%" not in (text := script.read_text(encoding="utf-8")):
             continue
         notebook = jupytext.reads(text, fmt="py:percent")
+        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}  # known before it has run
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{number}"  # else they are drawn anew each time
         file, content = target / f"{script.stem}.ipynb", jupytext.writes(notebook, fmt="ipynb")

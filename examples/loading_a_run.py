@@ -101,7 +101,9 @@ scores = simulation.evaluate_clients(state, range(simulation.num_clients), own_r
 client = int(scores.ids[scores.metrics["accuracy"].argmin()])
 rows = {name: column[own_rows.rows(client)] for name, column in own_rows.columns.items()}
 labels = np.bincount(simulation.data.columns["y"][simulation.data.rows(client)], minlength=10)
-print(f"client {client}: {labels.sum()} training rows, by digit {labels.tolist()}; {len(rows['y'])} test rows of its own")
+print(
+    f"client {client}: {labels.sum()} training rows, by digit {labels.tolist()}; {len(rows['y'])} test rows of its own"
+)
 for steps in (0, 5, 20, 100):
     own = longer.fine_tune(client, steps) if steps else longer.variables()
     on_own, on_all = longer.evaluate(rows, variables=own), longer.evaluate(variables=own)

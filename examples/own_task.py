@@ -10,9 +10,9 @@
 # %% [markdown]
 # # A task of your own: numbers instead of classes
 #
-# Nothing in a round is about classes. Here ten clinics predict how far a disease will have gone in a year, a number; the
-# runs are judged by a mean absolute error, and by a metric that we write ourselves. Takes about a quarter of a minute on
-# two CPU cores; the data come with scikit-learn.
+# Nothing in a round is about classes. Here ten clinics predict how far a disease will have gone in a year, a number;
+# the runs are judged by a mean absolute error, and by a metric that we write ourselves. Takes about a quarter of a
+# minute on two CPU cores; the data come with scikit-learn.
 
 # %%
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from sklearn.linear_model import LinearRegression
 
 import fedjax8
 from fedjax8.plot import use_style
-from fedjax8.tasks import HIGHER, Metric
-from fedjax8.types import VALUES
+from fedjax8.tasks import HIGHER, LOWER, Metric, metrics, regression
+from fedjax8.types import VALUES, SetMetric
 
 use_style()
 
@@ -46,6 +46,7 @@ class Progression(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Progressions `[B, 1]`."""
         hidden = nn.relu(nn.Dense(32)(x))
         return 150 + 50 * nn.Dense(1)(hidden)
 
@@ -70,8 +71,8 @@ def within(units: float = 50.0) -> Metric:
 
 # %% [markdown]
 # A component is named by its file in the package, or by `module:factory` anywhere else; this notebook is the module
-# `__main__`. The first metric is the main one. The loss is Huber's: squared up to an error of 30 units, and beyond it no
-# steeper, so that a few people who are far off do not decide everything.
+# `__main__`. The first metric is the main one. The loss is Huber's: squared up to an error of 30 units, and beyond it
+# no steeper, so that a few people who are far off do not decide everything.
 
 # %%
 task = {
@@ -134,14 +135,11 @@ plt.show()
 # %% [markdown]
 # ## Metrics of a whole set
 #
-# A median, an AUC or a perplexity is no mean over rows. Such a metric gives a *state* for each batch, states add up (or,
-# with `rows=True`, are put one after another), and the value is taken once, from the state of the whole set.
+# A median, an AUC or a perplexity is no mean over rows. Such a metric gives a *state* for each batch, states add up
+# (or, with `rows=True`, are put one after another), and the value is taken once, from the state of the whole set.
+
 
 # %%
-from fedjax8.tasks import LOWER, metrics, regression
-from fedjax8.types import SetMetric
-
-
 def median_error() -> Metric:
     """Median of the absolute error."""
 

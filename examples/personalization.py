@@ -12,7 +12,7 @@
 #
 # Sixty clients hold two dozen images each, of four digits or fewer. A model that knows all ten is more than a client
 # needs; a model that a client trains alone has seen little. Between the two lie methods that share a part of the model.
-# We compare them with both ends, client by client. Takes about half a minute on two CPU cores.
+# We compare them with both ends, client by client. Takes about twenty seconds on two CPU cores.
 
 # %%
 import json
@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import fedjax8
+from fedjax8.data import held_out
 from fedjax8.plot import plot_runs, use_style
 
 use_style()
@@ -28,9 +29,9 @@ use_style()
 # %% [markdown]
 # ## Five answers
 #
-# `centralized` trains on the rows of all clients in one place, which is what federated learning is to avoid: a baseline.
-# `fedavg` averages models. `fedper` averages all layers but the last, which stays with the client; `fedrep` too, but it
-# trains the two parts one after the other. `local_only` sends nothing.
+# `centralized` trains on the rows of all clients in one place, which is what federated learning is to avoid: a
+# baseline. `fedavg` averages models. `fedper` averages all layers but the last, which stays with the client; `fedrep`
+# too, but it trains the two parts one after the other. `local_only` sends nothing.
 #
 # The model of a client is judged on test rows that have its digits, in the shares of its training rows; no other
 # client is judged by them. `evaluate_clients` puts the mean over clients, `personal_accuracy`, into the log.
@@ -76,29 +77,28 @@ for name, run in runs.items():
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 4))
 plot_runs([run.path for run in runs.values()], "rounds", axes[0], y="personal_accuracy")
-for i, (name, run) in enumerate(runs.items()):
+for name, run in runs.items():
     found = json.loads((run.path / "clients.json").read_text())
     accuracy = np.sort(found["accuracy"])
     axes[1].plot(accuracy, np.arange(1, len(accuracy) + 1), drawstyle="steps-post", label=name)
 axes[0].set_title("mean over clients")
+axes[0].legend(axes[0].lines, runs)
 axes[1].set(xlabel="accuracy on own rows", ylabel="clients at or below", title="after 30 rounds, client by client")
 axes[1].legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# A last layer of its own wins three to four points over FedAvg on these clients: 0.953 with FedRep and 0.946 with FedPer
-# against 0.912. Training alone does as well as FedAvg, and sends nothing. On the right the lower a curve stays, the more
-# clients are at 1.0. A client has about six test rows, so that steps are coarse: look at the curve as a whole, not at
-# single clients.
+# A last layer of its own wins three to four points over FedAvg on these clients: 0.953 with FedRep and 0.946 with
+# FedPer against 0.912. Training alone does as well as FedAvg, and sends nothing. On the right the lower a curve stays,
+# the more clients are at 1.0. A client has about six test rows, so that steps are coarse: look at the curve as a whole,
+# not at single clients.
 #
 # ## A third way: fine-tune the global model
 #
-# FedAvg's model may also be the start of a client's own. `fine_tune` takes local steps from it on the client's rows, and
-# forgets them; `evaluate_clients` does so for all at once, here for more and more steps.
+# FedAvg's model may also be the start of a client's own. `fine_tune` takes local steps from it on the client's rows,
+# and forgets them; `evaluate_clients` does so for all at once, here for more and more steps.
 
 # %%
-from fedjax8.data import held_out
-
 federated = runs["fedavg"]
 simulation, state = federated.simulation, federated.state()
 own_rows = held_out(federated.experiment.dataset, simulation.data, simulation.seed).clients
@@ -112,16 +112,16 @@ ax.plot(STEPS, np.mean(scores, axis=1), marker="o", label="fedavg, fine-tuned")
 ax.axhline(runs["local_only"].metrics[-1]["personal_accuracy"], color="C3", linestyle="--", label="local_only")
 ax.axhline(runs["fedrep"].metrics[-1]["personal_accuracy"], color="C2", linestyle="--", label="fedrep")
 ax.set(xlabel="local steps before the evaluation", ylabel="accuracy on own rows, mean over clients")
-ax.legend(loc="lower right")
+ax.legend(loc="center right")
 plt.show()
 
 # %% [markdown]
-# Two steps take FedAvg's model to where FedPer is, 20 past it. A client's own last layer does not have to be kept in all
-# rounds for that; it has to be trained before each use.
+# Two steps take FedAvg's model to where FedPer is, 20 past it. A client's own last layer does not have to be kept in
+# all rounds for that; it has to be trained before each use.
 #
-# The order is that of this split. With `dirichlet(0.5)` in place of the four shards, where many clients have most digits,
-# FedAvg comes out ahead (0.932; FedRep 0.927, FedPer 0.912, alone 0.792). `docs/studies/personal.md` has both orders on
-# larger data. On the command line:
+# The order is that of this split. With `dirichlet(0.5)` in place of the four shards, where many clients have most
+# digits, FedAvg comes out ahead (0.932; FedRep 0.927, FedPer 0.912, alone 0.792). `docs/studies/personal.md` has both
+# orders on larger data. On the command line:
 #
 #     fedjax8 train --config=digits_float32 --config.partition.name=shards --config.algorithm.name=fedrep \
 #         --config.evaluate_clients.every=3 --workdir=runs/fedrep

@@ -3,6 +3,7 @@
 # folder, what README promises and the tasks of tests/user_tasks. PYTHON names another Python, EXTRAS other extras.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
+extras="${EXTRAS:-plot,report,tensorboard,csv}"
 place="$(mktemp -d)"
 trap 'rm -rf "$place"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 FEDJAX8_CACHE="$place/cache"
@@ -18,7 +19,7 @@ cp -r "$root"/{fedjax8,setup.cfg,pyproject.toml,README.md,LICENSE} "$place/sourc
 
 say "installing it"
 wheel="$(echo "$place"/fedjax8-*.whl)"
-"$place/venv/bin/python" -m pip install --quiet "$wheel[${EXTRAS:-plot,report,tensorboard}]" 2>&1 | { grep -v '^WARNING: ' || true; }
+"$place/venv/bin/python" -m pip install --quiet "$wheel[$extras]" 2>&1 | { grep -v '^WARNING: ' || true; }
 mkdir "$place/work"
 cd "$place/work"
 export PATH="$place/venv/bin:$PATH"
@@ -41,6 +42,11 @@ fedjax8 plot runs/float32 runs/fp8 --out=accuracy.png
 fedjax8 sweep --out=runs/rates --grid="config.client.optimizer.learning_rate=0.05,0.1" --config.rounds=2 >/dev/null
 
 for task in "$root"/tests/user_tasks/*.py; do
+    needed="$(sed -nE "1s/.*fedjax8\[([a-z]+)\].*/\1/p" "$task")"
+    if [[ -n "$needed" && ",$extras," != *",$needed,"* ]]; then
+        say "$(basename "$task") skipped: needs the extra $needed, name it in EXTRAS"
+        continue
+    fi
     say "$(basename "$task")"
     mkdir "$(basename "$task" .py)"
     (cd "$(basename "$task" .py)" && python "$task")

@@ -9,6 +9,7 @@ from flax import linen as nn
 import fedjax8
 from fedjax8 import data, models, train
 from fedjax8.errors import UserError
+from fedjax8.experimenting import config_of
 from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 
 SMALL = {"rounds": 2, "num_clients": 5, "cohort_size": 3, "partition": "iid", "quiet": True, "eval_every": 1}
@@ -53,6 +54,14 @@ def test_arrays_and_a_flax_module_are_taken_as_they_are():
     assert found.experiment.dataset.train["x"].shape == (48, 4)
     with pytest.raises(UserError, match="data and model given from Python"):
         _ = fedjax8.load(found.path).experiment
+
+
+def test_metrics_are_given_by_name_or_with_settings():
+    given = {"name": "classification", "metrics": ["accuracy", {"name": "top_k", "k": 3}]}
+    metrics = config_of(None, {"task": given}).task.metrics
+    assert [dict(metric) for metric in metrics] == [{"name": "accuracy"}, {"name": "top_k", "k": 3}]
+    (metric,) = config_of(None, {"task": {"name": "regression", "metrics": "mae"}}).task.metrics
+    assert dict(metric) == {"name": "mae"}
 
 
 def test_a_data_set_and_a_model_are_taken_as_they_are(tmp_path):

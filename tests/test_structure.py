@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -99,6 +100,14 @@ def test_imports_point_downward(file):
         both_files = not (PACKAGE / own).is_dir() and not (PACKAGE / other).is_dir()
         allowed = other == own or RANK[other] < RANK[own] or (both_files and RANK[other] == RANK[own])
         assert allowed, f"{file.name} (rank {RANK[own]}) imports {module} (rank {RANK[other]})"
+
+
+def test_the_map_in_workspace_md_has_every_room_with_its_rank():
+    rows = re.findall(r"^\| (\d+) \| ([^|]*) \|", (ROOT / "WORKSPACE.md").read_text(), re.MULTILINE)
+    mapped = {name: int(rank) for rank, places in rows for name in re.findall(r"`(\w+)(?:/|\.py)`", places)}
+    assert mapped == RANK
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert there - {"__init__"} == set(RANK)
 
 
 def test_importing_the_package_touches_no_device():

@@ -29,7 +29,8 @@ def use_style() -> None:
     import matplotlib
     from cycler import cycler
 
-    look: dict[Any, Any] = {
+    parameters: Any = matplotlib.rcParams
+    look = {
         "axes.prop_cycle": cycler(color=COLORS),
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -51,4 +52,4 @@ def use_style() -> None:
         "legend.fontsize": 8.5,
         "figure.constrained_layout.use": True,
     }
-    matplotlib.rcParams.update(look)
+    parameters.update(look)

@@ -9,3 +9,4 @@ test = run.experiment.dataset.test
 found = run.evaluate({"x": test["x"][:100], "y": test["y"][:100]})
 file = run.export("mine.safetensors")
 print(run, found["test_accuracy"], sorted(models.load_params(file)))
+assert found["test_accuracy"] > 0.9 and models.load_params(file)["Dense_0"]["kernel"].shape == (64, 128)

@@ -9,3 +9,4 @@ with open("clients/clients.json") as file:
     found = json.load(file)
 for accuracy, rows, client in sorted(zip(found["accuracy"], found["counts"], found["clients"], strict=True)):
     print(f"client {client:2}  {rows:3} rows  {accuracy:.3f}")
+assert len(found["clients"]) == len(found["accuracy"]) > 40 and sum(found["counts"]) <= 359

@@ -73,6 +73,7 @@ __all__ = [
     "data",
     "dropouts",
     "executors",
+    "experiment",
     "load",
     "local_training",
     "models",

@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return cli.report(error)
     sys.argv = [f"fedjax8 {command}", *rest]
+    if "" not in sys.path:  # so that components of one's own are found in the working folder, as by python -m
+        sys.path.insert(0, "")
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 

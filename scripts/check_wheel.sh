@@ -3,7 +3,7 @@
 # folder, what README promises and the tasks of tests/user_tasks. PYTHON names another Python, EXTRAS other extras.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
-extras="${EXTRAS:-plot,report,tensorboard,csv}"
+extras="${EXTRAS:-plot,report,tensorboard,csv,hf}"
 place="$(mktemp -d)"
 trap 'rm -rf "$place"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 FEDJAX8_CACHE="$place/cache"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from fedjax8 import cli
 from fedjax8.components import INNER, KINDS, OURS, PACKAGES
-from fedjax8.config import FIELDS, is_component, plain
+from fedjax8.config import FIELDS, LISTS, is_component, plain
 from fedjax8.errors import UserError
 from fedjax8.lookup import component_names, suggest
 from fedjax8.shipped import FOLDER, shipped_configs
@@ -68,7 +68,7 @@ def settings(made_by: Callable) -> list[str]:
     """`name=default` for each setting of a factory; `name` alone where it has no default."""
     shown = []
     for name, parameter in inspect.signature(made_by).parameters.items():
-        if name in SUPPLIED and parameter.default in (parameter.empty, None):
+        if name in OURS or (name in SUPPLIED and parameter.default in (parameter.empty, None)):
             continue
         shown.append(name if parameter.default is parameter.empty else f"{name}={parameter.default!r}")
     return shown
@@ -106,6 +106,7 @@ def component_help(kind: str, name: str) -> str:
     made_by = factory(package, name)
     flags = fields_of(package)
     of = flags[0].removesuffix(".name")
+    of += ".0" * (of.removeprefix("--config.") in LISTS)  # of the first in a list of components
     takes = [f"  {of}.{one}" for one in settings(made_by)] if of != "--writers" else []
     module = inspect.getdoc(importlib.import_module(made_by.__module__)) or ""
     own = inspect.getdoc(made_by) or ""

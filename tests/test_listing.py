@@ -74,3 +74,10 @@ def test_train_answers_and_runs_nothing(argument, said, capsys):
 def test_an_unknown_flag_of_train_is_one_line():
     with pytest.raises(UserError, match=r"^no flag --rounds; did you mean --config\.rounds=3\?$"):
         train.main(["train", "--rounds=3"])
+
+
+def test_what_the_program_supplies_is_no_setting_and_lists_are_set_by_place():
+    shown = listing.listing("early_stopping")
+    assert "--config.callbacks.0.patience=5" in shown
+    assert "measures=" not in shown and "part=" not in shown
+    assert "--config.task.metrics.0.k=5" in listing.listing("top_k")

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,6 +23,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         * (importlib.metadata.version("jax").startswith("0.10.") and "FEDJAX8_COMPILE_FULLY" not in os.environ),
     ]
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as nohup and & leave it, to all processes that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import numpy as np

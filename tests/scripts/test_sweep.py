@@ -1,5 +1,6 @@
 """Sweeps: what runs, what is skipped, what fails, and how they end. Points are run by a small stand-in for training."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -55,6 +56,18 @@ def start(folder, *arguments, **more):
     command = [sys.executable, "-W", "error", SCRIPT, "--out=out", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipes)
+
+
+@contextlib.contextmanager
+def ended(process):
+    """The process, which is ended with the runs that it started, whatever the test does."""
+    try:
+        yield process
+    finally:
+        while process.poll() is None:  # the first lets its runs end, the next kills them
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=10)
 
 
 def sweep(folder, *arguments, **more):
@@ -115,12 +128,12 @@ def test_a_point_that_fails_does_not_stop_the_others_and_is_told_with_its_last_l
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_runs_end_in_their_own_way_and_starts_no_others(tmp_path, stand_in, number):
     arguments = (RATES.format("0.25,0.5,0.75"), "--config.rounds=1000", "--jobs=2", f"--command={stand_in}")
-    process = start(tmp_path, *arguments)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out").glob("*/begun"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    with ended(start(tmp_path, *arguments)) as process:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "out").glob("*/begun"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "failed" not in err and "stopping: 2 at work" in out
     assert len(calls(tmp_path)) == 2

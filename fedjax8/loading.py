@@ -25,6 +25,7 @@ from fedjax8.config import load_config
 from fedjax8.display import as_html
 from fedjax8.errors import UserError
 from fedjax8.given import read_object
+from fedjax8.lookup import optional
 from fedjax8.results.runs import RunFolder, read_lines, read_run
 
 if TYPE_CHECKING:
@@ -104,10 +105,7 @@ class LoadedRun:
 
     def table(self) -> "pandas.DataFrame":
         """`metrics` as a DataFrame, indexed by round; UserError without pandas."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise UserError("tables need pandas: pip install pandas; run.metrics has the same as dicts") from error
+        pandas = optional("pandas", "a table (run.metrics has the same as dicts)", "table")
         return pandas.DataFrame(self.metrics).set_index("round")
 
     @property

@@ -5,6 +5,8 @@ import math
 import pytest
 
 from fedjax8.directions import direction_of, in_words, is_bounded, is_percent, readable
+from fedjax8.lookup import component_names
+from fedjax8.tasks import metrics
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,12 @@ from fedjax8.directions import direction_of, in_words, is_bounded, is_percent, r
 )
 def test_the_direction_of_a_metric_is_that_of_its_ending(metric, direction):
     assert direction_of(metric) == direction
+
+
+@pytest.mark.parametrize("name", component_names("fedjax8.tasks.metrics"))
+def test_metrics_of_tasks_have_the_direction_that_their_names_are_known_by(name):
+    metric = getattr(metrics, name)()
+    assert direction_of(f"test_{metric.name}") == metric.direction
 
 
 def test_a_declared_direction_goes_before_the_known_names_and_the_longest_ending_wins():

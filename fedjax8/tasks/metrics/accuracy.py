@@ -1,9 +1,7 @@
 """Share of rows whose class is named; of sequences, of positions."""
 
-import jax.numpy as jnp
-
 from fedjax8.directions import HIGHER
-from fedjax8.models.linen import per_row
+from fedjax8.models import linen
 from fedjax8.tasks.base import Metric
 from fedjax8.types import CLASSES, Array
 
@@ -15,7 +13,7 @@ def accuracy() -> Metric:
 
 def hits(outputs: Array, targets: Array) -> Array:
     """float32 `[B]`."""
-    return per_row((jnp.argmax(outputs, axis=-1) == targets).astype(jnp.float32), targets)
+    return linen.accuracy(outputs, {"y": targets})["accuracy"]
 
 
 EXAMPLES = ({},)

@@ -15,7 +15,7 @@ RANKS = (
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions"},
     {"readers"},
-    {"numerics", "data", "models", "participation", "results"},
+    {"numerics", "data", "models", "participation", "results", "systems"},
     {
         "codecs",
         "adapters",

@@ -309,6 +309,7 @@ def build(
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
         participation = make("participation")
+        system = make("system", operations=None)
         facts = attempt(WatchedFacts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)
@@ -325,7 +326,7 @@ def build(
         algorithm = make("algorithm", local=local, facts=facts, learning_rate=rate)
         algorithm = attempt(accounted, algorithm, gradient)
         algorithm = attempt(attacked, algorithm, make("attack", num_classes=dataset.num_classes))
-        algorithm = attempt(with_dropout, algorithm, make("dropout", plan=plan))
+        algorithm = attempt(with_dropout, algorithm, make("dropout"))
         uplink, downlink, executor = make("uplink"), make("downlink"), make("executor")
         if run_format is not None:
             attempt(run_format.check_used)
@@ -345,6 +346,7 @@ def build(
             beside=beside.simulation if beside else None,
             sample=attempt(public_sample, dataset, mean, std) if private else None,
             participation=participation,
+            system=system,
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]

@@ -19,6 +19,7 @@ from fedjax8.lookup import find
 from fedjax8.participation import Participation
 from fedjax8.rates import find_optimizer, find_schedule, no_server_schedule
 from fedjax8.run_format import RunFormat
+from fedjax8.systems import SystemModel
 from fedjax8.tasks import Metric, Task
 from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
 
@@ -49,6 +50,7 @@ KINDS: dict[str, type | None] = {
     "attacks": Attack,
     "dropouts": Dropout,
     "participation": Participation,
+    "systems": SystemModel,
     "callbacks": Callback,
     "codecs": Codec,
     "executors": Executor,
@@ -75,7 +77,7 @@ SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) f
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
 OURS = ("local", "model", "facts", "plan", "part", "targets", "measures")
 """Arguments of factories that no setting may give."""
-SUPPLIED = (*OURS, "data_dir", "num_classes", "vocabulary", "mask", "weight_decay_mask")
+SUPPLIED = (*OURS, "operations", "data_dir", "num_classes", "vocabulary", "mask", "weight_decay_mask")
 """Arguments with defaults that the program supplies, which are no settings of a run."""
 
 

@@ -127,6 +127,11 @@ FIELDS: dict[str, Field] = {
     "participation": Field(
         component("uniform"), "selection of clients: a file in fedjax8/participation", package="participation"
     ),
+    "system": Field(
+        component("none"),
+        "speeds of devices and links, by which seconds are simulated: a file in fedjax8/systems",
+        package="systems",
+    ),
     "uplink": Field(component("fp8"), "codec of clients' messages: a file in fedjax8/codecs", package="codecs"),
     "downlink": Field(component("fp8"), "codec of the server's messages", package="codecs"),
     "executor": Field(component("auto"), "maps clients over devices: a file in fedjax8/executors", package="executors"),

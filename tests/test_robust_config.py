@@ -31,6 +31,7 @@ def test_all_of_it_together_runs_and_is_counted():
         ("attack.count", "4"),
         ("dropout.name", "deadline"),
         ("dropout.seconds", "1e9"),
+        ("system.name", "lognormal"),
     )
     simulation = experiment.simulation
     state, lines = simulation.run_rounds(simulation.init(), 2)
@@ -56,7 +57,8 @@ def test_labels_are_those_of_the_data():
         ([("algorithm.aggregate.name", "trimmed_mean"), ("algorithm.aggregate.trim", "0.5")], "below 0.5"),
         ([("algorithm.aggregate", "krum")], "--config.algorithm.aggregate.name=krum"),
         ([("dropout.name", "deadline")], "needs seconds"),
-        ([("dropout.name", "deadline"), ("dropout.seconds", "1"), ("dropout.plan", "1")], "no setting 'plan'"),
+        ([("dropout.name", "deadline"), ("dropout.seconds", "1"), ("dropout.spread", "1")], "no setting 'spread'"),
+        ([("dropout.name", "deadline"), ("dropout.seconds", "1")], "has no clock; choose a system model"),
         ([("algorithm.name", "fda"), ("dropout.name", "random"), ("cohort_size", "8")], "every client in every round"),
     ],
 )

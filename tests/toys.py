@@ -79,6 +79,7 @@ def build(
     participation=None,
     model=None,
     feed_mode="auto",
+    system=None,
     **length,
 ):
     """A simulation of `make_algorithm(local)` on `data`, by default with plain SGD on the clients and no codecs."""
@@ -97,6 +98,7 @@ def build(
         beside=beside,
         participation=participation,
         feed_mode=feed_mode,
+        system=system,
     )
 
 

@@ -122,7 +122,7 @@ def fda_steps(
             return Partial((report, jnp.int32(1))), new
 
         cohort, origin = cohort._replace(states=loop.workers), loop.server.common.params
-        totals, left_out, states, link = loop.link.on_clients(work, origin, cohort, key)
+        totals, left_out, states, link = loop.link.on_clients(work, origin, cohort, key, steps=1)
         report, clients = totals.sum
         report = trees.add(loop.report, report | {"excluded": left_out})
         server = loop.server._replace(steps=loop.server.steps + 1)
@@ -144,7 +144,7 @@ def fda_steps(
 
         watch = lambda sent: {name: monitor.watch(part) for name, part in sent.items()}
         reduced, states, link = loop.link.map_clients(
-            work, server, cohort._replace(states=loop.workers), key, MONITOR, plain, watch
+            work, server, cohort._replace(states=loop.workers), key, MONITOR, plain, watch, steps=1
         )
         report = trees.add(loop.report, reduced.report)
         server = server._replace(steps=server.steps + 1)
@@ -182,7 +182,7 @@ def fda_steps(
             return Contribution(tree, weight, worker, {})
 
         cohort = cohort._replace(states=loop.workers)
-        reduced, states, link = loop.link.map_clients(send, server, cohort, up_key, channel(name))
+        reduced, states, link = loop.link.map_clients(send, server, cohort, up_key, channel(name), steps=0)
         old = parts.split(server.common.params)[name]
         if_nobody = {"state": server.common.state, "optimizer": local.optimizer.init(server.common.params)} | old
         if_nobody = {part: if_nobody[part] for part in reduced.mean}

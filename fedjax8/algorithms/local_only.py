@@ -39,7 +39,7 @@ def local_only(local: LocalTraining) -> Algorithm:
             )
         # Keys as those of FedAvg's clients, so that the first round of both is the same training.
         _, client_key, _ = jax.random.split(key, 3)
-        totals, excluded, states, link = link.on_clients(work, (), cohort, client_key)
+        totals, excluded, states, link = link.on_clients(work, (), cohort, client_key, steps=None)
         report = totals.sum | {"excluded": excluded, "clients": link.count(cohort.reached) - excluded}
         return RoundOutput(state, states, link, report)
 

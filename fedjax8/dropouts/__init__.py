@@ -1,7 +1,7 @@
 """Dropouts: clients that receive the model and send nothing back. One file each; see `Dropout`.
 
     random     each with the same probability
-    deadline   stragglers, whose message arrives after the deadline, by a model of their time
+    deadline   stragglers, whose message arrives after the deadline, by the system model
 
 Dropouts are counted (`dropped`). The messages they received are in the downlink bytes; those they did not send in time
 are in no uplink bytes; where a round has several messages, those that arrived before a client was late count. Dropouts
@@ -12,9 +12,9 @@ known bias of such systems, which is not corrected.
 """
 
 from fedjax8.dropouts._round import with_dropout
-from fedjax8.dropouts.base import Dropout, Speeds
+from fedjax8.dropouts.base import Dropout
 from fedjax8.dropouts.deadline import deadline
 from fedjax8.dropouts.none import none
 from fedjax8.dropouts.random import random
 
-__all__ = ["Dropout", "Speeds", "deadline", "none", "random", "with_dropout"]
+__all__ = ["Dropout", "deadline", "none", "random", "with_dropout"]

@@ -1,5 +1,6 @@
 """An algorithm with dropouts in every round."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -25,8 +26,9 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
     had before the round. One that drops out whatever it does is not trained: it costs no time. UserError where everyone
     must take part in every round.
     """
-    lost_of, speeds_of = dropout.lost, dropout.speeds
-    if lost_of is None and speeds_of is None:
+    lost_of, deadline = dropout.lost, dropout.deadline
+    timed = deadline < math.inf
+    if lost_of is None and not timed:
         return algorithm
     if algorithm.everyone:
         raise UserError(
@@ -40,12 +42,10 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
             lost = cohort.reached & lost_of(own_key, cohort.ids)
             dropped = lost if isinstance(cohort.dropped, tuple) else lost | cohort.dropped
             left = cohort._replace(dropped=dropped, size=jnp.where(lost, 0, cohort.size))
-        if speeds_of is not None:
-            link = link.timed(speeds_of(own_key, cohort.ids), dropout.steps, dropout.deadline)
-        out = algorithm.round(link, state, left, key)
+        out = algorithm.round(link.until(deadline), state, left, key)
         states = out.client_states
-        if speeds_of is not None:
-            lost |= out.link.late
+        if timed:
+            lost |= out.link.late(cohort)
             # What the late have sent in time changed their states.
             states = jax.tree.map(lambda old, new: _where(lost, old, new), cohort.states, states)
         report = out.report | {"dropped": link.count(lost)}
@@ -56,7 +56,7 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         lost = ({channel: n for channel, n in way.items() if channel.direction == "down"} for way in usual)
         return *usual, *lost
 
-    return algorithm._replace(round=round_, ways=ways)
+    return algorithm._replace(round=round_, ways=ways, timed=algorithm.timed or timed)
 
 
 def _where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:

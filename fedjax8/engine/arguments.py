@@ -5,6 +5,7 @@ import numpy as np
 from fedjax8.data.federated import FederatedData
 from fedjax8.data.held_out import owned_once
 from fedjax8.errors import UserError
+from fedjax8.systems import SystemModel
 from fedjax8.types import Algorithm
 
 
@@ -29,3 +30,17 @@ def check_run(
         )
     if not data.num_positions or not np.any(data.sizes):
         raise UserError(f"none of the {num_clients} clients has any data")
+
+
+def check_time(algorithm: Algorithm, system: SystemModel) -> None:
+    """Raises UserError for an algorithm that reads its clients' time in a run without a clock."""
+    if algorithm.pooled and system.timed:
+        raise UserError(
+            "this algorithm trains on all rows in one place, without a client's device or link whose time could be "
+            "simulated; use --config.system.name=none"
+        )
+    if algorithm.timed and not system.timed:
+        raise UserError(
+            "a deadline needs to know how long clients take, and this run has no clock; choose a system model, such as "
+            "--config.system.name=lognormal, in Python simulate(..., system=systems.lognormal())"
+        )

@@ -6,6 +6,7 @@ How many rounds a call has is an argument of the program. The same program there
 the same bits either way.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from fedjax8 import trees
 from fedjax8.engine.feeding import Rows
 from fedjax8.engine.planning import Plan
+from fedjax8.exchange.clock import Clock, Elapsed, Timeless, Timing
 from fedjax8.exchange.link import RoundLink
 from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, Program, PyTree, Ratio
 
@@ -56,6 +58,15 @@ class Share(NamedTuple):
     """Leaves `[T, ...]`: states of the clients of the call."""
     lost: PyTree = ()
     """bool `[R, c]`: clients that receive the model and are not waited for; `()` where there are none."""
+    speeds: PyTree = ()
+    """`systems.Speeds`, float32 `[R, c]`; `()` without a clock."""
+
+
+def share_of(plan: Plan, own: Sequence[int], rows: Rows, states: PyTree, loses: bool) -> Share:
+    """The part of a call of the shards `own`; `loses` where some of the clients asked are not waited for."""
+    laid = plan.ids, plan.slots, plan.training, plan.speeds
+    ids, slots, training, speeds = jax.tree.map(lambda x: x[list(own)], laid)
+    return Share(ids, slots, rows, states, ids != training if loses else (), speeds)
 
 
 class Begun(NamedTuple):
@@ -80,6 +91,8 @@ class RoundOutcome(NamedTuple):
     """Cells of the excluded clients: see `left_out.py`."""
     rejected: Array
     """bool: whether the server's new state was unusable, and the round taken back."""
+    elapsed: Elapsed | tuple[()] = ()
+    """Time of the round; `()` without a clock."""
 
 
 def call_program(
@@ -90,10 +103,12 @@ def call_program(
     num_clients: int,
     outcome: RoundOutcome,
     usual: int | None = None,
+    timing: Timing | None = None,
 ) -> Program:
     """`(columns, carried, settings), share -> (carried, outcomes [R]), states`, for `executor.compile`.
 
-    `outcome` holds the shapes of one round's outcome; `usual` is `cohort_size` where numbers of clients vary.
+    `outcome` holds the shapes of one round's outcome; `usual` is `cohort_size` where numbers of clients vary; `timing`
+    is that of a run with a clock.
     """
 
     def program(shared, share):
@@ -112,6 +127,8 @@ def call_program(
             scale = 1.0 if settings.step_scale is None else settings.step_scale
             frozen = algorithm.frozen(carried.server, settings.frozen)
             pool = Pool(columns, settings.order, frozen, number, scale)
+            speeds = jax.tree.map(lambda x: x[index], share.speeds)
+            clock = Clock.begin(speeds, timing, executor, zeros.sent) if timing else Timeless()
             link = RoundLink(
                 pool,
                 carried.down_states,
@@ -124,6 +141,7 @@ def call_program(
                 executor=executor,
                 num_clients=num_clients,
                 usual=usual,
+                clock=clock,
             )
             key = jax.random.fold_in(jax.random.fold_in(settings.root, 1), number)
             out = algorithm.round(link, carried.server, cohort, key)
@@ -134,7 +152,8 @@ def call_program(
             usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
             places = jnp.where(usable, slots, most_slots)
             states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
-            left = RoundOutcome(out.report, link.measured, link.sent, link.left_out, ~usable)
+            elapsed = link.clock.elapsed_in(cohort)
+            left = RoundOutcome(out.report, link.measured, link.sent, link.left_out, ~usable, elapsed)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
             return trees.select(usable, after, carried), states, outcomes
 

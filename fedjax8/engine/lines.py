@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedjax8.engine.call import RoundOutcome
 from fedjax8.engine.planning import Plan
+from fedjax8.exchange.clock import Elapsed
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.exchange.left_out import named
 from fedjax8.participation.base import Participants
@@ -34,7 +36,19 @@ def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[s
     return metrics
 
 
-def call_line(
+def call_lines(
+    algorithm: Algorithm, participants: Participants, plan: Plan, outcomes: RoundOutcome, ledger: Ledger
+) -> tuple[list[dict[str, Any]], Ledger]:
+    """(a line a round of a call, the ledger after it), from the outcomes of its rounds, leaves `[R, ...]`."""
+    lines = []
+    for index in range(plan.rounds):
+        of_round = jax.tree.map(lambda x, i=index: x[i], outcomes)
+        ledger = ledger.add(of_round.sent | participants.reports(plan.asked[index]), of_round.elapsed)
+        lines.append(_call_line(algorithm, participants, plan, index, of_round, ledger))
+    return lines, ledger
+
+
+def _call_line(
     algorithm: Algorithm, participants: Participants, plan: Plan, index: int, outcome: RoundOutcome, ledger: Ledger
 ) -> dict[str, Any]:
     """The metrics of round `index` of a call, from its outcome and the ledger after it."""
@@ -45,4 +59,7 @@ def call_line(
     excluded = named(np.asarray(outcome.left_out), participants.num_clients)
     facts |= {"excluded_clients": excluded} if excluded else {}
     facts |= {"rejected": 1} if outcome.rejected else {}
+    if isinstance(outcome.elapsed, Elapsed):
+        facts |= {"waiting_share": outcome.elapsed.waiting, "peak_rate": outcome.elapsed.peak_rate}
+        facts |= {"simulated_seconds": ledger.seconds, "wasted_bytes": ledger.wasted_bytes}
     return round_line(number, ledger, outcome.report | outcome.measured | facts)

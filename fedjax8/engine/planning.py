@@ -26,7 +26,8 @@ import numpy as np
 from fedjax8.data.batches import num_steps, steps_per_epoch
 from fedjax8.executors import groups, padded
 from fedjax8.participation import Participants
-from fedjax8.types import BatchPlan
+from fedjax8.systems import Speeds
+from fedjax8.types import BatchPlan, PyTree
 
 
 class Deal(NamedTuple):
@@ -55,8 +56,12 @@ class Plan(NamedTuple):
     """int32 `[S, R, c]`: `ids` with padding in place of clients that are not waited for."""
     asked: tuple[int, ...]
     """Number of clients of each round, those that are not waited for included."""
+    speeds: PyTree = ()
+    """`systems.Speeds`, float32 `[S, R, c]` each, of any value for padding; `()` without a clock."""
 
 
+LONGEST = 1e30
+"""Seconds, and bytes a second, beyond which it makes no difference; far within float32."""
 Losses = Callable[[np.ndarray], np.ndarray]
 """Client ids `[n]` to the loss of the present model on each, for participations that read it."""
 
@@ -155,6 +160,7 @@ def planner(
     most_rounds: int,
     stay: int,
     most_rows: int | None,
+    speeds: Callable[[int, np.ndarray], Speeds] | None = None,
 ) -> Planner:
     """The planner of a run.
 
@@ -165,6 +171,7 @@ def planner(
       stay: number of rounds for which a client's shard is decided at a time, where it must stay on one for a whole
         call; no call goes beyond them. 0 where clients may be anywhere. 1 for participations that read the state.
       most_rows: a call ends before the rows of its clients are more than this on any shard; None for no limit.
+      speeds: `(rounds done before, client ids [n]) -> Speeds`; None without a clock.
     """
 
     def work_of(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +234,8 @@ def planner(
             if found and most_rows is not None and rows.max() > most_rows:
                 break
             found.append(one)
-        return _laid_out(first, found, num_clients, most_rounds, stay > 0)
+        made = _laid_out(first, found, num_clients, most_rounds, stay > 0)
+        return made if speeds is None else made._replace(speeds=_speeds(speeds, made, num_clients))
 
     return plan
 
@@ -243,6 +251,20 @@ class _Round(NamedTuple):
     """`[S]`: of the clients of each shard."""
     padding: float
     asked: int
+
+
+def _speeds(speeds: Callable[[int, np.ndarray], Speeds], plan: Plan, num_clients: int) -> Speeds:
+    """Speeds of the clients of a plan, as large as a float32 can be at most."""
+    known = np.minimum(plan.ids[:, : plan.rounds], num_clients - 1)
+    rounds = [speeds(plan.first + i, known[:, i].reshape(-1)) for i in range(plan.rounds)]
+
+    def laid(*of_rounds: np.ndarray) -> np.ndarray:
+        whole = np.ones(plan.ids.shape, np.float32)
+        for i, values in enumerate(of_rounds):
+            whole[:, i] = np.clip(values, 0.0, LONGEST).reshape(known[:, i].shape)
+        return whole
+
+    return Speeds(*map(laid, *rounds))
 
 
 def laid_out_round(ids: np.ndarray, participants: Participants) -> Plan:

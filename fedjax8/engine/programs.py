@@ -12,6 +12,7 @@ from fedjax8.engine.client_evaluation import ClientEvaluation
 from fedjax8.engine.evaluation import Evaluated
 from fedjax8.engine.fit import Fit
 from fedjax8.engine.losses import losses_program
+from fedjax8.exchange.clock import Timing
 from fedjax8.types import Algorithm, Batch, Codec, Executor, Key, Program, PyTree, Variables
 
 
@@ -31,6 +32,8 @@ class Programs:
     """Shapes of a round's outcome."""
     usual: int | None
     """As in `call.call_program`."""
+    timing: Timing | None
+    """Of a run with a clock."""
 
     @functools.cached_property
     def placed(self) -> PyTree:
@@ -45,7 +48,7 @@ class Programs:
     def call(self) -> Program:
         """The program of a call, not compiled."""
         kept = self.algorithm, self.uplink, self.downlink, self.executor, self.num_clients
-        return call_program(*kept, self.outcome(), self.usual)
+        return call_program(*kept, self.outcome(), self.usual, self.timing)
 
     @functools.cached_property
     def compiled(self) -> Program:

@@ -23,13 +23,15 @@ from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
 from fedjax8.display import shows
-from fedjax8.engine.arguments import check_run
-from fedjax8.engine.call import Begun, CallInputs, Carried, RoundOutcome, Share
+from fedjax8.engine.arguments import check_run, check_time
+from fedjax8.engine.call import Begun, CallInputs, Carried, RoundOutcome, share_of
 from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.facts import facts_of
 from fedjax8.engine.feeding import Feed, Rows, feed
 from fedjax8.engine.fit import fit_of
-from fedjax8.engine.lines import call_line
+from fedjax8.engine.foretelling import Foretold
+from fedjax8.engine.lengths import fitting_rounds, most_rounds
+from fedjax8.engine.lines import call_lines
 from fedjax8.engine.losses import client_losses
 from fedjax8.engine.planning import Losses, Plan, Planner, planner, used
 from fedjax8.engine.prefetch import Prefetch
@@ -39,6 +41,7 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
+from fedjax8.exchange.clock import Timing
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.exchange.link import DOWN, UP
@@ -47,12 +50,9 @@ from fedjax8.executors.auto import auto
 from fedjax8.given import checked
 from fedjax8.hosts import hosts
 from fedjax8.participation import Participants, Participation, uniform
+from fedjax8.systems import SystemModel
+from fedjax8.systems.none import none as no_clock
 from fedjax8.types import Algorithm, BatchPlan, Codec, Executor, Model, PyTree, Variables, Way
-
-ROUNDS_PER_CALL = 64
-"""Enough for the host's part of a call to vanish, few enough for plans and logs of a call to be small."""
-CALL_STATE_BYTES = 1 << 27
-"""Client states that a call of several rounds may hold on one device."""
 
 
 @shows
@@ -73,6 +73,7 @@ class Simulation:
     beside: "Simulation | None" = None
     sample: Mapping[str, np.ndarray] | None = None
     participation: Participation = uniform()  # noqa: RUF009 (a constant)
+    system: SystemModel = no_clock()  # noqa: RUF009 (a constant)
 
     _facts = facts_of  # as it is shown
 
@@ -95,7 +96,14 @@ class Simulation:
     def participants(self) -> Participants:
         """The selection of clients in its rounds."""
         steps = functools.partial(num_steps, self.plan)
-        return Participants(self.participation, self.seed, self.cohort_size, self.data, steps)
+        seconds = self._foretold.seconds if self.system.timed else None
+        return Participants(self.participation, self.seed, self.cohort_size, self.data, steps, seconds)
+
+    @functools.cached_property
+    def _foretold(self) -> Foretold:
+        return Foretold(
+            self.system, self.seed, self.algorithm.steps or functools.partial(num_steps, self.plan), self.ways
+        )
 
     @property
     def places(self) -> int:
@@ -106,8 +114,6 @@ class Simulation:
     def chunk(self) -> int:
         """Clients that a device works on at once."""
         return at_once(self.places, self.executor.chunk)
-
-    # Its use
 
     def init(self, folder: Path | None = None) -> SimulationState:
         """The state before the first round. Client states too large for the device go to files in `folder`."""
@@ -140,8 +146,7 @@ class Simulation:
         return state, lines[0]
 
     def evaluate(self, state: SimulationState, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of the global model on columns `[N, ...]`; compiled again when another mapping than the last is
-        given."""
+        """Metrics of the global model on columns `[N, ...]`; another mapping than the last is compiled again."""
         return self.programs.evaluated.evaluate(columns, self.variables(state))
 
     def evaluate_clients(
@@ -174,8 +179,6 @@ class Simulation:
         """The ways of `Algorithm.ways`, for the most local steps of a client in a round."""
         return self.algorithm.ways([found.channel for found in self.discover()], steps, self.cohort_size)
 
-    # A call in two halves, between which its program runs
-
     def begin(self, state: SimulationState, count: int) -> Begun:
         """The call of up to `count` rounds after `state`."""
         plan, rows = self._prefetched.take(state.round, count, functools.partial(self._losses, state))
@@ -185,12 +188,10 @@ class Simulation:
             lambda x: x.reshape(*clients.shape, *x.shape[1:]), state.clients.read(clients.reshape(-1))
         )
         first, rounds = np.int32(plan.first), np.int32(plan.rounds)
-        settings = CallInputs(self._feed.order, self._root, first, rounds, self._initial[0])
-        if state.step_scale is not None:
-            settings = settings._replace(step_scale=np.float32(state.step_scale))
+        scale = None if state.step_scale is None else np.float32(state.step_scale)
+        settings = CallInputs(self._feed.order, self._root, first, rounds, self._initial[0], scale)
         carried = Carried(state.server, state.down_states)
-        lost = plan.ids[own] != plan.training[own] if self.participants.loses else ()
-        return Begun(plan, carried, settings, Share(plan.ids[own], plan.slots[own], rows, states, lost))
+        return Begun(plan, carried, settings, share_of(plan, own, rows, states, self.participants.loses))
 
     def finish(
         self,
@@ -206,11 +207,7 @@ class Simulation:
         new = self.executor.collect(jax.tree.map(lambda x: x[:, : everyone.shape[1]], new))
         new = jax.tree.map(lambda x: x.reshape(everyone.size, *x.shape[2:]), new)
         store = state.clients.write(everyone.reshape(-1), new, donate)
-        outcomes, lines, ledger = jax.device_get(outcomes), [], state.ledger
-        for i in range(plan.rounds):
-            of_round = jax.tree.map(lambda x, i=i: x[i], outcomes)
-            ledger = ledger.add(of_round.sent | self.participants.reports(plan.asked[i]))
-            lines.append(call_line(self.algorithm, self.participants, plan, i, of_round, ledger))
+        lines, ledger = call_lines(self.algorithm, self.participants, plan, jax.device_get(outcomes), state.ledger)
         return SimulationState(plan.first + plan.rounds, *carried, store, ledger, state.step_scale), lines
 
     def prefetch(self, first: int, count: int) -> None:
@@ -237,14 +234,17 @@ class Simulation:
             fit_of(self.model, self.data.columns),
             lambda: self._traced.outcome,
             self.cohort_size if self.participants.varies else None,
+            self._timing,
         )
-
-    # Made once
 
     @functools.cached_property
     def check_read(self) -> Callable[[Mapping[str, np.ndarray]], None] | None:
         """The check of rows as they are read from disk; rows in memory are checked when it is first asked for."""
         return self.programs.fit.on_entry(self.data.columns, "the clients' rows")
+
+    @functools.cached_property
+    def _timing(self) -> Timing | None:
+        return Timing(self.system.server, functools.partial(num_steps, self.plan)) if self.system.timed else None
 
     @functools.cached_property
     def _root(self) -> jax.Array:
@@ -273,6 +273,7 @@ class Simulation:
             client=client,
             frozen=frozen,
             mixed_formats=self.mixed_formats,
+            timing=self._timing,
         )
 
     def _codec_states(self, direction: str) -> dict[str, PyTree]:
@@ -291,19 +292,13 @@ class Simulation:
 
     @functools.cached_property
     def _fitting_rounds(self) -> int:
-        """Rounds whose client states fit a device; one where the cohort depends on the state."""
-        if self.participation.reads_state:
-            return 1
         of_round = trees.num_bytes(self._first_client) * self.places
-        fitting = CALL_STATE_BYTES // of_round if of_round else ROUNDS_PER_CALL
-        return max(1, min(ROUNDS_PER_CALL, fitting))
+        return fitting_rounds(of_round, self.participation.reads_state)
 
     @functools.cached_property
     def _most_rounds(self) -> int:
-        """Rounds of a call, at most."""
-        wanted = self.rounds_per_call or ROUNDS_PER_CALL
         bounded = self._remembers or self.participation.reads_state
-        return min(wanted, self._fitting_rounds) if bounded else wanted
+        return most_rounds(self.rounds_per_call, self._fitting_rounds, bounded)
 
     @functools.cached_property
     def _feed(self) -> Feed:
@@ -331,6 +326,7 @@ class Simulation:
             most_rounds=self._most_rounds,
             stay=self._fitting_rounds if self._remembers else 0,
             most_rows=self._feed.most_rows,
+            speeds=functools.partial(self.system.speeds, self.seed) if self.system.speeds else None,
         )
 
     def _prepare(self, first: int, count: int, losses: Losses | None = None) -> tuple[Plan, Rows]:
@@ -363,6 +359,7 @@ def simulate(
     beside: Simulation | None = None,
     sample: Mapping[str, np.ndarray] | None = None,
     participation: Participation | None = None,
+    system: SystemModel | None = None,
 ) -> Simulation:
     """A federated run of `algorithm` on `data`.
 
@@ -382,6 +379,7 @@ def simulate(
       sample: columns `[n, ...]` that the model is initialized on, and its input clips calibrated. By default some of
         the training rows; where the algorithm states an epsilon, which does not cover that, rows that are drawn.
       participation: the selection of clients; default `participation.uniform()`.
+      system: how fast devices and links are; default `systems.none()`, without a clock.
 
     Raises:
       UserError: an argument of another type; a cohort larger than the number of clients; a participation that cannot
@@ -394,7 +392,8 @@ def simulate(
         raise UserError("runs side by side must have the same columns, not copies of them; pass the same arrays to all")
     executor = auto() if executor is None else executor
     how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample, participation or uniform())
-    made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how)
+    made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how, system or no_clock())
+    check_time(made.algorithm, made.system)
     made.participants.check(algorithm, beside.participants if beside else None)
     _ = made.check_read
     return made

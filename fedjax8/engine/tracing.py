@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.engine.call import RoundOutcome
+from fedjax8.exchange.clock import Clock, Elapsed, Timeless, Timing
 from fedjax8.exchange.discovery import Discovery, Recorder
 from fedjax8.exchange.left_out import no_cells
 from fedjax8.exchange.link import RoundLink
 from fedjax8.executors.loop import loop
 from fedjax8.keys import random_key
 from fedjax8.numerics import formats
+from fedjax8.systems import Speeds
 from fedjax8.types import Algorithm, Codec, Cohort, Pool, PyTree
 
 
@@ -36,6 +38,7 @@ def trace_round(
     client: PyTree,
     frozen: PyTree,
     mixed_formats: bool,
+    timing: Timing | None,
 ) -> Traced:
     """Messages and outcome of a round of one client, traced.
 
@@ -44,6 +47,7 @@ def trace_round(
       columns: of all rows; their shapes are used.
       server, client, frozen: initial states of the server and of one client, and frozen parameters.
       mixed_formats: whether several 8-bit formats are allowed.
+      timing: of a run with a clock.
 
     Raises:
       UserError: for several formats that were not asked for.
@@ -56,7 +60,9 @@ def trace_round(
 
     def one_round(server, cohort, pool, key):
         settings: Any = {"uplink": uplink, "downlink": downlink, "executor": loop(), "num_clients": num_clients}
-        link = RoundLink(pool, {}, {}, {}, no_cells(), jnp.int32(0), recorder=recorder, **settings)
+        speeds = Speeds(*[np.ones(1, np.float32)] * len(Speeds._fields))
+        clock = Clock.begin(speeds, timing, loop(), {}) if timing else Timeless()
+        link = RoundLink(pool, {}, {}, {}, no_cells(), jnp.int32(0), recorder=recorder, clock=clock, **settings)
         return algorithm.round(link, server, cohort, key).report
 
     with formats.one_format(mixed_formats):
@@ -64,4 +70,6 @@ def trace_round(
     counts: Any = {d.channel: jax.ShapeDtypeStruct((), jnp.int32) for d in recorder.found}
     rejected: Any = jax.ShapeDtypeStruct((), bool)
     measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
-    return Traced(recorder.found, RoundOutcome(report, measured, counts, jax.eval_shape(no_cells), rejected))
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    elapsed = Elapsed(number, number, number, counts) if timing else ()
+    return Traced(recorder.found, RoundOutcome(report, measured, counts, jax.eval_shape(no_cells), rejected, elapsed))

@@ -1,84 +1,283 @@
 """Simulated seconds of a round's clients, measured at its exchanges, and the stragglers among them.
 
-    received:   t_i <- max(t_i, T) + bytes / B_down            bytes of the message that client i receives
+    received:   t_i <- end of a transfer that starts at max(t_i, T) + latency_i
     trained:    t_i <- t_i + step_seconds_i * steps
-    sent:       t_i <- t_i + bytes / B_up                      bytes that client i sends, without parts it leaves out
+    sent:       t_i <- end of a transfer that starts at t_i + latency_i
     late:       t_i > deadline;     T <- max of t_i over those who sent and are not late
 
 t_i is the time of client i since the round began, T the time at which the server has every message that it waits for.
-The server knows who will be late and waits for the others only. Several messages of a client add up, alternatives do
-not: a client is charged for the messages that it receives and sends itself. A late client's message counts nowhere,
-neither in the aggregate nor in the bytes sent, and from then on the server sends it nothing in that round.
+A transfer takes bytes / B_i at most; the server's own link, where it is limited, is shared (`transfers`). The server
+knows who will be late and waits for the others only. Several messages of a client add up, alternatives do not: a client
+is charged for the messages that it receives and sends itself. A late client's message counts nowhere, neither in the
+aggregate nor in the bytes sent, and from then on the server sends it nothing in that round.
+
+A message in the *background* takes its time beside the local steps that go on meanwhile: it moves T, and the client
+waits for it where the round says so (`wait`).
+
+The round takes max(T, t_i of those who are neither late nor dropped) seconds; if someone is late, it lasts until the
+deadline.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fedjax8.dropouts import Speeds
-from fedjax8.types import Array, Cohort
+from fedjax8.exchange.sections import Sections, num_bytes
+from fedjax8.exchange.transfers import transfers
+from fedjax8.systems import ServerLink
+from fedjax8.types import Array, Channel, Cohort, Executor, PyTree
 
 
 class Sending(NamedTuple):
     """Start and speed of clients' uploads, float32 `[c]`."""
 
     ready: Array
-    """Seconds since the round began."""
+    """Seconds from the start of the round to the first byte."""
     bandwidth: Array
     """Bytes a second."""
+    in_time: Array
+    """bool: whether the longest form of the message arrives before the deadline, where the server's link is shared."""
+
+
+class Timing(NamedTuple):
+    """The clock of a run: the facts that no round changes."""
+
+    server: ServerLink
+    steps: Callable[[Array], Array]
+    """int32 sizes of clients to their local steps in a round, by the batch plan."""
+
+
+class Elapsed(NamedTuple):
+    """Time of a round, for the log."""
+
+    seconds: Array
+    """float32: simulated seconds of the round."""
+    waiting: Array
+    """float32: share of it that clients wait, of those who are neither late nor dropped."""
+    peak_rate: Array
+    """float32: largest simultaneous rate of the server's link, in bytes a second of either direction."""
+    wasted: dict[Channel, Array]
+    """int32: messages from and to clients without a part in the round's result."""
+
+
+class Timeless:
+    """The clock of a run without time: nobody is late, and nothing is measured."""
+
+    def until(self, deadline: float) -> "Timeless":
+        """Itself: a simulation refuses a deadline without a system model before it runs."""
+        return self
+
+    def is_late(self, cohort: Cohort) -> Array:
+        """bool `[c]`: nobody."""
+        return jnp.zeros_like(cohort.valid)
+
+    def receivers(self, cohort: Cohort) -> Cohort:
+        """All of the cohort."""
+        return cohort
+
+    def received(self, cohort: Cohort, pieces: Sections, background: bool) -> "Timeless":
+        """Itself."""
+        return self
+
+    def trained(self, cohort: Cohort, steps: Array | int | None, most_bytes: int) -> tuple[Cohort, PyTree, "Timeless"]:
+        """(the cohort, nothing, itself)."""
+        return cohort, (), self
+
+    def worked(self, cohort: Cohort, steps: Array | int | None) -> "Timeless":
+        """Itself."""
+        return self
+
+    def in_time(self, sending: PyTree, size: Array) -> Array:
+        """True."""
+        return jnp.array(True)
+
+    def sent(
+        self,
+        cohort: Cohort,
+        sending: PyTree,
+        pieces: Sections,
+        used: Array,
+        background: bool,
+    ) -> "Timeless":
+        """Itself."""
+        return self
+
+    def wait(self, cohort: Cohort) -> "Timeless":
+        """Itself."""
+        return self
+
+    def elapsed_in(self, cohort: Cohort) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+
+jax.tree_util.register_pytree_node(Timeless, lambda clock: ((), None), lambda *_: Timeless())
 
 
 @struct.dataclass
 class Clock:
     """Elapsed seconds of this device's clients in one round."""
 
-    speeds: Speeds
+    speeds: Any
+    """`systems.Speeds`, float32 `[c]` each."""
     elapsed: Array
     """float32 `[c]`: t_i."""
+    busy: Array
+    """float32 `[c]`: seconds of t_i in which the client receives, trains or sends."""
+    due: Array
+    """float32 `[c]`: when its last message in the background arrives."""
     late: Array
     """bool `[c]`: late in an exchange of this round."""
+    gone: Array
+    """bool `[c]`: late, or dropped."""
+    wasted: Array
+    """bool `[c]`: without a part in the result: gone, or excluded."""
     server: Array
     """float32: T."""
-    deadline: float = struct.field(pytree_node=False)
-    steps: Callable[[Array], Array] = struct.field(pytree_node=False)
-    """int32 sizes of clients to their local steps, as in `Dropout`."""
+    peak: Array
+    """float32: largest simultaneous rate so far."""
+    messages: dict[Channel, Array]
+    """int32 `[c]`: messages of each kind, from and to each client."""
+    timing: Timing = struct.field(pytree_node=False)
+    executor: Executor = struct.field(pytree_node=False)
+    deadline: float = struct.field(pytree_node=False, default=math.inf)
 
     @staticmethod
-    def begin(speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "Clock":
-        """The clock at the beginning of a round."""
+    def begin(speeds: PyTree, timing: Timing, executor: Executor, channels: Mapping[Channel, Any]) -> "Clock":
+        """The clock at the beginning of a round that may have messages of these kinds."""
         zeros = jnp.zeros(speeds.step_seconds.shape, jnp.float32)
-        return Clock(speeds, zeros, zeros > 0, jnp.float32(0), deadline, steps)
+        nobody, nothing = zeros > 0, jnp.float32(0)
+        messages = {channel: zeros.astype(jnp.int32) for channel in channels}
+        return Clock(speeds, zeros, zeros, zeros, nobody, nobody, nobody, nothing, nothing, messages, timing, executor)
+
+    def until(self, deadline: float) -> "Clock":
+        """The clock of a round with a deadline, in seconds from its start."""
+        return dataclasses.replace(self, deadline=deadline)
+
+    def is_late(self, cohort: Cohort) -> Array:
+        """bool `[c]`: stragglers of the round so far."""
+        return self.late
 
     def receivers(self, cohort: Cohort) -> Cohort:
         """The cohort without its stragglers so far."""
         return cohort._replace(valid=cohort.valid & ~self.late)
 
-    def received(self, cohort: Cohort, num_bytes: Array) -> "Clock":
-        """The clock after these clients have received a message of so many bytes."""
-        ready = jnp.maximum(self.elapsed, self.server) + num_bytes / self.speeds.down_bandwidth
-        return dataclasses.replace(self, elapsed=jnp.where(cohort.valid, ready, self.elapsed))
+    def received(self, cohort: Cohort, pieces: Sections, background: bool) -> "Clock":
+        """The clock after these clients have received a message."""
+        begin = jnp.broadcast_to(self.server, self.elapsed.shape)
+        begin = begin if background else jnp.maximum(self.elapsed, begin)
+        start, size = begin + self.speeds.latency, jnp.full(begin.shape, num_bytes(pieces))
+        capacity = self.timing.server.down_bandwidth
+        ready, peak = self._transferred(start, size, self.speeds.down_bandwidth, cohort.valid, capacity)
+        elapsed, busy, due = self.elapsed, self.busy, self.due
+        if background:
+            due = jnp.where(cohort.valid, jnp.maximum(due, ready), due)
+        else:
+            elapsed = jnp.where(cohort.valid, ready, elapsed)
+            busy += jnp.where(cohort.valid, ready - begin, 0.0)
+        return dataclasses.replace(
+            self,
+            elapsed=elapsed,
+            busy=busy,
+            due=due,
+            peak=jnp.maximum(self.peak, peak),
+            messages=self._with(pieces, cohort.valid),
+        )
 
-    def trained(self, cohort: Cohort, steps: Array | int | None) -> tuple[Cohort, "Sending"]:
-        """(the cohort, its uploads) after `steps` local steps, None for the batch plan's.
+    def trained(self, cohort: Cohort, steps: Array | int | None, most_bytes: int) -> tuple[Cohort, Sending, "Clock"]:
+        """(the cohort, its uploads of at most so many bytes, the clock) after `steps` local steps, None for the batch
+        plan's.
 
         Clients that cannot be in time any more are not trained, which saves time.
         """
-        taken = self.steps(cohort.size) if steps is None else jnp.where(cohort.size > 0, steps, 0)
-        ready = self.elapsed + self.speeds.step_seconds * taken
-        lost = self.late | (ready > self.deadline)
-        sending = Sending(ready, self.speeds.up_bandwidth)
+        clock = self.worked(cohort, steps)
+        start, capacity = clock.elapsed + self.speeds.latency, self.timing.server.up_bandwidth
+        in_time = start <= self.deadline
+        if capacity < math.inf and self.deadline < math.inf:
+            most = jnp.full(start.shape, jnp.float32(most_bytes))
+            sends = cohort.reached & ~self.late
+            in_time = self._transferred(start, most, self.speeds.up_bandwidth, sends, capacity)[0] <= self.deadline
+        lost = self.late | ~in_time
         dropped = lost if isinstance(cohort.dropped, tuple) else cohort.dropped | lost
-        return cohort._replace(dropped=dropped, size=jnp.where(lost, 0, cohort.size)), sending
+        left = cohort._replace(dropped=dropped, size=jnp.where(lost, 0, cohort.size))
+        return left, Sending(start, self.speeds.up_bandwidth, in_time), clock
 
-    def sent(self, cohort: Cohort, arrived: Array, last: Array) -> "Clock":
-        """The clock after these clients' messages arrived at `arrived` `[c]`, the last one in time at `last` (-inf if
-        none is)."""
+    def worked(self, cohort: Cohort, steps: Array | int | None) -> "Clock":
+        """The clock after `steps` local steps of these clients, None for the batch plan's."""
+        taken = self.timing.steps(cohort.size) if steps is None else jnp.where(cohort.size > 0, steps, 0)
+        work = jnp.where(cohort.reached & ~self.late, self.speeds.step_seconds * taken, 0.0)
+        return dataclasses.replace(self, elapsed=self.elapsed + work, busy=self.busy + work)
+
+    def in_time(self, sending: Sending, size: Array) -> Array:
+        """bool: whether one client's message of so many bytes arrives before the deadline."""
+        if self.timing.server.up_bandwidth < math.inf:
+            return sending.in_time
+        return sending.ready + size / sending.bandwidth <= self.deadline
+
+    def sent(
+        self,
+        cohort: Cohort,
+        sending: Sending,
+        pieces: Sections,
+        used: Array,
+        background: bool,
+    ) -> "Clock":
+        """The clock after the messages of these clients; those with `used` `[c]` have a part in the result."""
+        size, capacity = num_bytes(pieces), self.timing.server.up_bandwidth
+        sends = cohort.reached & ~self.late
+        arrived, peak = self._transferred(sending.ready, size, sending.bandwidth, sends, capacity)
+        late = sends & ~self.in_time(sending, size)
+        waited = sends & ~late
+        last = jnp.max(self.executor.gather(jnp.where(waited, arrived, 0.0)), initial=0.0)
+        spent = jnp.where(sends, arrived - self.elapsed, 0.0)
+        ahead = jnp.zeros_like(spent) if background else spent
         return dataclasses.replace(
             self,
-            elapsed=jnp.where(cohort.reached, arrived, self.elapsed),
-            late=self.late | (cohort.reached & (arrived > self.deadline)),
+            elapsed=self.elapsed + ahead,
+            busy=self.busy + ahead,
+            late=self.late | late,
+            gone=self.gone | late | (cohort.valid & ~cohort.reached),
+            wasted=self.wasted | (cohort.valid & ~used),
             server=jnp.maximum(self.server, last),
+            peak=jnp.maximum(self.peak, peak),
+            messages=self._with(pieces, waited),
         )
+
+    def wait(self, cohort: Cohort) -> "Clock":
+        """The clock after these clients have their messages of the background."""
+        ready = jnp.where(cohort.valid & ~self.late, jnp.maximum(self.elapsed, self.due), self.elapsed)
+        return dataclasses.replace(self, elapsed=ready)
+
+    def elapsed_in(self, cohort: Cohort) -> Elapsed:
+        """Time and waste of the round, the same on every shard; `cohort` as it was asked."""
+        asked, gone, wasted = cohort.valid, self.gone & cohort.valid, self.wasted & cohort.valid
+        elapsed, busy, asked, gone, late = self.executor.gather((self.elapsed, self.busy, asked, gone, self.late))
+        there = asked & ~gone
+        last = jnp.maximum(jnp.max(jnp.where(there, elapsed, 0.0), initial=0.0), self.server)
+        last = jnp.where(last > 0, last, jnp.max(jnp.where(asked, elapsed, 0.0), initial=0.0))
+        if self.deadline < math.inf:
+            last = jnp.where(jnp.any(late & asked), self.deadline, last)
+        whole = jnp.sum(there) * last
+        used = jnp.sum(jnp.where(there, jnp.minimum(busy, last), 0.0))
+        waiting = jnp.where(whole > 0, 1.0 - used / jnp.where(whole > 0, whole, 1.0), 0.0)
+        lost = {channel: jnp.sum(jnp.where(wasted, count, 0)) for channel, count in self.messages.items()}
+        return Elapsed(last, jnp.clip(waiting, 0.0, 1.0), self.peak, self.executor.total(lost))
+
+    def _with(self, pieces: Sections, clients: Array) -> dict[Channel, Array]:
+        """The messages with those of these pieces to or from the clients `[c]`; the kinds that the round is known to
+        have."""
+        more = {channel: (clients * present).astype(jnp.int32) for channel, (_, present) in pieces.items()}
+        return {channel: count + more.get(channel, 0) for channel, count in self.messages.items()}
+
+    def _transferred(
+        self, start: Array, size: Array, bandwidth: Array, active: Array, capacity: float
+    ) -> tuple[Array, Array]:
+        """(ends of this shard's transfers `[c]`, largest rate over all shards)."""
+        every = self.executor.gather((start, size, bandwidth, active))
+        ends, peak = transfers(every[0], every[1], every[2], every[3], capacity)
+        return self.executor.own(ends), peak

@@ -1,9 +1,10 @@
-"""Bytes sent, as Python integers: message sizes are static, message counts come from the device."""
+"""Bytes sent, as Python integers: message sizes are static, message counts come from the device. And seconds."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax8.display import Facts, shows
+from fedjax8.exchange.clock import Elapsed
 from fedjax8.types import MODEL, Channel
 
 
@@ -12,14 +13,27 @@ class Ledger(NamedTuple):
     """Messages of a run, over all clients: how many of each kind were sent. Bytes are octets."""
 
     sent: Mapping[Channel, int] = {}
+    seconds: float | None = None
+    """Simulated seconds since the start; None without a clock."""
+    wasted: Mapping[Channel, int] = {}
+    """Messages from and to clients that had no part in their round's result; counted where there is a clock."""
 
     def _facts(self) -> Facts:
-        return self.totals() | {"messages": sum(self.sent.values()), "saving": f"{self.saving:.2f}x"}
+        facts = self.totals() | {"messages": sum(self.sent.values()), "saving": f"{self.saving:.2f}x"}
+        return facts if self.seconds is None else facts | {"simulated_seconds": self.seconds}
 
-    def add(self, sent: Mapping[Channel, Any]) -> "Ledger":
-        """The ledger after these messages; values of `sent` are message counts."""
-        new = {channel: int(count) for channel, count in sent.items()}
-        return Ledger({**self.sent, **{channel: self.sent.get(channel, 0) + count for channel, count in new.items()}})
+    def add(self, sent: Mapping[Channel, Any], elapsed: Elapsed | tuple[()] = ()) -> "Ledger":
+        """The ledger after a round with these messages, values of `sent` are message counts, and its time."""
+        after = self._replace(sent=_added(self.sent, sent))
+        if not isinstance(elapsed, Elapsed):
+            return after
+        seconds = (self.seconds or 0.0) + float(elapsed.seconds)
+        return after._replace(seconds=seconds, wasted=_added(self.wasted, elapsed.wasted))
+
+    @property
+    def wasted_bytes(self) -> int:
+        """Bytes of the messages in `wasted`, both directions."""
+        return sum(channel.message_bytes * count for channel, count in self.wasted.items())
 
     def num_bytes(self, direction: str, name: str | None = None) -> int:
         """Bytes sent in a direction, `up` or `down`, of one name or of all."""
@@ -64,11 +78,25 @@ class Ledger(NamedTuple):
             for name in sorted(found)
         }
 
-    def to_json(self) -> list[list[Any]]:
-        """Plain lists, for a checkpoint."""
-        return [[*channel, count] for channel, count in self.sent.items()]
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers, for a checkpoint."""
+        return {"sent": _listed(self.sent), "seconds": self.seconds, "wasted": _listed(self.wasted)}
 
     @staticmethod
-    def from_json(entries: Iterable[list[Any]]) -> "Ledger":
-        """The ledger that `to_json` was called on."""
-        return Ledger({Channel(*channel): count for *channel, count in entries})
+    def from_json(kept: Any) -> "Ledger":
+        """The ledger that `to_json` was called on; also where it was the list of messages alone, as runs before there
+        was a clock have it."""
+        kept = kept if isinstance(kept, Mapping) else {"sent": kept, "seconds": None, "wasted": []}
+        return Ledger(_counts(kept["sent"]), kept["seconds"], _counts(kept["wasted"]))
+
+
+def _added(counts: Mapping[Channel, int], more: Mapping[Channel, Any]) -> dict[Channel, int]:
+    return {**counts, **{channel: counts.get(channel, 0) + int(count) for channel, count in more.items()}}
+
+
+def _listed(counts: Mapping[Channel, int]) -> list[list[Any]]:
+    return [[*channel, count] for channel, count in counts.items()]
+
+
+def _counts(entries: Iterable[list[Any]]) -> dict[Channel, int]:
+    return {Channel(*channel): count for *channel, count in entries}

@@ -23,12 +23,12 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
-from fedjax8.dropouts import Speeds
 from fedjax8.exchange import attacking
 from fedjax8.exchange.attacking import as_contribution, change_of
-from fedjax8.exchange.clock import Clock
+from fedjax8.exchange.clock import Clock, Timeless
 from fedjax8.exchange.discovery import Discovery, Recorder, coded
 from fedjax8.exchange.left_out import cells
+from fedjax8.exchange.sections import channels_of, num_bytes, sizes_of
 from fedjax8.types import (
     MODEL,
     Aggregator,
@@ -72,46 +72,52 @@ class RoundLink:
     """`cohort_size` where a round may have other numbers of clients, or waits for some only."""
     recorder: Recorder | None = struct.field(pytree_node=False, default=None)
     attack: Attack = struct.field(pytree_node=False, default=nobody())
-    clock: Clock | None = None
-    """Clock of this round, where clients can be late."""
+    clock: Clock | Timeless = Timeless()
+    """Time of the round's clients."""
 
-    def timed(self, speeds: Speeds, steps: Callable[[Array], Array], deadline: float) -> "RoundLink":
-        """The link of a round in which clients take time and are late after `deadline` seconds; see `clock`."""
-        return dataclasses.replace(self, clock=Clock.begin(speeds, steps, deadline))
+    def until(self, deadline: float) -> "RoundLink":
+        """The link of a round in which clients are late `deadline` seconds after its start; see `clock`."""
+        return dataclasses.replace(self, clock=self.clock.until(deadline))
 
-    @property
-    def late(self) -> Array:
-        """bool `[C]`: stragglers of the round so far. ValueError unless the link is `timed`."""
-        if self.clock is None:
-            raise ValueError("only a timed link knows who is late; call link.timed first")
-        return self.clock.late
+    def wait(self, cohort: Cohort) -> "RoundLink":
+        """The link after these clients have their messages of the background."""
+        return dataclasses.replace(self, clock=self.clock.wait(cohort))
+
+    def late(self, cohort: Cohort) -> Array:
+        """bool `[C]`: stragglers of the round so far."""
+        return self.clock.is_late(cohort)
 
     def replace(self, **changes: Any) -> "RoundLink":
         """The link with other settings: `uplink`, `downlink`, `attack`."""
         return dataclasses.replace(self, **changes)
 
     def broadcast(
-        self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
+        self,
+        key: Key,
+        tree: PyTree,
+        cohort: Cohort,
+        name: str = MODEL,
+        codec: Codec | None = None,
+        background: bool = False,
     ) -> tuple[PyTree, "RoundLink"]:
         """One message to every client of the cohort: (the tree as they decode it, link).
 
-        It is encoded once, with one random draw, and counted once per client that receives it. `codec` replaces the
-        downlink codec on this channel.
+        Encoded once, with one random draw, and counted once per client that receives it. `codec` replaces the downlink
+        codec on this channel. With `background` clients go on meanwhile, until `wait`.
         """
         codec = self.downlink if codec is None else codec
-        cohort = self.clock.receivers(cohort) if self.clock else cohort
+        cohort = self.clock.receivers(cohort)
         state = codec.init(tree) if self.recorder else self.down_states[name]
         with jax.named_scope("download"):
             message, after, decoded = coded(codec, key, state, tree, name)
             receivers = self.count(cohort.valid)
             pieces = trees.pieces(message)
-            counts = {part: receivers * present for part, (_, present) in pieces.items()}
-            link = self._count(DOWN, name, codec, tree, _sizes(pieces), counts, codec.measure(tree, decoded))
-            if self.clock:
-                link = dataclasses.replace(link, clock=self.clock.received(cohort, _num_bytes(pieces)))
-        if not self.recorder:
-            link = dataclasses.replace(link, down_states={**self.down_states, name: after})
-        return decoded, link
+            kinds = channels_of(DOWN, name, tree, sizes_of(pieces))
+            counts = {channel: receivers * pieces[part][1] for part, channel in kinds.items()}
+            link = self._count(codec, tree, counts, codec.measure(tree, decoded))
+            clock = self.clock.received(cohort, {kinds[part]: piece for part, piece in pieces.items()}, background)
+        states = self.down_states if self.recorder else {**self.down_states, name: after}
+        return decoded, dataclasses.replace(link, clock=clock, down_states=states)
 
     def map_clients(
         self,
@@ -125,6 +131,7 @@ class RoundLink:
         aggregate: Aggregator | None = None,
         origin: Mapping[str, PyTree] | None = None,
         steps: Array | int | None = None,
+        background: bool = False,
     ) -> tuple[Reduced, PyTree, "RoundLink"]:
         """(Reduced, new client states, link): runs `client(received, state, rows, key)` for every client and aggregates
         their contributions.
@@ -143,6 +150,7 @@ class RoundLink:
 
         `steps` is the number of local steps that a client takes for this exchange, which costs it time: None for those
         of its batch plan, 0 where it sends values that it has. A late client sends nothing and keeps its old state.
+        With `background` clients go on while their messages travel.
         """
         rule = Aggregator() if aggregate is None else aggregate
         start = origin or {}
@@ -162,7 +170,17 @@ class RoundLink:
             return as_contribution(change, start, decoded), admitted, sums
 
         arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, take, admit if rule.admit else _everything, origin, steps
+            client,
+            received,
+            cohort,
+            key,
+            name,
+            codec,
+            take,
+            admit if rule.admit else _everything,
+            origin,
+            steps,
+            background,
         )
         summed, (highest, negated) = arrived.taken
         if rule.combine is None:
@@ -186,6 +204,7 @@ class RoundLink:
         name: str = MODEL,
         codec: Codec | None = None,
         steps: Array | int | None = None,
+        background: bool = False,
     ) -> tuple[Collected, PyTree, "RoundLink"]:
         """(Collected, new client states, link): as `map_clients`, for servers that need the contributions one by one;
         every shard then holds those of the whole cohort."""
@@ -194,7 +213,7 @@ class RoundLink:
             return Partial(()), (_if(weight > 0, decoded), weight)
 
         arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, take, _everything, None, steps
+            client, received, cohort, key, name, codec, take, _everything, None, steps, background
         )
         contributions, weights = self.executor.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
@@ -205,6 +224,7 @@ class RoundLink:
         shared: PyTree,
         cohort: Cohort,
         key: Key,
+        steps: Array | int | None = 0,
     ) -> tuple[Partial, Array, PyTree, "RoundLink"]:
         """(totals, int32 clients left out, new client states, link): runs `f(shared, state, rows, key) -> (Partial, new
         state)` for every client, without a message.
@@ -212,6 +232,7 @@ class RoundLink:
         For work that clients do on their own, and for values that only a simulator knows, such as the mean of models
         that nobody sends. `key` gives clients the keys that it gives them in `map_clients`. A client whose state is not
         finite or whose sums are beyond `trees.LARGEST_SUM` is left out, named in the log, and keeps its old state.
+        `steps` are the local steps that it takes, which cost it time: None for those of its batch plan.
         """
 
         def one(shared: PyTree, per_client: Cohort) -> tuple[Partial, PyTree]:
@@ -227,7 +248,8 @@ class RoundLink:
 
         (totals, extremes), states = self.executor.map_reduce(one, (shared, self.pool, key), cohort)
         sums, count, who = totals
-        return Partial(sums, extremes), count, states, dataclasses.replace(self, left_out=self.left_out + who)
+        link = dataclasses.replace(self, left_out=self.left_out + who, clock=self.clock.worked(cohort, steps))
+        return Partial(sums, extremes), count, states, link
 
     @property
     def varies(self) -> bool:
@@ -255,15 +277,15 @@ class RoundLink:
         admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,
+        background: bool,
     ) -> tuple["Arrived", PyTree, PyTree, "RoundLink"]:
         """(Arrived, kept `[c, ...]`, new client states, link): the common part of `map_clients` and `collect`.
 
         `take(decoded, weight)` gives the addends of an admitted contribution, and the values to keep of each.
         """
-        codec, kinds, sending = self.uplink if codec is None else codec, [], None
-        asked = cohort
-        if self.clock:
-            cohort, sending = self.clock.trained(cohort, steps)
+        codec, kinds, asked = self.uplink if codec is None else codec, [], cohort
+        most_bytes = sum(channel.message_bytes for channel in self.sent if channel[:2] == (UP, name))
+        cohort, sending, clock = self.clock.trained(cohort, steps, most_bytes)
 
         def trained(received: PyTree, pool: Pool, key: Key, per_client: Cohort) -> Contribution:
             rows = self._rows_of(pool, per_client)
@@ -282,13 +304,9 @@ class RoundLink:
                 before = codec.init(out.tree) if self.recorder else own[name]
                 message, codec_state, decoded = coded(codec, encode_key, before, out.tree, name)
             pieces = trees.pieces(message)
-            kinds.append((trees.shapes(out.tree), _sizes(pieces)))
-            reached, arrived = per_client.reached, None
-            last: PyTree = ()
-            if self.clock:
-                arrived = sending.ready + _num_bytes(pieces) / sending.bandwidth
-                reached &= arrived <= self.clock.deadline
-                last = jnp.where(reached, arrived, -jnp.inf)
+            kinds.append((trees.shapes(out.tree), sizes_of(pieces)))
+            present = {part: there for part, (_, there) in pieces.items()}
+            reached = per_client.reached & clock.in_time(sending, num_bytes(pieces))
             # The contribution is checked before it is encoded too: an 8-bit format saturates infinities.
             admitted, accepted, seen = admit(decoded)
             norm = trees.norm(out.tree, decoded, admitted)
@@ -300,22 +318,24 @@ class RoundLink:
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
                 "left_out": cells(per_client.ids, reached & ~usable),
-                "sent": {part: reached * present for part, (_, present) in pieces.items()},
+                "sent": {part: reached * there for part, there in present.items()},
                 "report": _if(usable, _summable((out.report | seen, codec.measure(out.tree, decoded)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
-            return Partial(sums, (partial.max, last)), (kept, trees.select(usable, new, per_client.states), arrived)
+            return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states), (present, usable))
 
         with jax.named_scope("reduce"):
             shared = received, self.pool, key
-            totals, (kept, states, arrived) = self.executor.map_reduce(one, shared, (cohort, sending))
-        (tree, sizes), sums, (extremes, last) = kinds[0], totals.sum, totals.max
+            totals, (kept, states, (present, used)) = self.executor.map_reduce(one, shared, (cohort, sending))
+        (tree, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
-        link = self._count(UP, name, codec, tree, sizes, sums["sent"], measured)
-        clock = self.clock.sent(asked, arrived, last) if self.clock else None
+        channels = channels_of(UP, name, tree, sizes)
+        link = self._count(codec, tree, {channels[part]: count for part, count in sums["sent"].items()}, measured)
+        parts = {channels[part]: (sizes[part], there) for part, there in present.items()}
+        clock = clock.sent(asked, sending, parts, used, background)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
         report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"]}
-        return Arrived(tree, (sums["taken"], extremes), sums["clients"], report), kept, states, link
+        return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:
         """A client's rows, poisoned where it attacks."""
@@ -323,31 +343,21 @@ class RoundLink:
         return ClientRows(pool, per_client.start, per_client.size, change)
 
     def _count(
-        self,
-        direction: str,
-        name: str,
-        codec: Codec,
-        tree: PyTree,
-        sizes: dict[str, int],
-        counts: dict[str, Array],
-        measured: dict[str, Ratio],
+        self, codec: Codec, tree: PyTree, counts: dict[Channel, Array], measured: dict[str, Ratio]
     ) -> "RoundLink":
-        """The link with so many more messages of this kind, whose sections have these `sizes`.
+        """The link with so many more messages of one kind, section by section.
 
         A recorder notes the kind and leaves the link as it is, so that a round can be traced with the link in a loop
         before its channels are known.
         """
-        unencoded = trees.float32_bytes(tree)
-        channels = {
-            part: Channel(direction, name, size, 0 if part else unencoded, part) for part, size in sizes.items()
-        }
+        direction, name = next(iter(counts))[:2]
         prefix = f"{direction}link_" if name == MODEL else f"{direction}link_{name}_"
         measured = {prefix + what: ratio for what, ratio in measured.items()}
         if self.recorder:
-            for channel in channels.values():
+            for channel in counts:
                 self.recorder.note(Discovery(channel, trees.shapes(tree), codec, trees.shapes(measured)))
             return self
-        sent = {channel: self.sent[channel] + counts[part] for part, channel in channels.items()}
+        sent = {channel: self.sent[channel] + count for channel, count in counts.items()}
         added = {what: trees.add(self.measured[what], ratio) for what, ratio in measured.items()}
         return dataclasses.replace(self, sent={**self.sent, **sent}, measured={**self.measured, **added})
 
@@ -372,15 +382,6 @@ def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
 def _everything(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
     """The contribution as it is, admitted."""
     return decoded, jnp.array(True), {}
-
-
-def _sizes(pieces: dict[str, tuple[int, Array]]) -> dict[str, int]:
-    return {part: size for part, (size, _) in pieces.items()}
-
-
-def _num_bytes(pieces: dict[str, tuple[int, Array]]) -> Array:
-    """float32: bytes of the sections of a message that are sent."""
-    return sum((size * present.astype(jnp.float32) for size, present in pieces.values()), jnp.float32(0))
 
 
 def _summable(report: PyTree) -> PyTree:

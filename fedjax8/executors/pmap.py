@@ -50,6 +50,13 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Executor:
         partial, kept = scan_map_reduce(f, shared, per_client, chunk)
         return Partial(total(partial.sum), reduced(jax.lax.pmax, partial.max)), kept
 
+    def own(tree):
+        def part(x):
+            size = x.shape[0] // len(devices)
+            return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size)
+
+        return jax.tree.map(part, tree)
+
     return Executor(
         num_shards=len(devices),
         shards=range(here * num_local, (here + 1) * num_local),
@@ -58,6 +65,7 @@ def pmap(chunk: int = 1, num_devices: int | None = None) -> Executor:
         map_reduce=map_reduce,
         total=total,
         gather=lambda tree: jax.lax.all_gather(tree, AXIS, tiled=True),
+        own=own,
         place=functools.partial(jax.device_put, device=everywhere),
         collect=_gathered if len(devices_of) > 1 else lambda parts: parts,
     )

@@ -26,6 +26,11 @@ _STREAM = 0xC0407
 round])` would not: NumPy pads entropy with zeros, so [seed, 0] equals [seed]."""
 
 
+def alike(ids: np.ndarray) -> np.ndarray:
+    """float64 zeros `[n]`: clients that do not differ."""
+    return np.zeros(len(ids))
+
+
 class Ask(NamedTuple):
     """Arguments of a draw, all that it may depend on."""
 
@@ -42,6 +47,9 @@ class Ask(NamedTuple):
     losses: Callable[[np.ndarray], np.ndarray]
     """Client ids `[n]` to the mean loss of the present model on the rows of each. For draws with `reads_state`; others
     get zeros."""
+    seconds: Callable[[np.ndarray], np.ndarray] = alike
+    """Client ids `[n]` to the seconds that each takes in this round, from the first byte down to the last one up, by
+    the system model; their local steps where a run has no clock."""
 
 
 class Drawn(NamedTuple):
@@ -105,6 +113,8 @@ class Participants(NamedTuple):
     clients: Clients
     steps: Callable[[np.ndarray], np.ndarray]
     """Numbers of rows to local steps, as in `Ask`."""
+    seconds: Callable[[int, np.ndarray, np.ndarray], np.ndarray] | None = None
+    """`(rounds done before, client ids [n], their rows [n])` to the seconds of each; None without a clock."""
 
     @property
     def num_clients(self) -> int:
@@ -164,9 +174,10 @@ class Participants(NamedTuple):
         Raises UserError where a draw breaks its promises: numbers out of bounds, unknown clients, or clients that are
         not ascending.
         """
-        losses = same_loss if losses is None else losses
+        losses = alike if losses is None else losses
         sizes = lambda ids: self.clients.windows(ids)[1]
-        ask = Ask(self.seed, number, self.num_clients, self.cohort_size, sizes, self.steps, losses)
+        seconds = functools.partial(self._seconds, number)
+        ask = Ask(self.seed, number, self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds)
         found, allowed = self.participation.draw(ask), self.numbers
         asked = len(found.ids)
         used = asked - int(np.count_nonzero(found.lost))
@@ -186,6 +197,12 @@ class Participants(NamedTuple):
             )
         return found
 
+    def _seconds(self, number: int, ids: np.ndarray) -> np.ndarray:
+        sizes = self.clients.windows(ids)[1]
+        if self.seconds is None:
+            return np.asarray(self.steps(sizes), float)
+        return self.seconds(number, ids, sizes)
+
     def reports(self, asked: int) -> dict[Channel, int]:
         """Messages beside those of the algorithm, in a round that asks so many clients."""
         num_bytes = self.participation.report_bytes
@@ -200,11 +217,6 @@ class Participants(NamedTuple):
         """Whether another run draws the same clients by the same law."""
         mine, others = self[:3], other[:3]
         return mine == others and self.num_clients == other.num_clients
-
-
-def same_loss(ids: np.ndarray) -> np.ndarray:
-    """float64 zeros `[n]`: every client has the same loss."""
-    return np.zeros(len(ids))
 
 
 def generator(seed: int, *address: int) -> np.random.Generator:

@@ -86,6 +86,8 @@ class Executor(NamedTuple):
     """Leaves `[c, ...]` of each shard to those of all, `[S * c, ...]` with S shards, the same on every shard."""
     collect: Callable[[PyTree], PyTree] = unchanged
     """A process's part of `split` to all of it, leaves `[all shards, ...]`; every process must call it."""
+    own: Callable[[PyTree], PyTree] = unchanged
+    """A shard's part of what `gather` gave, leaves `[S * c, ...]` to `[c, ...]`."""
 
 
 class Contribution(NamedTuple):
@@ -207,7 +209,13 @@ class Link(Protocol):
         """The behavior of Byzantine clients; `attacks.none()` where there are none."""
 
     def broadcast(
-        self, key: Key, tree: PyTree, cohort: Cohort, name: str = MODEL, codec: Codec | None = None
+        self,
+        key: Key,
+        tree: PyTree,
+        cohort: Cohort,
+        name: str = MODEL,
+        codec: Codec | None = None,
+        background: bool = False,
     ) -> tuple[PyTree, Self]:
         """One message to every client of the cohort: (the tree as they decode it, link)."""
 
@@ -223,6 +231,7 @@ class Link(Protocol):
         aggregate: Aggregator | None = None,
         origin: Mapping[str, PyTree] | None = None,
         steps: Array | int | None = None,
+        background: bool = False,
     ) -> tuple[Reduced, PyTree, Self]:
         """Every client trains and sends; the server gets the weighted mean: (Reduced, new client states, link)."""
 
@@ -235,6 +244,7 @@ class Link(Protocol):
         name: str = MODEL,
         codec: Codec | None = None,
         steps: Array | int | None = None,
+        background: bool = False,
     ) -> tuple[Collected, PyTree, Self]:
         """As `map_clients`, with the contributions one by one: (Collected, new client states, link)."""
 
@@ -244,6 +254,7 @@ class Link(Protocol):
         shared: PyTree,
         cohort: Cohort,
         key: Key,
+        steps: Array | int | None = 0,
     ) -> tuple[Partial, Array, PyTree, Self]:
         """`f(shared, memory, rows, key) -> (Partial, new memory)` on every client, without a message: (totals, int32
         clients left out, new client states, link)."""
@@ -259,12 +270,15 @@ class Link(Protocol):
     def count(self, mask: Array) -> Array:
         """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
 
-    def timed(self, speeds: PyTree, steps: Callable[[Array], Array], deadline: float) -> Self:
-        """The link of a round whose clients take time (`dropouts.base.Speeds`), stragglers after `deadline` seconds."""
+    def until(self, deadline: float) -> Self:
+        """The link of a round whose stragglers are late `deadline` seconds after its start; needs a system model."""
 
-    @property
-    def late(self) -> Array:
-        """bool `[C]`: stragglers of the round so far; of a `timed` link alone."""
+    def late(self, cohort: Cohort) -> Array:
+        """bool `[C]`: stragglers of the round so far; nobody without a deadline."""
+
+    def wait(self, cohort: Cohort) -> Self:
+        """The link after these clients have the messages that were sent to them in the `background`, beside the local
+        steps that went on meanwhile."""
 
     def replace(self, **changes: Any) -> Self:
         """The link with other settings: `uplink`, `downlink`, `attack`."""
@@ -324,6 +338,8 @@ class Algorithm(NamedTuple):
     """Whether a round trains on the rows of all clients at once: every device then holds all of them."""
     steps: Callable[[Array], Array] | None = None
     """Numbers of rows of clients to their local steps in a round, for forecasts; None: those of the batch plan."""
+    timed: bool = False
+    """Whether a round reads its clients' time, so that it needs a system model with a clock."""
 
     def variables_of(self, state: PyTree, memory: PyTree) -> Variables:
         """The model that the client of this memory would use, without frozen parameters."""

@@ -14,6 +14,7 @@ from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.paths import split
 from fedjax8.running.forecast import steps_of
+from fedjax8.systems import same
 from fedjax8.types import ClientRows, Model, Pool, StepGradient, Variables
 
 FLOAT32 = 2e-6
@@ -91,11 +92,10 @@ def _simulate(algorithm, data):
 def test_the_steps_for_heads_take_time_too(toys):
     """Five passes of a step of a second each are in time for 5.5 seconds; the client of four rows takes ten steps, of
     which the two for the body alone would be in time."""
-    plan = batch_plan(3, epochs=1)
-    slow = deadline(5.5, 1.0, spread=0.0, down_bandwidth=1e9, up_bandwidth=1e9, plan=plan)
-    make = lambda local: with_dropout(fedrep(local, head_epochs=4), slow)
+    make = lambda local: with_dropout(fedrep(local, head_epochs=4), deadline(5.5))
     data = toys.with_rows((*ROWS, [1.0] * 4))
-    sim = toys.build(make, data, model=toys.two_parts(), epochs=1, batch_size=3)
+    links = same(1.0, down_bandwidth=1e9, up_bandwidth=1e9)
+    sim = toys.build(make, data, model=toys.two_parts(), epochs=1, batch_size=3, system=links)
     assert sim.run_round(sim.init())[1]["dropped"] == 1
 
 

@@ -10,6 +10,7 @@ from fedjax8.algorithms.mime import mime
 from fedjax8.dropouts import with_dropout
 from fedjax8.dropouts.deadline import deadline
 from fedjax8.errors import UserError
+from fedjax8.systems import same
 
 FLOAT32 = 2e-6
 
@@ -57,8 +58,7 @@ def test_several_steps_follow_the_equations_with_the_state_held(toys):
 def test_a_client_that_is_late_in_the_first_exchange_is_sent_nothing_more(toys):
     """A second a step, time for the gradient of one row and two steps, not for that of ten rows."""
     data = toys.clients([1.0, 1.0], [0.0, 1.0], [1, 10])
-    late = deadline(seconds=9.0, step_seconds=1.0, spread=0.0, plan=toys.build(mime, data, steps=2).plan)
-    sim = toys.build(lambda local: with_dropout(mime(local), late), data, steps=2)
+    sim = toys.build(lambda local: with_dropout(mime(local), deadline(9.0)), data, steps=2, system=same(1.0))
     _, line = sim.run_round(sim.init())
     assert (line["dropped"], line["clients"]) == (1, 1)
     assert line["downlink_gradient_bytes"] == 4 and line["uplink_gradient_bytes"] == 4

@@ -15,18 +15,18 @@ from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.monitors import naive
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.codecs.none import none
-from fedjax8.data.batches import batch_plan
-from fedjax8.dropouts import Dropout, Speeds
+from fedjax8.dropouts import Dropout
 from fedjax8.errors import UserError
 from fedjax8.executors.loop import loop
 from fedjax8.executors.pmap import pmap
 from fedjax8.lookup import component_names, find
+from fedjax8.systems import Speeds, SystemModel, same
 from fedjax8.types import Contribution, RoundOutput, Sections
 
 
-def build(toys, dropout, b, rows=None, *, make=fedavg, executor=None):
+def build(toys, dropout, b, rows=None, *, make=fedavg, executor=None, system=None):
     wrapped = lambda local: dropouts.with_dropout(make(local), dropout)
-    return toys.build(wrapped, toys.clients([1.0] * len(b), b, rows), steps=1, executor=executor)
+    return toys.build(wrapped, toys.clients([1.0] * len(b), b, rows), steps=1, executor=executor, system=system)
 
 
 def only(*lost_ids):
@@ -75,37 +75,25 @@ def test_who_is_lost_depends_on_the_client_and_not_on_its_place():
     np.testing.assert_array_equal(lost(key, ids[::-1]), found[::-1])
 
 
-def plain(seconds, step_seconds, down=1.0, up=1.0, **more):
-    """A deadline for clients of one speed."""
-    return dropouts.deadline(seconds, step_seconds, spread=0.0, down_bandwidth=down, up_bandwidth=up, **more)
+def links(step_seconds, down=1.0, up=1.0):
+    """Clients of one speed."""
+    return same(step_seconds, down_bandwidth=down, up_bandwidth=up)
 
 
 def test_a_deadline_counts_bytes_and_steps(toys):
     """4 bytes each way, 1 s down and 2 s up, 0.5 s a step: 5 s are enough for 4 steps and not for 5."""
     rows = [1, 4, 5, 100]
-    dropout = plain(5.0, 0.5, down=4.0, up=2.0, plan=batch_plan(2, steps=3))
-    assert [int(dropout.steps(jnp.int32(n))) for n in (0, 1, 9)] == [0, 3, 3]
     for executor in (loop(), pmap(1, 2)):
-        wrapped = lambda local: dropouts.with_dropout(fedavg(local), plain(5.0, 0.5, down=4.0, up=2.0))
-        sim = toys.build(wrapped, toys.clients([1.0] * 4, [1.0, 2.0, 50.0, np.nan], rows), epochs=1, executor=executor)
+        wrapped = lambda local: dropouts.with_dropout(fedavg(local), dropouts.deadline(5.0))
+        data = toys.clients([1.0] * 4, [1.0, 2.0, 50.0, np.nan], rows)
+        sim = toys.build(wrapped, data, epochs=1, executor=executor, system=links(0.5, down=4.0, up=2.0))
         state, metrics = sim.run_round(sim.init())
         assert (metrics["dropped"], metrics["clients"], metrics["excluded"]) == (2, 2, 0)
         assert (metrics["downlink_bytes"], metrics["uplink_bytes"]) == (16, 8)
         want = (1 * 1 * (1 - 0.9) + 4 * 2 * (1 - 0.9**4)) / 5
         assert float(sim.variables(state).params["x"]) == pytest.approx(want, rel=1e-5)
-
-
-def test_a_clients_speed_is_lognormal_and_stays():
-    ids = jnp.arange(4000)
-    seconds = lambda key, **more: np.asarray(
-        dropouts.deadline(9.0, 1.0, spread=0.5, **more).speeds(jax.random.key(key), ids).step_seconds
-    )
-    error, own = 5 * np.sqrt(0.25 / 4000), seconds(1)
-    assert (own > 1.0).mean() == pytest.approx(0.5, abs=error)
-    assert (own > np.exp(0.5)).mean() == pytest.approx(0.1587, abs=error)  # one deviation above
-    np.testing.assert_array_equal(own, seconds(2))
-    assert ((seconds(1, seed=1) > 1) != (own > 1)).mean() == pytest.approx(0.5, abs=error)
-    assert np.log(seconds(1, jitter=0.2) / own).std() == pytest.approx(0.2, rel=5 / np.sqrt(2 * 4000))
+        assert metrics["simulated_seconds"] == 5.0  # until the deadline, since someone is late
+        assert metrics["wasted_bytes"] == 8
 
 
 def several(kinds_down, kinds_up):
@@ -134,7 +122,7 @@ def test_messages_that_are_alternatives_do_not_add_up(toys):
     everyone = {"down": {"large": (10, [0]), "small": (1, [1])}, "up": {"large": (10, [0]), "small": (1, [1])}}
     for seconds, lost in ((81.0, 0), (79.0, 1), (7.0, 2)):
         make = several(everyone["down"], everyone["up"])
-        sim = build(toys, plain(seconds, 1.0), [1.0, 2.0], make=make)
+        sim = build(toys, dropouts.deadline(seconds), [1.0, 2.0], system=links(1.0), make=make)
         metrics = sim.run_round(sim.init())[1]
         assert (metrics["dropped"], metrics["total"]) == (lost, 2 - lost)
         assert metrics["uplink_bytes"] == {0: 44, 1: 4, 2: 0}[lost]
@@ -144,7 +132,9 @@ def test_several_messages_of_a_client_add_up_and_arrive_until_it_is_late(toys):
     """4 bytes down and three times 4 up: 16 s. With 11 s the first message up arrives at 8 s, the others do not."""
     ups = {name: (1, [0, 1]) for name in ("first", "second", "third")}
     for seconds, arrived in ((16.0, 3), (11.0, 1)):
-        sim = build(toys, plain(seconds, 1.0), [1.0, 2.0], make=several({"model": (1, [0, 1])}, ups))
+        sim = build(
+            toys, dropouts.deadline(seconds), [1.0, 2.0], system=links(1.0), make=several({"model": (1, [0, 1])}, ups)
+        )
         metrics = sim.run_round(sim.init())[1]
         assert (metrics["total"], metrics["uplink_bytes"]) == (2 * arrived, 8 * arrived)
         assert metrics["dropped"] == (2 if arrived < 3 else 0)
@@ -169,12 +159,12 @@ def test_a_message_down_waits_for_the_slowest_that_is_waited_for_and_skips_the_l
 
         return fedavg(local)._replace(round=round_)
 
-    def speeds(key, ids):
-        same = jnp.ones(ids.shape)
-        return Speeds(same, same, jnp.where(ids == 0, 0.5, 1.0))
+    def speeds(seed, number, ids):
+        one = np.ones(len(ids))
+        return Speeds(one, one, np.where(ids == 0, 0.5, 1.0), 0 * one)
 
     for deadline, elapsed, late in ((99.0, [16.0, 16.0], [False, False]), (11.0, [12.0, 12.0], [True, False])):
-        sim = build(toys, Dropout(speeds=speeds, deadline=deadline), [1.0, 2.0], make=make)
+        sim = build(toys, dropouts.deadline(deadline), [1.0, 2.0], make=make, system=SystemModel(speeds))
         metrics = sim.run_round(sim.init())[1]
         assert [
             metrics["elapsed0"],
@@ -194,8 +184,9 @@ def test_parts_that_a_client_leaves_out_cost_it_no_time(toys):
 
     codec = none()._replace(encode=encode, decode=lambda state, message: {"params": {"x": message.parts[0]}})
     for seconds, lost in ((9.0, 0), (8.5, 1), (4.5, 2)):
-        make = lambda local, s=seconds: dropouts.with_dropout(fedavg(local, model_state="fixed"), plain(s, 0.0))
-        sim = toys.build(make, toys.clients([1.0, 1.0], [1.0, 2.0]), steps=1, uplink=codec)
+        make = lambda local, s=seconds: dropouts.with_dropout(fedavg(local, model_state="fixed"), dropouts.deadline(s))
+        data = toys.clients([1.0, 1.0], [1.0, 2.0])
+        sim = toys.build(make, data, steps=1, uplink=codec, system=links(0.0))
         metrics = sim.run_round(sim.init())[1]
         assert (metrics["dropped"], metrics["uplink_bytes"]) == (lost, {0: 6, 1: 1, 2: 0}[lost])
 
@@ -203,8 +194,8 @@ def test_parts_that_a_client_leaves_out_cost_it_no_time(toys):
 def test_the_late_keep_the_state_they_had_before_the_round(toys):
     """Client 1 takes ten steps and is late; client 0 remembers its control variate, client 1 that it has none."""
     make = functools.partial(scaffold, learning_rate=toys.LEARNING_RATE)
-    wrapped = lambda local: dropouts.with_dropout(make(local), plain(20.0, 1.0))
-    sim = toys.build(wrapped, toys.clients([1.0, 1.0], [1.0, 2.0], [1, 10]), epochs=1)
+    wrapped = lambda local: dropouts.with_dropout(make(local), dropouts.deadline(20.0))
+    sim = toys.build(wrapped, toys.clients([1.0, 1.0], [1.0, 2.0], [1, 10]), epochs=1, system=links(1.0))
     state, metrics = sim.run_round(sim.init())
     own = np.asarray(state.clients.arrays()["algorithm"]["memory"]["x"])
     assert metrics["dropped"] == 1
@@ -226,13 +217,14 @@ def test_a_client_that_is_late_with_its_second_message_keeps_the_state_it_had(to
 
         return fedavg(local)._replace(round=round_)
 
-    def speeds(key, ids):
-        same = jnp.ones(ids.shape)
-        return Speeds(same, same, jnp.where(ids == 0, 2.0, 1.0))
+    def speeds(seed, number, ids):
+        one = np.ones(len(ids))
+        return Speeds(one, one, np.where(ids == 0, 2.0, 1.0), 0 * one)
 
     counting = none()._replace(init=lambda tree: jnp.int32(0), encode=lambda key, state, tree: (tree, state + 1))
-    dropped = lambda local: dropouts.with_dropout(make(local), Dropout(speeds=speeds, deadline=11.0))
-    sim = toys.build(dropped, toys.clients([1.0] * 2, [1.0, 2.0]), steps=1, uplink=counting)
+    dropped = lambda local: dropouts.with_dropout(make(local), dropouts.deadline(11.0))
+    data = toys.clients([1.0] * 2, [1.0, 2.0])
+    sim = toys.build(dropped, data, steps=1, uplink=counting, system=SystemModel(speeds))
     state, metrics = sim.run_round(sim.init())
     counted = state.clients.arrays()["uplink"]
     assert metrics["dropped"] == 1 and metrics["uplink_bytes"] == 3 * 4
@@ -248,9 +240,10 @@ def test_the_slowest_round_of_fedcode_is_that_of_one_message_each_way(toys):
     """At a byte a second, with two steps of a second: a first round sends whole models both ways, and no codebooks."""
     make = functools.partial(fedcode, clusters=2)
     built = lambda seconds: toys.build(
-        lambda local: dropouts.with_dropout(make(local), plain(seconds, 1.0, plan=local.plan)),
+        lambda local: dropouts.with_dropout(make(local), dropouts.deadline(seconds)),
         toys.clients([1.0, 1.0], [1.0, 2.0]),
         steps=2,
+        system=links(1.0),
     )
     of = sizes_of(built(1.0))
     sim = built(of["down", "model"] + of["up", "model"] + 2.5)
@@ -262,9 +255,10 @@ def test_the_slowest_round_of_fda_opt_has_a_state_and_the_steps_of_every_unit(to
     """Three units of two steps: a deadline half a second before their end loses everyone, at the last message."""
     make = functools.partial(fda_opt, monitor=naive(), max_units=3, threshold="fixed", first_threshold=1e9)
     built = lambda seconds: toys.build(
-        lambda local: dropouts.with_dropout(make(local), plain(seconds, 1.0, plan=local.plan)),
+        lambda local: dropouts.with_dropout(make(local), dropouts.deadline(seconds)),
         toys.clients([1.0, 1.0], [1.0, 2.0]),
         steps=2,
+        system=links(1.0),
     )
     of = sizes_of(built(1.0))
     sim = built(of["down", "model"] + 3 * (2 + of["up", "monitor"] + 1) + of["up", "model"] - 0.5)
@@ -287,8 +281,7 @@ def test_every_example_is_a_dropout_and_settings_out_of_range_are_refused():
     for make in (
         functools.partial(dropouts.random, 1.0),
         functools.partial(dropouts.deadline, 0),
-        functools.partial(dropouts.deadline, 1, spread=-1),
-        functools.partial(dropouts.deadline, 1, up_bandwidth=0),
+        functools.partial(dropouts.deadline, float("nan")),
     ):
         with pytest.raises(ValueError, match=r"must|need"):
             make()

@@ -4,11 +4,12 @@ import importlib
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fedjax8.errors import UserError
 from fedjax8.lookup import component_names
 from fedjax8.systems import lognormal, none, same
-from fedjax8.systems._draws import normals
+from fedjax8.systems._draws import normals, uniforms
 
 IDS = np.arange(20_000)
 CASES = [
@@ -48,6 +49,14 @@ def test_lognormal_devices_and_links_have_the_medians_and_deviations_that_are_na
     assert np.median(first.up_bandwidth) == pytest.approx(3e5, rel=0.02)
     np.testing.assert_array_equal(first.up_bandwidth, second.up_bandwidth)
     assert abs(np.corrcoef(logs, np.log(first.up_bandwidth))[0, 1]) < 0.03
+
+
+def test_draws_are_normal_and_uniform():
+    assert (
+        stats.kstest(normals(IDS, 0), "norm").pvalue > 1e-3
+        and stats.kstest(normals(IDS, 0, 1, 5), "norm").pvalue > 1e-3
+    )
+    assert all(stats.kstest(u, "uniform").pvalue > 1e-3 for u in uniforms(IDS, 3))
 
 
 def test_draws_of_different_addresses_are_not_related():

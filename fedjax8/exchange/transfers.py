@@ -73,7 +73,7 @@ def transfers(
 
     Returns:
       (end float32 `[n]`, peak float32: the largest sum of rates at a time). A transfer that ends at the moment at
-      which another starts does not add to it.
+      which another starts does not add to it, nor does one whose end and start are the same float32.
 
     Raises:
       ValueError: the capacity is not above 0.

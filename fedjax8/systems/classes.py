@@ -34,6 +34,7 @@ Sources of the rates, which are sustained ones:
 All clients of a kind are the same but for the jitter. `lognormal` has a spread, and `trace` takes measured clients.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -109,7 +110,8 @@ def classes(
         reference = seconds_of_step(step_seconds, None, None)
         by_kind = [reference * KINDS[REFERENCE].flops / KINDS[name].flops for name in names]
     else:
-        by_kind = [seconds_of_step(step_seconds, rates[name], operations) for name in names]
+        once = None if operations is None else functools.cache(operations)
+        by_kind = [seconds_of_step(step_seconds, rates[name], once) for name in names]
     kinds = [KINDS[name] for name in names]
     seconds, down, up, latency = (
         np.array(values, float)
@@ -146,7 +148,7 @@ def _bounds(shares: str | Mapping[str, float]) -> tuple[list[str], np.ndarray]:
     if abs(total - 1) > 1e-6:
         raise UserError(f"shares must add up to 1; {shares!r} adds up to {total:g}")
     named = {name: share for name, share in given.items() if share > 0}
-    bounds = np.cumsum(list(named.values()))
+    bounds = np.minimum(np.cumsum(list(named.values())), 1.0)
     bounds[-1] = 1.0  # above every draw
     return list(named), bounds
 

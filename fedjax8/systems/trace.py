@@ -14,8 +14,7 @@
     period        seconds after which the intervals repeat; empty or no column: they do not
 
 Rows stand in any order. A client without a row is given one, drawn once for it by the seed. Read by pyarrow
-(`pip install 'fedjax8[csv]'`). `fedscale.convert` writes such a table
-from the device traces of FedScale.
+(`pip install 'fedjax8[csv]'`). `fedscale.convert` writes such a table from the device traces of FedScale.
 """
 
 import re

@@ -53,6 +53,14 @@ def test_steps_take_what_a_phone_takes_times_the_ratio_of_rates_or_operations_ov
     assert classes("wifi", **slower).speeds(0, 0, one).step_seconds[0] == 0.1
 
 
+def test_a_step_is_counted_once_for_all_kinds_and_shares_may_be_rounded():
+    calls = []
+    counted = lambda: calls.append(1) or 2e9
+    system = classes("lte=0.33333333,wifi=0.33333334,gateway=0.33333334,fiber=0", flops="kinds", operations=counted)
+    assert len(calls) == 1
+    assert set(system.speeds(0, 0, IDS).step_seconds) == {0.1, 0.25}
+
+
 def test_jitter_changes_steps_from_round_to_round_and_nothing_else():
     system = classes("lte", jitter=0.3)
     first, second, other_run = system.speeds(0, 0, IDS), system.speeds(0, 1, IDS), system.speeds(1, 0, IDS)

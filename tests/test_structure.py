@@ -28,6 +28,7 @@ RANKS = (
         "local",
         "tasks",
         "hosts",
+        "operations",
     },
     {"algorithms"},
     {"exchange"},

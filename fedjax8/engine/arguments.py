@@ -38,6 +38,12 @@ def check_time(algorithm: Algorithm, system: SystemModel, participation: Partici
     wait for their clients meet a part that they cannot go with."""
     if participation.versions:
         _check_unwaited(algorithm, system)
+    elif system.available is not None:
+        raise UserError(
+            "the system model says when clients are available, which this participation does not ask: clients would be "
+            "drawn that are not there. Use --config.participation.name=buffered or asynchronous, or a trace without the "
+            "column available"
+        )
     if algorithm.pooled and system.timed:
         raise UserError(
             "this algorithm trains on all rows in one place, without a client's device or link whose time could be "

@@ -252,6 +252,9 @@ def test_what_cannot_go_together_is_refused(toys):
         build(late, rows(toys), system=same())
     with pytest.raises(UserError, match="link that clients share"):
         build(fedavg, rows(toys), system=same()._replace(server=ServerLink(1.0, 1.0)))
+    away = same()._replace(available=lambda seconds, ids: ids > 0)
+    with pytest.raises(UserError, match="when clients are available, which this participation does not ask"):
+        toys.build(fedavg, rows(toys), steps=1, cohort_size=2, system=away)
     for made, cohort, message in (
         (buffered(1), 2, "raise concurrency"),
         (buffered(7), 2, "there are 6 clients"),

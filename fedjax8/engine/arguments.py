@@ -41,8 +41,8 @@ def check_time(algorithm: Algorithm, system: SystemModel, participation: Partici
     elif system.available is not None:
         raise UserError(
             "the system model says when clients are available, which this participation does not ask: clients would be "
-            "drawn that are not there. Use --config.participation.name=buffered or asynchronous, or a trace without the "
-            "column available"
+            "drawn that are not there. Use --config.participation.name=buffered or asynchronous, or leave the column "
+            "`available` out of the trace"
         )
     if algorithm.pooled and system.timed:
         raise UserError(

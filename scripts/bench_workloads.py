@@ -154,7 +154,7 @@ def samples_of_round(experiment: Any, number: int) -> int:
     from fedjax8.engine.planning import rows_seen
 
     simulation = experiment.simulation
-    ids, lost = simulation.participants.drawn(number)
+    ids, lost = simulation.participants.drawn(number)[:2]
     return int(rows_seen(simulation.plan, simulation.data.windows(ids[~lost])[1]).sum())
 
 

@@ -11,8 +11,11 @@ from fedjax8.config import base_config, override
 from fedjax8.data.federated import federate
 from fedjax8.data.names import unpacked
 from fedjax8.data.partitions.by_key import by_key
+from fedjax8.data.sources._streams import write_mapped
 from fedjax8.data.sources.csv import csv
+from fedjax8.data.sources.mapped import mapped
 from fedjax8.errors import UserError
+from fedjax8.normalization import normalization
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fedjax8[csv]'")
 ROWS = """age,dose,city,outcome,hospital
@@ -61,6 +64,19 @@ def test_categories_become_columns_in_sorted_order(tmp_path):
     np.testing.assert_array_equal(
         whole(data, "x"), np.float32([[25, 0, 1], [30, 0, 1], [33, 0, 1], [41, 1, 0], [52, 0, 1], [60, 1, 0]])
     )
+
+
+def test_values_of_categories_are_read_off_private_rows_and_refused_there_unless_they_are_columns_already(tmp_path):
+    settings = {"classes": ("dead", "sick", "well"), "seed": 4, "target": "outcome"}
+    data = table(tmp_path, features=("age", "city"), categorical=("city",), **settings)
+    assert data.feature_names == ("age", "city=Oslo", "city=Rome")
+    with pytest.raises(UserError, match="values of column 'city' of visits were read off its training rows"):
+        normalization(data, (0.0,), (1.0,), private=True)
+    assert normalization(data, (0.0,), (1.0,), private=False) == ((0.0,), (1.0,))
+    write_mapped(data, tmp_path / "folder")  # does not make them public
+    assert mapped(str(tmp_path), "folder").learned == data.learned
+    columns = table(tmp_path, features=("age", "dose"), **settings)
+    assert normalization(columns, (0.0,), (1.0,), private=True) == ((0.0,), (1.0,))
 
 
 def test_numbers_are_regression_and_need_no_classes(tmp_path):
@@ -147,6 +163,7 @@ def test_clients_that_are_numbers_come_in_their_order_and_others_as_texts(tmp_pa
         (ROWS.replace("age,dose", "age,age"), {}, "names column 'age' twice"),
         (ROWS.replace("age,dose", "age,"), {}, "leaves column 2 without a name"),
         ("x1,k,y\n1,5,a\n2,5,b\n3,5,a\n", {"target": "y"}, "'k', row [234] .* one value; a constant column"),
+        (ROWS, {"target": "age,dose"}, r"no column 'age,dose'.*; several columns are written \('age', 'dose'\)"),
         (ROWS, {"target": "outcom"}, "no column 'outcom'.*did you mean 'outcome'"),
         (ROWS.replace(",", ";"), {}, "no column 'outcome'.*is the delimiter another"),
         (ROWS.replace("33,1.0,Rome,sick,c", "33,1.0,Rome,sick,"), {"client": "hospital", "features": ("age",)},

@@ -6,6 +6,7 @@ import uuid
 import numpy as np
 import pytest
 
+from fedjax8 import tasks
 from fedjax8.build import build
 from fedjax8.config import base_config, override
 from fedjax8.data.federated import federate
@@ -87,6 +88,20 @@ def test_numbers_are_regression_and_need_no_classes(tmp_path):
     assert both.train["y"].dtype == np.float32 and whole(both, "y").tolist() == [[2, 3], [3, 4], [6, 8]]
     years = table(tmp_path, "x1,y\n1,10\n2,20\n3,15\n", target="y", target_kind="regression")
     assert years.train["y"].dtype == np.float32
+
+
+def test_whole_numbers_with_a_point_are_classes_where_that_is_said(tmp_path):
+    text = "x1,y\n1,1.0\n2,0.0\n3,1.0\n4,0.0\n"
+    assert table(tmp_path, text, target="y").num_classes is None  # measured, unless it is said
+    data = table(tmp_path, text, target="y", target_kind="classification")
+    assert whole(data, "y").tolist() == [1, 0, 1, 0] and data.class_names == ("0", "1")
+
+
+def test_one_class_alone_is_no_task(tmp_path):
+    data = table(tmp_path, "x1,y\n1,a\n2,a\n3,a\n", target="y")
+    for task in (tasks.classification(), tasks.binary(), tasks.language_model()):
+        with pytest.raises(UserError, match="all targets of visits are one class, so that any model is right"):
+            task.num_outputs(data)
 
 
 def test_several_columns_of_zeros_and_ones_are_labels(tmp_path):

@@ -201,7 +201,8 @@ def _targets(
     if classes:
         return _known_classes(table, name, classes), "classification", classes
     numeric = table.try_numbers(name)
-    whole = numeric is not None and bool((np.rint(numeric) == numeric).all()) and table.written_whole(name)
+    integral = numeric is not None and bool((np.rint(numeric) == numeric).all())
+    whole = integral and table.written_whole(name)
     if kind == "auto":
         kind = "classification" if numeric is None or whole else "regression"
         different = 0 if numeric is None else len(np.unique(numeric))
@@ -214,7 +215,7 @@ def _targets(
         return table.numbers(name), kind, (name,)
     if kind == "multilabel":
         return table.numbers(name)[:, None], kind, (name,)
-    if numeric is not None and not whole:
+    if numeric is not None and not integral:
         row = int((np.rint(numeric) != numeric).argmax())
         raise UserError(f"{table.at(name, row)} is {numeric[row]:g}, no class; use target_kind=regression")
     values = table.texts(name).astype(str) if numeric is None else numeric.astype(np.int64)

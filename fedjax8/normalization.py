@@ -30,8 +30,8 @@ def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> t
     if private and dataset.learned:
         raise UserError(
             f"config.data: {' and '.join(dataset.learned)} of {dataset.name} were read off its training rows, which "
-            "are private here, and no epsilon accounts for that; write the rows by lists that are publicly known, such as "
-            "columns of 0 and 1 for each value, or leave such columns out"
+            "are private here, and no epsilon accounts for that; write the rows by lists that are publicly known, such "
+            "as columns of 0 and 1 for each value, or leave such columns out"
         )
     if private and dataset.num_classes is not None and "num_classes" not in dataset.constants:
         raise UserError(

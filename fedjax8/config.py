@@ -364,6 +364,12 @@ def check_choice(path: str, value: Any, allowed: Sequence[str]) -> None:
         raise UserError(f"{path} is {value!r}, but must be one of {', '.join(allowed)}{suggest(value, allowed)}")
 
 
+def _listed_advice(where: str, value: Any, hint: Any) -> str:
+    """How to write one text or number, or texts with commas between them, where several are wanted; else empty."""
+    parts = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else (value,)
+    return f'; try "--{where}={parts}"' if parts and fits(parts, hint) else ""
+
+
 def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied: Sequence[str] = ()) -> None:
     """Raises `UserError` that names every setting of `given` which `factory` does not take or whose value is not of the
     annotated simple type, and every required setting that is missing.
@@ -386,7 +392,9 @@ def check_call(where: str, factory: Callable, given: Mapping[str, Any], supplied
                 mistakes.note(UserError(f"{where}: {name} has no setting {key!r}; {takes}{suggest(key, allowed)}"))
             elif key in hints and value is not FAILED and not fits(value, hints[key]):
                 shown = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
-                mistakes.note(UserError(f"{where}.{key} must be {shown}; got {value!r}"))
+                shown = str(shown).replace("collections.abc.", "")
+                advice = _listed_advice(f"{where}.{key}", value, hints[key])
+                mistakes.note(UserError(f"{where}.{key} must be {shown}; got {value!r}{advice}"))
         required = [n for n in allowed if parameters[n].default is inspect.Parameter.empty and n not in given]
         if required:
             mistakes.note(UserError(f"{where}: {name} needs {', '.join(required)}; set --{where}.{required[0]}=..."))

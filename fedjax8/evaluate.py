@@ -42,16 +42,14 @@ OURS = tuple(holder.name for holder in list(globals().values()) if isinstance(ho
 def main(argv: list[str]) -> int:
     """Evaluates the run that a command line names, and prints its metrics; the exit status.
 
-    `argv` is the rest that `parse_flags` left, or a whole command line: `main(["evaluate", "runs/a"])`.
+    `argv` is a whole command line: `main(["evaluate", "runs/a"])`, also several times in a process.
     """
     from fedjax8.loading import load
 
-    if any(argument.startswith("-") for argument in argv[1:]) or not flags.FLAGS.is_parsed():
-        try:
-            argv = parse_flags(argv)
-        except flags.Error as error:
-            raise UserError(" ".join(str(error).split())) from error
-    rest, pairs = split_overrides(argv)
+    try:
+        rest, pairs = split_overrides(parse_flags(argv))
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
     if len(rest) != 2:
         raise UserError(f"give the folder of one run, such as runs/a; got {' '.join(rest[1:]) or 'none'}")
     if others := [path for path, _ in pairs if path.split(".")[0] != "data"]:
@@ -78,12 +76,28 @@ def main(argv: list[str]) -> int:
 
 
 def test_rows(run: "LoadedRun", pairs: Sequence[tuple[str, str]]) -> Mapping[str, np.ndarray]:
-    """The test columns of a run's data with other settings."""
+    """The test columns of a run's data with other settings; UserError where a number stands for another class, or a
+    column for another feature, than in training."""
     from fedjax8.build import build_data
 
     config = copy.deepcopy(run.config)
     override(config, pairs)
-    return build_data(config, run.data_dir).test
+    other, own = build_data(config, run.data_dir), run.experiment.dataset
+    for what, names, trained, advice in (
+        ("targets", other.class_names, own.class_names, ", by --config.data.classes where some may be missing"),
+        ("features", other.feature_names, own.feature_names, ", in one order"),
+    ):
+        if names and trained and names != trained:
+            raise UserError(
+                f"the rows to evaluate on have the {what} {listed(names)}, but the model was trained on "
+                f"{listed(trained)}; make them alike{advice}"
+            )
+    return other.test
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
 
 
 def finite(value: float) -> float | None:
@@ -99,5 +113,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(rest) + [f"--config.{path}={text}" for path, text in pairs]
 
 
+def checked(argv: list[str]) -> list[str]:
+    """A command line as it is, after its flags are parsed once for absl: `main` parses them again, whole."""
+    parse_flags(argv)
+    return argv
+
+
 if __name__ == "__main__":
-    cli.run(main, parse_flags)
+    cli.run(main, checked)

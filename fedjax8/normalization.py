@@ -12,7 +12,7 @@ def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> t
     """Mean and deviation that inputs are normalized by: constants given, else those of the data set.
 
     For private rows these must not be measured: then images are taken to the middle of their range, and UserError for
-    columns without a range, and for classes that were counted on the rows.
+    columns without a range, for classes that were counted on the rows, and for what else a source learned from them.
     """
     x = dataset.train["x"]
     if mean or std:
@@ -27,10 +27,17 @@ def normalization(dataset: Dataset, mean: tuple, std: tuple, private: bool) -> t
                 f"config.input_mean and config.input_std are {mean} and {std}; give both, as one number each or as "
                 f"{x.shape[-1]}, input_std above 0"
             )
+    if private and dataset.learned:
+        raise UserError(
+            f"config.data: {' and '.join(dataset.learned)} of {dataset.name} were read off its training rows, which "
+            "are private here, and no epsilon accounts for that; write the rows by lists that are publicly known, such "
+            "as columns of 0 and 1 for each value, or leave such columns out"
+        )
     if private and dataset.num_classes is not None and "num_classes" not in dataset.constants:
         raise UserError(
             f"config.data: how many classes {dataset.name} has was read off its labels, which are private here; set "
-            f"--config.data.num_classes={dataset.num_classes} if that is publicly known, where the source takes it"
+            f"--config.data.num_classes={dataset.num_classes} if that is publicly known, where the source takes it; "
+            "csv takes --config.data.classes, their names"
         )
     if mean:
         return mean, std

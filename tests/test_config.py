@@ -128,6 +128,12 @@ def test_a_config_that_cannot_run_is_one_sentence(path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_where_several_are_wanted_one_text_is_answered_by_how_to_write_them():
+    message = r"must be Sequence\[str\]; got 'age, dose'; try \"--config.data.features=\('age', 'dose'\)\""
+    with pytest.raises(UserError, match=message):
+        build(configured(("data.name", "csv"), ("data.features", "age, dose")))
+
+
 def test_missing_data_names_the_places_looked_in_and_how_to_get_it(tmp_path):
     config = configured(("data.name", "mnist"))
     with pytest.raises(UserError, match=r"fedjax8\.fetch mnist"):

@@ -58,6 +58,13 @@ def test_other_rows_of_its_kind_are_evaluated(run_folder, capsys):
     assert "on 359 rows" in printed(capsys, str(run_folder))  # the run's own settings are what they were
 
 
+def test_flags_hold_beside_settings_of_other_data_also_as_a_command_is_started(run_folder, capsys):
+    arguments = ["evaluate", str(run_folder), "--round=2", "--as_json", "--config.data.test_fraction=0.5"]
+    assert evaluate.main(evaluate.checked(arguments)) == 0
+    assert json.loads(capsys.readouterr().out)["round"] == 2
+    assert ", round 4," in printed(capsys, str(run_folder))  # none of them is left for the next command line
+
+
 def test_other_data_are_read_with_the_targets_of_the_runs_task(run_folder, capsys, monkeypatch, tmp_path):
     from fedjax8.data.sources.digits import digits
 
@@ -72,6 +79,33 @@ def test_other_data_are_read_with_the_targets_of_the_runs_task(run_folder, capsy
     monkeypatch.setitem(sys.modules, "own_source", module)
     assert "on 539 rows" in printed(capsys, str(run_folder), "--config.data.name=own_source:source")
     assert asked == [(None, "classes")]
+
+
+@pytest.mark.parametrize(
+    ("field", "trained", "given"),
+    [("class_names", "ab", "ac"), ("feature_names", "uv", "vu")],
+)
+def test_numbers_that_stand_for_other_classes_or_features_are_refused(
+    run_folder, capsys, monkeypatch, field, trained, given
+):
+    import fedjax8.loading
+    from fedjax8.data.sources.digits import digits
+
+    load = fedjax8.loading.load
+
+    def loaded(path, data_dir=None):
+        run = load(path, data_dir)
+        run.experiment = run.experiment._replace(dataset=run.experiment.dataset._replace(**{field: tuple(trained)}))
+        return run
+
+    monkeypatch.setattr(fedjax8.loading, "load", loaded)
+    module = types.ModuleType("own_source")
+    module.source = lambda names: digits()._replace(**{field: tuple(names)})
+    monkeypatch.setitem(sys.modules, "own_source", module)
+    arguments = [str(run_folder), "--config.data.name=own_source:source"]
+    with pytest.raises(UserError, match=f"{', '.join(given)}, but the model was trained on {', '.join(trained)}"):
+        evaluate.main(["evaluate", *arguments, f"--config.data.names={given}"])
+    assert "on 359 rows" in printed(capsys, *arguments, f"--config.data.names={trained}")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ class Dataset(NamedTuple):
     constants: tuple[str, ...] = ()  # which of "mean" (with std) and "num_classes" were not read off the training rows
     client_names: np.ndarray | None = None  # [largest owner + 1] bytes: ids of natural clients as the data has them
     class_names: tuple[str, ...] = ()  # by number; empty where the data has none
+    feature_names: tuple[str, ...] = ()  # of the columns of x [N, F], in their order; empty where the data has none
+    learned: tuple[str, ...] = ()  # what else was read off the training rows, such as "the values of column 'city'"
     test_clients: Windows | None = None  # of the test rows, as `clients`; a natural client has one name in both
 
     def _facts(self) -> Facts:

@@ -72,9 +72,10 @@ def cross_entropy(logits: Array, batch: Batch) -> Array:
 
 
 def accuracy(logits: Array, batch: Batch) -> dict[str, Array]:
-    """1 where the largest logit is the label, for label sequences the share of such positions; float32 `[B]`."""
-    hits = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)
-    return {"accuracy": per_row(hits, batch["y"])}
+    """1 where the largest logit is the label, for label sequences the share of such positions; float32 `[B]`. Logits
+    with NaN, or without a finite largest one, name no class."""
+    hits = (jnp.argmax(logits, axis=-1) == batch["y"]) & jnp.isfinite(jnp.max(logits, axis=-1))
+    return {"accuracy": per_row(hits.astype(jnp.float32), batch["y"])}
 
 
 @contextlib.contextmanager

@@ -100,6 +100,11 @@ class Task(NamedTuple):
     def num_outputs(self, dataset: Dataset) -> int:
         """Outputs that a model of this data set needs; UserError where the targets are of another kind."""
         y = dataset.train["y"]
+        if self.targets in (CLASSES, BINARY) and dataset.num_classes == 1:
+            raise UserError(
+                f"config.task: all targets of {dataset.name} are one class, so that any model is right; give rows of "
+                "several classes, or their number as --config.data.num_classes where the source takes it"
+            )
         if self.targets == CLASSES and dataset.num_classes is not None:
             return dataset.num_classes
         if self.targets == BINARY and dataset.num_classes is not None and y.ndim == 1:

@@ -6,13 +6,17 @@ import uuid
 import numpy as np
 import pytest
 
+from fedjax8 import tasks
 from fedjax8.build import build
 from fedjax8.config import base_config, override
 from fedjax8.data.federated import federate
 from fedjax8.data.names import unpacked
 from fedjax8.data.partitions.by_key import by_key
+from fedjax8.data.sources._streams import write_mapped
 from fedjax8.data.sources.csv import csv
+from fedjax8.data.sources.mapped import mapped
 from fedjax8.errors import UserError
+from fedjax8.normalization import normalization
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'fedjax8[csv]'")
 ROWS = """age,dose,city,outcome,hospital
@@ -63,6 +67,19 @@ def test_categories_become_columns_in_sorted_order(tmp_path):
     )
 
 
+def test_values_of_categories_are_read_off_private_rows_and_refused_there_unless_they_are_columns_already(tmp_path):
+    settings = {"classes": ("dead", "sick", "well"), "seed": 4, "target": "outcome"}
+    data = table(tmp_path, features=("age", "city"), categorical=("city",), **settings)
+    assert data.feature_names == ("age", "city=Oslo", "city=Rome")
+    with pytest.raises(UserError, match="values of column 'city' of visits were read off its training rows"):
+        normalization(data, (0.0,), (1.0,), private=True)
+    assert normalization(data, (0.0,), (1.0,), private=False) == ((0.0,), (1.0,))
+    write_mapped(data, tmp_path / "folder")  # does not make them public
+    assert mapped(str(tmp_path), "folder").learned == data.learned
+    columns = table(tmp_path, features=("age", "dose"), **settings)
+    assert normalization(columns, (0.0,), (1.0,), private=True) == ((0.0,), (1.0,))
+
+
 def test_numbers_are_regression_and_need_no_classes(tmp_path):
     data = table(tmp_path, target="dose", features=("age",))
     assert data.num_classes is None and data.train["y"].dtype == np.float32 and data.class_names == ("dose",)
@@ -71,6 +88,20 @@ def test_numbers_are_regression_and_need_no_classes(tmp_path):
     assert both.train["y"].dtype == np.float32 and whole(both, "y").tolist() == [[2, 3], [3, 4], [6, 8]]
     years = table(tmp_path, "x1,y\n1,10\n2,20\n3,15\n", target="y", target_kind="regression")
     assert years.train["y"].dtype == np.float32
+
+
+def test_whole_numbers_with_a_point_are_classes_where_that_is_said(tmp_path):
+    text = "x1,y\n1,1.0\n2,0.0\n3,1.0\n4,0.0\n"
+    assert table(tmp_path, text, target="y").num_classes is None  # measured, unless it is said
+    data = table(tmp_path, text, target="y", target_kind="classification")
+    assert whole(data, "y").tolist() == [1, 0, 1, 0] and data.class_names == ("0", "1")
+
+
+def test_one_class_alone_is_no_task(tmp_path):
+    data = table(tmp_path, "x1,y\n1,a\n2,a\n3,a\n", target="y")
+    for task in (tasks.classification(), tasks.binary(), tasks.language_model()):
+        with pytest.raises(UserError, match="all targets of visits are one class, so that any model is right"):
+            task.num_outputs(data)
 
 
 def test_several_columns_of_zeros_and_ones_are_labels(tmp_path):
@@ -147,6 +178,7 @@ def test_clients_that_are_numbers_come_in_their_order_and_others_as_texts(tmp_pa
         (ROWS.replace("age,dose", "age,age"), {}, "names column 'age' twice"),
         (ROWS.replace("age,dose", "age,"), {}, "leaves column 2 without a name"),
         ("x1,k,y\n1,5,a\n2,5,b\n3,5,a\n", {"target": "y"}, "'k', row [234] .* one value; a constant column"),
+        (ROWS, {"target": "age,dose"}, r"no column 'age,dose'.*; several columns are written \('age', 'dose'\)"),
         (ROWS, {"target": "outcom"}, "no column 'outcom'.*did you mean 'outcome'"),
         (ROWS.replace(",", ";"), {}, "no column 'outcome'.*is the delimiter another"),
         (ROWS.replace("33,1.0,Rome,sick,c", "33,1.0,Rome,sick,"), {"client": "hospital", "features": ("age",)},

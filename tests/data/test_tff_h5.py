@@ -10,6 +10,7 @@ from fedjax8.data.sources.shakespeare import BEGIN, CHARACTERS, PADDING
 from fedjax8.data.sources.tff_h5 import tff_h5
 from fedjax8.errors import UserError
 from fedjax8.fetch import SOURCES, unpack
+from fedjax8.normalization import normalization
 
 h5py = pytest.importorskip("h5py", reason="needs h5py: pip install 'fedjax8[images]'")
 RNG = np.random.default_rng(0)
@@ -119,6 +120,8 @@ def test_tags_are_labels_of_shares_of_words(tmp_path):
     expected = np.float32([[1 / 7, 1 / 7, 2 / 7], [3 / 6, 2 / 6, 0], [0, 0, 0], [0, 0, 1 / 3]])
     np.testing.assert_allclose(data.train["x"], expected, rtol=1e-6)
     assert data.test["y"].tolist() == [[1, 0]]
+    with pytest.raises(UserError, match="the vocabulary and the tags of stackoverflow were read off its training rows"):
+        normalization(data, (0.0,), (1.0,), private=True)
 
 
 def refused(tmp_path, says, file="fed_emnist", **settings):

@@ -134,6 +134,32 @@ def test_errors_of_numbers_are_those_of_scikit_learn():
         metrics.r2().admits(np.stack([np.arange(5.0), np.ones(5)], axis=1))
 
 
+def test_top_k_of_so_many_classes_or_more_says_nothing_and_is_refused():
+    for k in (4, 5):
+        task = tasks.classification(metrics=(metrics.top_k(k),))
+        with pytest.raises(UserError, match=f"top_{k} is 1 for any model of 4 classes; take k below 4"):
+            task.on(models.from_linen(nn.Dense(4))).metrics(jnp.asarray(LOGITS), {"y": jnp.asarray(CLASSES)})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("task", "outputs", "targets"),
+    [
+        (tasks.classification(metrics=(metrics.accuracy(), metrics.top_k(2), metrics.macro_f1())), LOGITS, CLASSES),
+        (tasks.language_model(metrics=(metrics.accuracy(), metrics.macro_f1())), TEXT_LOGITS, np.maximum(TEXT, 0)),
+        (tasks.multilabel(metrics=(metrics.label_accuracy(), metrics.macro_f1())), MARK_LOGITS, MARKS),
+        (tasks.binary(metrics=(metrics.accuracy(), metrics.macro_f1())), LOGITS[:, :1], YES),
+    ],
+    ids=["classes", "text", "marks", "binary"],
+)
+def test_outputs_that_are_not_finite_are_never_right(task, outputs, targets, bad):
+    model = task.on(models.from_linen(nn.Dense(1)))
+    broken = jnp.full(outputs.shape, bad, jnp.float32)
+    found = model.metrics(broken, {"y": jnp.asarray(targets)})
+    assert {name: float(jnp.max(values)) for name, values in found.items()} == dict.fromkeys(found, 0.0)
+    assert of_set(task, np.asarray(broken), targets, "macro_f1") == 0
+
+
 def test_top_k_is_that_of_scikit_learn():
     task = tasks.classification(metrics=(metrics.top_k(2), metrics.accuracy()))
     assert task.main == "top_2"

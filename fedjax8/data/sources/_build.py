@@ -34,6 +34,8 @@ def build_dataset(
     targets: str = CLASSES,
     class_names: tuple[str, ...] = (),
     client_names: np.ndarray | None = None,
+    feature_names: tuple[str, ...] = (),
+    learned: tuple[str, ...] = (),
 ) -> Dataset:
     """A valid `Dataset` from `x_train, y_train, x_test, y_test` and perhaps `client_train, client_test`.
 
@@ -55,6 +57,8 @@ def build_dataset(
         targets: one of `types.TARGETS`: of VALUES y is float32 [N] or [N, K], of MARKS uint8 [N, L], without classes.
         class_names: of the classes by number, or of the K or L columns of targets.
         client_names: of natural clients by number (`data.names`).
+        feature_names: of the columns of x [N, F].
+        learned: what the source read off the training rows to make x and y, in words, such as "the vocabulary".
     """
     constants = ["num_classes"] if num_classes is not None and not counted else []
     parts = {}
@@ -90,6 +94,8 @@ def build_dataset(
         constants=tuple(constants),
         client_names=client_names,
         class_names=class_names,
+        feature_names=feature_names,
+        learned=learned,
     )
     try:
         dataset.validate()

@@ -67,8 +67,8 @@ def gathered(stream: Stream, standardize: str = "auto") -> Dataset:
 
 
 CLASSES = "classes.json"
-"""In a folder that `mapped` reads: what is known of the classes."""
-_FORM = {"num_classes?": int, "counted?": bool, "class_names?": [str]}
+"""In a folder that `mapped` reads: what is known of classes and features."""
+_FORM = {"num_classes?": int, "counted?": bool, "class_names?": [str], "feature_names?": [str], "learned?": [str]}
 
 
 def read_known(folder: Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def write_mapped(made: Stream | Dataset, folder: Path) -> None:
         for part in ("train", "test"):
             _write_part(made, part, folder / part)
         known = made.settings if isinstance(made, Stream) else _known_of(made)
-        kept = {name: known[name] for name in ("num_classes", "counted", "class_names") if known.get(name)}
+        kept = {name: known[name] for name in (text.removesuffix("?") for text in _FORM) if known.get(name)}
         replace_file(folder / CLASSES, (json.dumps(kept) + "\n").encode())
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -133,4 +133,6 @@ def _known_of(made: Dataset) -> dict[str, Any]:
         "num_classes": made.num_classes,
         "counted": "num_classes" not in made.constants,
         "class_names": made.class_names,
+        "feature_names": made.feature_names,
+        "learned": made.learned,
     }

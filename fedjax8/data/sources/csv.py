@@ -92,11 +92,13 @@ def csv(
     for name in (*apart, *inputs, *categorical):
         if name not in table.columns:
             there = ", ".join(list(table.columns)[:30])
-            advice = suggest(name, table.columns) or "; is the delimiter another?" * (len(table.columns) == 1)
+            parts = tuple(part.strip() for part in name.split(","))
+            several = f"; several columns are written {parts}" if {*parts} <= {*table.columns} else ""
+            advice = several or suggest(name, table.columns) or "; is the delimiter another?" * (len(table.columns) < 2)
             raise UserError(f"{table.files[0][0]} has no column {name!r}; it has {there}{advice}")
     _check_roles(apart, inputs, categorical)
     is_test = _test_rows(table, test_column, test_fraction, seed)
-    x = _inputs(table, inputs, categorical, is_test)
+    x, feature_names = _inputs(table, inputs, categorical, is_test)
     y, kind, names = _targets(table, columns, chosen_kind(target_kind, targets), tuple(map(str, classes)))
     arrays = {f"{key}_{part}": values[rows] for part, rows in (("train", ~is_test), ("test", is_test))
               for key, values in (("x", x), ("y", y))}  # fmt: skip
@@ -114,6 +116,8 @@ def csv(
         counted=not classes,
         class_names=names,
         client_names=client_names,
+        feature_names=feature_names,
+        learned=tuple(f"the values of column {name!r}" for name in categorical),
     )
 
 
@@ -152,9 +156,12 @@ def _test_rows(table: Table, column: str, fraction: float, seed: int) -> np.ndar
     return is_test
 
 
-def _inputs(table: Table, names: list[str], categorical: Sequence[str], is_test: np.ndarray) -> np.ndarray:
-    """float32 [N, columns]: numbers, and 0 or 1 for each value of those that are categorical."""
+def _inputs(
+    table: Table, names: list[str], categorical: Sequence[str], is_test: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """float32 [N, columns]: numbers, and 0 or 1 for each value of those that are categorical; names of the columns."""
     made: list[np.ndarray] = []
+    called: list[str] = []
     for name in names:
         if name in categorical:
             values = table.texts(name).astype(str)
@@ -164,16 +171,18 @@ def _inputs(table: Table, names: list[str], categorical: Sequence[str], is_test:
                 row = int(other.argmax())
                 raise UserError(f"{table.at(name, row)} is {str(values[row])!r:.40}, a value that no training row has")
             columns = (values[:, None] == known).astype(np.float32)
+            called += [f"{name}={value}" for value in known.tolist()]
         else:
             advice = f"; if its values are names, add it to categorical=({name!r},), else leave it out of features"
             columns = table.numbers(name, advice).astype(np.float32)[:, None]
+            called.append(name)
         if (np.ptp(columns[~is_test], axis=0) == 0).any():
             raise UserError(
                 f"{table.at(name, int((~is_test).argmax()))} and all other training rows have one value; a constant "
                 "column tells nothing: leave it out of features"
             )
         made.append(columns)
-    return np.concatenate(made, axis=1)
+    return np.concatenate(made, axis=1), tuple(called)
 
 
 def _targets(
@@ -192,7 +201,8 @@ def _targets(
     if classes:
         return _known_classes(table, name, classes), "classification", classes
     numeric = table.try_numbers(name)
-    whole = numeric is not None and bool((np.rint(numeric) == numeric).all()) and table.written_whole(name)
+    integral = numeric is not None and bool((np.rint(numeric) == numeric).all())
+    whole = integral and table.written_whole(name)
     if kind == "auto":
         kind = "classification" if numeric is None or whole else "regression"
         different = 0 if numeric is None else len(np.unique(numeric))
@@ -205,7 +215,7 @@ def _targets(
         return table.numbers(name), kind, (name,)
     if kind == "multilabel":
         return table.numbers(name)[:, None], kind, (name,)
-    if numeric is not None and not whole:
+    if numeric is not None and not integral:
         row = int((np.rint(numeric) != numeric).argmax())
         raise UserError(f"{table.at(name, row)} is {numeric[row]:g}, no class; use target_kind=regression")
     values = table.texts(name).astype(str) if numeric is None else numeric.astype(np.int64)

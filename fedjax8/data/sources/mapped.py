@@ -82,6 +82,8 @@ def mapped(
         constants=("num_classes",) * (num_classes is not None and not known.get("counted", False))
         + ("mean",) * (parts["train"].columns["x"].dtype == np.int32),
         class_names=tuple(known.get("class_names") or ()),
+        feature_names=tuple(known.get("feature_names") or ()),
+        learned=tuple(known.get("learned") or ()),
     )
 
 

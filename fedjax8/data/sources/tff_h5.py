@@ -143,13 +143,16 @@ def stream(
             raise UserError(f"{paths['train']}: no example has a word")
         if predict == "words":
             make = lambda fields: _next_words(fields, words, sequence_length or 20)
-            settings = {"num_classes": len(words) + 4, "counted": True}
+            spoken = ("(padding)", *map(_shown, words), "(other)", "(begin)", "(end)")
+            settings = {"num_classes": len(words) + 4, "counted": True, "class_names": spoken}
         else:
             labels = _most_frequent(_tags(paths["train"], limits), tags)
             if not labels:
                 raise UserError(f"{paths['train']}: no example has a tag")
             make = lambda fields: _bags(fields, words, labels)
-            settings = {"targets": MARKS, "class_names": tuple(t.decode("utf-8", "replace") for t in labels)}
+            settings = {"targets": MARKS, "class_names": tuple(map(_shown, labels))}
+            settings["feature_names"] = tuple(map(_shown, words))
+        settings["learned"] = ("the vocabulary", *["the tags"] * (predict == "tags"))
     clients = {part: functools.partial(_clients, path, _FIELDS[kind], limits, make) for part, path in paths.items()}
     return Stream(file, str(paths["train"].parent), clients["train"], clients["test"], settings)
 
@@ -301,6 +304,10 @@ def _most_frequent(values: Iterable[bytes], most: int) -> dict[bytes, int]:
     counts = collections.Counter(values)
     ranked = sorted(counts, key=lambda value: (-counts[value], value))
     return {value: place for place, value in enumerate(ranked[:most])}
+
+
+def _shown(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 def _bytes(text: Any) -> bytes:

@@ -8,7 +8,7 @@ from fedjax8.types import MARKS, Array
 
 
 def label_accuracy() -> Metric:
-    """Share of a row's labels whose output has the right sign: 1 minus the Hamming loss.
+    """Share of a row's labels whose output is finite and has the right sign: 1 minus the Hamming loss.
 
     Where most labels are 0 a model that marks nothing is near 1; look at `macro_f1` beside it.
     """
@@ -18,7 +18,8 @@ def label_accuracy() -> Metric:
 def hits(outputs: Array, targets: Array) -> Array:
     """float32 `[B]`."""
     logits, marks = side_by_side(outputs, targets)
-    return jnp.mean(((logits > 0) == (marks > 0.5)).astype(jnp.float32), axis=1)
+    right = ((logits > 0) == (marks > 0.5)) & jnp.isfinite(logits)
+    return jnp.mean(right.astype(jnp.float32), axis=1)
 
 
 EXAMPLES = ({},)

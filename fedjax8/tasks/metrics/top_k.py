@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax8.directions import HIGHER
+from fedjax8.errors import UserError
 from fedjax8.models.linen import per_row
 from fedjax8.tasks.base import Metric
 from fedjax8.types import CLASSES, Array
@@ -13,13 +14,19 @@ def top_k(k: int = 5) -> Metric:
     larger.
 
     Args:
-      k: at least 1. With as many classes or more, all rows are right.
+      k: at least 1, and below the number of classes, since of all of them each is right: UserError where the model
+        is traced.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
 
     def hits(outputs: Array, targets: Array) -> Array:
         """float32 `[B]`."""
+        if outputs.shape[-1] <= k:
+            raise UserError(
+                f"top_{k} is 1 for any model of {outputs.shape[-1]} classes; take k below {outputs.shape[-1]}, or "
+                "accuracy"
+            )
         own = jnp.take_along_axis(outputs, jnp.maximum(targets, 0)[..., None], axis=-1)
         others = jnp.sum(outputs >= own, axis=-1) - 1
         ranked = jnp.isfinite(own[..., 0]) & (others < k)

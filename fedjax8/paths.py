@@ -119,7 +119,7 @@ class Split(NamedTuple):
             return params, {}
         names = list(trees.named_leaves(params))
         patterns = (last_layer(names),) if self.private is None else self.private
-        inside = {name: [name, *_above(name)] for name in names}
+        inside = {name: [name, *above(name)] for name in names}
         what = "private parameters"
         paths = sorted(
             {path for of_leaf in inside.values() for path in of_leaf}, key=lambda path: (path.count("/"), path)
@@ -165,7 +165,7 @@ def last_layer(names: Collection[str]) -> str:
     return f"Dense_{max(numbers)}"
 
 
-def _above(name: str) -> list[str]:
+def above(name: str) -> list[str]:
     """Paths of the nodes above a leaf, `a/b` and `a` for `a/b/c`."""
     parts = name.split("/")
     return ["/".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]

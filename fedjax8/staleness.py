@@ -1,51 +1,45 @@
-"""Factors on updates by their age: the number of server steps since the client received its model.
+"""Weights of late updates by their age, the server steps since the model that they started from; 0 is on time.
 
-    constant     1
-    polynomial   (1 + age)^-exponent
-    hinge        1 if age <= threshold, else 1 / (exponent (age - threshold) + 1)
+    constant()        1
+    polynomial(a)     (1 + age)^-a              Xie et al. 2019 (FedAsync, arXiv 1903.03934, section 5.2); with a = 1/2
+                                                that of FedBuff (Nguyen et al., arXiv 2106.06639)
+    hinge(a, b)       1 / (a (age - b) + 1)     for ages above b, else 1: FedAsync, the same section
 
-All three are those of Xie et al. 2019 (arXiv 1903.03934, section 5.2). Nguyen et al. 2022 (arXiv 2106.06639) use the
-polynomial with exponent 0.5. Both as recalled, not read again.
+PR-FL's code (arXiv 2403.15439) has age^-a with a = 0.6, where the age of an update on time is 1: `polynomial(0.6)`; and
+1 / (a (age - 2) + 1): `hinge(a, 2)`. Ages are numbers or arrays, of NumPy or JAX.
 """
 
-import functools
-import math
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
+from fedjax8.given import checked
 
-NAMES = ("constant", "polynomial", "hinge")
-
-
-def constant(ages: np.ndarray) -> np.ndarray:
-    """float64 ones `[n]`: an old update counts as a new one."""
-    return np.ones(np.shape(ages))
+Staleness = Callable[[Any], Any]
+"""Age to weight."""
 
 
-def polynomial(ages: np.ndarray, exponent: float) -> np.ndarray:
-    """float64 `[n]`: (1 + age)^-exponent."""
-    return np.asarray((1.0 + np.asarray(ages, float)) ** -exponent)
+@checked
+def constant() -> Staleness:
+    """Every age weighs 1."""
+    return lambda age: 1.0 + 0.0 * age
 
 
-def hinge(ages: np.ndarray, exponent: float, threshold: float) -> np.ndarray:
-    """float64 `[n]`: 1 up to the threshold, then 1 / (exponent (age - threshold) + 1)."""
-    beyond = np.maximum(np.asarray(ages, float) - threshold, 0.0)
-    return np.asarray(1.0 / (exponent * beyond + 1.0))
+@checked
+def polynomial(exponent: float = 0.5) -> Staleness:
+    """(1 + age)^-exponent."""
+    if not exponent >= 0:
+        raise ValueError(f"exponent must not be negative; got {exponent}")
+    return lambda age: (1.0 + age) ** -exponent
 
 
-def factor(name: str, exponent: float, threshold: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of ages with this name and these settings, those that it takes.
+@checked
+def hinge(slope: float = 10.0, start: float = 4.0) -> Staleness:
+    """1 up to the age `start`, then 1 / (slope (age - start) + 1); the defaults are FedAsync's."""
+    if not (slope >= 0 and start >= 0):
+        raise ValueError(f"slope and start must not be negative; got {slope} and {start}")
 
-    Raises:
-      ValueError: an unknown name, or a setting that is negative or not finite.
-    """
-    if name not in NAMES:
-        raise ValueError(f"staleness must be one of {', '.join(NAMES)}; got {name!r}")
-    for setting, value in (("exponent", exponent), ("threshold", threshold)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{setting} must be a number from 0 up; got {value}")
-    if name == "constant":
-        return constant
-    if name == "polynomial":
-        return functools.partial(polynomial, exponent=exponent)
-    return functools.partial(hinge, exponent=exponent, threshold=threshold)
+    def weight(age: Any) -> Any:
+        over = (age - start + abs(age - start)) / 2  # the part above 0, of a number or an array of any library
+        return 1.0 / (slope * over + 1.0)
+
+    return weight

@@ -22,6 +22,7 @@ from fedjax8.algorithms.moon import moon
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
 from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
+from fedjax8.algorithms.salf import salf
 from fedjax8.algorithms.scaffold import scaffold
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "moon",
     "qfedavg",
     "rolora",
+    "salf",
     "scaffold",
 ]

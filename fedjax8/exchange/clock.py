@@ -76,6 +76,18 @@ class Timeless:
         """bool `[c]`: nobody."""
         return jnp.zeros_like(cohort.valid)
 
+    def seconds(self, cohort: Cohort) -> Array:
+        """float32 `[c]`: 0."""
+        return jnp.zeros(cohort.valid.shape, jnp.float32)
+
+    def seconds_left(self, cohort: Cohort) -> Array:
+        """float32 `[c]`: infinite."""
+        return jnp.full(cohort.valid.shape, jnp.inf, jnp.float32)
+
+    def step_seconds(self, cohort: Cohort) -> Array:
+        """float32 `[c]`: 0."""
+        return jnp.zeros(cohort.valid.shape, jnp.float32)
+
     def receivers(self, cohort: Cohort) -> Cohort:
         """All of the cohort."""
         return cohort
@@ -162,6 +174,19 @@ class Clock:
     def is_late(self, cohort: Cohort) -> Array:
         """bool `[c]`: stragglers of the round so far."""
         return self.late
+
+    def seconds(self, cohort: Cohort) -> Array:
+        """float32 `[c]`: t_i."""
+        return self.elapsed
+
+    def seconds_left(self, cohort: Cohort) -> Array:
+        """float32 `[c]`: deadline - t_i, infinite without a deadline."""
+        return self.deadline - self.elapsed
+
+    def step_seconds(self, cohort: Cohort) -> Array:
+        """float32 `[c]`: seconds of a local step."""
+        seconds: Array = self.speeds.step_seconds
+        return seconds
 
     def receivers(self, cohort: Cohort) -> Cohort:
         """The cohort without its stragglers so far."""

@@ -15,7 +15,7 @@ messages of both directions, under names such as `uplink_clipped_fraction`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
-from fedjax8.exchange import attacking, versions
+from fedjax8.exchange import attacking, parted, versions
+from fedjax8.exchange.arriving import Arrived, everything, summable, zero_unless
 from fedjax8.exchange.attacking import as_contribution, change_of
 from fedjax8.exchange.clock import Clock, Timeless
 from fedjax8.exchange.discovery import Discovery, Recorder, coded
 from fedjax8.exchange.left_out import cells
 from fedjax8.exchange.sections import channels_of, num_bytes, sizes_of
-from fedjax8.exchange.sums import only_if, summable
 from fedjax8.types import (
     MODEL,
     Aggregator,
@@ -90,6 +90,18 @@ class RoundLink:
         """bool `[C]`: stragglers of the round so far."""
         return self.clock.is_late(cohort)
 
+    def seconds(self, cohort: Cohort) -> Array:
+        """float32 `[C]`: seconds since the start of the round; 0 without a clock."""
+        return self.clock.seconds(cohort)
+
+    def seconds_left(self, cohort: Cohort) -> Array:
+        """float32 `[C]`: seconds to the deadline."""
+        return self.clock.seconds_left(cohort)
+
+    def step_seconds(self, cohort: Cohort) -> Array:
+        """float32 `[C]`: seconds of a local step; 0 without a clock."""
+        return self.clock.step_seconds(cohort)
+
     def replace(self, **changes: Any) -> "RoundLink":
         """The link with other settings: `uplink`, `downlink`, `attack`."""
         return dataclasses.replace(self, **changes)
@@ -102,24 +114,29 @@ class RoundLink:
         name: str = MODEL,
         codec: Codec | None = None,
         background: bool = False,
+        present: Mapping[str, Array] | None = None,
     ) -> tuple[PyTree, "RoundLink"]:
         """One message to every client of the cohort: (the tree as they decode it, link).
 
-        Encoded once, with one random draw, and counted once per client that receives it. `codec` replaces the downlink
-        codec on this channel. With `background` clients go on meanwhile, until `wait`.
+        Encoded once, with one random draw, counted once per client that receives it. `codec` replaces the downlink's.
+        With `background` clients go on until `wait`. `present`: which of n parts a client receives, bool `[C, n]`, of
+        entries that are tuples; see `parted`.
         """
-        codec = self.downlink if codec is None else codec
-        cohort = self.clock.receivers(cohort)
-        state = codec.init(tree) if self.recorder else self.down_states[name]
+        codec, to = self.downlink if codec is None else codec, present or {}
+        every, cohort = {part: jnp.ones(x.shape[1], bool) for part, x in to.items()}, self.clock.receivers(cohort)
+        codec, encoded = parted.divided(codec, tree, every)
+        state = codec.init(encoded) if self.recorder else self.down_states[name]
         with jax.named_scope("download"):
-            message, after, decoded = coded(codec, key, state, tree, name)
+            message, after, decoded = coded(codec, key, state, encoded, name)
             receivers = self.count(cohort.valid) if isinstance(self.started, tuple) else self.started
-            pieces = trees.pieces(message)
+            pieces = parted.received(message, to)
             kinds = channels_of(DOWN, name, tree, sizes_of(pieces))
-            counts = {channel: receivers * pieces[part][1] for part, channel in kinds.items()}
-            link = self._count(codec, tree, counts, codec.measure(tree, decoded))
+            there = {channel: pieces[part][1] for part, channel in kinds.items()}
+            counts = {c: self.count(cohort.valid & (x > 0)) if to else receivers * x for c, x in there.items()}
+            link = self._count(codec, encoded, counts, codec.measure(encoded, decoded))
             clock = self.clock.received(cohort, {kinds[part]: piece for part, piece in pieces.items()}, background)
         states = self.down_states if self.recorder else {**self.down_states, name: after}
+        decoded = parted.whole(decoded, every, {})[0]
         if versions.RING in states and name == MODEL:
             states |= {versions.RING: versions.push(states[versions.RING], self.round_number, decoded)}
         return decoded, dataclasses.replace(link, clock=clock, down_states=states)
@@ -151,24 +168,25 @@ class RoundLink:
         smallest and largest over clients are wanted too. `aggregate` replaces the mean by another rule; memory then
         grows with the cohort unless it only admits. Such a rule, and an attack, work on changes: `origin` is the value
         each entry started from, by name; its change is entry - origin. Entries that it does not name are changes
-        already; None: origins are unknown, and attacks on messages are refused.
+        already; None: origins are unknown, and attacks on messages are refused. The mean of a part that nobody sent
+        (`Contribution.present`) is its origin; see `parted`.
 
         `steps` is the number of local steps that a client takes for this exchange, which costs it time: None for those
         of its batch plan, 0 where it sends values that it has. A late client sends nothing and keeps its old state.
-        With `background` clients go on while their messages travel.
+        With `background` clients go on meanwhile.
         """
         rule = Aggregator() if aggregate is None else aggregate
         start = origin or {}
 
-        def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
+        def take(decoded: PyTree, weight: Array, present: parted.Present) -> tuple[Partial, PyTree]:
             seen = watch(decoded)
             extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
             if rule.combine is not None:
-                return Partial((), extremes), (only_if(weight > 0, change_of(decoded, start)), weight)
-            weighted = jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded)
-            return Partial((weighted, weight), extremes), ()
+                parted.check_whole(present)
+                return Partial((), extremes), (zero_unless(weight > 0, change_of(decoded, start)), weight)
+            return Partial(parted.weighted(decoded, weight, present), extremes), ()
 
-        look = rule.admit or _everything
+        look = rule.admit or everything
 
         def admit(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
             change, admitted, sums = look(change_of(decoded, start))
@@ -182,23 +200,22 @@ class RoundLink:
             name,
             codec,
             take,
-            admit if rule.admit else _everything,
+            admit if rule.admit else everything,
             origin,
             steps,
             background,
         )
         summed, (highest, negated) = arrived.taken
+        measures, shares = {}, {}
         if rule.combine is None:
-            total, weight = summed
-            divisor, measures = jnp.where(weight > 0, weight, 1.0), {}
-            mean = jax.tree.map(lambda x, like: trees.as_dtype(x / divisor, like.dtype), total, arrived.tree)
+            mean, weight, shares = parted.mean_of(summed, start, arrived.tree)
         else:
             changes, weights = self.executor.gather(kept)
             with jax.named_scope("aggregate"):
                 change, measures = rule.combine(changes, weights)
             mean, weight = as_contribution(change, start, arrived.tree), jnp.sum(weights)
         lowest = jax.tree.map(jnp.negative, negated)
-        return Reduced(mean, weight, arrived.clients, arrived.report | measures, lowest, highest), states, link
+        return Reduced(mean, weight, arrived.clients, arrived.report | measures, lowest, highest, shares), states, link
 
     def collect(
         self,
@@ -214,11 +231,12 @@ class RoundLink:
         """(Collected, new client states, link): as `map_clients`, for servers that need the contributions one by one;
         every shard then holds those of the whole cohort."""
 
-        def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
-            return Partial(()), (only_if(weight > 0, decoded), weight)
+        def take(decoded: PyTree, weight: Array, present: parted.Present) -> tuple[Partial, PyTree]:
+            parted.check_whole(present)
+            return Partial(()), (zero_unless(weight > 0, decoded), weight)
 
         arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, take, _everything, None, steps, background
+            client, received, cohort, key, name, codec, take, everything, None, steps, background
         )
         contributions, weights = self.executor.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
@@ -247,7 +265,7 @@ class RoundLink:
             partial, state = f(shared, before["algorithm"], rows, train_key)
             usable = per_client.reached & trees.summable(partial.sum) & trees.all_finite(state)
             out = per_client.reached & ~usable
-            sums = only_if(usable, partial.sum), out.astype(jnp.int32), cells(per_client.ids, out)
+            sums = zero_unless(usable, partial.sum), out.astype(jnp.int32), cells(per_client.ids, out)
             extremes = jax.tree.map(lambda x: jnp.where(usable, x, -jnp.inf), partial.max)
             return Partial(sums, extremes), trees.select(usable, before | {"algorithm": state}, before)
 
@@ -278,17 +296,17 @@ class RoundLink:
         key: Key,
         name: str,
         codec: Codec | None,
-        take: Callable[[PyTree, Array], tuple[Partial, PyTree]],
+        take: Callable[[PyTree, Array, parted.Present], tuple[Partial, PyTree]],
         admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,
         background: bool,
-    ) -> tuple["Arrived", PyTree, PyTree, "RoundLink"]:
+    ) -> tuple[Arrived, PyTree, PyTree, "RoundLink"]:
         """(Arrived, kept `[c, ...]`, new client states, link): the common part of `map_clients` and `collect`.
 
-        `take(decoded, weight)` gives the addends of an admitted contribution, and the values to keep of each.
+        `take(decoded, weight, present)` gives the addends of an admitted contribution, and the values to keep of each.
         """
-        codec, kinds, asked = self.uplink if codec is None else codec, [], cohort
+        usual, kinds, asked = self.uplink if codec is None else codec, [], cohort
         most_bytes = sum(channel.message_bytes for channel in self.sent if channel[:2] == (UP, name))
         cohort, sending, clock = self.clock.trained(cohort, steps, most_bytes)
         ring = versions.RING in self.down_states
@@ -307,10 +325,12 @@ class RoundLink:
                 out = attacked(trained(received, pool, key, per_client), per_client, key)
             own = per_client.states["uplink"]
             with jax.named_scope("encode"):
-                before = codec.init(out.tree) if self.recorder else own[name]
-                message, codec_state, decoded = coded(codec, encode_key, before, out.tree, name)
+                by, given = parted.divided(usual, out.tree, out.present)
+                before = by.init(given) if self.recorder else own[name]
+                message, codec_state, arrived = coded(by, encode_key, before, given, name)
             pieces = trees.pieces(message)
-            kinds.append((trees.shapes(out.tree), sizes_of(pieces)))
+            kinds.append((trees.shapes(out.tree), by, trees.shapes(given), sizes_of(pieces)))
+            decoded, parts_sent = parted.whole(arrived, out.present, origin or {})
             present = {part: there for part, (_, there) in pieces.items()}
             reached = per_client.reached & clock.in_time(sending, num_bytes(pieces))
             # The contribution is checked before it is encoded too: an 8-bit format saturates infinities.
@@ -320,14 +340,14 @@ class RoundLink:
             usable = reached & trees.all_finite((out.state, codec_state, out.report)) & accepted & ~stale
             usable &= (norm <= trees.LARGEST) & (out.weight >= 0)
             usable &= out.weight * jnp.maximum(norm, 1.0) <= trees.LARGEST_SUM
-            partial, kept = take(admitted, jnp.where(usable, out.weight, 0.0))
+            partial, kept = take(admitted, jnp.where(usable, out.weight, 0.0), parts_sent)
             sums = {
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
                 "stale": stale.astype(jnp.int32),
                 "left_out": cells(per_client.ids, reached & ~usable & ~stale),
                 "sent": {part: reached * there for part, there in present.items()},
-                "report": only_if(usable, summable((out.report | seen, codec.measure(out.tree, decoded)))),
+                "report": zero_unless(usable, summable((out.report | seen, by.measure(given, arrived)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
             return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states), (present, usable))
@@ -335,10 +355,10 @@ class RoundLink:
         with jax.named_scope("reduce"):
             shared = received, self.pool, key
             totals, (kept, states, (present, used)) = self.executor.map_reduce(one, shared, (cohort, sending))
-        (tree, sizes), sums = kinds[0], totals.sum
+        (tree, by, encoded, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
         channels = channels_of(UP, name, tree, sizes)
-        link = self._count(codec, tree, {channels[part]: count for part, count in sums["sent"].items()}, measured)
+        link = self._count(by, encoded, {channels[part]: count for part, count in sums["sent"].items()}, measured)
         parts = {channels[part]: (sizes[part], there) for part, there in present.items()}
         clock = clock.sent(asked, sending, parts, used, background)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
@@ -374,23 +394,7 @@ class RoundLink:
         return dataclasses.replace(self, sent={**self.sent, **sent}, measured={**self.measured, **added})
 
 
-class Arrived(NamedTuple):
-    """Totals of an exchange."""
-
-    tree: PyTree
-    """Shapes of one contribution."""
-    taken: tuple[PyTree, PyTree]
-    """Sum and maximum of the addends that `take` gave."""
-    clients: Array
-    report: dict[str, Array]
-
-
 def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
     """Keys of a client's training, and of the encoding of its contribution."""
     train, encode = jax.random.split(jax.random.fold_in(key, client))
     return train, encode
-
-
-def _everything(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
-    """The contribution as it is, admitted."""
-    return decoded, jnp.array(True), {}

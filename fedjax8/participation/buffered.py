@@ -16,8 +16,12 @@ FedAsync (`asynchronous`); with `payload="update"` it is the client's own, as in
 """
 
 import functools
+import math
+from collections.abc import Callable
 
-from fedjax8 import staleness as ages
+import numpy as np
+
+from fedjax8 import staleness as staleness_of
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.participation._arrivals import kept_arrivals
@@ -40,7 +44,7 @@ def buffered(
     Args:
       concurrency: M, clients on their way at any time, at least `cohort_size`.
       staleness: s, the factor by age: `constant`, `polynomial` or `hinge`; see `fedjax8.staleness`.
-      exponent, threshold: its settings, those that it takes.
+      exponent, threshold: its settings, those that it takes: the hinge's slope is `exponent`, its start `threshold`.
       versions: models that are kept, so that ages from 0 to `versions - 1` are used. Each costs every device the
         memory of a model.
 
@@ -51,13 +55,28 @@ def buffered(
         raise ValueError(f"concurrency must be from 1 to {LARGEST_CONCURRENCY}; got {concurrency}")
     if versions < 1:
         raise ValueError(f"versions must be at least 1; got {versions}")
-    factor, arrivals = ages.factor(staleness, exponent, threshold), kept_arrivals(concurrency)
+    factor, arrivals = _factor(staleness, exponent, threshold), kept_arrivals(concurrency)
 
     def draw(ask: Ask) -> Drawn:
         step = arrivals(ask).step(ask.round)
         return Drawn(step.ids, step.ids < 0, step.ages, step.started, step.schedule)
 
     return Participation(draw, functools.partial(_numbers, concurrency), versions=versions, factor=factor)
+
+
+def _factor(name: str, exponent: float, threshold: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Ages to factors, by the name of a staleness and its settings."""
+    for setting, value in (("exponent", exponent), ("threshold", threshold)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{setting} must be a number from 0 up; got {value}")
+    made = {
+        "constant": staleness_of.constant(),
+        "polynomial": staleness_of.polynomial(exponent),
+        "hinge": staleness_of.hinge(exponent, threshold),
+    }
+    if name not in made:
+        raise ValueError(f"staleness must be one of {', '.join(made)}; got {name!r}")
+    return made[name]
 
 
 def _numbers(concurrency: int, num_clients: int, cohort_size: int) -> Numbers:

@@ -105,6 +105,8 @@ class Contribution(NamedTuple):
     """The client's new persistent state."""
     report: dict[str, Array]
     """Sums to be added over clients."""
+    present: Mapping[str, Array] = {}
+    """Entries of `tree` that are tuples of n parts, to bool `[n]`: the parts that are sent; other entries are whole."""
 
 
 class Reduced(NamedTuple):
@@ -123,6 +125,9 @@ class Reduced(NamedTuple):
     """Smallest of each watched value over the clients of positive weight; +inf if there is none."""
     highest: PyTree
     """Largest of each, likewise; -inf if there is none."""
+    shares: Mapping[str, Array] = {}
+    """Entries whose parts may be left out (`Contribution.present`), to float32 `[n]`: the share of the weight that sent
+    each part. The mean of a part is over those who sent it; where nobody did, it is the value that it started from."""
 
 
 class Collected(NamedTuple):
@@ -220,8 +225,10 @@ class Link(Protocol):
         name: str = MODEL,
         codec: Codec | None = None,
         background: bool = False,
+        present: Mapping[str, Array] | None = None,
     ) -> tuple[PyTree, Self]:
-        """One message to every client of the cohort: (the tree as they decode it, link)."""
+        """One message to every client of the cohort: (the tree as they decode it, link). Of an entry in `present`, a
+        tuple of n parts, each client receives the parts that bool `[C, n]` says."""
 
     def map_clients(
         self,
@@ -279,6 +286,16 @@ class Link(Protocol):
 
     def late(self, cohort: Cohort) -> Array:
         """bool `[C]`: stragglers of the round so far; nobody without a deadline."""
+
+    def seconds(self, cohort: Cohort) -> Array:
+        """float32 `[C]`: simulated seconds of these clients since the start of the round; 0 without a clock."""
+
+    def seconds_left(self, cohort: Cohort) -> Array:
+        """float32 `[C]`: seconds from there to the deadline of `until`, negative for those who are late; infinite
+        without a deadline."""
+
+    def step_seconds(self, cohort: Cohort) -> Array:
+        """float32 `[C]`: seconds of a local step in this round; 0 without a clock."""
 
     def wait(self, cohort: Cohort) -> Self:
         """The link after these clients have the messages that were sent to them in the `background`, beside the local

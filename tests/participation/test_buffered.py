@@ -173,7 +173,7 @@ def by_hand(factor, draws, rate, payload, rounds=12):
 @pytest.mark.parametrize("executor", [loop(), pmap(1, 2)], ids=["loop", "pmap"])
 @pytest.mark.parametrize("payload", ["update", "params"])
 def test_each_client_starts_from_the_model_of_its_age(toys, payload, executor):
-    factor = functools.partial(staleness.polynomial, exponent=0.5)
+    factor = staleness.polynomial(0.5)
     make = functools.partial(fedavg, server_learning_rate=0.5, payload=payload, weighting="uniform")
     slow = of_clients([1.0, 1.5, 2.25, 4.0, 7.0, 9.0])
     sim = toys.build(
@@ -192,7 +192,7 @@ def test_each_client_starts_from_the_model_of_its_age(toys, payload, executor):
 
 def test_one_at_a_time_mixes_models(toys):
     """FedAsync: x <- (1 - alpha s) x + alpha s y, s by a hinge."""
-    factor = functools.partial(staleness.hinge, exponent=2.0, threshold=1.0)
+    factor = staleness.hinge(2.0, 1.0)
     made = asynchronous(3, staleness="hinge", exponent=2.0, threshold=1.0)
     make = functools.partial(fedavg, server_learning_rate=0.6, payload="params")
     sim = toys.build(
@@ -275,6 +275,6 @@ def test_what_cannot_go_together_is_refused(toys):
 
 def test_factors_by_age():
     ages = np.array([0, 1, 3, 8])
-    np.testing.assert_allclose(staleness.factor("constant", 0.5, 0.0)(ages), 1.0)
-    np.testing.assert_allclose(staleness.factor("polynomial", 0.5, 0.0)(ages), [1, 2**-0.5, 0.5, 1 / 3])
-    np.testing.assert_allclose(staleness.factor("hinge", 2.0, 3.0)(ages), [1, 1, 1, 1 / 11])
+    np.testing.assert_allclose(buffered(staleness="constant").factor(ages), 1.0)
+    np.testing.assert_allclose(buffered().factor(ages), [1, 2**-0.5, 0.5, 1 / 3])
+    np.testing.assert_allclose(buffered(staleness="hinge", exponent=2.0, threshold=3.0).factor(ages), [1, 1, 1, 1 / 11])

@@ -100,8 +100,8 @@ def _about_time(found: Comparison) -> list[str]:
     if not found.clocks:
         return []
     about = (
-        "Simulated time is by the runs' system models. Waiting: the share of it that clients wait for others; peak rate: "
-        " the most bytes a second at once on the server's link; wasted bytes: those from and to clients "
+        "Simulated time is by the runs' system models. Waiting: the share of it that clients wait for others; peak "
+        "rate: the most bytes a second at once on the server's link; wasted bytes: those from and to clients "
         "without a part in the result."
     )
     if found.timed:

@@ -27,6 +27,7 @@ from fedjax8.executors.auto import default_chunk
 from fedjax8.init_from import Start, open_start, started
 from fedjax8.local import local_training, proximal, scheduled
 from fedjax8.normalization import normalization, public_sample
+from fedjax8.operations import step_operations
 from fedjax8.privacy.accounting import WatchedFacts, accounted
 from fedjax8.rates import check_proportional, check_rates, is_schedule, with_rate
 from fedjax8.results.runs import flatten
@@ -312,7 +313,7 @@ def build(
         plan = attempt(batch_plan, client.batch_size, **length)
         attempt(check_steps, plan, clients)
         participation = make("participation")
-        system = make("system", operations=None)
+        system = make("system", operations=lambda: step_operations(model, plan, dataset.train))
         facts = attempt(WatchedFacts, clients, cohort_size, given.rounds, given.seed, plan, participation)
         gradient = make("privacy", facts=facts)
         private = attempt(states_epsilon, gradient, given.algorithm)

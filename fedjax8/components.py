@@ -127,31 +127,38 @@ def bind(
         if run_format is not None:
             inherited = mistakes.attempt(run_format.given, where, config, takes)
             settings |= {"format": FAILED} if inherited is FAILED else inherited
-        mistakes.attempt(check_call, where, factory, settings, needs)
+        inside = {k: v for k, v in settings.items() if isinstance(v, Bound)}
+        known = {k: v for k, v in settings.items() if k not in inside}
+        mistakes.attempt(check_call, where, factory, known, [*needs, *inside])
     if any(value is FAILED for value in settings.values()):
         return FAILED
+    every = [*needs, *(name for inner in inside.values() for name in inner.needs if name not in needs)]
 
     def make(**supplied: Any) -> Any:
         with mistakes_of(where):
-            made = factory(**supplied, **settings)
+            own = {name: supplied[name] for name in needs}
+            made_inside = {k: v.make(**{name: supplied[name] for name in v.needs}) for k, v in inside.items()}
+            made = factory(**own, **known, **made_inside)
         if seam.kind is not None and not isinstance(made, seam.kind):
             needed = seam.kind.__name__
             raise UserError(f"{where}: {config.name} gives a {type(made).__name__}, but a {needed} is needed")
         return made
 
-    return Bound(needs, make)
+    return Bound(every, make)
 
 
 def _nested(where: str, field: str, value: Any, seam: Seam, run_format: RunFormat | None = None) -> Any:
     """The setting with the components inside it built: alone, in a list, or as values of a mapping.
 
-    An adapter becomes a function of the model that it changes, which is built when that is there.
+    An adapter becomes a function of the model that it changes, and a system model that needs the operations of a step a
+    `Bound`: they are built when these are there.
     """
     seam = SEAMS.get(field, seam)
     if is_component(value):
-        bound = bind(where, value, seam, ("model",) if seam.kind is Model else (), run_format)
-        if bound is FAILED:
-            return FAILED
+        supplies = {Model: ("model",), SystemModel: ("operations",)}.get(seam.kind or object, ())
+        bound = bind(where, value, seam, supplies, run_format)
+        if bound is FAILED or (seam.kind is SystemModel and bound.needs):
+            return bound
         return (lambda model: bound.make(model=model)) if bound.needs else bound.make()
     if field in SEAMS and isinstance(value, str):
         raise UserError(f"{where} is a component: set --{where}.name={value}")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "fedjax8"
 RANKS = (
     {"display"},
     {"errors", "types", "version"},
-    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions"},
+    {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions", "staleness"},
     {"readers"},
     {"numerics", "data", "models", "participation", "results", "systems"},
     {
@@ -28,6 +28,7 @@ RANKS = (
         "local",
         "tasks",
         "hosts",
+        "operations",
     },
     {"algorithms"},
     {"exchange"},

@@ -37,6 +37,7 @@ from fedjax8.types import (
     LocalTraining,
     PyTree,
     Ratio,
+    Reduced,
     RoundOutput,
     Variables,
 )
@@ -44,6 +45,8 @@ from fedjax8.types import (
 MODEL_STATE = ("average", "local", "fixed")
 _FIRST = (1 << 31) - 4
 """Folded into the round's key for the first exchange; far from the small numbers that splitting a key uses."""
+_WHOLE = "weight_without_factor"
+"""Report of a client's weight before its factor by age."""
 _HEARD = "heard"
 """Entry of a client's memory between the first exchange and training: whether its message was used."""
 
@@ -218,6 +221,7 @@ def from_parts(
         lambda state: state.variables,
         personal=usual.personal,
         steps=steps,
+        ages=first is None,
     )
 
 
@@ -282,6 +286,7 @@ class UsualRound:
             origin=origin,
             steps=None if self.steps is None else self.steps(cohort.size),
         )
+        reduced = self._discounted(reduced, state)
         mean = Aggregate(reduced.mean, reduced.weight, link.num_clients, reduced.lowest, reduced.highest, first)
         with jax.named_scope("server"):
             step = self.server(state._replace(variables=Variables(params, model)), mean, server_key)
@@ -291,6 +296,25 @@ class UsualRound:
         report: dict[str, Any] = {**reduced.report, **step.report, "clients": reduced.clients}
         report["excluded"] += excluded
         return RoundOutput(new_state, client_states, link, report)
+
+    def _discounted(self, reduced: Reduced, state: ServerState) -> Reduced:
+        """The aggregate, where clients' updates have factors by their age: sum_i w_i s_i D_i / sum_i w_i, of which the
+        weighted mean is sum_i w_i s_i D_i / sum_i w_i s_i."""
+        if _WHOLE not in reduced.report:
+            return reduced
+        report = {name: value for name, value in reduced.report.items() if name != _WHOLE}
+        whole = reduced.report[_WHOLE]
+        share = reduced.weight / jnp.where(whole > 0, whole, 1.0)
+        now = {"params": self.private.cut(state.variables.params)[0], "state": state.variables.state}
+
+        def of(name: str, mean: PyTree) -> PyTree:
+            if name in self.plain:
+                return mean
+            start = now.get(name, trees.zeros_like(mean))
+            changed = jax.tree.map(lambda a, b: trees.as_dtype(a + share * (b - a), b.dtype), start, mean)
+            return trees.select(share == 1.0, mean, changed)  # the mean itself, which a sum would round
+
+        return reduced._replace(mean={name: of(name, mean) for name, mean in reduced.mean.items()}, report=report)
 
     def personal(self, state: ServerState, own: PyTree) -> Variables:
         """The global model with the client's own part."""
@@ -304,6 +328,7 @@ class UsualRound:
     def _trained(self, shared: PyTree, own: PyTree, rows: ClientRows, key: Key) -> Contribution:
         """A client's work in a round."""
         received, round_number = shared
+        received = received | rows.received if rows.received else received
         rows = rows._replace(optimizer=own["optimizer"]) if self.local.keep_optimizer else rows
         out = self.client(self._start(received, own), received["extra"], own["memory"], rows, key, round_number)
         sent = {n: self.private.cut(x)[0] if n in ("params", "update") else x for n, x in out.sent.items()}
@@ -319,7 +344,9 @@ class UsualRound:
             sent = sent | {"state": out.variables.state}
         elif self.model_state == "local":
             new |= {"model_state": out.variables.state}
-        return Contribution(sent, out.weight, new, report)
+        if isinstance(rows.factor, tuple):
+            return Contribution(sent, out.weight, new, report)
+        return Contribution(sent, out.weight * rows.factor, new, report | {_WHOLE: out.weight})
 
     def _exchange_first(
         self, first: FirstExchange, link: Link, received: PyTree, cohort: Cohort, key: Key

@@ -5,7 +5,8 @@ import numpy as np
 from fedjax8.data.federated import FederatedData
 from fedjax8.data.held_out import owned_once
 from fedjax8.errors import UserError
-from fedjax8.systems import SystemModel
+from fedjax8.participation import Participation
+from fedjax8.systems import ServerLink, SystemModel
 from fedjax8.types import Algorithm
 
 
@@ -32,8 +33,17 @@ def check_run(
         raise UserError(f"none of the {num_clients} clients has any data")
 
 
-def check_time(algorithm: Algorithm, system: SystemModel) -> None:
-    """Raises UserError for an algorithm that reads its clients' time in a run without a clock."""
+def check_time(algorithm: Algorithm, system: SystemModel, participation: Participation) -> None:
+    """Raises UserError where a part of a run reads its clients' time and there is no clock, or where rounds that do not
+    wait for their clients meet a part that they cannot go with."""
+    if participation.versions:
+        _check_unwaited(algorithm, system)
+    elif system.available is not None:
+        raise UserError(
+            "the system model says when clients are available, which this participation does not ask: clients would be "
+            "drawn that are not there. Use --config.participation.name=buffered or asynchronous, or leave the column "
+            "`available` out of the trace"
+        )
     if algorithm.pooled and system.timed:
         raise UserError(
             "this algorithm trains on all rows in one place, without a client's device or link whose time could be "
@@ -43,4 +53,27 @@ def check_time(algorithm: Algorithm, system: SystemModel) -> None:
         raise UserError(
             "a deadline needs to know how long clients take, and this run has no clock; choose a system model, such as "
             "--config.system.name=lognormal, in Python simulate(..., system=systems.lognormal())"
+        )
+
+
+def _check_unwaited(algorithm: Algorithm, system: SystemModel) -> None:
+    """Raises UserError for what asynchronous rounds cannot go with."""
+    if not system.timed:
+        raise UserError(
+            "rounds that do not wait for their clients need to know how long these take, and this run has no clock; "
+            "choose a system model, such as --config.system.name=lognormal"
+        )
+    if not algorithm.ages:
+        raise UserError(
+            "this algorithm needs clients that start from the server's present model, which asynchronous rounds do not "
+            "have; use --config.participation.name=uniform, or another algorithm, such as fedavg or fedopt"
+        )
+    if algorithm.timed:
+        raise UserError(
+            "asynchronous rounds wait for nobody, so that a deadline has no meaning; use --config.dropout.name=none"
+        )
+    if system.server != ServerLink():
+        raise UserError(
+            "asynchronous rounds are planned by each client's own link, and a server's link that clients share is not "
+            "supported there; use a system model without one"
         )

@@ -16,6 +16,7 @@ import numpy as np
 from fedjax8 import trees
 from fedjax8.engine.feeding import Rows
 from fedjax8.engine.planning import Plan
+from fedjax8.exchange import versions
 from fedjax8.exchange.clock import Clock, Elapsed, Timeless, Timing
 from fedjax8.exchange.link import RoundLink
 from fedjax8.types import Algorithm, Array, Channel, Codec, Cohort, Executor, Key, Pool, Program, PyTree, Ratio
@@ -60,13 +61,28 @@ class Share(NamedTuple):
     """bool `[R, c]`: clients that receive the model and are not waited for; `()` where there are none."""
     speeds: PyTree = ()
     """`systems.Speeds`, float32 `[R, c]`; `()` without a clock."""
+    ages: PyTree = ()
+    """int32 `[R, c]`: as in `Cohort`; `()` where all clients start from the present model."""
+    factors: PyTree = ()
+    """float32 `[R, c]`: likewise."""
+    started: PyTree = ()
+    """int32 `[R]`: clients that receive the model of a round, likewise."""
 
 
 def share_of(plan: Plan, own: Sequence[int], rows: Rows, states: PyTree, loses: bool) -> Share:
     """The part of a call of the shards `own`; `loses` where some of the clients asked are not waited for."""
-    laid = plan.ids, plan.slots, plan.training, plan.speeds
-    ids, slots, training, speeds = jax.tree.map(lambda x: x[list(own)], laid)
-    return Share(ids, slots, rows, states, ids != training if loses else (), speeds)
+    laid = plan.ids, plan.slots, plan.training, plan.speeds, plan.ages, plan.factors
+    ids, slots, training, speeds, ages, factors = jax.tree.map(lambda x: x[list(own)], laid)
+    lost = ids != training if loses else ()
+    started = np.tile(plan.started, (len(own), 1)) if isinstance(plan.started, np.ndarray) else ()
+    return Share(ids, slots, rows, states, lost, speeds, ages, factors, started)
+
+
+def _apart(down_states: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """(states of codecs, the ring of models that were sent, if there is one). A round that is taken back has sent its
+    model all the same, so that the ring is neither checked nor taken back."""
+    ring = {name: tree for name, tree in down_states.items() if name == versions.RING}
+    return {name: tree for name, tree in down_states.items() if name not in ring}, ring
 
 
 class Begun(NamedTuple):
@@ -123,12 +139,13 @@ def call_program(
             ids, slots = share.ids[index], share.slots[index]
             rows = share.rows.starts[index], share.rows.sizes[index]
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
-            cohort = Cohort(ids, *rows, ids < num_clients, own, jax.tree.map(lambda x: x[index], share.lost))
+            here = lambda tree: jax.tree.map(lambda x: x[index], tree)
+            aged = here(share.ages), here(share.factors)
+            cohort = Cohort(ids, *rows, ids < num_clients, own, here(share.lost), *aged)
             scale = 1.0 if settings.step_scale is None else settings.step_scale
             frozen = algorithm.frozen(carried.server, settings.frozen)
             pool = Pool(columns, settings.order, frozen, number, scale)
-            speeds = jax.tree.map(lambda x: x[index], share.speeds)
-            clock = Clock.begin(speeds, timing, executor, zeros.sent) if timing else Timeless()
+            clock = Clock.begin(here(share.speeds), timing, executor, zeros.sent) if timing else Timeless()
             link = RoundLink(
                 pool,
                 carried.down_states,
@@ -142,11 +159,13 @@ def call_program(
                 num_clients=num_clients,
                 usual=usual,
                 clock=clock,
+                started=here(share.started),
             )
             key = jax.random.fold_in(jax.random.fold_in(settings.root, 1), number)
             out = algorithm.round(link, carried.server, cohort, key)
             link = cast(RoundLink, out.link)
-            after = Carried(out.state, link.down_states)
+            down_states, ring = _apart(link.down_states)
+            after, carried = Carried(out.state, down_states), Carried(carried.server, _apart(carried.down_states)[0])
             after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carried)
             # Every device decides by the same numbers.
             usable = trees.still_finite(after, carried) & trees.within_bounds(algorithm.variables(after.server))
@@ -155,7 +174,8 @@ def call_program(
             elapsed = link.clock.elapsed_in(cohort)
             left = RoundOutcome(out.report, link.measured, link.sent, link.left_out, ~usable, elapsed)
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
-            return trees.select(usable, after, carried), states, outcomes
+            after = trees.select(usable, after, carried)
+            return after._replace(down_states=after.down_states | ring), states, outcomes
 
         most, most_slots = len(share.ids), np.iinfo(np.int32).max
         outcomes = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), outcome)

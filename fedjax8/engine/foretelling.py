@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax8.participation.base import Phases
 from fedjax8.systems import SystemModel
 from fedjax8.types import Way
 
@@ -19,7 +20,8 @@ from fedjax8.types import Way
 class Traffic(NamedTuple):
     """A client's messages in a round."""
 
-    messages: int
+    messages_down: int
+    messages_up: int
     down_bytes: int
     up_bytes: int
 
@@ -34,20 +36,32 @@ class Foretold(NamedTuple):
     ways: Callable[[int], Sequence[Way]]
     """Most local steps of a client to the ways of a round."""
 
+    def known(self) -> dict[str, Any]:
+        """What participations may know of time, as arguments of `Participants`; nothing in a run without a clock."""
+        known: dict[str, Any] = {"seconds": self.seconds, "phases": self.phases} if self.system.timed else {}
+        return known | ({"available": self.system.available} if self.system.available else {})
+
     def seconds(self, number: int, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """float64 `[n]`: seconds of these clients, which have so many rows, in the round after `number` rounds."""
+        down, train, up, _, _ = self.phases(number, ids, sizes)
+        return np.asarray(down + train + up)
+
+    def phases(self, number: int, ids: np.ndarray, sizes: np.ndarray) -> Phases:
+        """Seconds of these clients by what they do, and the rates of their links."""
         assert self.system.speeds is not None
         speeds, steps = self.system.speeds(self.seed, number, ids), np.asarray(self.steps(sizes), float)
-        messages, down, up = traffic(self.ways, int(np.max(steps, initial=0)))
-        moving = down / speeds.down_bandwidth + up / speeds.up_bandwidth
-        return np.asarray(messages * speeds.latency + moving + speeds.step_seconds * steps)
+        sent = traffic(self.ways, int(np.max(steps, initial=0)))
+        down = sent.messages_down * speeds.latency + sent.down_bytes / speeds.down_bandwidth
+        up = sent.messages_up * speeds.latency + sent.up_bytes / speeds.up_bandwidth
+        return Phases(down, speeds.step_seconds * steps, up, speeds.down_bandwidth, speeds.up_bandwidth)
 
 
 def traffic(ways: Callable[[int], Sequence[Way]], steps: int) -> Traffic:
     """The most traffic that a client of so many local steps can have in a round."""
 
     def of(way: Way) -> Traffic:
-        sums = {d: sum(c.message_bytes * n for c, n in way.items() if c.direction == d) for d in ("down", "up")}
-        return Traffic(sum(n for c, n in way.items() if not c.part), sums["down"], sums["up"])
+        ways_of = [[(c, n) for c, n in way.items() if c.direction == direction] for direction in ("down", "up")]
+        messages = [sum(n for c, n in one if not c.part) for one in ways_of]
+        return Traffic(*messages, *(sum(c.message_bytes * n for c, n in one) for one in ways_of))
 
     return max((of(way) for way in ways(steps)), key=lambda found: found.down_bytes + found.up_bytes)

@@ -42,10 +42,19 @@ def call_lines(
     """(a line a round of a call, the ledger after it), from the outcomes of its rounds, leaves `[R, ...]`."""
     lines = []
     for index in range(plan.rounds):
-        of_round = jax.tree.map(lambda x, i=index: x[i], outcomes)
+        of_round = _planned(jax.tree.map(lambda x, i=index: x[i], outcomes), plan, index)
         ledger = ledger.add(of_round.sent | participants.reports(plan.asked[index]), of_round.elapsed)
         lines.append(_call_line(algorithm, participants, plan, index, of_round, ledger))
     return lines, ledger
+
+
+def _planned(outcome: RoundOutcome, plan: Plan, index: int) -> RoundOutcome:
+    """The outcome of a round, whose time is that of the plan where rounds do not wait for their clients."""
+    if not plan.schedules or not isinstance(outcome.elapsed, Elapsed):
+        return outcome
+    seconds, peak = plan.schedules[index]
+    planned: dict[str, Any] = {"seconds": seconds, "peak_rate": peak, "waiting": 0.0}  # on its way a client is busy
+    return outcome._replace(elapsed=outcome.elapsed._replace(**planned))
 
 
 def _call_line(
@@ -59,6 +68,11 @@ def _call_line(
     excluded = named(np.asarray(outcome.left_out), participants.num_clients)
     facts |= {"excluded_clients": excluded} if excluded else {}
     facts |= {"rejected": 1} if outcome.rejected else {}
+    if plan.schedules:
+        there = plan.ids[:, index] < participants.num_clients
+        counts = np.bincount(plan.ages[:, index][there])
+        facts |= {"staleness": {str(age): int(n) for age, n in enumerate(counts) if n}}
+        facts |= {"stale": int(np.count_nonzero(there & (plan.factors[:, index] <= 0)))}
     if isinstance(outcome.elapsed, Elapsed):
         facts |= {"waiting_share": outcome.elapsed.waiting, "peak_rate": outcome.elapsed.peak_rate}
         facts |= {"simulated_seconds": ledger.seconds, "wasted_bytes": ledger.wasted_bytes}

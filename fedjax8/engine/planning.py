@@ -25,7 +25,8 @@ import numpy as np
 
 from fedjax8.data.batches import num_steps, steps_per_epoch
 from fedjax8.executors import groups, padded
-from fedjax8.participation import Participants
+from fedjax8.participation import Drawn, Participants, Participation
+from fedjax8.participation.base import Schedule
 from fedjax8.systems import Speeds
 from fedjax8.types import BatchPlan, PyTree
 
@@ -58,6 +59,14 @@ class Plan(NamedTuple):
     """Number of clients of each round, those that are not waited for included."""
     speeds: PyTree = ()
     """`systems.Speeds`, float32 `[S, R, c]` each, of any value for padding; `()` without a clock."""
+    ages: PyTree = ()
+    """int32 `[S, R, c]`: as in `Cohort`; `()` where all clients start from the present model."""
+    factors: PyTree = ()
+    """float32 `[S, R, c]`: likewise."""
+    started: PyTree = ()
+    """int32 `[R]`: clients that receive the model of a round, likewise."""
+    schedules: tuple[Schedule, ...] = ()
+    """Time of each round, where rounds do not wait for their clients."""
 
 
 LONGEST = 1e30
@@ -183,7 +192,8 @@ def planner(
 
     def dealt(number: int, home: dict[int, int], losses: Losses | None) -> _Round | None:
         """A round; None if clients cannot be where they were."""
-        cohort, lost = participants.drawn(number, losses)
+        drawn = participants.drawn(number, losses)
+        cohort, lost = drawn.ids, drawn.lost
         sizes = np.where(lost, 0, participants.clients.windows(cohort)[1])
         work, useful = work_of(sizes)
         homes = np.array([home.get(client, -1) for client in cohort.tolist()]) if home else None
@@ -194,7 +204,7 @@ def planner(
         ids = np.append(cohort, num_clients)[found.positions]
         training = np.append(np.where(lost, num_clients, cohort), num_clients)[found.positions]
         rows = np.append(sizes, 0)[found.positions].sum(axis=1)
-        return _Round(ids, training, rows, found.padding, len(cohort))
+        return _Round(ids, training, rows, found.padding, len(cohort), _aged(drawn, found.positions))
 
     def dealt_anew(number: int, losses: Losses | None) -> _Round:
         """A round whose clients may be anywhere."""
@@ -235,6 +245,8 @@ def planner(
                 break
             found.append(one)
         made = _laid_out(first, found, num_clients, most_rounds, stay > 0)
+        if participants.participation.versions:
+            made = _with_ages(made, [one.aged for one in found if one.aged], participants.participation)
         return made if speeds is None else made._replace(speeds=_speeds(speeds, made, num_clients))
 
     return plan
@@ -251,6 +263,33 @@ class _Round(NamedTuple):
     """`[S]`: of the clients of each shard."""
     padding: float
     asked: int
+    aged: "_Aged | None" = None
+
+
+class _Aged(NamedTuple):
+    """Ages of a round's clients, dealt."""
+
+    ages: np.ndarray
+    """`[S, c]`."""
+    started: int
+    schedule: Schedule
+
+
+def _aged(drawn: Drawn, positions: np.ndarray) -> _Aged | None:
+    if drawn.ages is None or drawn.started is None or drawn.schedule is None:
+        return None
+    return _Aged(np.append(drawn.ages, 0)[positions], drawn.started, drawn.schedule)
+
+
+def _with_ages(plan: Plan, rounds: Sequence[_Aged], participation: Participation) -> Plan:
+    """The plan with the ages of its clients; the factor of one that is older than all models kept is 0."""
+    ages, factors = np.zeros(plan.ids.shape, np.int32), np.zeros(plan.ids.shape, np.float32)
+    started = np.zeros(plan.ids.shape[1], np.int32)
+    for i, one in enumerate(rounds):
+        ages[:, i], started[i] = one.ages, one.started
+        factors[:, i] = np.where(one.ages < participation.versions, participation.factor(one.ages), 0.0)
+    schedules = tuple(one.schedule for one in rounds)
+    return plan._replace(ages=ages, factors=factors, started=started, schedules=schedules)
 
 
 def _speeds(speeds: Callable[[int, np.ndarray], Speeds], plan: Plan, num_clients: int) -> Speeds:

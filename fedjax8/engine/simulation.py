@@ -41,6 +41,7 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.tracing import Traced, trace_round
 from fedjax8.errors import UserError
+from fedjax8.exchange import versions
 from fedjax8.exchange.clock import Timing
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
@@ -52,7 +53,7 @@ from fedjax8.hosts import hosts
 from fedjax8.participation import Participants, Participation, uniform
 from fedjax8.systems import SystemModel
 from fedjax8.systems.none import none as no_clock
-from fedjax8.types import Algorithm, BatchPlan, Codec, Executor, Model, PyTree, Variables, Way
+from fedjax8.types import MODEL, Algorithm, BatchPlan, Codec, Executor, Model, PyTree, Variables, Way
 
 
 @shows
@@ -96,14 +97,8 @@ class Simulation:
     def participants(self) -> Participants:
         """The selection of clients in its rounds."""
         steps = functools.partial(num_steps, self.plan)
-        seconds = self._foretold.seconds if self.system.timed else None
-        return Participants(self.participation, self.seed, self.cohort_size, self.data, steps, seconds)
-
-    @functools.cached_property
-    def _foretold(self) -> Foretold:
-        return Foretold(
-            self.system, self.seed, self.algorithm.steps or functools.partial(num_steps, self.plan), self.ways
-        )
+        known = Foretold(self.system, self.seed, self.algorithm.steps or steps, functools.lru_cache(self.ways)).known()
+        return Participants(self.participation, self.seed, self.cohort_size, self.data, steps, **known)
 
     @property
     def places(self) -> int:
@@ -278,7 +273,11 @@ class Simulation:
 
     def _codec_states(self, direction: str) -> dict[str, PyTree]:
         """State of each channel's codec before its first message."""
-        return {d.channel.name: d.codec.init(d.tree) for d in self._traced.found if d.channel.direction == direction}
+        states = {d.channel.name: d.codec.init(d.tree) for d in self._traced.found if d.channel.direction == direction}
+        if direction == DOWN and self.participation.versions:
+            sent = next(d.tree for d in self._traced.found if d.channel[:2] == (DOWN, MODEL))
+            states |= {versions.RING: versions.empty(sent, self.participation.versions)}
+        return states
 
     @functools.cached_property
     def _first_client(self) -> PyTree:
@@ -393,7 +392,7 @@ def simulate(
     executor = auto() if executor is None else executor
     how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample, participation or uniform())
     made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how, system or no_clock())
-    check_time(made.algorithm, made.system)
+    check_time(made.algorithm, made.system, made.participation)
     made.participants.check(algorithm, beside.participants if beside else None)
     _ = made.check_read
     return made

@@ -23,12 +23,13 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
-from fedjax8.exchange import attacking
+from fedjax8.exchange import attacking, versions
 from fedjax8.exchange.attacking import as_contribution, change_of
 from fedjax8.exchange.clock import Clock, Timeless
 from fedjax8.exchange.discovery import Discovery, Recorder, coded
 from fedjax8.exchange.left_out import cells
 from fedjax8.exchange.sections import channels_of, num_bytes, sizes_of
+from fedjax8.exchange.sums import only_if, summable
 from fedjax8.types import (
     MODEL,
     Aggregator,
@@ -74,6 +75,8 @@ class RoundLink:
     attack: Attack = struct.field(pytree_node=False, default=nobody())
     clock: Clock | Timeless = Timeless()
     """Time of the round's clients."""
+    started: PyTree = ()
+    """int32: clients that receive the present model; `()` where all of the cohort do."""
 
     def until(self, deadline: float) -> "RoundLink":
         """The link of a round in which clients are late `deadline` seconds after its start; see `clock`."""
@@ -110,13 +113,15 @@ class RoundLink:
         state = codec.init(tree) if self.recorder else self.down_states[name]
         with jax.named_scope("download"):
             message, after, decoded = coded(codec, key, state, tree, name)
-            receivers = self.count(cohort.valid)
+            receivers = self.count(cohort.valid) if isinstance(self.started, tuple) else self.started
             pieces = trees.pieces(message)
             kinds = channels_of(DOWN, name, tree, sizes_of(pieces))
             counts = {channel: receivers * pieces[part][1] for part, channel in kinds.items()}
             link = self._count(codec, tree, counts, codec.measure(tree, decoded))
             clock = self.clock.received(cohort, {kinds[part]: piece for part, piece in pieces.items()}, background)
         states = self.down_states if self.recorder else {**self.down_states, name: after}
+        if versions.RING in states and name == MODEL:
+            states |= {versions.RING: versions.push(states[versions.RING], self.round_number, decoded)}
         return decoded, dataclasses.replace(link, clock=clock, down_states=states)
 
     def map_clients(
@@ -159,7 +164,7 @@ class RoundLink:
             seen = watch(decoded)
             extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
             if rule.combine is not None:
-                return Partial((), extremes), (_if(weight > 0, change_of(decoded, start)), weight)
+                return Partial((), extremes), (only_if(weight > 0, change_of(decoded, start)), weight)
             weighted = jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0.0), decoded)
             return Partial((weighted, weight), extremes), ()
 
@@ -210,7 +215,7 @@ class RoundLink:
         every shard then holds those of the whole cohort."""
 
         def take(decoded: PyTree, weight: Array) -> tuple[Partial, PyTree]:
-            return Partial(()), (_if(weight > 0, decoded), weight)
+            return Partial(()), (only_if(weight > 0, decoded), weight)
 
         arrived, kept, states, link = self._exchange(
             client, received, cohort, key, name, codec, take, _everything, None, steps, background
@@ -242,7 +247,7 @@ class RoundLink:
             partial, state = f(shared, before["algorithm"], rows, train_key)
             usable = per_client.reached & trees.summable(partial.sum) & trees.all_finite(state)
             out = per_client.reached & ~usable
-            sums = _if(usable, partial.sum), out.astype(jnp.int32), cells(per_client.ids, out)
+            sums = only_if(usable, partial.sum), out.astype(jnp.int32), cells(per_client.ids, out)
             extremes = jax.tree.map(lambda x: jnp.where(usable, x, -jnp.inf), partial.max)
             return Partial(sums, extremes), trees.select(usable, before | {"algorithm": state}, before)
 
@@ -286,6 +291,7 @@ class RoundLink:
         codec, kinds, asked = self.uplink if codec is None else codec, [], cohort
         most_bytes = sum(channel.message_bytes for channel in self.sent if channel[:2] == (UP, name))
         cohort, sending, clock = self.clock.trained(cohort, steps, most_bytes)
+        ring = versions.RING in self.down_states
 
         def trained(received: PyTree, pool: Pool, key: Key, per_client: Cohort) -> Contribution:
             rows = self._rows_of(pool, per_client)
@@ -310,16 +316,18 @@ class RoundLink:
             # The contribution is checked before it is encoded too: an 8-bit format saturates infinities.
             admitted, accepted, seen = admit(decoded)
             norm = trees.norm(out.tree, decoded, admitted)
-            usable = reached & trees.all_finite((out.state, codec_state, out.report)) & accepted
+            stale = reached & (per_client.factor <= 0) if ring else jnp.array(False)
+            usable = reached & trees.all_finite((out.state, codec_state, out.report)) & accepted & ~stale
             usable &= (norm <= trees.LARGEST) & (out.weight >= 0)
             usable &= out.weight * jnp.maximum(norm, 1.0) <= trees.LARGEST_SUM
             partial, kept = take(admitted, jnp.where(usable, out.weight, 0.0))
             sums = {
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
-                "left_out": cells(per_client.ids, reached & ~usable),
+                "stale": stale.astype(jnp.int32),
+                "left_out": cells(per_client.ids, reached & ~usable & ~stale),
                 "sent": {part: reached * there for part, there in present.items()},
-                "report": _if(usable, _summable((out.report | seen, codec.measure(out.tree, decoded)))),
+                "report": only_if(usable, summable((out.report | seen, codec.measure(out.tree, decoded)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
             return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states), (present, usable))
@@ -334,13 +342,17 @@ class RoundLink:
         parts = {channels[part]: (sizes[part], there) for part, there in present.items()}
         clock = clock.sent(asked, sending, parts, used, background)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
-        report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"]}
+        report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"] - sums["stale"]}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:
-        """A client's rows, poisoned where it attacks."""
+        """A client's rows, poisoned where it attacks, with the older model that it started from."""
         change = attacking.batch_change(self.attack, per_client.ids, self.num_clients)
-        return ClientRows(pool, per_client.start, per_client.size, change)
+        rows, ring = ClientRows(pool, per_client.start, per_client.size, change), self.down_states.get(versions.RING)
+        if ring is None:
+            return rows
+        received = versions.pick(ring, self.round_number, per_client.age)
+        return rows._replace(received=received, factor=per_client.factor)
 
     def _count(
         self, codec: Codec, tree: PyTree, counts: dict[Channel, Array], measured: dict[str, Ratio]
@@ -382,18 +394,3 @@ def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
 def _everything(decoded: PyTree) -> tuple[PyTree, Array, dict[str, Array]]:
     """The contribution as it is, admitted."""
     return decoded, jnp.array(True), {}
-
-
-def _summable(report: PyTree) -> PyTree:
-    """Numbers for the log, no further from 0 than their sum over clients can bear."""
-
-    def cut(x: Array) -> Array:
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.clip(x, -trees.LARGEST_SUM, trees.LARGEST_SUM) if floating else x
-
-    return jax.tree.map(lambda x: cut(jnp.asarray(x)), report)
-
-
-def _if(condition: Array, tree: PyTree) -> PyTree:
-    """`tree` where the condition holds, zeros elsewhere."""
-    return trees.select(condition, tree, trees.zeros_like(tree))

@@ -6,12 +6,15 @@
     cyclic           by turns, in an order that stays the same
     power_of_choice  the largest losses among some candidates
     overselect       more are asked than are waited for
+    buffered         whoever arrives, a buffer at a time, without waiting for the others
+    asynchronous     whoever arrives, one at a time
 
 Draws are NumPy on the host, a function of (seed, round) and of public facts about the clients, and of the present model
 where they say so (`reads_state`). Planning, forecasts, program shapes and privacy accounting all ask one object,
 `base.Participants`, so that an epsilon is always of the law that drew the clients.
 """
 
+from fedjax8.participation.asynchronous import asynchronous
 from fedjax8.participation.base import (
     EVERYONE,
     LAWS,
@@ -23,8 +26,10 @@ from fedjax8.participation.base import (
     Numbers,
     Participants,
     Participation,
+    Phases,
     exactly,
 )
+from fedjax8.participation.buffered import buffered
 from fedjax8.participation.cyclic import cyclic
 from fedjax8.participation.overselect import overselect
 from fedjax8.participation.poisson import poisson
@@ -43,6 +48,9 @@ __all__ = [
     "Numbers",
     "Participants",
     "Participation",
+    "Phases",
+    "asynchronous",
+    "buffered",
     "cyclic",
     "exactly",
     "overselect",

@@ -31,6 +31,42 @@ def alike(ids: np.ndarray) -> np.ndarray:
     return np.zeros(len(ids))
 
 
+class Phases(NamedTuple):
+    """What clients do in a round, float `[n]` each."""
+
+    down: np.ndarray
+    """Seconds of messages down, latency included."""
+    train: np.ndarray
+    """Seconds of local steps."""
+    up: np.ndarray
+    """Seconds of messages up."""
+    down_rate: np.ndarray
+    """Bytes a second of its transfers down."""
+    up_rate: np.ndarray
+
+
+class Schedule(NamedTuple):
+    """Time of a server step that is planned on the host."""
+
+    seconds: float
+    """Since the step before."""
+    peak_rate: float
+    """Largest simultaneous rate of the server's link since then, in bytes a second."""
+
+
+def no_phases(number: int, ids: np.ndarray, sizes: np.ndarray) -> Phases:
+    """Raises UserError: this run has no clock."""
+    raise UserError(
+        "this participation needs to know how long clients take, and this run has no clock; choose a system model, "
+        "such as --config.system.name=lognormal, in Python simulate(..., system=systems.lognormal())"
+    )
+
+
+def always(seconds: float, ids: np.ndarray) -> np.ndarray:
+    """bool `[n]`: all of these clients are there."""
+    return np.ones(len(ids), bool)
+
+
 class Ask(NamedTuple):
     """Arguments of a draw, all that it may depend on."""
 
@@ -50,6 +86,10 @@ class Ask(NamedTuple):
     seconds: Callable[[np.ndarray], np.ndarray] = alike
     """Client ids `[n]` to the seconds that each takes in this round, from the first byte down to the last one up, by
     the system model; their local steps where a run has no clock."""
+    phases: Callable[[int, np.ndarray, np.ndarray], Phases] = no_phases
+    """`(round, client ids [n], their rows [n]) -> Phases` by the system model; one object in all rounds of a run."""
+    available: Callable[[float, np.ndarray], np.ndarray] = always
+    """`(simulated seconds since the start, client ids [n]) -> bool [n]`."""
 
 
 class Drawn(NamedTuple):
@@ -59,6 +99,12 @@ class Drawn(NamedTuple):
     """int64 `[m]`: different clients, ascending."""
     lost: np.ndarray
     """bool `[m]`: clients that receive the model, and whose message nobody waits for."""
+    ages: np.ndarray | None = None
+    """int `[m]`: server steps since each client received its model; None: all have the present one."""
+    started: int | None = None
+    """Clients that receive the present model; None: those of `ids`."""
+    schedule: Schedule | None = None
+    """Time of the round, where it does not wait for its clients."""
 
 
 class Numbers(NamedTuple):
@@ -91,6 +137,10 @@ class Participation(NamedTuple):
     round."""
     report_bytes: int = 0
     """Bytes that each client asked sends before it is known who is chosen."""
+    versions: int = 0
+    """Models that are kept, so that clients may start from older ones; 0: all clients start from the present one."""
+    factor: Callable[[np.ndarray], np.ndarray] = alike
+    """Ages `[n]` to the factors on the updates of clients, where `versions` is not 0."""
 
 
 class Clients(Protocol):
@@ -115,6 +165,10 @@ class Participants(NamedTuple):
     """Numbers of rows to local steps, as in `Ask`."""
     seconds: Callable[[int, np.ndarray, np.ndarray], np.ndarray] | None = None
     """`(rounds done before, client ids [n], their rows [n])` to the seconds of each; None without a clock."""
+    phases: Callable[[int, np.ndarray, np.ndarray], Phases] = no_phases
+    """As in `Ask`."""
+    available: Callable[[float, np.ndarray], np.ndarray] = always
+    """As in `Ask`."""
 
     @property
     def num_clients(self) -> int:
@@ -177,7 +231,8 @@ class Participants(NamedTuple):
         losses = alike if losses is None else losses
         sizes = lambda ids: self.clients.windows(ids)[1]
         seconds = functools.partial(self._seconds, number)
-        ask = Ask(self.seed, number, self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds)
+        of_run = self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds, self.phases, self.available
+        ask = Ask(self.seed, number, *of_run)
         found, allowed = self.participation.draw(ask), self.numbers
         asked = len(found.ids)
         used = asked - int(np.count_nonzero(found.lost))

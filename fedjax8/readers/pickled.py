@@ -1,4 +1,4 @@
-"""Reader of the Python version of CIFAR: pickled dicts of an array and a list, read without running what they name.
+"""Readers of pickles that run nothing: of the Python version of CIFAR, dicts of an array and a list; of plain values.
 
 A pickle is a program: it names functions, and unpickling calls them. Here the names that NumPy's arrays are pickled by
 stand for two small classes of this file, which take a uint8 array's bytes and nothing else; any other name is refused.
@@ -111,3 +111,21 @@ def read_cifar_pickles(folder: Path, names: Collection[str], label: str) -> tupl
         images.append(x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(np.array(y, np.int64))
     return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
+
+
+class _PlainReader(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """UnpicklingError: plain values name nothing."""
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and only dicts, lists, numbers and texts are read")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """The value in a pickle of dicts, lists, tuples, numbers, texts, booleans and None, without running anything.
+
+    Raises:
+        UserError: no such file, more than `MOST_BYTES`, damaged, or with a value of another type.
+    """
+    with reading(path, "not a pickle of plain values"):
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: more than {MOST_BYTES} bytes")
+        return _PlainReader(io.BytesIO(path.read_bytes()), encoding="latin-1").load()

@@ -28,10 +28,10 @@ from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.start import sample_batch
 from fedjax8.engine.state import SimulationState
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.keys import random_key
+from fedjax8.operations import loss_gradient, multiply_adds
 from fedjax8.running.schedule import CALL_SECONDS, Schedule
 from fedjax8.running.timeline import Simulated, foreseen
-from fedjax8.types import MODEL, Channel, Executor, Model, Partial, PyTree, Variables, Way
+from fedjax8.types import MODEL, Channel, Executor, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
 """Clients, over all cohorts, whose steps are added up; a longer run is extrapolated."""
@@ -179,7 +179,7 @@ def forecast(
         working, sent, seconds = _measure(simulation, schedule, test, state, begun)
     else:
         rows = sample_batch(simulation.data, simulation.plan.batch_size)
-        per_step = multiply_adds(_gradient(simulation.model), variables, rows)
+        per_step = multiply_adds(loss_gradient(simulation.model), variables, rows)
         of_round = steps.run / schedule.rounds * per_step / products_per_second(simulation.executor)
         seconds = Seconds(of_round, None, None, of_round * schedule.rounds)
     return Forecast(
@@ -291,46 +291,6 @@ def _memory(
         client_states=trees.num_bytes(held) + trees.num_bytes(call.share.states) // own,
         working=working,
     )
-
-
-def _gradient(model: Model) -> Callable:
-    """`(variables, batch) -> gradient of the batch's mean loss`."""
-
-    def loss(params: PyTree, variables: Variables, batch: PyTree) -> jax.Array:
-        outputs, _ = model.apply(variables._replace(params=params), batch, key=random_key(0), train=True)
-        return jnp.mean(model.loss(outputs, batch))
-
-    return lambda variables, batch: jax.grad(loss)(variables.params, variables, batch)
-
-
-def multiply_adds(f: Callable, *arguments: PyTree) -> int:
-    """Multiply-adds of the matrix products and convolutions of `f`, traced; loops of unknown length count once.
-
-    >>> multiply_adds(lambda a, b: jnp.tanh(a @ b), jnp.ones((2, 3)), jnp.ones((3, 5)))
-    30
-    >>> multiply_adds(lambda a: jax.lax.scan(lambda x, _: (x @ a, None), a, None, length=4)[0], jnp.ones((3, 3)))
-    108
-    """
-    return _multiply_adds(jax.make_jaxpr(f)(*arguments).jaxpr)
-
-
-def _multiply_adds(program: Any) -> int:
-    total = 0
-    for equation in program.eqns:
-        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "shape")]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            features = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(shapes[-1]) * math.prod(shapes[1]) // features
-        values = [v for value in equation.params.values() for v in (value if isinstance(value, tuple) else (value,))]
-        inner = [getattr(value, "jaxpr", value) for value in values]
-        counts = [_multiply_adds(one) for one in inner if hasattr(one, "eqns")]
-        if counts:  # of the branches of a condition, the longest
-            once = max(counts) if equation.primitive.name == "cond" else sum(counts)
-            total += once * equation.params.get("length", 1)
-    return total
 
 
 def products_per_second(executor: Executor) -> float:

@@ -83,8 +83,10 @@ def foreseen(simulation: Simulation, deadline: float = math.inf, rounds: int = L
 
 def timeline(simulation: Simulation, deadline: float = math.inf) -> list[dict[str, Any]]:
     """The first `ROUNDS` rounds for `about.json`, in each up to `SHOWN` clients, evenly spaced from the first to the
-    last to be done. None of a run without a clock, or whose clients are known only as it goes on."""
-    if not simulation.system.timed or simulation.participation.reads_state:
+    last to be done. None of a run without a clock, whose rounds do not wait for their clients, or whose clients are
+    known only as it goes on."""
+    participation = simulation.participation
+    if not simulation.system.timed or participation.reads_state or participation.versions:
         return []
     return [_shown(number + 1, round_times(simulation, number, deadline)) for number in range(ROUNDS)]
 
@@ -110,7 +112,10 @@ def round_times(simulation: Simulation, number: int, deadline: float = math.inf)
     late = works & (sent > deadline)
     waited = works & ~late
     seconds = float(np.max(sent[waited] if waited.any() else received, initial=0.0))
-    if late.any():
+    limits: dict[str, float]
+    if drawn.schedule is not None:  # the round waits for nobody
+        limits, seconds = {}, drawn.schedule.seconds
+    elif late.any():
         limits, seconds = {DEADLINE: deadline}, deadline
     elif waited.any():
         last = int(np.argmax(np.where(waited, sent, -1.0)))

@@ -26,6 +26,10 @@ class Cohort(NamedTuple):
     """Persistent client state, leaves `[C, ...]`."""
     dropped: PyTree = ()
     """bool `[C]`: dropouts, clients that received the model and send nothing any more; `()` for none."""
+    age: PyTree = ()
+    """int32 `[C]`: server steps since each client received its model; `()` where all have the present one."""
+    factor: PyTree = ()
+    """float32 `[C]`: factor on each client's update by its age, 0 for one that is too old; `()` likewise."""
 
     @property
     def memory(self) -> PyTree:
@@ -334,6 +338,8 @@ class Algorithm(NamedTuple):
     personal: Callable[[PyTree, PyTree], Variables] | None = None
     """`(server state, a client's memory) -> Variables`, the model that this client would use, without frozen
     parameters; None: every client uses the global one. See `variables_of`."""
+    ages: bool = False
+    """Whether its clients may start from the older models that `ClientRows.received` gives them."""
     pooled: bool = False
     """Whether a round trains on the rows of all clients at once: every device then holds all of them."""
     steps: Callable[[Array], Array] | None = None

@@ -28,7 +28,8 @@ class ClientRows(NamedTuple):
     """One client's view of the pool: rows `order[start : start + size]`. `start` and `size` are int32 scalars.
 
     `change` is `()`, or a `jax.tree_util.Partial` that is applied to every batch. `optimizer` is the state that the
-    client has kept of its optimizer, where it keeps one, else `()`.
+    client has kept of its optimizer, where it keeps one, else `()`. Where clients may start from older models,
+    `received` is the message down that this one got, and `factor` the float32 factor on its update; else `()`.
     """
 
     pool: Pool
@@ -36,6 +37,8 @@ class ClientRows(NamedTuple):
     size: Array
     change: PyTree = ()
     optimizer: PyTree = ()
+    received: PyTree = ()
+    factor: PyTree = ()
 
 
 class BatchPlan(NamedTuple):

@@ -66,6 +66,21 @@ def test_dropouts_waste_what_they_received_and_nobody_waits_for_them(toys):
     assert (line["simulated_seconds"], line["wasted_bytes"], line["dropped"]) == (4.0, 4, 1)
 
 
+def test_a_dropout_with_a_slow_link_holds_nobody_up(toys):
+    """Client 2 receives for 40 s and sends nothing; the others are done after 3 and 4."""
+    lost = dropouts.Dropout(lambda key, ids: ids == 2)
+    make = lambda local: dropouts.with_dropout(fedavg(local), lost)
+    line = first_line(toys, of_clients(step=[1.0, 2.0, 0.0], down=[4.0, 4.0, 0.1]), [1.0, 2.0, 3.0], make=make)
+    assert line["simulated_seconds"] == 4.0
+    assert line["waiting_share"] == pytest.approx(1 / 8)
+
+
+def test_when_everyone_drops_out_the_round_lasts_until_they_have_the_model(toys):
+    make = lambda local: dropouts.with_dropout(fedavg(local), dropouts.Dropout(lambda key, ids: ids >= 0))
+    line = first_line(toys, of_clients(down=[4.0, 2.0]), [1.0, 2.0], make=make)
+    assert (line["simulated_seconds"], line["clients"], line["wasted_bytes"]) == (2.0, 0, 8)
+
+
 def test_an_excluded_client_is_waited_for_and_wastes_both_ways(toys):
     line = first_line(toys, of_clients(step=[1.0, 8.0]), [1.0, np.nan])
     assert (line["simulated_seconds"], line["wasted_bytes"], line["excluded"]) == (10.0, 8, 1)

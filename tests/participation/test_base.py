@@ -11,7 +11,7 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.monitors.naive import naive
 from fedjax8.errors import UserError
 from fedjax8.lookup import component_names, find
-from fedjax8.participation import Drawn, Numbers, Participants, Participation
+from fedjax8.participation import Drawn, Numbers, Participants, Participation, Phases
 from fedjax8.participation.base import by_weight, generator
 from fedjax8.types import Channel
 
@@ -34,16 +34,23 @@ class Sizes:
 
 
 def participants(drawn_by, sizes, cohort_size, seed=0):
-    return Participants(drawn_by, seed, cohort_size, Sizes(sizes), lambda sizes: sizes)
+    steps = lambda sizes: sizes
+    return Participants(drawn_by, seed, cohort_size, Sizes(sizes), steps, lambda number, ids, sizes: sizes, phases)
+
+
+def phases(number, ids, sizes):
+    """A second a row."""
+    return Phases(0 * sizes, 1.0 * sizes, 0 * sizes, np.ones(len(ids)), np.ones(len(ids)))
 
 
 @pytest.mark.parametrize(("name", "settings"), EXAMPLES)
 def test_draws_are_a_function_of_seed_and_round_within_what_is_promised(name, settings):
     make = find(name, "fedjax8.participation")
-    run, again, other = (participants(make(**settings), range(1, 14), 4, seed) for seed in (3, 3, 4))
+    size = 1 if name == "asynchronous" else 3 if name == "buffered" else 4
+    run, again, other = (participants(make(**settings), range(1, 14), size, seed) for seed in (3, 3, 4))
     numbers, all_of, differ = run.numbers, set(), 0
     for number in (*range(40), 7):
-        ids, lost = run.drawn(number)
+        ids, lost = run.drawn(number)[:2]
         assert np.array_equal(ids, again.drawn(number).ids) and np.array_equal(lost, again.drawn(number).lost)
         assert ids.dtype == np.int64 and lost.dtype == bool and len(set(ids.tolist())) == len(ids)
         assert numbers.least_asked <= len(ids) <= numbers.most_asked
@@ -54,10 +61,15 @@ def test_draws_are_a_function_of_seed_and_round_within_what_is_promised(name, se
 
 
 def test_laws_are_those_of_the_draws_and_everyone_wherever_nobody_can_be_left_out():
-    laws = {name: participants(find(name, "fedjax8.participation")(), [1] * 9, 3).law for name in NAMES}
+    made = {name: find(name, "fedjax8.participation") for name in NAMES}
+    few = {"buffered": {"concurrency": 3}, "asynchronous": {"concurrency": 3}}
+    size = {"asynchronous": 1}
+    laws = {
+        name: participants(make(**few.get(name, {})), [1] * 9, size.get(name, 3)).law for name, make in made.items()
+    }
     assert laws == {
         "uniform": "without_replacement", "poisson": "poisson", "weighted": "unknown", "cyclic": "unknown",
-        "power_of_choice": "unknown", "overselect": "unknown",
+        "power_of_choice": "unknown", "overselect": "unknown", "buffered": "unknown", "asynchronous": "unknown",
     }  # fmt: skip
     for name in ("uniform", "poisson", "cyclic"):
         whole = participants(find(name, "fedjax8.participation")(), [1] * 9, 9)

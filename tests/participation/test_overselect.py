@@ -26,14 +26,14 @@ def ask(**changes):
 def test_the_first_to_be_done_are_waited_for():
     """Devices of one speed: those with the fewest steps."""
     for r in range(10):
-        ids, lost = overselect(1.5).draw(ask(round=r))
+        ids, lost = overselect(1.5).draw(ask(round=r))[:2]
         assert ids.tolist() == sample_cohort(0, r, 8, 6).tolist()
         assert ids[~lost].tolist() == sorted(sorted(ids, key=lambda i: STEPS[i])[:4])
 
 
 def test_a_clock_decides_who_is_first():
     slowest_first = ask(seconds=lambda ids: -STEPS[ids])
-    ids, lost = overselect(2.0).draw(slowest_first)
+    ids, lost = overselect(2.0).draw(slowest_first)[:2]
     assert ids[~lost].tolist() == sorted(sorted(ids, key=lambda i: -STEPS[i])[:4])
 
 
@@ -66,7 +66,7 @@ def by_hand(count):
     """x after each round: client i moves to b_i - (b_i - x) 0.9^steps, and the mean is over those waited for."""
     x, xs = 0.0, []
     for r in range(count):
-        ids, lost = MADE.draw(ask(round=r))
+        ids, lost = MADE.draw(ask(round=r))[:2]
         x = np.mean([B[i] - (B[i] - x) * 0.9 ** STEPS[i] for i in ids[~lost]])
         xs.append(x)
     return xs
@@ -85,13 +85,13 @@ def test_those_not_waited_for_cost_bytes_down_and_nothing_else(toys, executor, f
 def test_those_not_waited_for_remember_what_they_did(toys):
     _, state, _ = rounds(toys, functools.partial(scaffold, learning_rate=toys.LEARNING_RATE), 1)
     own = np.asarray(state.clients.arrays()["algorithm"]["memory"]["x"])
-    ids, lost = MADE.draw(ask())
+    ids, lost = MADE.draw(ask())[:2]
     assert {i for i in range(8) if own[i] != 0} == set(ids[~lost].tolist())
 
 
 def test_dropouts_lose_some_of_those_who_are_waited_for(toys):
     """Round 1, of which client `one` is lost besides: it counts as dropped, those not waited for do not."""
-    ids, lost = MADE.draw(ask())
+    ids, lost = MADE.draw(ask())[:2]
     one, gone = int(ids[~lost][0]), int(ids[lost][0])
     losing = Dropout(lambda key, ids: jnp.isin(ids, jnp.array([one, gone])))
     make = lambda local: with_dropout(fedavg(local, weighting="uniform"), losing)
@@ -108,7 +108,7 @@ def test_a_deadline_is_for_those_who_are_waited_for(toys):
     late = lambda local: with_dropout(fedavg(local, weighting="uniform"), deadline(10.5))
     links = same(1.0, down_bandwidth=1.0, up_bandwidth=1.0)
     _, _, (line,) = rounds(toys, late, 1, system=links)
-    ids, lost = MADE.draw(ask())
+    ids, lost = MADE.draw(ask())[:2]
     slow = [i for i in ids[~lost] if STEPS[i] > 2]
     assert (line["dropped"], line["clients"]) == (len(slow), 4 - len(slow))
     assert 0 < len(slow) < 4

@@ -23,7 +23,7 @@ def ask(sizes, losses, cohort_size=2, r=0):
 def test_the_candidates_with_the_largest_losses_are_chosen():
     losses = np.array([3.0, np.nan, 5.0, np.inf, 5.0, 1.0, 0.0])
     for r in range(30):
-        ids, lost = power_of_choice(4).draw(ask([1] * 7, lambda ids: losses[ids], r=r))
+        ids, lost = power_of_choice(4).draw(ask([1] * 7, lambda ids: losses[ids], r=r))[:2]
         known = np.where(np.isfinite(losses), losses, -1)
         assert len(ids) == 4
         assert ids[~lost].tolist() == sorted(sorted(ids, key=lambda i: (-known[i], i))[:2])
@@ -59,7 +59,7 @@ def by_hand(count, candidates):
     x, found = np.float32(0), []
     for r in range(count):
         losses = lambda ids, x=x: np.array([0.5 * (x - B[i]) ** 2 for i in ids])
-        ids, lost = power_of_choice(candidates).draw(ask(ROWS, losses, r=r))
+        ids, lost = power_of_choice(candidates).draw(ask(ROWS, losses, r=r))[:2]
         x = x + 0.1 * (np.mean([B[i] for i in ids[~lost]]) - x)
         found.append((x, ids, ids[~lost]))
     return found

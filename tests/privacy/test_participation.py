@@ -94,7 +94,7 @@ def test_examples_are_charged_for_the_rounds_that_their_client_was_waited_for(to
     facts = Facts(data, 2, 10, 3, batch_plan(2, epochs=1), drawn_by)
     spent = ExampleSteps(facts, "shuffled")  # a step an epoch for everyone, so that only rounds count
     for rounds in (1, 6, 9):
-        used = [ids[~lost] for ids, lost in map(facts.participants.drawn, range(rounds))]
+        used = [drawn.ids[~drawn.lost] for drawn in map(facts.participants.drawn, range(rounds))]
         most = np.bincount(np.concatenate(used), minlength=5).max()
         assert spent.steps(rounds) == [(1.0, most)]
     if drawn_by is UNKNOWN[-1]:
@@ -116,7 +116,7 @@ def test_sums_are_divided_by_the_expected_number_of_clients(toys, drawn_by):
     sim = toys.build(make, toys.clients([1.0] * 6, b), cohort_size=2, steps=1, participation=drawn_by)
     x, state = 0.0, sim.init()
     for r in range(5):
-        ids, lost = sim.participants.drawn(r)
+        ids, lost = sim.participants.drawn(r)[:2]
         x += sum(np.clip(0.1 * (b[i] - x), -1, 1) for i in ids[~lost]) / 2
         state, _ = sim.run_round(state)
         assert float(sim.variables(state).params["x"]) == pytest.approx(

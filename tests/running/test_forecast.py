@@ -16,7 +16,7 @@ from fedjax8.data.batches import batch_plan
 from fedjax8.local import local_training
 from fedjax8.models.logistic import logistic
 from fedjax8.participation import sample_cohort
-from fedjax8.running.forecast import Leaf, Range, Traffic, forecast, leaves_of, multiply_adds, traffic_of
+from fedjax8.running.forecast import Leaf, Range, Traffic, forecast, leaves_of, traffic_of
 from fedjax8.running.forecast_tables import show
 from fedjax8.running.schedule import Schedule
 from fedjax8.running.timeline import Simulated
@@ -187,17 +187,6 @@ def test_time_is_that_of_rounds_and_evaluations_or_of_products_alone(measured, f
     assert seconds.run == pytest.approx(seconds.start + ROUNDS * seconds.round + 2 * seconds.evaluation)
     assert fast.seconds.round > 0
     assert fast.seconds.run == pytest.approx(ROUNDS * fast.seconds.round)
-
-
-def test_multiply_adds_are_counted_through_loops_branches_and_convolutions():
-    import jax
-
-    a = jnp.ones((3, 3))
-    step = lambda x, _: (jax.lax.cond(x[0, 0] > 0, lambda y: y @ a @ a, lambda y: y @ a, x), None)
-    assert multiply_adds(lambda x: jax.lax.scan(step, x, None, length=5)[0], a) == 5 * 2 * 27
-    numbers = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    grouped = lambda x, k: jax.lax.conv_general_dilated(x, k, feature_group_count=2, **numbers)
-    assert multiply_adds(grouped, jnp.ones((1, 5, 5, 4)), jnp.ones((3, 3, 2, 6))) == 25 * 6 * 9 * 2
 
 
 def test_in_a_pipe_a_forecast_is_plain_and_whole_and_on_a_terminal_it_fits(measured, fast):

@@ -85,8 +85,7 @@ def timeline(simulation: Simulation, deadline: float = math.inf) -> list[dict[st
     """The first `ROUNDS` rounds for `about.json`, in each up to `SHOWN` clients, evenly spaced from the first to the
     last to be done. None of a run without a clock, whose rounds do not wait for their clients, or whose clients are
     known only as it goes on."""
-    participation = simulation.participation
-    if not simulation.system.timed or participation.reads_state or participation.versions:
+    if not simulation.system.timed or simulation.participation.reads_state or simulation.participation.versions:
         return []
     return [_shown(number + 1, round_times(simulation, number, deadline)) for number in range(ROUNDS)]
 

@@ -10,8 +10,11 @@ import pytest
 from fedjax8 import dropouts
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.scaffold import scaffold
+from fedjax8.config import component
 from fedjax8.data.federated import FederatedData
 from fedjax8.participation import overselect
+from fedjax8.results.curves import waiting_share
+from fedjax8.results.runs import read_run
 from fedjax8.running.about import about
 from fedjax8.running.timeline import SHOWN, foreseen, round_times, timeline
 from fedjax8.systems import Speeds, SystemModel, lognormal, same
@@ -114,3 +117,19 @@ def test_without_a_clock_or_where_rows_are_private_there_is_no_timeline(toys):
     columns = timed.data.columns | {"y": np.zeros((2, 1))}
     timed = dataclasses.replace(timed, data=FederatedData.from_owners(columns, np.arange(2), 2))
     assert "timeline" in about(timed, None) and "timeline" not in about(timed, None, private=True)
+
+
+def test_a_run_that_is_resumed_ends_with_the_simulated_time_of_one_that_was_not(tmp_path, run_module):
+    config = run_module.config(system=component("lognormal", step_seconds=0.5, jitter=0.3))
+    whole = run_module.run(config, tmp_path / "whole").summary
+    run_module.run(config, tmp_path / "cut", rounds=2)
+    cut = run_module.run(config, tmp_path / "cut").summary
+    names = ("simulated_seconds", "waiting_share", "wasted_bytes")
+    assert [cut[name] for name in names] == pytest.approx([whole[name] for name in names], rel=1e-12)
+    found = read_run(tmp_path / "whole")
+    assert 0 < whole["waiting_share"] == pytest.approx(waiting_share(found), rel=1e-9)
+    assert [line["round"] for line in found.about["timeline"]] == [1, 2, 3]
+    measured = found.metrics["simulated_seconds"]
+    assert [line["seconds"] for line in found.about["timeline"]] == pytest.approx(
+        np.diff(measured, prepend=0.0)[:3], rel=1e-4
+    )

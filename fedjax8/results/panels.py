@@ -113,7 +113,7 @@ def _time(found: Comparison, draw: "LineCharts") -> tuple[Section, ...]:
 
 
 class LineCharts:
-    """Charts of a metric of all settings against bytes, rounds, real or simulated seconds; None where none was logged."""
+    """Charts of a metric of all settings against bytes, rounds, real or simulated seconds; None where it is absent."""
 
     def __init__(self, settings: Sequence[Setting], smooth: int, measure: Measure, most: int):
         self._settings, self._smooth, self._measure, self._most = settings, smooth, measure, most

@@ -142,7 +142,7 @@ def draw_comparison(found: Comparison) -> Any:
     gains = [cost for cost in list(GAINS)[: len(axes)] if gain_curves(found, 0, cost)]
     if len(axes) == 1 and not gains:
         return draw(settings, y=found.measure.chooses, smooth=found.smooth, target=found.target)
-    panels = list(_new_axes(2, 2 if len(axes) + len(gains) > 2 else 1))
+    panels = _new_axes(2, 2 if len(axes) + len(gains) > 2 else 1)
     entries = [
         _draw_metric(ax, settings, x, found.measure.chooses, found.smooth, None, found.target)
         for ax, x in zip(panels, axes, strict=False)
@@ -202,7 +202,7 @@ def _new_axes(panels: int, rows: int = 1) -> Sequence[Any]:
     size = (6.0, 4.0) if panels == 1 else (5.2 * panels, 0.5 + 3.7 * rows)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.subplots(rows, panels, squeeze=False).ravel()
+    return figure.subplots(rows, panels, squeeze=False).ravel().tolist()
 
 
 def _draw_metric(

@@ -60,7 +60,7 @@ def labels_in(document: Mapping[str, Any], where: str, notes: list[str]) -> Labe
 def staleness_in(lines: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     """Contributions by age, from the youngest, over the lines that tell it as `"staleness": {"0": 7, "1": 3}`."""
     found: dict[int, int] = {}
-    for counts in (line.get("staleness") for line in lines):
+    for counts in (line["staleness"] for line in lines if "staleness" in line):
         if has_form(counts, {str: int}) and all(age.isascii() and age.isdigit() for age in counts):
             for age, count in counts.items():
                 found[int(age)] = found.get(int(age), 0) + count

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,8 @@ class Experiment(NamedTuple):
     """Whether a part of it is calibrated for the number of rounds."""
     start: Start | None = None
     """The model that it starts from, if it is another one's."""
+    deadline: float = math.inf
+    """Seconds after which clients of a round are late."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -327,7 +330,8 @@ def build(
         algorithm = make("algorithm", local=local, facts=facts, learning_rate=rate)
         algorithm = attempt(accounted, algorithm, gradient)
         algorithm = attempt(attacked, algorithm, make("attack", num_classes=dataset.num_classes))
-        algorithm = attempt(with_dropout, algorithm, make("dropout"))
+        dropout = make("dropout")
+        algorithm = attempt(with_dropout, algorithm, dropout)
         uplink, downlink, executor = make("uplink"), make("downlink"), make("executor")
         if run_format is not None:
             attempt(run_format.check_used)
@@ -351,4 +355,5 @@ def build(
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]
-    return Experiment(config, dataset, run, private, validation, tuple(callbacks), task, facts.read, start)
+    known = (private, validation, tuple(callbacks), task, facts.read, start, dropout.deadline)
+    return Experiment(config, dataset, run, *known)

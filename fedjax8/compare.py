@@ -1,4 +1,4 @@
-"""Rounds and bytes to a target of a metric, and the gain against the first setting, as a table and a page of plots.
+"""Rounds, bytes and simulated time to a target of a metric, and the gain against the first setting: table and page.
 
     python -m fedjax8.compare DIR... [--metric=mae] [--target=0.9] [--margin=0.01] [--smooth=N] [--on=validation]
         [--tag=A,B] [--html=FILE] [--figure=FILE] [--csv=FILE] [--latex=FILE] [--watch[=SECONDS]]
@@ -18,8 +18,8 @@ takes only runs that have all these tags (--tag of training).
 The page is comparison.html unless --html names another file; --html= writes none. It is one file with interactive
 plots, and can be opened without a network; it needs plotly: pip install 'fedjax8[report]'. --watch writes it again
 every so many seconds (10) until all runs are finished, and the page loads itself anew. --figure writes a picture, PNG,
-SVG or PDF: metric against bytes, and gain against metric; it needs matplotlib: pip install 'fedjax8[plot]'. --csv and
---latex write the table.
+SVG or PDF: metric against bytes, and gain against metric, and both in simulated time where all runs have a clock; it
+needs matplotlib: pip install 'fedjax8[plot]'. --csv and --latex write the table.
 """
 
 import importlib.util

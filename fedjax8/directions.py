@@ -35,13 +35,17 @@ DIRECTIONS: Mapping[str, str] = MappingProxyType(
         "mae": LOWER,
         "mse": LOWER,
         "rmse": LOWER,
+        "simulated_seconds": LOWER,
+        "waiting_share": LOWER,
+        "peak_rate": LOWER,
+        "wasted_bytes": LOWER,
     }
 )
 """Known metrics; `weighted_f1` is found by its ending."""
-BOUNDED = ("accuracy", "top_k", "precision", "recall", "f1", "auc", "r2", "fairness")
+BOUNDED = ("accuracy", "top_k", "precision", "recall", "f1", "auc", "r2", "fairness", "waiting_share")
 """Metrics, by their endings, that are at most 1, so that a difference of 0.01 means the same for all of them."""
-PERCENT = ("accuracy", "top_k")
-"""Metrics, by their endings, that are shares of rows and written in percent."""
+PERCENT = ("accuracy", "top_k", "waiting_share")
+"""Metrics, by their endings, that are shares and written in percent."""
 WORDS = {"mae": "MAE", "mse": "MSE", "rmse": "RMSE", "auc": "AUC", "r2": "R2", "f1": "F1"}
 DIGITS = 4
 """Significant digits of a metric for people."""

@@ -1,6 +1,7 @@
 """Draws a metric against bytes for one or more runs.
 
-    python -m fedjax8.plot DIR... --out=FILE.png [--x=bytes|rounds|seconds] [--y=METRIC] [--smooth=N] [--logx]
+    python -m fedjax8.plot DIR... --out=FILE.png [--x=bytes|rounds|seconds|simulated_seconds] [--y=METRIC]
+        [--smooth=N] [--logx]
 
 The picture is PNG, SVG or PDF, by the ending of --out.
 
@@ -22,7 +23,7 @@ from absl import flags
 
 from fedjax8 import cli
 from fedjax8.errors import UserError
-from fedjax8.results.figures import check_picture_name, draw, plot_runs, save_picture
+from fedjax8.results.figures import AXES, check_picture_name, draw, plot_runs, save_picture
 from fedjax8.results.look import COLORS, use_style
 from fedjax8.results.runs import read_settings
 
@@ -32,10 +33,12 @@ __all__ = ["COLORS", "main", "plot_runs", "use_style"]
 def define_flags() -> None:
     """Registers the flags; not done on import, since other command lines have flags of the same names."""
     flags.DEFINE_string("out", None, "picture to write, a .png, .svg or .pdf file")
-    flags.DEFINE_enum("x", "bytes", ["bytes", "rounds", "seconds"], "horizontal axis; bytes are up and down")
+    flags.DEFINE_enum("x", "bytes", list(AXES), "horizontal axis; bytes are up and down")
     flags.DEFINE_string("y", None, "vertical axis: a key of metrics.jsonl; by default the runs' first metric")
     flags.DEFINE_integer("smooth", 1, "evaluations to average over", lower_bound=1)
-    flags.DEFINE_bool("logx", None, "logarithmic horizontal axis; by default where the bytes differ much")
+    flags.DEFINE_bool(
+        "logx", None, "logarithmic horizontal axis; by default where bytes or simulated seconds differ much"
+    )
 
 
 def main(argv: list[str]) -> int:

@@ -81,8 +81,8 @@ _DRY_RUN = flags.DEFINE_enum(
     "dry_run",
     None,
     ["measured", "fast"],
-    "Write nothing, and print the model's arrays, bytes, local steps, memory and time. --dry_run alone compiles the "
-    "run and measures a few rounds; --dry_run=fast does neither and only estimates.",
+    "Write nothing, and print the model's arrays, bytes, local steps, memory, time and simulated time. --dry_run alone "
+    "compiles the run and measures a few rounds; --dry_run=fast does neither and only estimates.",
 )
 _WRITERS = flags.DEFINE_list(
     "writers",
@@ -293,6 +293,7 @@ def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
         schedule,
         experiment.dataset.test,
         measured=_DRY_RUN.value == "measured",
+        deadline=experiment.deadline,
     )
     show(found, introduction(experiment, simulation.init()))
 

@@ -32,17 +32,23 @@ def write_run(
     finished=True,
     metric="accuracy",
     document=None,
+    simulated=None,
     **config,
 ):
     """A run that sends `per_round` = (up, down) bytes a round and evaluates every `every` rounds.
 
     A round takes half a second unless it is not `timed`; a run that is `finished` took 9 seconds and saved 4x. The
-    values are of the `metric` on test rows; `document` goes into `config.json` beside the config.
+    values are of the `metric` on test rows; `document` goes into `config.json` beside the config. With `simulated`
+    seconds a round there is a clock: clients wait half of the first round and a quarter of each later one, a tenth of
+    all bytes is wasted, and the largest rate is 1000 B/s times the round.
     """
     lines = []
     for r in range(1, every * len(accuracies) + 1):
         line = {"round": r, "uplink_bytes": r * per_round[0], "downlink_bytes": r * per_round[1]}
         line |= {"round_seconds": 0.5} if timed else {}
+        if simulated is not None:
+            line |= {"simulated_seconds": r * simulated, "waiting_share": 0.5 if r == 1 else 0.25}
+            line |= {"wasted_bytes": r * sum(per_round) // 10, "peak_rate": 1000.0 * r}
         if r % every == 0:
             line[f"test_{metric}"] = accuracies[r // every - 1]
             line |= {"test_loss": 1.0 / r} if loss else {}

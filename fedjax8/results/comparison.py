@@ -7,14 +7,14 @@ only.
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fedjax8.directions import AUTO
 from fedjax8.errors import UserError
-from fedjax8.results.curves import Curve, Statistic, evaluations, statistic
+from fedjax8.results.curves import Curve, Statistic, evaluations, simulated_seconds, statistic, waiting_share
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
 from fedjax8.results.measure import ACCURACY, Measure, measure_of
 from fedjax8.results.runs import NotYet, RunFolder, Setting, number, read_settings
@@ -46,6 +46,18 @@ class Result(NamedTuple):
     """Seconds spent in rounds without compilation, of the runs that logged this."""
     compiling: Statistic | None
     """Seconds of compilation."""
+    simulated: Statistic | None = None
+    """Simulated seconds of the whole run, of the runs with a clock; the following likewise."""
+    waiting: Statistic | None = None
+    """Share of them that clients wait."""
+    peak_rate: Statistic | None = None
+    """Largest simultaneous rate of the server's link in any round, in bytes a second."""
+    wasted_bytes: Statistic | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether all its runs have a clock."""
+        return self.simulated is not None and self.simulated.count == len(self.setting.runs)
 
 
 class Comparison(NamedTuple):
@@ -60,6 +72,16 @@ class Comparison(NamedTuple):
     """Largest distance from the reference's best value at which a setting has a gain; see `Measure.distance`."""
     measure: Measure = ACCURACY
     """The metric compared by, and the rows that choose targets and best rounds."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether all runs have a clock, so that simulated seconds to the target are compared."""
+        return all(result.timed for result in self.results)
+
+    @property
+    def clocks(self) -> bool:
+        """Whether some run has a clock."""
+        return any(result.simulated for result in self.results)
 
 
 def compare_runs(
@@ -133,11 +155,12 @@ def not_reached(found: Comparison) -> list[str]:
     return [r.setting.label for r in found.results if r.gain.target and not r.gain.within]
 
 
-def gain_curves(found: Comparison, skip: int) -> dict[int, Curve]:
-    """The gain in bytes against the metric of every setting but the first that has one and is within the margin, by its
-    place. Values that some run reaches within `skip` evaluations are left out, if any are left then."""
+def gain_curves(found: Comparison, skip: int, cost: str = "num_bytes") -> dict[int, Curve]:
+    """The gain in bytes, or in simulated `seconds`, against the metric of every setting but the first that has one and
+    is within the margin, by its place. Values that some run reaches within `skip` evaluations are left out, if any are
+    left then."""
     curves = {
-        i: gain_curve(result.pairing, skip) or gain_curve(result.pairing)
+        i: gain_curve(result.pairing, skip, cost) or gain_curve(result.pairing, cost=cost)
         for i, result in enumerate(found.results)
         if i and result.gain.within
     }
@@ -160,6 +183,7 @@ def _result(
     finals = [found[-1] for run in setting.runs if len(found := evaluations(run, measure.reports, smooth)[1])]
     pairing = pair(setting, reference, smooth, measure)
     compiling = [number(run.summary.get("compile_seconds")) for run in setting.runs]
+    timed = [run for run in setting.runs if simulated_seconds(run) is not None]
     return Result(
         setting=setting,
         pairing=pairing,
@@ -177,7 +201,16 @@ def _result(
             if math.isfinite(known)
         ),
         compiling=statistic(compiling),
+        simulated=statistic(float(seconds[-1]) for run in timed if (seconds := simulated_seconds(run)) is not None),
+        waiting=statistic(waiting_share(run) for run in timed),
+        peak_rate=statistic(_last(run, "peak_rate", np.fmax.reduce) for run in timed),
+        wasted_bytes=statistic(_last(run, "wasted_bytes") for run in timed),
     )
+
+
+def _last(run: RunFolder, name: str, reduce: Callable[[np.ndarray], float] = lambda values: values[-1]) -> float:
+    """The value of a metric at the end of a run, or another of all; NaN where it was not logged."""
+    return float(reduce(run.metrics[name])) if name in run.metrics else math.nan
 
 
 def _best(run: RunFolder, smooth: int, measure: Measure) -> float:

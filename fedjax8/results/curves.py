@@ -39,6 +39,8 @@ class Trajectory(NamedTuple):
     """Up and down by the end of that round, float64 `[E]`."""
     score: np.ndarray
     """The smoothed metric, with its sign turned where lower values are better: more is better, float64 `[E]`."""
+    seconds: np.ndarray | None = None
+    """Simulated seconds by the end of that round, float64 `[E]`; None for a run without a clock."""
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -65,22 +67,44 @@ def total_bytes(run: RunFolder) -> np.ndarray:
     return np.array([up + down for up, down in both], np.float64)
 
 
+def simulated_seconds(run: RunFolder) -> np.ndarray | None:
+    """Simulated seconds by the end of each line's round, float64 `[T]`; None for a run without a clock."""
+    found = run.metrics.get("simulated_seconds")
+    return found if found is not None and bool(np.isfinite(found).all()) else None
+
+
+def waiting_share(run: RunFolder) -> float:
+    """The share of the run's simulated seconds that clients wait: the mean of its rounds' shares, by their seconds.
+
+    NaN for a run without a clock.
+    """
+    seconds, shares = simulated_seconds(run), run.metrics.get("waiting_share")
+    if seconds is None or shares is None:
+        return math.nan
+    of_lines = np.diff(seconds, prepend=0.0)
+    known = np.isfinite(shares) & (of_lines > 0)
+    return float(np.average(shares[known], weights=of_lines[known])) if known.any() else math.nan
+
+
 def trajectory(run: RunFolder, smooth: int = 1, measure: Measure = ACCURACY) -> Trajectory:
     """The run's evaluations of the metric that chooses."""
     found, values = evaluations(run, measure.chooses, smooth)
-    return Trajectory(run.rounds[found], total_bytes(run)[found], measure.sign * values)
+    seconds = simulated_seconds(run)
+    of_evaluations = None if seconds is None else seconds[found]
+    return Trajectory(run.rounds[found], total_bytes(run)[found], measure.sign * values, of_evaluations)
 
 
 def curve(setting: Setting, x: str = "bytes", y: str = "test_accuracy", smooth: int = 1) -> Curve | None:
-    """Mean and spread of `y` over seeds, against `bytes` (up and down), `rounds` or `seconds`.
+    """Mean and spread of `y` over seeds, against `bytes` (up and down), `rounds`, `seconds` or `simulated_seconds`.
 
     Seeds are lined up by round: each point is a round that every seed evaluated, at the mean `x` of the seeds
-    there. None if there is no such round, or if `seconds` were not logged.
+    there. None if there is no such round, or if seconds of the kind were not logged.
     """
     read: dict[str, Callable[[RunFolder], np.ndarray]] = {
         "bytes": total_bytes,
         "rounds": lambda run: run.rounds.astype(np.float64),
         "seconds": lambda run: run.elapsed_seconds,
+        "simulated_seconds": lambda run: run.metrics.get("simulated_seconds", np.full(len(run.rounds), np.nan)),
     }
     if x not in read:
         raise UserError(f"x={x!r}; allowed: {', '.join(read)}")

@@ -1,4 +1,4 @@
-"""Pictures of runs: any logged metric against bytes, rounds or seconds; and the gain against the metric compared.
+"""Pictures of runs: any logged metric against bytes, rounds or seconds, real and simulated; and gains.
 
 Drawn on matplotlib's object interface: no window, no display and no global state, so it works in a notebook,
 a batch job and a thread. matplotlib is an optional dependency: `pip install 'fedjax8[plot]'`.
@@ -20,6 +20,7 @@ from fedjax8.results.curves import Curve, curve
 from fedjax8.results.look import COLORS, GRID, LINES, require_matplotlib
 from fedjax8.results.measure import measure_of
 from fedjax8.results.runs import Setting, read_settings
+from fedjax8.results.time_axis import of_durations
 
 DASHES = ("-", "--", "-.", ":")
 """Line styles of the first seven settings, the next seven and so on."""
@@ -36,7 +37,15 @@ LEGEND_WIDTH = 150
 """Characters in a line of a legend below two panels."""
 GUIDE: dict[str, Any] = {"color": LINES, "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
 """Line style of a target."""
-AXES = {"bytes": "bytes sent, up and down", "rounds": "rounds", "seconds": "seconds"}
+AXES = {
+    "bytes": "bytes sent, up and down",
+    "rounds": "rounds",
+    "seconds": "seconds",
+    "simulated_seconds": "simulated time",
+}
+WIDE = ("bytes", "simulated_seconds")
+"""Axes that are logarithmic where settings differ much."""
+GAINS = {"num_bytes": "gain in bytes", "seconds": "gain in time"}
 KINDS = ("png", "svg", "pdf")
 """Kinds of pictures, by the ending of the file's name."""
 TICKS = 6
@@ -57,10 +66,10 @@ def plot_runs(
 ) -> Any:
     """Matplotlib axes with a curve per setting: its mean over seeds, and a band of one standard deviation.
 
-    `dirs` are run folders, `x` is `bytes`, `rounds` or `seconds`, `y` a key of `metrics.jsonl`, or a metric's
-    name such as `mae`; by default it is the first metric of the runs' task on test rows. `smooth`
-    averages each value with those before it, `smooth` in all. `logx=None` takes a logarithmic axis for bytes
-    where settings differ much in them. Without `ax` a figure is made:
+    `dirs` are run folders, `x` is `bytes`, `rounds`, `seconds` or `simulated_seconds`, `y` a key of
+    `metrics.jsonl`, or a metric's name such as `mae`; by default it is the first metric of the runs' task on test rows.
+    `smooth` averages each value with those before it, `smooth` in all. `logx=None` takes a logarithmic axis for bytes
+    and simulated seconds where settings differ much in them. Without `ax` a figure is made:
     `plot_runs("runs/a").figure.savefig("a.png")`.
 
     Raises `UserError` for unreadable runs, an unknown `x`, a `y` that no run logged, or if matplotlib is
@@ -122,19 +131,28 @@ def draw_gain(found: Comparison, ax: Any = None) -> Any:
 
 
 def draw_comparison(found: Comparison) -> Any:
-    """A figure of two panels, metric against bytes and gain against metric, or of the first one if that is all.
+    """A figure of the metric against bytes beside the gain against the metric, as far as there is one; where all runs
+    have a clock, of both in simulated time too.
 
     Returns the axes of the first panel.
     """
     require_matplotlib()
     settings = [result.setting for result in found.results]
-    if not gain_curves(found, 0):
+    axes = ["bytes", *(["simulated_seconds"] if found.timed else [])]
+    gains = [cost for cost in list(GAINS)[: len(axes)] if gain_curves(found, 0, cost)]
+    if len(axes) == 1 and not gains:
         return draw(settings, y=found.measure.chooses, smooth=found.smooth, target=found.target)
-    left, right = _new_axes(2)
-    entries = _draw_metric(left, settings, "bytes", found.measure.chooses, found.smooth, None, found.target)
-    _draw_gain(right, found)
-    _legend_below(left.figure, entries)
-    return left
+    panels = _new_axes(2, 2 if len(axes) + len(gains) > 2 else 1)
+    entries = [
+        _draw_metric(ax, settings, x, found.measure.chooses, found.smooth, None, found.target)
+        for ax, x in zip(panels, axes, strict=False)
+    ]
+    for ax, cost in zip(panels[len(axes) :], gains, strict=False):
+        _draw_gain(ax, found, cost)
+    for ax in panels[len(axes) + len(gains) :]:
+        ax.set_axis_off()
+    _legend_below(panels[0].figure, entries[0])
+    return panels[0]
 
 
 def check_picture_name(path: str) -> str:
@@ -176,13 +194,15 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
 
 
-def _new_axes(panels: int) -> Sequence[Any]:
+def _new_axes(panels: int, rows: int = 1) -> Sequence[Any]:
+    """The axes of so many panels beside each other, in so many rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 4.0) if panels == 1 else (5.2 * panels, 4.2), layout="constrained")
+    size = (6.0, 4.0) if panels == 1 else (5.2 * panels, 0.5 + 3.7 * rows)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.subplots(1, panels, squeeze=False)[0]
+    return figure.subplots(rows, panels, squeeze=False).ravel().tolist()
 
 
 def _draw_metric(
@@ -195,7 +215,7 @@ def _draw_metric(
     if not drawn:
         logged = sorted({name for s in settings for run in s.runs for name in run.metrics})
         raise UserError(f"nothing to draw: no setting logged {y!r} against {x}; logged are {', '.join(logged)}")
-    log = _wants_log([c.x[-1] for _, _, c in drawn]) if logx is None and x == "bytes" else bool(logx)
+    log = _wants_log([c.x[-1] for _, _, c in drawn]) if logx is None and x in WIDE else bool(logx)
     entries = [(s.label, _draw_curve(ax, c, i, log)) for i, s, c in drawn]
     if target is not None:
         entries.append((f"target {readable(y, target)}", ax.axhline(target, **GUIDE)))
@@ -207,6 +227,8 @@ def _draw_metric(
         from matplotlib.ticker import EngFormatter
 
         ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    if x == "simulated_seconds":
+        of_durations(ax.xaxis, log, TICKS)
     _few_ticks(ax.yaxis)
     if is_percent(y):
         _in_percent(ax.yaxis)
@@ -227,11 +249,11 @@ def _in_percent(axis: Any) -> None:
     axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
-def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
+def _draw_gain(ax: Any, found: Comparison, cost: str = "num_bytes") -> list[Entry]:
     reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
     skip = min(UNRESOLVED, min(evaluated) // 10)
-    drawn = [(i, found.results[i].setting.label, c) for i, c in gain_curves(found, skip).items()]
+    drawn = [(i, found.results[i].setting.label, c) for i, c in gain_curves(found, skip, cost).items()]
     beyond = not_reached(found)
     measure = found.measure
     if not drawn and beyond:
@@ -258,7 +280,7 @@ def _draw_gain(ax: Any, found: Comparison) -> list[Entry]:
     ax.yaxis.set_major_formatter("{x:g}x")
     name = reference.setting.label
     _style(
-        ax, measure.chosen_in_words, f"gain in bytes over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
+        ax, measure.chosen_in_words, f"{GAINS[cost]} over {name if len(name) <= NAME_LENGTH else 'the first setting'}"
     )
     return entries
 

@@ -1,9 +1,12 @@
-"""Communication gain: bytes, and rounds, of a reference to a target value of a metric over those of a setting.
+"""Communication gain: bytes, rounds and simulated seconds of a reference to a target value of a metric over those of a
+setting.
 
 With `T(a)` the first evaluated round whose smoothed metric, the test accuracy unless another is given, reaches `a`
 (from below, or from above where lower values are better), and `bytes(T)` all bytes sent up and down by then,
 
-    gain in bytes(a) = bytes_reference(T_reference(a)) / bytes(T(a)),   gain in rounds(a) = T_reference(a) / T(a).
+    gain in bytes(a) = bytes_reference(T_reference(a)) / bytes(T(a)),   gain in rounds(a) = T_reference(a) / T(a),
+
+and the gain in time likewise, by the simulated seconds at the end of that round, where all runs compared have a clock.
 
 **Seeds in common.** A run is compared with the run of the reference that has its seed, so that both start from the
 same model and data; the gain is the mean over these pairs, its spread their sample standard deviation. Unless a
@@ -53,6 +56,15 @@ class Pairing(NamedTuple):
     """The metric whose scores they are."""
 
 
+class Reached(NamedTuple):
+    """Costs of a run to values of its score, float64 of their shape; NaN where it does not reach one."""
+
+    rounds: np.ndarray
+    num_bytes: np.ndarray
+    seconds: np.ndarray
+    """Simulated; NaN without a clock."""
+
+
 class Gain(NamedTuple):
     """Rounds and bytes of a setting and its reference to a value `a` of the metric. Statistics of no runs are None."""
 
@@ -72,6 +84,10 @@ class Gain(NamedTuple):
     paired: bool
     within: bool = True
     """Whether the best value, mean over the runs compared, is within the margin of the reference's."""
+    seconds: Statistic | None = None
+    """Simulated, as `num_bytes`; those of the reference and the gain likewise. None where a run has no clock."""
+    reference_seconds: Statistic | None = None
+    in_seconds: Statistic | None = None
 
 
 def pair(setting: Setting, reference: Setting, smooth: int = 1, measure: Measure = ACCURACY) -> Pairing:
@@ -83,11 +99,12 @@ def pair(setting: Setting, reference: Setting, smooth: int = 1, measure: Measure
     return Pairing(tuple(ours[seed] for seed in common), tuple(theirs[seed] for seed in common), True, measure)
 
 
-def reach(run: Trajectory, score: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """First evaluated round that reaches each `score`, and the bytes by then: float64 of its shape, NaN if none."""
+def reach(run: Trajectory, score: np.ndarray | float) -> Reached:
+    """First evaluated round that reaches each `score`, bytes and simulated seconds by then."""
     allowed = ROUNDING * np.maximum(1.0, np.abs(score))
     first = np.searchsorted(np.maximum.accumulate(run.score), np.asarray(score) - allowed)
-    return np.append(run.rounds, np.nan)[first], np.append(run.num_bytes, np.nan)[first]
+    seconds = np.full(len(run.rounds), np.nan) if run.seconds is None else run.seconds
+    return Reached(*(np.append(cost, np.nan)[first] for cost in (run.rounds, run.num_bytes, seconds)))
 
 
 def within(pairing: Pairing, margin: float = MARGIN) -> bool:
@@ -117,7 +134,8 @@ def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) 
     reference_spent = np.array([reach(run, a) for run, a in zip(reference, theirs, strict=True)])
     ratios = _ratios(spent, reference_spent, paired)
     close = within(pairing, margin)
-    in_rounds, in_bytes = (statistic(r) if close and np.isfinite(r).all() else None for r in ratios.T)
+    in_rounds, in_bytes, in_seconds = (statistic(r) if close and np.isfinite(r).all() else None for r in ratios.T)
+    timed = not any(run.seconds is None for run in setting + reference)
     return Gain(
         compared=len(setting),
         reached=int(np.isfinite(spent[:, 0]).sum()),
@@ -130,11 +148,15 @@ def gain(pairing: Pairing, target: float | None = None, margin: float = MARGIN) 
         in_bytes=in_bytes,
         paired=paired,
         within=close,
+        seconds=statistic(spent[:, 2]) if timed else None,
+        reference_seconds=statistic(reference_spent[:, 2]) if timed else None,
+        in_seconds=in_seconds,
     )
 
 
-def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
-    """Gain in bytes against `a`, up to the best value that all runs compared reach; None if there is none.
+def gain_curve(pairing: Pairing, skip: int = 0, cost: str = "num_bytes") -> Curve | None:
+    """Gain in bytes, or another `cost` of `Reached`, against `a`, up to the best value that all runs compared reach;
+    None if there is none.
 
     Exact: the gain can change only just beyond a value that is the best so far of some run, and these are the
     points, from the worst to the best. Between two points it is that of the better one; before the first it is
@@ -147,7 +169,7 @@ def gain_curve(pairing: Pairing, skip: int = 0) -> Curve | None:
     records = np.unique(np.concatenate([np.maximum.accumulate(run.score) for run in runs]))
     x = records[records <= _best(runs).min()]
     x = x[x > max(run.score[:skip].max() for run in runs)] if skip else x
-    ours, theirs = (np.array([reach(run, x)[1] for run in side]) for side in (setting, reference))
+    ours, theirs = (np.array([getattr(reach(run, x), cost) for run in side]) for side in (setting, reference))
     ratios = _ratios(ours, theirs, paired)
     kept = np.isfinite(ratios).all(axis=0)
     if not kept.any():

@@ -129,7 +129,7 @@
     if (own.type === "log") own.dtick = steps(figure, "x");
     if (own.ticksuffix === "B") own.labelalias = BYTES;
     if (up.type === "log") up.dtick = steps(figure, "y");
-    return { ...given, xaxis: { ...own, title: { standoff: 8, ...own.title } }, yaxis: up, showlegend: false,
+    return { ...given, xaxis: { ...own, title: { standoff: 8, ...own.title } }, yaxis: up, showlegend: Boolean(given.showlegend),
       hovermode: "closest", margin: { l: 62, r: 16, t: 24, b: 52 }, paper_bgcolor: now.paper, plot_bgcolor: now.paper,
       font, autosize: true, hoverlabel: { bgcolor: now.paper, bordercolor: now.rule, font, align: "left" } };
   }

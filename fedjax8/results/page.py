@@ -17,7 +17,7 @@ from fedjax8.results.comparison import Comparison
 from fedjax8.results.look import COLORS
 from fedjax8.results.panel import Panel, Section, style
 from fedjax8.results.panels import sections
-from fedjax8.results.report import GAIN, explanation, shared_in_words, table
+from fedjax8.results.report import about_whole_runs, explanation, shared_in_words, table
 from fedjax8.results.runs import RunFolder, Setting, number
 from fedjax8.results.tables import Lines, as_csv, as_latex
 
@@ -52,8 +52,9 @@ def html_page(found: Comparison, reload: float = 0.0) -> str:
     runs = sum(len(setting.runs) for setting in settings)
     reference = f"; the reference is {_text(settings[0].label)}" if len(settings) > 1 else ""
     shown = table(found)
-    to_target = [i for i, c in enumerate(shown.kept) if c < GAIN]
-    whole = [0, *(i for i, c in enumerate(shown.kept) if c >= GAIN)]
+    first = about_whole_runs(found)
+    to_target = [i for i, c in enumerate(shown.kept) if c < first]
+    whole = [0, *(i for i, c in enumerate(shown.kept) if c >= first)]
     shared = shared_in_words(shown.shared)
     data = {
         "lower": found.measure.lower,

@@ -13,11 +13,13 @@ import numpy as np
 from fedjax8.directions import in_words, is_percent
 from fedjax8.results.comparison import Comparison, Result, gain_curves, not_reached
 from fedjax8.results.curves import Curve, curve, statistic
+from fedjax8.results.durations import unit_of
 from fedjax8.results.figures import UNRESOLVED
 from fedjax8.results.measure import Measure
 from fedjax8.results.panel import Figure, Panel, Section, axis, bytes_axis, metric_axis, short, style
 from fedjax8.results.runs import Setting
 from fedjax8.results.splits import accuracy_by_client, client_sizes, label_shares
+from fedjax8.results.time_panels import staleness, timelines
 
 POINTS = 60_000
 """Points of all lines together: about 2 MB of page."""
@@ -33,7 +35,7 @@ ENCODING = {
 }
 """Codecs' measures: title, kind of axis and axis, by the end of the name."""
 WHOLE = "<b>whole message</b>"
-ELSEWHERE = ("test_loss", "uplink_bytes", "downlink_bytes")
+ELSEWHERE = ("test_loss", "uplink_bytes", "downlink_bytes", "waiting_share")
 """Metrics that have panels of their own."""
 
 
@@ -66,6 +68,12 @@ def sections(found: Comparison) -> tuple[Section, ...]:
         ),
         _gain(found, draw),
     ]
+    if found.clocks:
+        absent = "No setting has a clock in all of its runs."
+        against = f"{title} against simulated time"
+        of_metric.insert(2, _panel("metric-time", against, "", draw("simulated_seconds", target=target), absent))
+    if found.timed:
+        of_metric.append(_gain(found, draw, "seconds"))
     if measure.reports != "test_loss":
         loss = draw("rounds", "test_loss")
         of_metric.append(_panel("loss-rounds", "Test loss against rounds", "", loss, "No run logged a test_loss."))
@@ -82,14 +90,30 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     return (
         Section(title, "Lines are means over seeds, bands one standard deviation to each side.", tuple(of_metric)),
         Section("Bytes on the network", "Read off encoded messages; means over seeds.", network),
+        *_time(found, draw),
         Section("Effect of encoding on values", "", _encodings(metrics, draw)),
         Section("Clients", "", clients),
         Section("Other metrics", "", (more,)),
     )
 
 
+def _time(found: Comparison, draw: "LineCharts") -> tuple[Section, ...]:
+    """The section of simulated time, where some run has a clock."""
+    if not found.clocks:
+        return ()
+    settings = [result.setting for result in found.results]
+    waiting = draw("rounds", "waiting_share")
+    old = staleness(settings)
+    panels = [
+        timelines(settings),
+        _panel("waiting", "Waiting", "share of a round's time that clients wait", waiting, "No run logged it."),
+        *([old] if old else []),
+    ]
+    return (Section("Simulated time", "By the runs' system models of devices and links.", tuple(panels)),)
+
+
 class LineCharts:
-    """Line charts of a metric of all settings against bytes, rounds or seconds; None where no setting has it."""
+    """Charts of a metric of all settings against bytes, rounds, real or simulated seconds; None where it is absent."""
 
     def __init__(self, settings: Sequence[Setting], smooth: int, measure: Measure, most: int):
         self._settings, self._smooth, self._measure, self._most = settings, smooth, measure, most
@@ -107,10 +131,14 @@ class LineCharts:
             return None
         by_round = {i: curve(self._settings[i], "rounds", y, smooth) for i in curves}
         rounds = {i: c.x for i, c in by_round.items() if c is not None}
-        at = {"bytes": "%{x:.3s}B, ", "rounds": "", "seconds": "%{x:,.1f} s, "}[x]
+        size, unit = 1.0, ""
+        if x == "simulated_seconds":
+            size, unit = unit_of(max(float(c.x[-1]) for c in curves.values()) / 2)
+            curves = {i: c._replace(x=c.x / size) for i, c in curves.items()}
+        at = {"bytes": "%{x:.3s}B, ", "rounds": "", "seconds": "%{x:,.1f} s, "}.get(x, f"%{{x:.3~g}} {unit}, ")
         form = ".2%" if is_percent(y) else ".4f" if y == "test_loss" else ".4~g"
         data = [self.line(i, c, rounds[i], form, at + "round %{customdata[1]}") for i, c in curves.items()]
-        across = axis(x, rangemode="tozero")
+        across = axis(f"simulated time ({unit})" if unit else x, rangemode="tozero")
         if x == "bytes":
             across = bytes_axis("bytes sent", _spans([c.x[-1] for c in curves.values()]))
         log = kind == "log" and all(v > 0 for trace in data for v in trace["y"])
@@ -186,30 +214,31 @@ def _front(found: Comparison) -> Panel:
     return Panel("front", title, note, {"": {"data": [front, *data], "layout": layout}})
 
 
-def _gain(found: Comparison, draw: LineCharts) -> Panel:
+def _gain(found: Comparison, draw: LineCharts, cost: str = "num_bytes") -> Panel:
     measure = found.measure
-    title, form = f"Gain in bytes against {measure.words}", ".2%" if measure.percent else ".4~g"
+    name, what = ("gain-time", "time") if cost == "seconds" else ("gain", "bytes")
+    title, form = f"Gain in {what} against {measure.words}", ".2%" if measure.percent else ".4~g"
     reference = found.results[0]
     evaluated = [len(run.rounds) for r in found.results for run in r.pairing.setting]
     skip = min(UNRESOLVED, min(evaluated, default=0) // 10)
-    curves = gain_curves(found, skip)
+    curves = gain_curves(found, skip, cost)
     beyond = not_reached(found)
     missing = f"not reached, not within {measure.margin_in_words(found.margin)} of its best: {'; '.join(beyond)}"
     if not curves:
         why = f"Gain over {reference.setting.label}: {missing}." if beyond else ""
-        return Panel("gain", title, "", {}, why or "A gain needs two settings that have been evaluated.")
+        return Panel(name, title, "", {}, why or "A gain needs two settings that have been evaluated.")
     data = []
     for i, c in curves.items():
         data.append(draw.line(i, c, c.x, ".2f", f"at {measure.words} %{{x:{form}}}", shape="vh"))
     line: Figure = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1}
     shapes = [line | {"line": {"color": style(0)[0], "width": 2}}]
     log = _spans([1.0, *(g for c in curves.values() for g in c.mean)])
-    up = axis("bytes of the reference / bytes", log=log, tickformat="~g")
+    up = axis(f"{what} of the reference / {what}", log=log, tickformat="~g")
     across = metric_axis(measure.chosen_in_words, measure.percent)
     across |= {"autorange": "reversed"} if measure.lower else {}
     layout = {"xaxis": across, "yaxis": up, "shapes": shapes}
     note = f"over {reference.setting.label}, the line at 1" + (f"; {missing}" if beyond else "")
-    return Panel("gain", title, note, {"": {"data": data, "layout": layout}})
+    return Panel(name, title, note, {"": {"data": data, "layout": layout}})
 
 
 def _directions(results: Sequence[Result]) -> Panel:

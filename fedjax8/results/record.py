@@ -3,10 +3,10 @@
     {"config": {...}, "task": {"name": "regression", "metric": "mae", "directions": {"mae": "lower", ...}},
      "labels": {"name": "baseline", "tags": ["paper"], "note": "..."}}
 
-Neither belongs to the run's identity. Standard library only.
+Neither belongs to the run's identity. And forms of what other files of a run tell of time. Standard library only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax8.directions import CLASSIFICATION, HIGHER, LOWER, Measures
@@ -14,6 +14,17 @@ from fedjax8.given import has_form
 
 TASK = {"metric": str, "directions?": {str: str}}
 LABELS = {"name?": str, "tags?": [str], "note?": str}
+TIMES = {
+    "round": int,
+    "seconds": float,
+    "asked": int,
+    "clients": [int],
+    "received": [float],
+    "trained": [float],
+    "sent": [float],
+    "fates": [str],
+}
+"""A round of the timeline in `about.json`; see `running.timeline`."""
 
 
 class Labels(NamedTuple):
@@ -44,3 +55,13 @@ def labels_in(document: Mapping[str, Any], where: str, notes: list[str]) -> Labe
         notes.append(f"{where}: its labels are damaged, or of another version; ignored")
         return Labels()
     return Labels(labels.get("name", ""), tuple(labels.get("tags", ())), labels.get("note", ""))
+
+
+def staleness_in(lines: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Contributions by age, from the youngest, over the lines that tell it as `"staleness": {"0": 7, "1": 3}`."""
+    found: dict[int, int] = {}
+    for counts in (line["staleness"] for line in lines if "staleness" in line):
+        if has_form(counts, {str: int}) and all(age.isascii() and age.isdigit() for age in counts):
+            for age, count in counts.items():
+                found[int(age)] = found.get(int(age), 0) + count
+    return dict(sorted(found.items()))

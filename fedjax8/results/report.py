@@ -1,24 +1,35 @@
 """A comparison of runs as text: the cells of its table, and the sentences under it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fedjax8.results.comparison import Comparison, Result, not_reached
 from fedjax8.results.curves import Statistic
+from fedjax8.results.durations import readable_duration
 from fedjax8.results.fairness import in_words
+from fedjax8.results.gain import Gain
 from fedjax8.results.measure import Measure
 from fedjax8.results.runs import Setting, short_name
 
-GAIN = 9
-"""The first columns, on the way to the target; the others are about whole runs."""
-ALWAYS = (2, 8, 9)
-"""Columns that are shown also where all settings are alike in them: target, gain in bytes, best value."""
 NOT_REACHED = "not reached"
 FIELD = -1
 FIELDS, LONGEST = 4, 24
 """Most config fields that are columns, and the most characters of their values."""
 NONE = "-"
 """A cell without a value."""
+
+
+Cell = Callable[[Result], str]
+
+
+class Column(NamedTuple):
+    """A column of the table."""
+
+    heading: str
+    cell: Cell
+    always: bool = False
+    """Whether it is shown also where all settings are alike in it."""
 
 
 class Table(NamedTuple):
@@ -36,36 +47,17 @@ class Table(NamedTuple):
 
 def columns(found: Comparison) -> tuple[str, ...]:
     """Headings of the table, the metric by its name."""
-    words = found.measure.words
-    timed = any(result.compiling for result in found.results)
-    return (
-        "setting",
-        "seeds",
-        f"target {words}",
-        "rounds to target",
-        "reference rounds",
-        "gain in rounds",
-        "bytes to target",
-        "reference bytes",
-        "gain in bytes",
-        f"best {words}",
-        f"final {words}",
-        "rounds",
-        "bytes up",
-        "bytes down",
-        "saving",
-        "seconds",
-        *(("seconds of training", "seconds of compiling") if timed else ()),
-    )
+    return tuple(column.heading for column in _columns(found))
 
 
 def rows(found: Comparison) -> list[list[str]]:
     """The table's cells: one row per setting, one column for each of `columns`."""
-    cells = [_row(result, found.measure) for result in found.results]
-    if any(result.compiling for result in found.results):
-        for row, result in zip(cells, found.results, strict=True):
-            row += [_plain(result.training, 1), _plain(result.compiling, 1)]
-    return cells
+    return [[column.cell(result) for column in _columns(found)] for result in found.results]
+
+
+def about_whole_runs(found: Comparison) -> int:
+    """The place among `columns` from which they are about whole runs; those before are on the way to the target."""
+    return columns(found).index(f"best {found.measure.words}")
 
 
 def table(found: Comparison) -> Table:
@@ -75,7 +67,8 @@ def table(found: Comparison) -> Table:
     """
     names, cells = columns(found), rows(found)
     alike = [len(cells) > 1 and len({row[c] for row in cells}) == 1 for c in range(len(names))]
-    kept = tuple(c for c in range(len(names)) if c in (0, *ALWAYS) or not alike[c])
+    always = [column.always for column in _columns(found)]
+    kept = tuple(c for c in range(len(names)) if always[c] or not alike[c])
     shared = tuple((names[c], cells[0][c]) for c in range(len(names)) if c not in kept and cells[0][c] != NONE)
     fields = _untold_fields([result.setting for result in found.results])
     heading = (names[0], *fields, *(names[c] for c in kept[1:]))
@@ -102,28 +95,76 @@ def shared_in_words(shared: Sequence[tuple[str, str]]) -> str:
     return f"The same for all: {', '.join(f'{name} {value}' for name, value in shared)}." if shared else ""
 
 
-def _row(result: Result, measure: Measure) -> list[str]:
-    gain = result.gain
-    part = f" ({gain.reached} of {gain.compared})" if 0 < gain.reached < gain.compared else ""
-    missing = NOT_REACHED if gain.compared and not gain.reached and gain.target else NONE
-    return [
-        result.setting.label,
-        str(len(result.setting.runs)),
-        _metric(gain.target, measure),
-        _plain(gain.rounds, 0) + part if gain.reached else missing,
-        _plain(gain.reference_rounds, 0),
-        _times(gain.in_rounds) if gain.within else NOT_REACHED,
-        _bytes(gain.num_bytes) if gain.reached else missing,
-        _bytes(gain.reference_bytes),
-        _times(gain.in_bytes) if gain.within else NOT_REACHED,
-        _metric(result.best, measure),
-        _metric(result.final, measure),
-        _plain(result.rounds, 0),
-        _bytes(result.uplink_bytes),
-        _bytes(result.downlink_bytes),
-        _times(result.saving),
-        _plain(result.seconds, 1),
+def _about_time(found: Comparison) -> list[str]:
+    """Sentences about simulated time, where some run has a clock."""
+    if not found.clocks:
+        return []
+    about = (
+        "Simulated time is by the runs' system models. Waiting: the share of it that clients wait for others; peak "
+        "rate: the most bytes a second at once on the server's link; wasted bytes: those from and to clients "
+        "without a part in the result."
+    )
+    if found.timed:
+        return [f"{about} Time to target, and its gain: as those of bytes."]
+    without = "; ".join(result.setting.label for result in found.results if not result.timed)
+    return [about, f"No clock, so that time to target and its gain are not given: {without}."]
+
+
+def _columns(found: Comparison) -> list[Column]:
+    """The columns: of simulated time to the target where all runs have a clock, and beside it where some have."""
+    measure, words = found.measure, found.measure.words
+
+    def to_target(cost: str, write: Callable[[Statistic | None], str], counted: bool = False) -> Cell:
+        return lambda result: _to_target(result.gain, write(getattr(result.gain, cost)), counted)
+
+    def gain_in(cost: str) -> Cell:
+        return lambda result: _times(getattr(result.gain, f"in_{cost}")) if result.gain.within else NOT_REACHED
+
+    whole_numbers = functools.partial(_plain, digits=0)
+    seconds = functools.partial(_plain, digits=1)
+    time = [
+        Column("time to target", to_target("seconds", _duration)),
+        Column("reference time", lambda result: _duration(result.gain.reference_seconds)),
+        Column("gain in time", gain_in("seconds"), always=True),
     ]
+    simulated = [
+        Column("simulated time", lambda result: _duration(result.simulated)),
+        Column("waiting", lambda result: _percent(result.waiting)),
+        Column("peak rate", lambda result: _bytes(result.peak_rate, "/s")),
+        Column("wasted bytes", lambda result: _bytes(result.wasted_bytes)),
+    ]
+    compiling = [
+        Column("seconds of training", lambda result: seconds(result.training)),
+        Column("seconds of compiling", lambda result: seconds(result.compiling)),
+    ]
+    return [
+        Column("setting", lambda result: result.setting.label, always=True),
+        Column("seeds", lambda result: str(len(result.setting.runs))),
+        Column(f"target {words}", lambda result: _metric(result.gain.target, measure), always=True),
+        Column("rounds to target", to_target("rounds", whole_numbers, counted=True)),
+        Column("reference rounds", lambda result: whole_numbers(result.gain.reference_rounds)),
+        Column("gain in rounds", gain_in("rounds")),
+        Column("bytes to target", to_target("num_bytes", _bytes)),
+        Column("reference bytes", lambda result: _bytes(result.gain.reference_bytes)),
+        Column("gain in bytes", gain_in("bytes"), always=True),
+        *(time if found.timed else []),
+        Column(f"best {words}", lambda result: _metric(result.best, measure), always=True),
+        Column(f"final {words}", lambda result: _metric(result.final, measure)),
+        Column("rounds", lambda result: whole_numbers(result.rounds)),
+        Column("bytes up", lambda result: _bytes(result.uplink_bytes)),
+        Column("bytes down", lambda result: _bytes(result.downlink_bytes)),
+        Column("saving", lambda result: _times(result.saving)),
+        *(simulated if found.clocks else []),
+        Column("seconds", lambda result: seconds(result.seconds)),
+        *(compiling if any(result.compiling for result in found.results) else []),
+    ]
+
+
+def _to_target(gain: Gain, cell: str, counted: bool) -> str:
+    """A cell of what was spent to the target; `counted`: with the number of seeds that reach it."""
+    if not gain.reached:
+        return NOT_REACHED if gain.compared and gain.target else NONE
+    return f"{cell} ({gain.reached} of {gain.compared})" if counted and gain.reached < gain.compared else cell
 
 
 def _metric(value: Statistic | None, measure: Measure) -> str:
@@ -140,6 +181,14 @@ def _times(value: Statistic | None) -> str:
     return NONE if value is None else f"{value.mean:.2f}{_spread(value.spread, 2)}x"
 
 
+def _percent(value: Statistic | None) -> str:
+    return NONE if value is None else f"{100 * value.mean:.1f}{_spread(100 * value.spread, 1)}%"
+
+
+def _duration(value: Statistic | None) -> str:
+    return NONE if value is None else readable_duration(value.mean, value.spread, digits=3)
+
+
 def _plain(value: Statistic | None, digits: int) -> str:
     if value is None:
         return NONE
@@ -147,8 +196,8 @@ def _plain(value: Statistic | None, digits: int) -> str:
     return f"{value.mean:.{max(digits, 1) if spread else digits}f}{spread}"
 
 
-def _bytes(value: Statistic | None) -> str:
-    """Three significant digits in the largest decimal unit that leaves at least 1."""
+def _bytes(value: Statistic | None, per: str = "") -> str:
+    """Three significant digits in the largest decimal unit that leaves at least 1; `per` follows the unit."""
     if value is None:
         return NONE
     power = 0
@@ -157,7 +206,7 @@ def _bytes(value: Statistic | None) -> str:
     unit = ("B", "kB", "MB", "GB", "TB", "PB")[power]
     mean = value.mean / 1000**power
     digits = 0 if power == 0 or mean >= 99.95 else 1 if mean >= 9.995 else 2
-    return f"{mean:.{digits}f}{_spread(value.spread / 1000**power, digits)} {unit}"
+    return f"{mean:.{digits}f}{_spread(value.spread / 1000**power, digits)} {unit}{per}"
 
 
 def explanation(found: Comparison) -> list[str]:
@@ -197,6 +246,7 @@ def explanation(found: Comparison) -> list[str]:
             f"compared, comes within {measure.margin_in_words(found.margin)} of the reference's (another distance: "
             "--margin)."
         )
+    sentences += _about_time(found)
     for result in found.results:
         if spread := in_words([run.clients for run in result.setting.runs]):
             sentences.append(f"Clients' own models, {result.setting.label}: {spread}.")

@@ -23,7 +23,7 @@ import numpy as np
 from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
-from fedjax8.results.record import Labels, labels_in, measures_in
+from fedjax8.results.record import TIMES, Labels, labels_in, measures_in, staleness_in
 
 ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
 ABSENT = "-"
@@ -32,9 +32,7 @@ LABEL_LENGTH = 44
 PLACES = ("seed", "workdir", "data_dir", "checkpoint_every", "checkpoint_seconds")
 """Config fields that do not make another setting: the seed, where files are, and when checkpoints come."""
 
-
 MOST = np.iinfo(np.int64).max
-
 
 _SKEW = {"hellinger_mean": float, "hellinger_max": float, "js_mean": float}
 _SPLIT = {
@@ -46,7 +44,7 @@ _SPLIT = {
 }
 _MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
 FORMS = {
-    ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE]},
+    ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE], "timeline?": [TIMES]},
     CLIENTS: {
         "rows?": str,
         "clients?": [int],
@@ -99,6 +97,8 @@ class RunFolder(NamedTuple):
     measures: Measures = CLASSIFICATION
     """How the run is judged, by its `config.json`."""
     labels: Labels = Labels()
+    staleness: Mapping[int, int] = MappingProxyType({})
+    """Contributions by age, over all lines that have them."""
 
 
 class Setting(NamedTuple):
@@ -130,7 +130,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
     metrics = {
         name: np.array([number(line.get(name)) for line in lines], np.float64)
         for name in dict.fromkeys(name for line in lines for name in line)
-        if name != "round"
+        if name not in ("round", "staleness")
     }
     per_round = metrics.get("round_seconds", np.full(len(lines), np.nan))
     compiling = np.nancumsum(metrics.get("compile_seconds", np.zeros(len(lines))))
@@ -162,6 +162,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         clients=clients,
         measures=measures,
         labels=labels,
+        staleness=staleness_in(lines),
     )
 
 

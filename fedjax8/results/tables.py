@@ -17,7 +17,18 @@ from fedjax8.results.curves import Statistic
 from fedjax8.results.report import FIELDS, columns, shared_in_words, table
 from fedjax8.results.runs import Setting
 
-PRINTED = ("seeds", "target", "rounds to target", "bytes to target", "gain in bytes", "best", "final")
+PRINTED = (
+    "seeds",
+    "target",
+    "rounds to target",
+    "bytes to target",
+    "gain in bytes",
+    "time to target",
+    "gain in time",
+    "best",
+    "final",
+    "waiting",
+)
 """Beginnings of the columns in LaTeX: all do not fit on a page."""
 
 
@@ -88,12 +99,21 @@ def _numbers(found: Comparison, result: Result) -> Iterator[tuple[str, Statistic
     yield "bytes_to_target", gain.num_bytes
     yield "reference_bytes", gain.reference_bytes
     yield "gain_in_bytes", gain.in_bytes
+    if found.timed:
+        yield "simulated_seconds_to_target", gain.seconds
+        yield "reference_simulated_seconds", gain.reference_seconds
+        yield "gain_in_simulated_seconds", gain.in_seconds
     yield f"best_{metric}", result.best
     yield f"final_{metric}", result.final
     yield "rounds", result.rounds
     yield "uplink_bytes", result.uplink_bytes
     yield "downlink_bytes", result.downlink_bytes
     yield "saving", result.saving
+    if found.clocks:
+        yield "simulated_seconds", result.simulated
+        yield "waiting_share", result.waiting
+        yield "peak_rate", result.peak_rate
+        yield "wasted_bytes", result.wasted_bytes
     yield "seconds", result.seconds
     yield "seconds_of_training", result.training
     yield "seconds_of_compiling", result.compiling

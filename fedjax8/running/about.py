@@ -1,11 +1,13 @@
 """Facts about a run's clients and messages: `about.json`, written once, for `compare`, `plot` and the page.
 
-    {"split": {"clients", "rows", "classes", "sizes", "labels", "skew"}, "messages": [{"direction", "name", ...}]}
+    {"split": {"clients", "rows", "classes", "sizes", "labels", "skew"}, "messages": [{"direction", "name", ...}],
+     "timeline": [{"round", "seconds", "clients", "received", ...}]}    the last with a clock, see `timeline`
 
 A resumed run does not need it. Clients are shown evenly spaced by number where they are many, so that the
 file stays small and ten million clients stay unread.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from fedjax8.data.heterogeneity import label_skew
 from fedjax8.engine.simulation import Simulation
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.keys import random_key
+from fedjax8.running.timeline import timeline
 
 SIZES = 1000
 """Most clients whose size is written."""
@@ -28,10 +31,15 @@ SKEW_POSITIONS = 1 << 22
 """Most rows over all clients for which the skew of labels is measured: about a second."""
 
 
-def about(simulation: Simulation, num_classes: int | None, private: bool = False) -> dict[str, Any]:
-    """The contents of `about.json`, ready for JSON; with `private`, nothing that is counted on rows."""
-    split = split_facts(simulation.data, num_classes, private)
-    return {"split": split, "messages": message_facts(simulation.discover())}
+def about(
+    simulation: Simulation, num_classes: int | None, private: bool = False, deadline: float = math.inf
+) -> dict[str, Any]:
+    """The contents of `about.json`, ready for JSON; with `private`, nothing that is counted on rows, and nobody who
+    takes part in a round is named. `deadline` is that of the run's dropout."""
+    found: dict[str, Any] = {"split": split_facts(simulation.data, num_classes, private)}
+    found |= {"messages": message_facts(simulation.discover())}
+    rounds = [] if private else timeline(simulation, deadline)
+    return found | ({"timeline": rounds} if rounds else {})
 
 
 def evenly(count: int, most: int) -> np.ndarray:

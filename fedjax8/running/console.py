@@ -4,6 +4,7 @@ Without a terminal, a run that goes long without an evaluation reports its progr
 """
 
 import datetime
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from rich.text import Text
 
 from fedjax8.directions import in_words
 from fedjax8.exchange.ledger import Ledger
+from fedjax8.results.durations import readable_duration
+from fedjax8.results.runs import number
 from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 from fedjax8.streams import console_on
 
@@ -30,12 +33,16 @@ COLUMNS = (
 )
 
 
-def columns_for(metric: str) -> tuple[tuple[str, int], ...]:
-    """Headings and widths of the table, with the metric in place of the accuracy."""
-    if metric == "accuracy":
-        return COLUMNS
-    name = in_words(f"test_{metric}")
-    return COLUMNS[0], (name, max(11, len(name) + 2)), *COLUMNS[2:]
+SIMULATED = ("simulated", 11)
+
+
+def columns_for(metric: str, timed: bool = False) -> tuple[tuple[str, int], ...]:
+    """Headings and widths of the table, with the metric in place of the accuracy; `timed`: with simulated time."""
+    *first, last = COLUMNS
+    if metric != "accuracy":
+        name = in_words(f"test_{metric}")
+        first[1] = name, max(11, len(name) + 2)
+    return (*first, *([SIMULATED] if timed else []), last)
 
 
 def readable_bytes(count: int) -> str:
@@ -185,6 +192,7 @@ class ProgressReport:
                 self.say(self._how_far(line))
             return
         if self._heading_due:
+            self._columns = columns_for(self._metric, timed="simulated_seconds" in line)
             self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in self._columns))
             self._heading_due = False
         cells = (
@@ -194,6 +202,7 @@ class ProgressReport:
             _number(line, "train_loss"),
             readable_bytes(line["uplink_bytes"]),
             readable_bytes(line["downlink_bytes"]),
+            *([readable_duration(line["simulated_seconds"])] if SIMULATED in self._columns else []),
             f"{line['round_seconds']:.{3 if line['round_seconds'] < LARGEST_PLAIN else 0}f}",
         )
         row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, self._columns, strict=True))
@@ -218,11 +227,19 @@ class ProgressReport:
         backbone = summary.get("backbone_bytes")
         apart = f"\nbackbone      {backbone:,} a client, once and not counted above" if backbone else ""
         prefix = f"{label}: " if label else ""
+        timed = f"\n{simulated_in_words(summary)}" if "simulated_seconds" in summary else ""
         self.say(
             f"\n{prefix}{in_words(key)} {_number(summary, key)}{beside} after {summary['rounds']} rounds, "
             f"{summary['seconds']:.1f} s\n"
             f"bytes up      {ledger.uplink_bytes:,}\n"
             f"bytes down    {ledger.downlink_bytes:,}\n"
             f"saving        {ledger.saving:.2f}x against float32 "
-            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)}){apart}"
+            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)}){apart}{timed}"
         )
+
+
+def simulated_in_words(summary: Mapping[str, Any]) -> str:
+    """As `simulated time 3.4 h, of which clients wait 42%`."""
+    waiting = number(summary.get("waiting_share"))
+    beside = f", of which clients wait {100 * waiting:.0f}%" if math.isfinite(waiting) else ""
+    return f"simulated time {readable_duration(summary['simulated_seconds'])}{beside}"

@@ -6,6 +6,7 @@
     steps    of the clients that will take part, since cohorts follow from (seed, round)
     memory   of one device: the arguments of its program, and the program's own by XLA's count
     time     of a call of rounds and of an evaluation, measured; or multiply-adds over the rate of large products
+    clock    simulated seconds of a round, where there is a system model (`timeline`)
 
 Nothing is written. A measured forecast compiles the run and runs a few rounds of it. A quick one does neither: its time
 is that of the models' products alone.
@@ -29,6 +30,7 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.operations import loss_gradient, multiply_adds
 from fedjax8.running.schedule import CALL_SECONDS, Schedule
+from fedjax8.running.timeline import Simulated, foreseen
 from fedjax8.types import MODEL, Channel, Executor, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
@@ -144,6 +146,8 @@ class Forecast(NamedTuple):
     measured: bool
     chunk: int
     """Clients that a device works on at once."""
+    simulated: Simulated | None = None
+    """Simulated time; None for a run without a clock."""
 
 
 def forecast(
@@ -152,8 +156,9 @@ def forecast(
     test: Mapping[str, np.ndarray],
     *,
     measured: bool = True,
+    deadline: float = math.inf,
 ) -> Forecast:
-    """The forecast of a run of `simulation` from its beginning.
+    """The forecast of a run of `simulation` from its beginning; `deadline` is that of its dropout.
 
     With `measured` false nothing is compiled but the model's initialization.
     """
@@ -191,6 +196,7 @@ def forecast(
         seconds=seconds,
         measured=measured,
         chunk=simulation.chunk,
+        simulated=foreseen(simulation, deadline, schedule.rounds),
     )
 
 

@@ -1,7 +1,7 @@
 """A forecast as text: tables on a terminal, aligned columns in a file or pipe."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -9,13 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from fedjax8.exchange.ledger import Ledger
+from fedjax8.results.durations import readable_duration
 from fedjax8.running.console import readable_bytes
 from fedjax8.running.forecast import Forecast, Range, clients_of
+from fedjax8.running.timeline import DEADLINE, SERVER
 from fedjax8.streams import console_on
 from fedjax8.types import Channel
 
 UNLIMITED = 2**15
 """Characters in a line wide enough for any table."""
+LEAST_SHARE = 0.005
+"""Shares of a round's time below this are not told."""
 SHARES = {
     "trained": "trained",
     "clip": "clips, which only 8-bit training has",
@@ -33,7 +37,7 @@ def show(found: Forecast, heading: str, console: Console | None = None) -> None:
     _print(console, ("array", "shape", "numbers", ""), _layers(found))
     console.print(Text(_share_of_layers(found)))
     _print(console, ("message", "bytes each", "in float32", "a round", "bytes a round", "the run"), _messages(found))
-    for sentence in (*_clients(found), *_traffic(found), _steps(found), *_memory(found), _time(found)):
+    for sentence in (*_clients(found), *_traffic(found), _steps(found), *_memory(found), _time(found), *_clock(found)):
         console.print(Text(sentence))
 
 
@@ -170,6 +174,31 @@ def _time(found: Forecast) -> str:
         f"time     measured: {readable_seconds(seconds.round)} a round, {readable_seconds(seconds.evaluation or 0)} an "
         f"evaluation, {readable_seconds(seconds.start or 0)} to start; the run about {readable_seconds(seconds.run)}"
     )
+
+
+def _clock(found: Forecast) -> list[str]:
+    """Simulated time and what limits it, where there is a clock."""
+    simulated = found.simulated
+    if simulated is None:
+        return []
+    least, most = readable_duration(simulated.least), readable_duration(simulated.most)
+    spread = "" if least == most else f" to {most}, median {readable_duration(simulated.median)}"
+    about = "" if simulated.exact else "about "
+    return [
+        f"clock    simulated: a round {least}{spread}; the run {about}{readable_duration(simulated.run)}"
+        f"{_limited(simulated.limits)}",
+        "         by the most bytes that a client may have in a round; dropouts, parts left out of messages and the "
+        "order of several messages may change it",
+    ]
+
+
+def _limited(limits: Mapping[str, float]) -> str:
+    """As `, limited by the slowest client's uplink 71%, local steps 29%`; empty where nothing takes time."""
+    told = [f"{name} {100 * share:.0f}%" for name, share in limits.items() if share >= LEAST_SHARE]
+    own = next((i for i, text in enumerate(told) if not text.startswith((SERVER, DEADLINE))), None)
+    if own is not None:
+        told[own] = f"the slowest client's {told[own]}"
+    return f", limited by {', '.join(told)}" if told else ""
 
 
 def readable_seconds(seconds: float) -> str:

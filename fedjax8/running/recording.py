@@ -14,6 +14,7 @@ from fedjax8 import trees
 from fedjax8.callbacks.base import Callback
 from fedjax8.engine.simulation import Simulation
 from fedjax8.engine.state import SimulationState
+from fedjax8.exchange.ledger import Ledger
 from fedjax8.hosts import Hosts
 from fedjax8.models.saved import FILE as MODEL
 from fedjax8.models.saved import save_model
@@ -76,6 +77,7 @@ class Recording:
         self._rejection_noted = False
         self._unusable = 0
         self._compile_seconds = 0.0
+        self._waited, self._simulated = 0.0, 0.0
         self.last: Mapping[str, Any] = {}
         self.ending = ""
         """Explanation and advice for a run that diverged; known when it is over."""
@@ -105,7 +107,8 @@ class Recording:
         goes_on = self.deciding.goes_on(state, schedule)
         answer = self._hosts.ask(lambda: self._cut_metrics(workdir, state.round, saved.changed, goes_on))
         self.last, self._without_line = answer["last"], answer["missing"]
-        self._compile_seconds = answer["compile_seconds"]
+        self._compile_seconds, self._waited = answer["compile_seconds"], answer["waited"]
+        self._simulated = state.ledger.seconds or 0.0
         self.notes += answer["notes"]
         stack.callback(self._writing.close)
         self._writing.open(workdir, self._record, state.round)
@@ -125,8 +128,8 @@ class Recording:
         return {}
 
     def _cut_metrics(self, workdir: Path, last_round: int, changed: Sequence[str], goes_on: bool) -> dict[str, Any]:
-        """{last, missing, notes, compile_seconds}: the lines up to the checkpoint are kept, and remarks name those that
-        are lost. A run that goes on notes the part that begins."""
+        """{last, missing, notes, compile_seconds, waited}: the lines up to the checkpoint are kept, and remarks name
+        those that are lost. A run that goes on notes the part that begins."""
         lines, missing, damaged = files.read_metrics(workdir, last_round)
         notes = []
         if missing:
@@ -141,7 +144,15 @@ class Recording:
             write_part(workdir, self._record, last_round, changed)
         last = lines[-1] if lines and lines[-1]["round"] == last_round else {}
         compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
-        return {"last": last, "missing": len(missing), "notes": notes, "compile_seconds": compiled}
+        ends = [0.0, *(line.get("simulated_seconds") or 0.0 for line in lines)]
+        waited = sum(map(_waited, lines, ends))
+        return {
+            "last": last,
+            "missing": len(missing),
+            "notes": notes,
+            "compile_seconds": compiled,
+            "waited": waited,
+        }
 
     def _same_start(self, state: SimulationState) -> SimulationState:
         """A new state, the same on hosts whose processors round differently."""
@@ -150,6 +161,8 @@ class Recording:
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Takes in one round's line."""
+        self._waited += _waited(metrics, self._simulated)
+        self._simulated = metrics.get("simulated_seconds", 0.0)
         self.last = _ordered(metrics)
         self._compile_seconds += metrics.get("compile_seconds", 0.0)
         self._unusable = self._unusable + 1 if nothing_usable(metrics) else 0
@@ -211,6 +224,8 @@ class Recording:
         if self._without_line:
             summary["rounds_without_line"] = self._without_line
         summary["compile_seconds"] = self._compile_seconds
+        if state.ledger.seconds:
+            summary["waiting_share"] = self._waited / state.ledger.seconds
         summary["diverged"] = bool(self.ending)
         if self.deciding.stopped_by:
             summary["stopped_by"] = dict(self.deciding.stopped_by)
@@ -229,6 +244,18 @@ def _ordered(metrics: Mapping[str, Any]) -> dict[str, Any]:
         order += sorted((name for name in metrics if name.startswith(part)), key=lambda name: name.endswith("_loss"))
     first = {name: metrics[name] for name in (*order, *NEXT) if name in metrics}
     return first | {name: metrics[name] for name in sorted(metrics) if name not in first}
+
+
+def _waited(line: Mapping[str, Any], before: float) -> float:
+    """Simulated seconds of a round that begins at `before` that its clients wait; 0 without a clock."""
+    return float(((line.get("simulated_seconds") or 0.0) - before) * (line.get("waiting_share") or 0.0))
+
+
+def _simulated(ledger: Ledger) -> dict[str, Any]:
+    """Time and waste of a run with a clock."""
+    if ledger.seconds is None:
+        return {}
+    return {"simulated_seconds": ledger.seconds, "wasted_bytes": ledger.wasted_bytes}
 
 
 def _is_evaluated(name: str) -> bool:
@@ -250,6 +277,7 @@ def _summary(
         **{name: value for name, value in sorted(last.items()) if name.startswith("personal_")},
         **state.ledger.totals(),
         "saving": state.ledger.saving,
+        **_simulated(state.ledger),
         **({"backbone_bytes": backbone_bytes} if backbone_bytes else {}),
         **{name: last[name] for name in ("delta", "epsilon") if name in last},
         "seconds": seconds,

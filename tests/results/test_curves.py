@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax8.errors import UserError
-from fedjax8.results.curves import curve, moving_mean, statistic, trajectory
+from fedjax8.results.curves import curve, moving_mean, statistic, trajectory, waiting_share
 from fedjax8.results.runs import read_run, read_settings
 
 
@@ -40,3 +40,23 @@ def test_a_curve_is_the_mean_over_the_rounds_that_all_seeds_evaluated(tmp_path, 
     assert curve(setting, y="absent") is None
     with pytest.raises(UserError, match="allowed: bytes, rounds, seconds"):
         curve(setting, "epochs")
+
+
+def test_a_curve_against_simulated_seconds_needs_a_clock_in_every_seed(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.2, 0.4], seed=0, simulated=10.0)
+    b = write_run(tmp_path / "b", [0.4, 0.8], seed=1, simulated=30.0)
+    (setting,) = read_settings([a, b])[0]
+    assert curve(setting, "simulated_seconds").x.tolist() == [20.0, 40.0]
+    (mixed,) = read_settings([a, write_run(tmp_path / "c", [0.4, 0.8], seed=2)])[0]
+    assert curve(mixed, "simulated_seconds") is None
+
+
+def test_rounds_count_in_the_waiting_share_of_a_run_by_their_seconds(tmp_path, write_folder):
+    ends, shares = [10.0, 40.0, 40.0, 100.0], [0.5, 0.1, 1.0, 0.25]
+    lines = [
+        {"round": r, "uplink_bytes": r, "downlink_bytes": r, "simulated_seconds": end, "waiting_share": share}
+        for r, end, share in zip(range(1, 5), ends, shares, strict=True)
+    ]
+    found = read_run(write_folder(tmp_path / "a", {}, lines))
+    assert waiting_share(found) == pytest.approx((0.5 * 10 + 0.1 * 30 + 0.25 * 60) / 100, rel=1e-12)
+    assert math.isnan(waiting_share(read_run(write_folder(tmp_path / "b", {}))))

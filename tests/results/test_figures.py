@@ -262,3 +262,19 @@ def test_pictures_are_png_svg_or_pdf_by_their_name_and_the_same_again(folders, t
         assert ">test accuracy<" in (out / name).read_text()
     with pytest.raises(UserError, match=r"cannot write 'a\.eps': pictures are PNG, SVG or PDF"):
         check_picture_name("a.eps")
+
+
+def test_simulated_time_is_an_axis_and_a_gain_where_all_runs_have_a_clock(tmp_path, write_run):
+    folders = [
+        write_run(tmp_path / f"{bits}", [0.2, 0.5, 0.8], (bits, 0), bits=bits, simulated=seconds)
+        for bits, seconds in ((32, 2400.0), (8, 600.0))
+    ]
+    ax = plot_runs(folders, x="simulated_seconds")
+    np.testing.assert_array_equal(ax.get_lines()[1].get_xdata(), [600, 1200, 1800])
+    text = drawn_text(ax)
+    assert ">simulated time<" in text and ">30 min<" in text and ">120 min<" in text
+    axes = draw_comparison(compare_runs(folders)).figure.axes
+    assert [ax.get_xlabel() for ax in axes] == ["bytes sent, up and down", "simulated time", *["test accuracy"] * 2]
+    assert [ax.get_ylabel()[:13] for ax in axes[2:]] == ["gain in bytes", "gain in time "]
+    untimed = write_run(tmp_path / "4", [0.2, 0.8], (4, 0), bits=4)
+    assert len(draw_comparison(compare_runs([*folders, untimed])).figure.axes) == 2

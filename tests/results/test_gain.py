@@ -9,9 +9,10 @@ from fedjax8.results.measure import Measure
 from fedjax8.results.runs import read_settings
 
 
-def run(accuracies, bytes_per_round, every=1):
+def run(accuracies, bytes_per_round, every=1, seconds=None):
     rounds = every * np.arange(1, len(accuracies) + 1)
-    return Trajectory(rounds, rounds * float(bytes_per_round), np.array(accuracies))
+    time = None if seconds is None else rounds * float(seconds)
+    return Trajectory(rounds, rounds * float(bytes_per_round), np.array(accuracies), time)
 
 
 FULL = run([0.2, 0.4, 0.6], 100)
@@ -20,9 +21,12 @@ EIGHT = run([0.3, 0.5, 0.7], 50)
 
 def test_reach_is_the_first_evaluated_round_at_or_above_the_accuracy():
     dipping = run([0.5, 0.3, 0.6, 0.5], 10, every=2)
-    rounds, num_bytes = reach(dipping, np.array([0.1, 0.5, 0.55, 0.6, 0.7]))
-    np.testing.assert_array_equal(rounds, [2, 2, 6, 6, np.nan])
-    np.testing.assert_array_equal(num_bytes, [20, 20, 60, 60, np.nan])
+    found = reach(dipping, np.array([0.1, 0.5, 0.55, 0.6, 0.7]))
+    np.testing.assert_array_equal(found.rounds, [2, 2, 6, 6, np.nan])
+    np.testing.assert_array_equal(found.num_bytes, [20, 20, 60, 60, np.nan])
+    assert np.isnan(found.seconds).all()
+    timed = reach(dipping._replace(seconds=np.array([1.0, 5.0, 6.0, 9.0])), np.array([0.5, 0.6, 0.7]))
+    np.testing.assert_array_equal(timed.seconds, [1.0, 6.0, np.nan])
 
 
 def test_one_pair_is_compared_at_the_lower_of_the_two_best_and_has_no_spread():
@@ -48,6 +52,33 @@ def test_pairs_give_a_mean_of_ratios_and_settings_without_pairs_a_ratio_of_means
     assert unpaired.rounds == (2.5, pytest.approx(3 / math.sqrt(2), rel=1e-12), 2)
 
 
+def test_the_gain_in_time_is_that_of_the_simulated_seconds_of_the_same_rounds():
+    """0.5 in rounds 2 and 4 of 10 s by the reference, in rounds 1 and 4 of 5 s by the setting: 20 / 5 and 40 / 20."""
+    reference = run([0.1, 0.5], 100, seconds=10), run([0.1, 0.1, 0.1, 0.5], 100, seconds=10)
+    setting = run([0.5], 400, seconds=5), run([0.1, 0.1, 0.1, 0.5], 400, seconds=5)
+    found = gain(Pairing(setting, reference, True))
+    assert (found.seconds.mean, found.reference_seconds.mean) == (12.5, 30.0)
+    assert found.in_seconds == (3.0, pytest.approx(math.sqrt(2), rel=1e-12), 2)
+    assert found.in_bytes.mean == (200 / 400 + 400 / 1600) / 2
+    beyond = gain(Pairing((run([0.3], 1, seconds=1),), (run([0.9], 1, seconds=8),), True))
+    assert (beyond.in_seconds, beyond.seconds.mean) == (None, 1.0)
+
+
+@pytest.mark.parametrize("clocks", [(None, 10), (10, None), (None, None)])
+def test_without_a_clock_on_either_side_there_is_no_gain_in_time(clocks):
+    found = gain(Pairing((run([0.5], 1, seconds=clocks[0]),), (run([0.5], 2, seconds=clocks[1]),), True))
+    assert (found.seconds, found.reference_seconds, found.in_seconds) == (None, None, None)
+    assert found.in_bytes.mean == 2.0
+
+
+def test_the_gain_curve_in_time_is_exact_too():
+    # seconds of full 10 20 20 30 30 at 0.2 to 0.6, of eight 40 40 80 80 120
+    full, eight = FULL._replace(seconds=np.array([10.0, 20, 30])), EIGHT._replace(seconds=np.array([40.0, 80, 120]))
+    found = gain_curve(Pairing((eight,), (full,), True), cost="seconds")
+    np.testing.assert_allclose(found.mean, [10 / 40, 20 / 40, 20 / 80, 30 / 80, 30 / 120], rtol=1e-12)
+    assert gain_curve(Pairing((eight,), (FULL,), True), cost="seconds") is None
+
+
 def test_a_run_that_does_not_reach_the_target_leaves_no_gain_paired_or_not():
     for paired in (True, False):
         found = gain(Pairing((EIGHT, FULL), (EIGHT, EIGHT), paired), target=0.7)
@@ -57,7 +88,7 @@ def test_a_run_that_does_not_reach_the_target_leaves_no_gain_paired_or_not():
 
 def test_without_evaluated_runs_there_is_no_gain_and_no_curve():
     for pairing in (Pairing((), (FULL,), False), Pairing((FULL,), (), False)):
-        assert gain(pairing)[1:-2] == (0, *[None] * 7)
+        assert gain(pairing)[1:9] == (0, *[None] * 7)
         assert gain_curve(pairing) is None
 
 

@@ -192,3 +192,40 @@ def test_fields_in_which_named_settings_differ_are_columns_if_they_are_few(tmp_p
     assert table(compare_runs(plain)).columns[:2] == ("setting", "target accuracy")
     many = run("many", uplink={"name": "topk", "share": 0.1, "k": 3}, client={"lr": 0.3}, rounds=3)
     assert table(compare_runs([a, many])).columns[:2] == ("setting", "target accuracy")
+
+
+@pytest.fixture
+def timed(tmp_path, write_run):
+    """Two seeds each: rounds of 600 s and of 60 s, on 4 kB and on 1 kB."""
+    accuracies = {0: [0.2, 0.5, 0.8], 1: [0.2, 0.8, 0.9]}
+    folders = [
+        write_run(tmp_path / f"{bits}-{seed}", accuracies[seed], per_round, seed=seed, bits=bits, simulated=seconds)
+        for bits, per_round, seconds in ((32, (2000, 2000), 600.0), (8, (500, 500), 60.0))
+        for seed in accuracies
+    ]
+    return folders, compare_runs(folders, target=0.8)
+
+
+def test_time_to_the_target_and_its_gain_are_columns_where_all_runs_have_a_clock(timed):
+    """0.8 in rounds 3 and 2: 1800 and 1200 s, sample deviation 600 / sqrt(2) s; 180 and 120 s; ten times less."""
+    first, second = (dict(zip(columns(timed[1]), row, strict=True)) for row in rows(timed[1]))
+    assert (first["time to target"], second["time to target"]) == ("25.0 ± 7.1 min", "2.50 ± 0.71 min")
+    assert (second["reference time"], second["gain in time"]) == ("25.0 ± 7.1 min", "10.00x")
+    # three rounds, of which clients wait 1/2, 1/4, 1/4; 1 kB a round, a tenth of it wasted
+    assert (second["simulated time"], second["waiting"]) == ("3.00 min", "33.3%")
+    assert (second["wasted bytes"], second["peak rate"]) == ("300 B", "3.00 kB/s")
+    (sentence,) = [text for text in explanation(timed[1]) if text.startswith("Simulated time")]
+    assert sentence.endswith("Time to target, and its gain: as those of bytes.")
+
+
+def test_settings_without_a_clock_are_named_and_no_time_to_the_target_is_given(timed, tmp_path, write_run):
+    found = compare_runs([*timed[0], write_run(tmp_path / "no", [0.2, 0.8], bits=4)], target=0.8)
+    assert not {"time to target", "reference time", "gain in time"} & set(columns(found))
+    last = dict(zip(columns(found), rows(found)[-1], strict=True))
+    assert [last[name] for name in ("simulated time", "waiting", "wasted bytes", "peak rate")] == ["-"] * 4
+    assert "No clock, so that time to target and its gain are not given: bits=4." in explanation(found)
+
+
+def test_without_any_clock_nothing_is_said_of_simulated_time(found):
+    assert not [text for text in (*columns(found), *explanation(found)) if "time" in text.lower().split()]
+    assert "waiting" not in columns(found)

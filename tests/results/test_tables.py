@@ -86,3 +86,22 @@ def test_a_cell_with_commas_and_quotes_stays_one_cell(tmp_path, write_run):
     text = as_csv(compare_runs([write_run(tmp_path / "a", [0.5], document=labels)])).text
     (row,) = csv.DictReader(io.StringIO(text))
     assert row["note"] == 'a, "b"\nc' and row["best_accuracy_std"] == ""
+
+
+def test_simulated_seconds_are_columns_of_both_where_all_runs_have_a_clock(tmp_path, write_run):
+    folders = [
+        write_run(tmp_path / f"{bits}", [0.5, 0.75], (bits, 0), bits=bits, simulated=seconds)
+        for bits, seconds in ((32, 600.0), (8, 150.0))
+    ]
+    found = compare_runs(folders)
+    _, second = csv.DictReader(io.StringIO(as_csv(found).text))
+    names = ("simulated_seconds_to_target", "reference_simulated_seconds", "gain_in_simulated_seconds")
+    assert [second[name] for name in names] == ["300", "1200", "4"]
+    assert (second["simulated_seconds"], second["waiting_share"]) == ("300", "0.375")
+    assert (second["peak_rate"], second["wasted_bytes"]) == ("2000", "1")
+    text = as_latex(found).text
+    assert "& gain in bytes & time to target & gain in time &" in text
+    assert "& 5.00 min & 4.00$\\times$ &" in text
+    without = as_csv(compare_runs([*folders, write_run(tmp_path / "4", [0.5, 0.75], bits=4)])).text
+    assert "simulated_seconds_to_target" not in without and ",waiting_share," in without
+    assert "simulated" not in as_csv(compare_runs([tmp_path / "4"])).text

@@ -12,6 +12,7 @@ from fedjax8.codecs.topk import topk
 from fedjax8.data.federated import FederatedData
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.running.about import about, leaf_bytes, split_facts
+from fedjax8.systems.none import none as no_clock
 from fedjax8.types import Channel
 
 TREE = {"params": {"Dense_0": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}}}
@@ -44,7 +45,7 @@ def test_what_belongs_to_no_leaf_goes_by_its_own_path():
 
 def test_each_kind_of_message_is_there_once_whatever_parts_it_has():
     found = [discovery(none()), discovery(none(), part=":0"), discovery(fp8(), "down")]
-    messages = about(stub(data=owned([0, 1, 2], [0, 1, 1]), discover=lambda: found), 2)["messages"]
+    messages = about(stub(data=owned([0, 1, 2], [0, 1, 1]), discover=lambda: found, system=no_clock()), 2)["messages"]
     assert [(m["direction"], m["message_bytes"], m["float32_bytes"]) for m in messages] == [
         ("up", 60, 60),
         ("down", 28, 60),

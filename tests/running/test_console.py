@@ -63,6 +63,23 @@ def test_a_pipe_gets_plain_aligned_rows_of_evaluated_rounds():
     assert "saving        4.00x against float32 (8.00 kB instead of 32.0 kB)" in text
 
 
+def test_a_run_with_a_clock_has_a_column_and_a_sentence_of_simulated_time():
+    out = io.StringIO()
+    line = {"round": 2, "uplink_bytes": 10, "downlink_bytes": 10, "round_seconds": 0.5, "train_loss": 3.0}
+    done = {"rounds": 2, "seconds": 1.0, "test_accuracy": 0.5}
+    for time, share in ((None, None), (204.0, 0.42)):
+        more = {} if time is None else {"simulated_seconds": time}
+        with ProgressReport(4, console=Console(file=out, width=100)) as report:
+            report.round_done(line | more | {"test_accuracy": 0.5, "test_loss": 1.0})
+            report.finished(done | more | ({"waiting_share": share} if share else {}), LEDGER)
+    lines = out.getvalue().splitlines()
+    plain, timed = (lines[i : i + len(lines) // 2 + i] for i in (0, len(lines) // 2))
+    assert "simulated" not in " ".join(plain[:6])
+    assert timed[0].split()[-2:] == ["simulated", "s/round"] and timed[1].split()[-3:] == ["3.4", "min", "0.500"]
+    assert len(timed[0]) == len(timed[1])
+    assert lines[-1] == "simulated time 3.4 min, of which clients wait 42%"
+
+
 def test_a_terminal_gets_a_progress_bar_with_the_accuracy():
     out = io.StringIO()
     rounds(Console(file=out, force_terminal=True, width=100), seconds=2.0)

@@ -19,6 +19,7 @@ from fedjax8.participation import sample_cohort
 from fedjax8.running.forecast import Leaf, Range, Traffic, forecast, leaves_of, traffic_of
 from fedjax8.running.forecast_tables import show
 from fedjax8.running.schedule import Schedule
+from fedjax8.running.timeline import Simulated
 from fedjax8.types import Channel, Variables
 
 ROUNDS, COHORT, BATCH, EPOCHS, HIDDEN = 3, 4, 10, 2, 8
@@ -101,6 +102,39 @@ def test_the_bytes_of_a_client_are_a_range_where_messages_are_alternatives_or_re
     found = ways_of(wrapped, {}, [down, up, Channel("up", "model", 7, 0, "params:0")])
     assert (found.up, found.down) == ((0, 107), (100, 100))
     assert not found.fixed and ways_of(fedavg, {}, [down, up]).fixed
+
+
+def shown(found):
+    out = io.StringIO()
+    show(found, "what runs", Console(file=out))
+    return " ".join(out.getvalue().split())
+
+
+def test_simulated_time_is_told_with_what_limits_it(fast):
+    """Without a clock nothing is."""
+    assert "simulated" not in shown(fast)
+    limits = {"uplink": 0.71, "the server's link": 0.2, "local steps": 0.086, "latency": 0.004}
+    told = shown(fast._replace(simulated=Simulated(12.0, 20.0, 204.0, 7560.0, limits, False)))
+    assert "clock simulated: a round 12 s to 3.4 min, median 20 s; the run about 2.1 h, limited by " in told
+    assert "by the slowest client's uplink 71%, the server's link 20%, local steps 9% by the most bytes" in told
+    even = shown(fast._replace(simulated=Simulated(12.0, 12.0, 12.0, 36.0, {"the deadline": 1.0}, True)))
+    assert "a round 12 s; the run 36 s, limited by the deadline 100%" in even
+
+
+def test_a_config_with_a_clock_and_a_deadline_has_its_simulated_time():
+    """Every device takes 6 steps of 2 s, and the deadline is at 5 s; or at 1000 s, which nobody needs."""
+    config = base_config()
+    config.system = component("same", step_seconds=2.0)
+    found = []
+    for seconds in (5.0, 1000.0):
+        config.dropout = component("deadline", seconds=seconds)
+        made = build(config)
+        assert made.deadline == seconds
+        schedule = Schedule(ROUNDS, 2, 1)
+        found.append(forecast(made.simulation, schedule, made.dataset.test, measured=False, deadline=made.deadline))
+    late, in_time = (x.simulated for x in found)
+    assert (late.run, late.limits) == (15.0, {"the deadline": 1.0})
+    assert in_time.limits["local steps"] > 0.9 and in_time.least > 12.0
 
 
 def test_a_range_is_shown_as_one(fast):

@@ -2,6 +2,7 @@
 
 from fedjax8.algorithms.agnostic import agnostic
 from fedjax8.algorithms.centralized import centralized
+from fedjax8.algorithms.diloco import diloco
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
@@ -23,6 +24,7 @@ from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, Serv
 from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.scaffold import scaffold
+from fedjax8.algorithms.streaming_diloco import streaming_diloco
 
 __all__ = [
     "Aggregate",
@@ -31,6 +33,7 @@ __all__ = [
     "ServerState",
     "agnostic",
     "centralized",
+    "diloco",
     "dp_fedavg",
     "fda",
     "fda_opt",
@@ -52,4 +55,5 @@ __all__ = [
     "qfedavg",
     "rolora",
     "scaffold",
+    "streaming_diloco",
 ]

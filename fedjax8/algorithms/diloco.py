@@ -20,13 +20,12 @@ end of a cycle is mixed in during the next one.
 Traffic: a model down, a model up per client and cycle, in P messages each way on channels of their own; the largest
 part is the peak. Streaming clients also get the initial model, once.
 
-Chosen here: layers are those of `lockstep.units_of` in natural order, embeddings among them; each part has an outer
+Chosen here: layers are those of `layers.layers_of`, embeddings among them; each part has an outer
 optimizer of its own; a client whose contribution could not be used goes on from the last synchronized model in its
 next exchange, which costs nothing since it has received every part.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fedjax8 import trees
 from fedjax8.algorithms import lockstep
 from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
+from fedjax8.algorithms.layers import layers_of
 from fedjax8.algorithms.parts import (
     MODEL_STATE,
     Aggregate,
@@ -397,22 +397,13 @@ class Parts(NamedTuple):
 
 
 def parts_of(params: PyTree, parts: int) -> Parts:
-    """Layer i in part i mod `parts`; layers by their names, numbers in them by value. UserError if layers are fewer."""
+    """Layer i, as `layers_of` orders them, in part i mod `parts`. UserError if layers are fewer."""
     if parts == 1:
         return Parts(("part_0",), {})
-    layers: dict[tuple, list[tuple]] = {}
-    for path in flatten_dict(params):
-        layers.setdefault(path[:-1], []).append(path)
+    layers = layers_of(params)
     if len(layers) < parts:
         raise UserError(f"diloco: parts must be at most the model's {len(layers)} layers, got {parts}")
-    natural = lambda layer: [
-        [(not piece.isdigit(), int(piece) if piece.isdigit() else 0, piece) for piece in re.split(r"(\d+)", str(step))]
-        for step in layer
-    ]
-    ordered = sorted(layers, key=natural)
-    paths = {
-        f"part_{p}": tuple(sorted(path for layer in ordered[p::parts] for path in layers[layer])) for p in range(parts)
-    }
+    paths = {f"part_{p}": tuple(path for layer in layers[p::parts] for path in layer) for p in range(parts)}
     return Parts(tuple(paths), paths)
 
 

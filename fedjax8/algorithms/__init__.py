@@ -2,6 +2,7 @@
 
 from fedjax8.algorithms.agnostic import agnostic
 from fedjax8.algorithms.centralized import centralized
+from fedjax8.algorithms.curriculum import curriculum
 from fedjax8.algorithms.delayed import delayed
 from fedjax8.algorithms.diloco import diloco
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
@@ -35,6 +36,7 @@ __all__ = [
     "ServerState",
     "agnostic",
     "centralized",
+    "curriculum",
     "delayed",
     "diloco",
     "dp_fedavg",

@@ -2,12 +2,16 @@
 
 from fedjax8.algorithms.agnostic import agnostic
 from fedjax8.algorithms.centralized import centralized
+from fedjax8.algorithms.curriculum import curriculum
+from fedjax8.algorithms.delayed import delayed
+from fedjax8.algorithms.diloco import diloco
 from fedjax8.algorithms.dp_fedavg import dp_fedavg
 from fedjax8.algorithms.fda import fda
 from fedjax8.algorithms.fda_opt import fda_opt
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.feddyn import feddyn
+from fedjax8.algorithms.fedecado import fedecado
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fednova import fednova
 from fedjax8.algorithms.fedopt import fedopt
@@ -24,6 +28,7 @@ from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.salf import salf
 from fedjax8.algorithms.scaffold import scaffold
+from fedjax8.algorithms.streaming_diloco import streaming_diloco
 
 __all__ = [
     "Aggregate",
@@ -32,12 +37,16 @@ __all__ = [
     "ServerState",
     "agnostic",
     "centralized",
+    "curriculum",
+    "delayed",
+    "diloco",
     "dp_fedavg",
     "fda",
     "fda_opt",
     "fedavg",
     "fedcode",
     "feddyn",
+    "fedecado",
     "fedlora",
     "fednova",
     "fedopt",
@@ -54,4 +63,5 @@ __all__ = [
     "rolora",
     "salf",
     "scaffold",
+    "streaming_diloco",
 ]

@@ -30,6 +30,7 @@ from fedjax8.types import (
     Algorithm,
     Array,
     ClientRows,
+    Codec,
     Cohort,
     Contribution,
     Key,
@@ -91,6 +92,8 @@ class FirstExchange(NamedTuple):
     """`(start, extra, rows, key) -> (trees to send, weight)`."""
     steps: Callable[[Array], Array]
     """int32 sizes of clients to the local steps that it takes as long as."""
+    codec: Codec | None = None
+    """The codec of its messages both ways, whose mean is then taken; None: codecs and aggregator of the run."""
 
 
 class Aggregate(NamedTuple):
@@ -189,7 +192,7 @@ def from_parts(
       always: whether the server steps in rounds without any contribution too, with a mean of zeros. By default nothing
         changes in them.
       plain: names of single numbers in a contribution, such as a divisor, that travel as float32 whatever the codec.
-      first: an exchange before clients train. It has the same codecs and aggregator.
+      first: an exchange before clients train. It has the same codecs and aggregator, unless it names a codec.
       private: which parameters are each client's own. The client function trains whole models; of the `params` and the
         `update` that it sends the private part is kept back. The server function is given, and gives, the public part.
       steps: examples of a client to the local steps that it takes, where these aren't those of the batch plan.
@@ -364,7 +367,8 @@ class UsualRound:
             cohort.remember(cohort.memory | {_HEARD: jnp.zeros_like(cohort.valid)}),
             ask_key,
             first.name,
-            aggregate=self.aggregate,
+            first.codec,
+            aggregate=self.aggregate if first.codec is None else None,
             origin={},
             steps=first.steps(cohort.size),
         )
@@ -372,6 +376,6 @@ class UsualRound:
         heard = cohort.memory[_HEARD]
         cohort = cohort.remember({name: x for name, x in cohort.memory.items() if name != _HEARD})
         cohort = cohort._replace(valid=cohort.valid & heard)
-        mean, link = link.broadcast(answer_key, reduced.mean, cohort, first.name)
+        mean, link = link.broadcast(answer_key, reduced.mean, cohort, first.name, first.codec)
         received = received | {"extra": received["extra"] | {first.name: mean}}
         return received, reduced.mean, reduced.report["excluded"], cohort, link

@@ -140,18 +140,25 @@ def take_batch(plan: BatchPlan, rows: ClientRows, key: Key | None, step: Array |
 
     The order is drawn anew from `key` for every epoch, or is that of the data where `key` is None. A batch that is not
     full repeats its own rows under a mask of 0, so that statistics over a batch see no foreign rows. Poisson batches
-    have `poisson_lanes(B)` lanes; without a key they are cut as the others.
+    have `poisson_lanes(B)` lanes; without a key they are cut as the others. Rows that `rows.change` gives a `mask` of 0
+    count for nothing either.
     """
     if plan.sampling == "poisson" and key is not None:
         place, count = _poisson_places(plan, key, step, rows.size)
-        return _rows_at(rows, place) | {"mask": (jnp.arange(len(place)) < count).astype(jnp.float32)}
+        return _masked(rows, _rows_at(rows, place), jnp.arange(len(place)) < count)
     per_epoch = jnp.maximum(steps_per_epoch(plan, rows.size), 1)
     first = (step % per_epoch) * plan.batch_size
     lane, count = jnp.arange(plan.batch_size), jnp.clip(rows.size - first, 1, plan.batch_size)
     place = first + lane % count
     if key is not None:
         place = shuffled(jax.random.fold_in(key, step // per_epoch), place, rows.size)
-    return _rows_at(rows, place) | {"mask": (first + lane < rows.size).astype(jnp.float32)}
+    return _masked(rows, _rows_at(rows, place), first + lane < rows.size)
+
+
+def _masked(rows: ClientRows, batch: Batch, there: Array) -> Batch:
+    """The batch with a mask of the rows that are there, and that `rows.change` admits."""
+    mask = there.astype(jnp.float32)
+    return batch | {"mask": mask * batch["mask"] if rows.change and "mask" in batch else mask}
 
 
 def _rows_at(rows: ClientRows, place: Array) -> Batch:

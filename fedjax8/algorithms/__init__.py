@@ -20,6 +20,7 @@ from fedjax8.algorithms.mime import mime
 from fedjax8.algorithms.mimelite import mimelite
 from fedjax8.algorithms.moon import moon
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
+from fedjax8.algorithms.pr_fl import pr_fl
 from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.salf import salf
@@ -50,6 +51,7 @@ __all__ = [
     "mime",
     "mimelite",
     "moon",
+    "pr_fl",
     "qfedavg",
     "rolora",
     "salf",

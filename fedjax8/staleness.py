@@ -5,8 +5,9 @@
                                                 that of FedBuff (Nguyen et al., arXiv 2106.06639)
     hinge(a, b)       1 / (a (age - b) + 1)     for ages above b, else 1: FedAsync, the same section
 
-Formulas and defaults are recalled and were not read again. PR-FL's code (arXiv 2403.15439) has age^-a with a = 0.6, where the age of an update on time is 1: `polynomial(0.6)`; and
-1 / (a (age - 2) + 1): `hinge(a, 2)`. Ages are numbers or arrays, of NumPy or JAX.
+Formulas and defaults are recalled and were not read again. PR-FL's code (arXiv 2403.15439) has age^-a with a = 0.6,
+where the age of an update on time is 1: `polynomial(0.6)`; and 1 / (a (age - 2) + 1): `hinge(a, 2)`. Ages are numbers
+or arrays, of NumPy or JAX.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ from fedjax8.algorithms.fda_opt import fda_opt
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.feddyn import feddyn
+from fedjax8.algorithms.fedgate import fedgate
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fednova import fednova
 from fedjax8.algorithms.fedopt import fedopt
@@ -39,6 +40,7 @@ __all__ = [
     "fedavg",
     "fedcode",
     "feddyn",
+    "fedgate",
     "fedlora",
     "fednova",
     "fedopt",

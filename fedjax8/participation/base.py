@@ -1,8 +1,9 @@
 """Types of client selection: a component, and the one object that a whole run asks."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +32,19 @@ def alike(ids: np.ndarray) -> np.ndarray:
     return np.zeros(len(ids))
 
 
+Memory = Mapping[str, Any]
+"""Values of JSON that a participation remembers of the rounds before; part of a checkpoint."""
+
+
+class Present(NamedTuple):
+    """What a draw may read of a run's state."""
+
+    losses: Callable[[np.ndarray], np.ndarray]
+    """As in `Ask`."""
+    memory: Memory
+    """As in `Ask`."""
+
+
 class Ask(NamedTuple):
     """Arguments of a draw, all that it may depend on."""
 
@@ -50,6 +64,9 @@ class Ask(NamedTuple):
     seconds: Callable[[np.ndarray], np.ndarray] = alike
     """Client ids `[n]` to the seconds that each takes in this round, from the first byte down to the last one up, by
     the system model; their local steps where a run has no clock."""
+    memory: Memory = types.MappingProxyType({})
+    """What it remembers of the rounds before (`Participation.remember`); empty before the first round, and for
+    forecasts."""
 
 
 class Drawn(NamedTuple):
@@ -87,10 +104,13 @@ class Participation(NamedTuple):
     law: str = UNKNOWN
     """One of LAWS: how clients are drawn, as far as privacy accounting goes."""
     reads_state: bool = False
-    """Whether it asks for losses. The clients of a round are known only after the round before, so that a call has one
-    round."""
+    """Whether it asks for losses or for its memory. The clients of a round are known only after the round before, so
+    that a call has one round."""
     report_bytes: int = 0
     """Bytes that each client asked sends before it is known who is chosen."""
+    remember: Callable[[Memory, Mapping[str, Any]], Memory] | None = None
+    """`(memory, line of the log) -> memory` after each round, a function of these alone; needs `reads_state`. Lines
+    then have `squared_update`, the squared norm of the round's change of the model."""
 
 
 class Clients(Protocol):
@@ -168,16 +188,17 @@ class Participants(NamedTuple):
         if beside and (self.numbers, self.varies, size) != (beside.numbers, beside.varies, beside.cohort_size):
             raise UserError("runs side by side must have the same participation and cohort_size; run these one by one")
 
-    def drawn(self, number: int, losses: Callable[[np.ndarray], np.ndarray] | None = None) -> Drawn:
-        """The clients of the round after `number` rounds; with `losses` left out, as if all had the same loss.
+    def drawn(self, number: int, present: Present | None = None) -> Drawn:
+        """The clients of the round after `number` rounds; with `present` left out, as if all had the same loss and
+        there was nothing to remember.
 
         Raises UserError where a draw breaks its promises: numbers out of bounds, unknown clients, or clients that are
         not ascending.
         """
-        losses = alike if losses is None else losses
+        losses, memory = (alike, {}) if present is None else present
         sizes = lambda ids: self.clients.windows(ids)[1]
         seconds = functools.partial(self._seconds, number)
-        ask = Ask(self.seed, number, self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds)
+        ask = Ask(self.seed, number, self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds, memory)
         found, allowed = self.participation.draw(ask), self.numbers
         asked = len(found.ids)
         used = asked - int(np.count_nonzero(found.lost))

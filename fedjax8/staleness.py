@@ -5,8 +5,9 @@
                                                 that of FedBuff (Nguyen et al., arXiv 2106.06639)
     hinge(a, b)       1 / (a (age - b) + 1)     for ages above b, else 1: FedAsync, the same section
 
-PR-FL's code (arXiv 2403.15439) has age^-a with a = 0.6, where the age of an update on time is 1: `polynomial(0.6)`; and
-1 / (a (age - 2) + 1): `hinge(a, 2)`. Ages are numbers or arrays, of NumPy or JAX.
+Formulas and defaults are recalled and were not read again. PR-FL's code (arXiv 2403.15439) has age^-a with a = 0.6,
+where the age of an update on time is 1: `polynomial(0.6)`; and 1 / (a (age - 2) + 1): `hinge(a, 2)`. Ages are numbers
+or arrays, of NumPy or JAX.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def polynomial(exponent: float = 0.5) -> Staleness:
 
 @checked
 def hinge(slope: float = 10.0, start: float = 4.0) -> Staleness:
-    """1 up to the age `start`, then 1 / (slope (age - start) + 1); the defaults are FedAsync's."""
+    """1 up to the age `start`, then 1 / (slope (age - start) + 1); the defaults are those of FedAsync's experiments."""
     if not (slope >= 0 and start >= 0):
         raise ValueError(f"slope and start must not be negative; got {slope} and {start}")
 

@@ -12,6 +12,7 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.fedcode import fedcode
 from fedjax8.algorithms.feddyn import feddyn
 from fedjax8.algorithms.fedecado import fedecado
+from fedjax8.algorithms.fedgate import fedgate
 from fedjax8.algorithms.fedlora import fedlora
 from fedjax8.algorithms.fednova import fednova
 from fedjax8.algorithms.fedopt import fedopt
@@ -24,6 +25,7 @@ from fedjax8.algorithms.mime import mime
 from fedjax8.algorithms.mimelite import mimelite
 from fedjax8.algorithms.moon import moon
 from fedjax8.algorithms.parts import Aggregate, ClientOutput, ServerOutput, ServerState, from_parts
+from fedjax8.algorithms.pr_fl import pr_fl
 from fedjax8.algorithms.qfedavg import qfedavg
 from fedjax8.algorithms.rolora import rolora
 from fedjax8.algorithms.salf import salf
@@ -47,6 +49,7 @@ __all__ = [
     "fedcode",
     "feddyn",
     "fedecado",
+    "fedgate",
     "fedlora",
     "fednova",
     "fedopt",
@@ -59,6 +62,7 @@ __all__ = [
     "mime",
     "mimelite",
     "moon",
+    "pr_fl",
     "qfedavg",
     "rolora",
     "salf",

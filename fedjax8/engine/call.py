@@ -109,6 +109,8 @@ class RoundOutcome(NamedTuple):
     """bool: whether the server's new state was unusable, and the round taken back."""
     elapsed: Elapsed | tuple[()] = ()
     """Time of the round; `()` without a clock."""
+    squared_update: Array | tuple[()] = ()
+    """float32: squared norm of the change of the model; `()` where no participation remembers it."""
 
 
 def call_program(
@@ -173,6 +175,9 @@ def call_program(
             states = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, out.client_states)
             elapsed = link.clock.elapsed_in(cohort)
             left = RoundOutcome(out.report, link.measured, link.sent, link.left_out, ~usable, elapsed)
+            if not isinstance(outcome.squared_update, tuple):
+                moved = (algorithm.variables(of.server).params for of in (after, carried))
+                left = left._replace(squared_update=jnp.square(trees.norm(trees.subtract(*moved))))
             outcomes = jax.tree.map(lambda all_of, new: all_of.at[index].set(new), outcomes, left)
             after = trees.select(usable, after, carried)
             return after._replace(down_states=after.down_states | ring), states, outcomes

@@ -45,6 +45,7 @@ def call_lines(
         of_round = _planned(jax.tree.map(lambda x, i=index: x[i], outcomes), plan, index)
         ledger = ledger.add(of_round.sent | participants.reports(plan.asked[index]), of_round.elapsed)
         lines.append(_call_line(algorithm, participants, plan, index, of_round, ledger))
+        ledger = ledger.remember(participants.participation.remember, lines[-1])
     return lines, ledger
 
 
@@ -76,4 +77,6 @@ def _call_line(
     if isinstance(outcome.elapsed, Elapsed):
         facts |= {"waiting_share": outcome.elapsed.waiting, "peak_rate": outcome.elapsed.peak_rate}
         facts |= {"simulated_seconds": ledger.seconds, "wasted_bytes": ledger.wasted_bytes}
+    if not isinstance(outcome.squared_update, tuple):
+        facts |= {"squared_update": outcome.squared_update}
     return round_line(number, ledger, outcome.report | outcome.measured | facts)

@@ -25,7 +25,7 @@ import numpy as np
 
 from fedjax8.data.batches import num_steps, steps_per_epoch
 from fedjax8.executors import groups, padded
-from fedjax8.participation import Drawn, Participants, Participation
+from fedjax8.participation import Drawn, Participants, Participation, Present
 from fedjax8.participation.base import Schedule
 from fedjax8.systems import Speeds
 from fedjax8.types import BatchPlan, PyTree
@@ -71,8 +71,6 @@ class Plan(NamedTuple):
 
 LONGEST = 1e30
 """Seconds, and bytes a second, beyond which it makes no difference; far within float32."""
-Losses = Callable[[np.ndarray], np.ndarray]
-"""Client ids `[n]` to the loss of the present model on each, for participations that read it."""
 
 
 def used(table: np.ndarray, padding: int) -> np.ndarray:
@@ -156,7 +154,7 @@ def deal(
 class Planner(Protocol):
     """The plans of a run."""
 
-    def __call__(self, first: int, rounds: int, losses: Losses | None = None) -> Plan:
+    def __call__(self, first: int, rounds: int, present: Present | None = None) -> Plan:
         """The plan of at least one and at most `rounds` rounds, from round `first` on."""
 
 
@@ -190,9 +188,9 @@ def planner(
 
     num_clients, most = participants.num_clients, participants.numbers.most_asked
 
-    def dealt(number: int, home: dict[int, int], losses: Losses | None) -> _Round | None:
+    def dealt(number: int, home: dict[int, int], present: Present | None) -> _Round | None:
         """A round; None if clients cannot be where they were."""
-        drawn = participants.drawn(number, losses)
+        drawn = participants.drawn(number, present)
         cohort, lost = drawn.ids, drawn.lost
         sizes = np.where(lost, 0, participants.clients.windows(cohort)[1])
         work, useful = work_of(sizes)
@@ -206,9 +204,9 @@ def planner(
         rows = np.append(sizes, 0)[found.positions].sum(axis=1)
         return _Round(ids, training, rows, found.padding, len(cohort), _aged(drawn, found.positions))
 
-    def dealt_anew(number: int, losses: Losses | None) -> _Round:
+    def dealt_anew(number: int, present: Present | None) -> _Round:
         """A round whose clients may be anywhere."""
-        found = dealt(number, {}, losses)
+        found = dealt(number, {}, present)
         assert found is not None
         return found
 
@@ -225,10 +223,10 @@ def planner(
             rounds.append((since, found))
         return rounds
 
-    def rounds_from(first: int, losses: Losses | None) -> Iterator[_Round]:
+    def rounds_from(first: int, present: Present | None) -> Iterator[_Round]:
         """The rounds that a call from `first` on may have."""
         if stay <= 1:  # homes of one round are no bounds for any other
-            yield from (dealt_anew(number, losses) for number in range(first, first + most_rounds))
+            yield from (dealt_anew(number, present) for number in range(first, first + most_rounds))
             return
         whole = block(first // stay)
         for since, found in whole[first % stay :][:most_rounds]:
@@ -236,10 +234,10 @@ def planner(
                 return
             yield found
 
-    def plan(first: int, rounds: int, losses: Losses | None = None) -> Plan:
+    def plan(first: int, rounds: int, present: Present | None = None) -> Plan:
         found: list[_Round] = []
         rows = np.zeros(num_shards, np.int64)
-        for one in itertools.islice(rounds_from(first, losses), min(rounds, stay) if stay else rounds):
+        for one in itertools.islice(rounds_from(first, present), min(rounds, stay) if stay else rounds):
             rows = rows + one.rows
             if found and most_rows is not None and rows.max() > most_rows:
                 break

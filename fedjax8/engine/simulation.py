@@ -33,7 +33,7 @@ from fedjax8.engine.foretelling import Foretold
 from fedjax8.engine.lengths import fitting_rounds, most_rounds
 from fedjax8.engine.lines import call_lines
 from fedjax8.engine.losses import client_losses
-from fedjax8.engine.planning import Losses, Plan, Planner, planner, used
+from fedjax8.engine.planning import Plan, Planner, planner, used
 from fedjax8.engine.prefetch import Prefetch
 from fedjax8.engine.programs import Programs
 from fedjax8.engine.start import start_batch
@@ -50,7 +50,7 @@ from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
 from fedjax8.given import checked
 from fedjax8.hosts import hosts
-from fedjax8.participation import Participants, Participation, uniform
+from fedjax8.participation import Participants, Participation, Present, uniform
 from fedjax8.systems import SystemModel
 from fedjax8.systems.none import none as no_clock
 from fedjax8.types import MODEL, Algorithm, BatchPlan, Codec, Executor, Model, PyTree, Variables, Way
@@ -176,7 +176,7 @@ class Simulation:
 
     def begin(self, state: SimulationState, count: int) -> Begun:
         """The call of up to `count` rounds after `state`."""
-        plan, rows = self._prefetched.take(state.round, count, functools.partial(self._losses, state))
+        plan, rows = self._prefetched.take(state.round, count, self._present(state))
         own = list(self.executor.shards)
         clients = plan.table[own]
         states = jax.tree.map(
@@ -269,6 +269,7 @@ class Simulation:
             frozen=frozen,
             mixed_formats=self.mixed_formats,
             timing=self._timing,
+            moves=self.participation.remember is not None,
         )
 
     def _codec_states(self, direction: str) -> dict[str, PyTree]:
@@ -291,8 +292,7 @@ class Simulation:
 
     @functools.cached_property
     def _fitting_rounds(self) -> int:
-        of_round = trees.num_bytes(self._first_client) * self.places
-        return fitting_rounds(of_round, self.participation.reads_state)
+        return fitting_rounds(trees.num_bytes(self._first_client) * self.places, self.participation.reads_state)
 
     @functools.cached_property
     def _most_rounds(self) -> int:
@@ -328,18 +328,19 @@ class Simulation:
             speeds=functools.partial(self.system.speeds, self.seed) if self.system.speeds else None,
         )
 
-    def _prepare(self, first: int, count: int, losses: Losses | None = None) -> tuple[Plan, Rows]:
-        plan = self._planner(first, count, losses)
+    def _prepare(self, first: int, count: int, present: Present | None = None) -> tuple[Plan, Rows]:
+        plan = self._planner(first, count, present)
         return plan, self._feed.prepare(plan)
 
     @functools.cached_property
     def _prefetched(self) -> Prefetch:
         return Prefetch(self._prepare, ahead=not self.participation.reads_state)
 
-    def _losses(self, state: SimulationState, ids: np.ndarray) -> np.ndarray:
-        """The loss of the present model on the rows of each of these clients."""
-        variables, compiled = self.variables(state), self.programs.losses
-        return client_losses(ids, compiled, self._feed, self.executor, self.participants, variables)
+    def _present(self, state: SimulationState) -> Present:
+        """What draws read of the state: the loss of the present model on the rows of clients, and their own memory."""
+        how = self._feed, self.executor, self.participants
+        of = lambda ids: client_losses(ids, self.programs.losses, *how, self.variables(state))
+        return Present(of, state.ledger.memory)
 
 
 @checked

@@ -39,6 +39,7 @@ def trace_round(
     frozen: PyTree,
     mixed_formats: bool,
     timing: Timing | None,
+    moves: bool,
 ) -> Traced:
     """Messages and outcome of a round of one client, traced.
 
@@ -48,6 +49,7 @@ def trace_round(
       server, client, frozen: initial states of the server and of one client, and frozen parameters.
       mixed_formats: whether several 8-bit formats are allowed.
       timing: of a run with a clock.
+      moves: whether the change of the model is measured.
 
     Raises:
       UserError: for several formats that were not asked for.
@@ -72,4 +74,5 @@ def trace_round(
     measured = {name: ratio for d in recorder.found for name, ratio in d.measured.items()}
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     elapsed = Elapsed(number, number, number, counts) if timing else ()
-    return Traced(recorder.found, RoundOutcome(report, measured, counts, jax.eval_shape(no_cells), rejected, elapsed))
+    rest = jax.eval_shape(no_cells), rejected, elapsed, number if moves else ()
+    return Traced(recorder.found, RoundOutcome(report, measured, counts, *rest))

@@ -1,6 +1,6 @@
 """Bytes sent, as Python integers: message sizes are static, message counts come from the device. And seconds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedjax8.display import Facts, shows
@@ -17,6 +17,8 @@ class Ledger(NamedTuple):
     """Simulated seconds since the start; None without a clock."""
     wasted: Mapping[Channel, int] = {}
     """Messages from and to clients that had no part in their round's result; counted where there is a clock."""
+    memory: Mapping[str, Any] = {}
+    """What the participation remembers of the rounds so far, values of JSON."""
 
     def _facts(self) -> Facts:
         facts = self.totals() | {"messages": sum(self.sent.values()), "saving": f"{self.saving:.2f}x"}
@@ -29,6 +31,10 @@ class Ledger(NamedTuple):
             return after
         seconds = (self.seconds or 0.0) + float(elapsed.seconds)
         return after._replace(seconds=seconds, wasted=_added(self.wasted, elapsed.wasted))
+
+    def remember(self, step: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None, line: Any) -> "Ledger":
+        """The ledger after a round with this line of the log; `step` as `Participation.remember`."""
+        return self if step is None else self._replace(memory=step(self.memory, line))
 
     @property
     def wasted_bytes(self) -> int:
@@ -80,14 +86,15 @@ class Ledger(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, for a checkpoint."""
-        return {"sent": _listed(self.sent), "seconds": self.seconds, "wasted": _listed(self.wasted)}
+        kept = {"sent": _listed(self.sent), "seconds": self.seconds, "wasted": _listed(self.wasted)}
+        return kept | ({"memory": dict(self.memory)} if self.memory else {})
 
     @staticmethod
     def from_json(kept: Any) -> "Ledger":
         """The ledger that `to_json` was called on; also where it was the list of messages alone, as runs before there
         was a clock have it."""
         kept = kept if isinstance(kept, Mapping) else {"sent": kept, "seconds": None, "wasted": []}
-        return Ledger(_counts(kept["sent"]), kept["seconds"], _counts(kept["wasted"]))
+        return Ledger(_counts(kept["sent"]), kept["seconds"], _counts(kept["wasted"]), kept.get("memory", {}))
 
 
 def _added(counts: Mapping[Channel, int], more: Mapping[Channel, Any]) -> dict[Channel, int]:

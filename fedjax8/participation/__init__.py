@@ -8,10 +8,11 @@
     overselect       more are asked than are waited for
     buffered         whoever arrives, a buffer at a time, without waiting for the others
     asynchronous     whoever arrives, one at a time
+    stages           the fastest, twice as many in every stage
 
 Draws are NumPy on the host, a function of (seed, round) and of public facts about the clients, and of the present model
-where they say so (`reads_state`). Planning, forecasts, program shapes and privacy accounting all ask one object,
-`base.Participants`, so that an epsilon is always of the law that drew the clients.
+or the log where they say so (`reads_state`). Planning, forecasts, program shapes and privacy accounting all ask one
+object, `base.Participants`, so that an epsilon is always of the law that drew the clients.
 """
 
 from fedjax8.participation.asynchronous import asynchronous
@@ -27,6 +28,7 @@ from fedjax8.participation.base import (
     Participants,
     Participation,
     Phases,
+    Present,
     exactly,
 )
 from fedjax8.participation.buffered import buffered
@@ -34,6 +36,7 @@ from fedjax8.participation.cyclic import cyclic
 from fedjax8.participation.overselect import overselect
 from fedjax8.participation.poisson import poisson
 from fedjax8.participation.power_of_choice import power_of_choice
+from fedjax8.participation.stages import stages
 from fedjax8.participation.uniform import sample_cohort, uniform
 from fedjax8.participation.weighted import weighted
 
@@ -51,12 +54,14 @@ __all__ = [
     "Phases",
     "asynchronous",
     "buffered",
+    "Present",
     "cyclic",
     "exactly",
     "overselect",
     "poisson",
     "power_of_choice",
     "sample_cohort",
+    "stages",
     "uniform",
     "weighted",
 ]

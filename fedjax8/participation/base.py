@@ -1,8 +1,9 @@
 """Types of client selection: a component, and the one object that a whole run asks."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -67,6 +68,19 @@ def always(seconds: float, ids: np.ndarray) -> np.ndarray:
     return np.ones(len(ids), bool)
 
 
+Memory = Mapping[str, Any]
+"""Values of JSON that a participation remembers of the rounds before; part of a checkpoint."""
+
+
+class Present(NamedTuple):
+    """What a draw may read of a run's state."""
+
+    losses: Callable[[np.ndarray], np.ndarray]
+    """As in `Ask`."""
+    memory: Memory
+    """As in `Ask`."""
+
+
 class Ask(NamedTuple):
     """Arguments of a draw, all that it may depend on."""
 
@@ -90,6 +104,9 @@ class Ask(NamedTuple):
     """`(round, client ids [n], their rows [n]) -> Phases` by the system model; one object in all rounds of a run."""
     available: Callable[[float, np.ndarray], np.ndarray] = always
     """`(simulated seconds since the start, client ids [n]) -> bool [n]`."""
+    memory: Memory = types.MappingProxyType({})
+    """What it remembers of the rounds before (`Participation.remember`); empty before the first round, and for
+    forecasts."""
 
 
 class Drawn(NamedTuple):
@@ -133,14 +150,17 @@ class Participation(NamedTuple):
     law: str = UNKNOWN
     """One of LAWS: how clients are drawn, as far as privacy accounting goes."""
     reads_state: bool = False
-    """Whether it asks for losses. The clients of a round are known only after the round before, so that a call has one
-    round."""
+    """Whether it asks for losses or for its memory. The clients of a round are known only after the round before, so
+    that a call has one round."""
     report_bytes: int = 0
     """Bytes that each client asked sends before it is known who is chosen."""
     versions: int = 0
     """Models that are kept, so that clients may start from older ones; 0: all clients start from the present one."""
     factor: Callable[[np.ndarray], np.ndarray] = alike
     """Ages `[n]` to the factors on the updates of clients, where `versions` is not 0."""
+    remember: Callable[[Memory, Mapping[str, Any]], Memory] | None = None
+    """`(memory, line of the log) -> memory` after each round, a function of these alone; needs `reads_state`. Lines
+    then have `squared_update`, the squared norm of the round's change of the model."""
 
 
 class Clients(Protocol):
@@ -222,17 +242,18 @@ class Participants(NamedTuple):
         if beside and (self.numbers, self.varies, size) != (beside.numbers, beside.varies, beside.cohort_size):
             raise UserError("runs side by side must have the same participation and cohort_size; run these one by one")
 
-    def drawn(self, number: int, losses: Callable[[np.ndarray], np.ndarray] | None = None) -> Drawn:
-        """The clients of the round after `number` rounds; with `losses` left out, as if all had the same loss.
+    def drawn(self, number: int, present: Present | None = None) -> Drawn:
+        """The clients of the round after `number` rounds; with `present` left out, as if all had the same loss and
+        there was nothing to remember.
 
         Raises UserError where a draw breaks its promises: numbers out of bounds, unknown clients, or clients that are
         not ascending.
         """
-        losses = alike if losses is None else losses
+        losses, memory = (alike, {}) if present is None else present
         sizes = lambda ids: self.clients.windows(ids)[1]
         seconds = functools.partial(self._seconds, number)
-        of_run = self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds, self.phases, self.available
-        ask = Ask(self.seed, number, *of_run)
+        of_run = self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds
+        ask = Ask(self.seed, number, *of_run, self.phases, self.available, memory)
         found, allowed = self.participation.draw(ask), self.numbers
         asked = len(found.ids)
         used = asked - int(np.count_nonzero(found.lost))

@@ -279,7 +279,7 @@ class ExampleSteps:
         check_rows(facts.clients)
         if facts.participation.reads_state:
             raise UserError(
-                "config.participation: this one reads the clients' losses, and so the rows that are to be "
+                "config.participation: this one reads the clients' losses or updates, and so the rows that are to be "
                 "protected; use one that does not read them, such as --config.participation.name=uniform"
             )
         self._facts = facts

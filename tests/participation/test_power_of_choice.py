@@ -99,7 +99,7 @@ def test_losses_are_means_over_all_rows_of_a_client(toys):
         fedavg, toys.with_rows(rows), cohort_size=1, steps=1, batch_size=2, start=0.5,
         participation=power_of_choice(2), executor=pmap(1, 2),
     )  # fmt: skip
-    losses = sim._losses(sim.init(), np.array([0, 1, 2, 3]))
+    losses = sim._present(sim.init()).losses(np.array([0, 1, 2, 3]))
     expected = [np.mean([0.5 * (0.5 - b) ** 2 for b in of_client]) if of_client else 0.0 for of_client in rows]
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 

@@ -27,8 +27,8 @@ class Pool(NamedTuple):
 class ClientRows(NamedTuple):
     """One client's view of the pool: rows `order[start : start + size]`. `start` and `size` are int32 scalars.
 
-    `change` is `()`, or a `jax.tree_util.Partial` that is applied to every batch, before padding is masked; it may add a
-    `mask` of 0 and 1 of its own. `optimizer` is the state that the client has kept of its optimizer, where it keeps
+    `change` is `()`, or a `jax.tree_util.Partial` that is applied to every batch, before padding is masked; it may add
+    a `mask` of 0 and 1 of its own. `optimizer` is the state that the client has kept of its optimizer, where it keeps
     one, else `()`. Where clients may start from older models, `received` is the message down that this one got, and
     `factor` the float32 factor on its update; else `()`.
     """

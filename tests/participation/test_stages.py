@@ -15,7 +15,7 @@ SECONDS = np.array([8.0, 1.0, 4.0, 2.0])
 
 def ask(memory=None, round_number=0, cohort_size=4):
     of = lambda ids: SECONDS[ids]
-    return Ask(0, round_number, 4, cohort_size, lambda ids: ids + 1, lambda sizes: sizes, of, of, memory or {})
+    return Ask(0, round_number, 4, cohort_size, lambda ids: ids + 1, lambda sizes: sizes, of, of, memory=memory or {})
 
 
 def run(moves, first=1, rounds=3):

@@ -235,7 +235,8 @@ class LoadedRun:
         round: int | None = None,
         variables: "Variables | None" = None,
     ) -> dict[str, float]:
-        """Metrics by name, `test_accuracy` and the like, of every view of the model.
+        """Metrics by name, `test_accuracy` and the like, of every view of the model. What the model reports of itself,
+        such as clips, is none: it is in `metrics`, and in `variables`.
 
         Args:
           columns: rows to evaluate on, `{"x": [N, ...], "y": [N, ...]}` as the model was trained on; by default the
@@ -243,9 +244,12 @@ class LoadedRun:
           round: of the model, by default the last that was saved.
           variables: a model to evaluate in place of the global one, such as that of `fine_tune`.
         """
+        from fedjax8.running.recording import is_evaluated
+
         rows = self.experiment.dataset.test if columns is None else columns
         model = self.variables(round) if variables is None else variables
-        return self.simulation.programs.evaluated.evaluate(rows, model)
+        found = self.simulation.programs.evaluated.evaluate(rows, model)
+        return {name: value for name, value in found.items() if is_evaluated(name)}
 
     def predict(self, x: np.ndarray, *, round: int | None = None, variables: "Variables | None" = None) -> np.ndarray:
         """Outputs `[N, ...]` of the model, such as logits, for inputs `[N, ...]` as it was trained on."""
@@ -309,9 +313,9 @@ class LoadedRun:
         save_model(path_of(path), model, done)
         return path_of(path)
 
-    def go_on(self, rounds: int) -> "LoadedRun":
+    def go_on(self, rounds: int, *, quiet: bool = False) -> "LoadedRun":
         """The run after `rounds` rounds in all, which are run in its folder as by `train --config.rounds=`: the same
-        bits on the same devices.
+        bits on the same devices. With `quiet` nothing is printed.
 
         UserError where it cannot go on so, such as for fewer rounds than are done, or noise that is calibrated for
         their number. Evaluations of clients' own models, where the config asks for them, go on too.
@@ -328,7 +332,7 @@ class LoadedRun:
         own = own_models_of(experiment)
         run = run_of(experiment, self.path, own=own, command=f"load({str(self.path)!r}).go_on({rounds})")
         introduce = functools.partial(introduction, experiment)
-        outcome = run_one(run, experiment.dataset.test, schedule_of(config), introduce)
+        outcome = run_one(run, experiment.dataset.test, schedule_of(config), introduce, quiet=quiet)
         if own and outcome.summary["finished"]:
             own.write(outcome.state, self.path)
         return LoadedRun(self.path, self.data_dir)

@@ -45,7 +45,7 @@ def readable_bytes(count: int) -> str:
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(UNITS) - 1:
         value, unit = value / 1000, unit + 1
-    return f"{value:.{max(0, 3 - len(str(int(value + 0.5))))}f} {UNITS[unit]}"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {UNITS[unit]}"
 
 
 LARGEST_PLAIN = 1000.0

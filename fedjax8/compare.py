@@ -37,11 +37,11 @@ from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison, compare_runs
 from fedjax8.results.figures import check_picture_name, draw_comparison, save_picture, write_whole
 from fedjax8.results.gain import MARGIN
+from fedjax8.results.log import NotYet
 from fedjax8.results.look import require_matplotlib
 from fedjax8.results.measure import PARTS
 from fedjax8.results.page import html_page, plotly_script
 from fedjax8.results.report import explanation, shared_in_words, table
-from fedjax8.results.runs import NotYet
 from fedjax8.results.tables import as_csv, as_latex
 from fedjax8.streams import console_on
 

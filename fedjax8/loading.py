@@ -26,7 +26,8 @@ from fedjax8.display import as_html
 from fedjax8.errors import UserError
 from fedjax8.given import read_object
 from fedjax8.lookup import optional
-from fedjax8.results.runs import RunFolder, read_lines, read_run
+from fedjax8.results.log import read_lines
+from fedjax8.results.runs import RunFolder, read_run
 
 if TYPE_CHECKING:
     import pandas
@@ -342,11 +343,21 @@ class LoadedRun:
         return read_run(self.path)
 
     def _repr_html_(self) -> str:
-        known = {name: value for name, value in self.summary.items() if isinstance(value, str | int | float)}
-        facts = {n: f"{value:.4g}" if isinstance(value, float) else value for n, value in known.items()}
+        try:
+            known = {name: v for name, v in self.summary.items() if v is None or isinstance(v, str | int | float)}
+        except UserError:
+            known = {}  # the line below says what is wrong
+        facts = {n: f"{v:.4g}" if isinstance(v, float) else "not finite" if v is None else v for n, v in known.items()}
         return as_html(f"run {self.path}", facts or {"": repr(self)})
 
     def __repr__(self) -> str:
+        try:
+            return self._in_a_line()
+        except UserError as error:
+            return f"<run {self.path}: {error}>"
+
+    def _in_a_line(self) -> str:
+        """The text of `repr`; UserError where its files cannot be read."""
         from fedjax8.running.console import readable_bytes
 
         settings = self.record.get("config", {})
@@ -360,9 +371,8 @@ class LoadedRun:
         words = [named, f"{int(folder.rounds[-1])} rounds", "finished" if summary.get("finished") else "unfinished"]
         main = self.record.get("task", {}).get("metric", "accuracy")
         for name in (f"test_{main}", "test_loss"):
-            values = folder.metrics.get(name, np.zeros(0))
-            if len(known := values[np.isfinite(values)]):
-                words.append(f"{name.replace('_', ' ')} {known[-1]:.4f}")
+            if (last := folder.last(name)) is not None:
+                words.append(f"{name.replace('_', ' ')} {f'{last:.4f}' if np.isfinite(last) else 'not finite'}")
         words.append(f"{readable_bytes(folder.uplink_bytes[-1])} up, {readable_bytes(folder.downlink_bytes[-1])} down")
         there = f"checkpoints of rounds {', '.join(map(str, self.rounds))}" if self.rounds else "no checkpoint"
         return f"<run {self.path}: {', '.join(words)}; {there}>"

@@ -1,6 +1,7 @@
 """Writers of run folders: the files that a run leaves, without the run."""
 
 import json
+import math
 
 LINE = {"round": 1, "uplink_bytes": 10, "downlink_bytes": 7}
 
@@ -37,14 +38,16 @@ def write_run(
     """A run that sends `per_round` = (up, down) bytes a round and evaluates every `every` rounds.
 
     A round takes half a second unless it is not `timed`; a run that is `finished` took 9 seconds and saved 4x. The
-    values are of the `metric` on test rows; `document` goes into `config.json` beside the config.
+    values are of the `metric` on test rows, None where a round has none, NaN where it is not finite; `document` goes
+    into `config.json` beside the config.
     """
     lines = []
     for r in range(1, every * len(accuracies) + 1):
         line = {"round": r, "uplink_bytes": r * per_round[0], "downlink_bytes": r * per_round[1]}
         line |= {"round_seconds": 0.5} if timed else {}
         if r % every == 0:
-            line[f"test_{metric}"] = accuracies[r // every - 1]
+            value = accuracies[r // every - 1]
+            line |= {} if value is None else {f"test_{metric}": None if math.isnan(value) else value}
             line |= {"test_loss": 1.0 / r} if loss else {}
         lines.append(line)
     done = {"rounds": len(lines), "saving": 4.0, "seconds": 9.0, "finished": True} if finished else ()

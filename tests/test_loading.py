@@ -46,6 +46,22 @@ def test_what_its_files_say(run, run_folder, run_module):
         assert words in repr(run)
 
 
+def test_what_is_not_finite_or_cannot_be_read_is_shown_as_such(run_folder, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(run_folder, folder)
+    log, last = folder / "metrics.jsonl", {"round": 4, "uplink_bytes": 10**6, "downlink_bytes": 10**6}
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:3]) + json.dumps(last | {"test_accuracy": None, "test_loss": None}) + "\n")
+    (folder / "summary.json").write_text(json.dumps({"rounds": 4, "test_accuracy": None, "finished": True}))
+    run = fedjax8.load(folder)
+    assert "test accuracy not finite, test loss not finite" in repr(run) and "not finite" in run._repr_html_()
+    log.write_text(lines[0] + lines[1][:20] + "\n" + lines[2])
+    run = fedjax8.load(folder)
+    assert "line 2: not JSON" in repr(run) and "line 2: not JSON" in run._repr_html_()
+    (folder / "config.json").write_text("{")
+    assert "is damaged" in repr(fedjax8.load(folder))
+
+
 def test_its_table_has_a_row_for_each_round(run):
     pandas = pytest.importorskip("pandas")
     table = run.table()

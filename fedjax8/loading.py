@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from fedjax8.engine.state import SimulationState
     from fedjax8.types import Model, Variables
 
-GIVEN = "given"
-"""As the name of a config's data or model: an object from Python, which no file holds."""
 ROWS_AT_ONCE = 250
 """Rows of one forward pass of `predict`."""
 
@@ -73,6 +71,9 @@ class LoadedRun:
         self.data_dir = data_dir
         """Where data sets lie; None for `$FEDJAX8_DATA`."""
         self._state: SimulationState | None = None
+        self._objects = {} if experiment is None else experiment.objects
+        self._before: LoadedRun | None = None
+        """The run that this one went on from, whose folder goes when it does if it is a temporary one."""
 
     # Read from files
 
@@ -270,10 +271,13 @@ class LoadedRun:
         return np.concatenate(found)
 
     def _check_files(self) -> None:
-        """UserError for a run on objects that no file holds."""
-        if objects := [part for part in ("data", "model") if self.config[part].get("name") == GIVEN]:
+        """UserError for a run with objects that no file holds, and this object neither."""
+        from fedjax8.components import GIVEN
+
+        parts = [part for part in ("data", "model", "task") if self.config[part].get("name") == GIVEN]
+        if missing := [part for part in parts if part not in self._objects]:
             raise UserError(
-                f"{self.path} was run on {' and '.join(objects)} given from Python, which no file holds; its metrics "
+                f"{self.path} was run with {' and '.join(missing)} given from Python, which no file holds; its metrics "
                 "can be read, and for its model the same fedjax8.experiment(..., workdir=...) returns at once"
             )
 
@@ -329,14 +333,16 @@ class LoadedRun:
         self._check_files()
         config = ConfigDict(self.config, convert_dict=False)
         config.rounds = rounds
-        experiment = build(config, self.data_dir)
+        experiment = build(config, self.data_dir, objects=self._objects)
         own = own_models_of(experiment)
         run = run_of(experiment, self.path, own=own, command=f"load({str(self.path)!r}).go_on({rounds})")
         introduce = functools.partial(introduction, experiment)
         outcome = run_one(run, experiment.dataset.test, schedule_of(config), introduce, quiet=quiet)
         if own and outcome.summary["finished"]:
             own.write(outcome.state, self.path)
-        return LoadedRun(self.path, self.data_dir)
+        longer = LoadedRun(self.path, self.data_dir, experiment)
+        longer._before = self
+        return longer
 
     @functools.cached_property
     def _folder(self) -> RunFolder:

@@ -56,6 +56,8 @@ class Experiment(NamedTuple):
     """The model that it starts from, if it is another one's."""
     deadline: float = math.inf
     """Seconds after which clients of a round are late."""
+    objects: Mapping[str, Any] = {}
+    """Those of its objects that were given from Python, in place of what the config names, by field."""
 
 
 def build_augment(names: tuple[str, ...]) -> Callable | None:
@@ -275,7 +277,7 @@ def build(
     """The experiment that a config describes, checked; reads the data, runs nothing.
 
     `beside` is an experiment whose config differs in its seed alone; its data and programs are shared. `objects` are a
-    `Dataset` as `data` and a `Model` as `model`, in place of those that the config names.
+    `Dataset` as `data`, a `Model` as `model` and a `Task` as `task`, in place of those that the config names.
 
     Raises `UserError` that names all mistakes, as far as they can be known: objects whose parts failed are not tried.
     """
@@ -355,5 +357,5 @@ def build(
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]
-    known = (private, validation, tuple(callbacks), task, facts.read, start, dropout.deadline)
+    known = (private, validation, tuple(callbacks), task, facts.read, start, dropout.deadline, objects or {})
     return Experiment(config, dataset, run, *known)

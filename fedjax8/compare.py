@@ -17,16 +17,21 @@ takes only runs that have all these tags (--tag of training).
 
 The page is comparison.html unless --html names another file; --html= writes none. It is one file with interactive
 plots, and can be opened without a network; it needs plotly: pip install 'fedjax8[report]'. --watch writes it again
-every so many seconds (10) until all runs are finished, and the page loads itself anew. --figure writes a picture, PNG,
-SVG or PDF: metric against bytes, and gain against metric, and both in simulated time where all runs have a clock; it
-needs matplotlib: pip install 'fedjax8[plot]'. --csv and --latex write the table.
+every so many seconds (10) until none is at work, and the page loads itself anew; runs on other hosts count as at work
+until they are finished. --figure writes a picture, PNG, SVG or PDF: metric against bytes, and gain against metric, and
+both in simulated time where all runs have a clock; it needs matplotlib: pip install 'fedjax8[plot]'. --csv and --latex
+write the table.
 """
 
 import importlib.util
 import logging
+import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from absl import flags
@@ -37,11 +42,11 @@ from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison, compare_runs
 from fedjax8.results.figures import check_picture_name, draw_comparison, save_picture, write_whole
 from fedjax8.results.gain import MARGIN
+from fedjax8.results.log import NotYet
 from fedjax8.results.look import require_matplotlib
 from fedjax8.results.measure import PARTS
 from fedjax8.results.page import html_page, plotly_script
 from fedjax8.results.report import explanation, shared_in_words, table
-from fedjax8.results.runs import NotYet
 from fedjax8.results.tables import as_csv, as_latex
 from fedjax8.streams import console_on
 
@@ -68,7 +73,7 @@ def define_flags() -> None:
     flags.DEFINE_string("csv", None, "file to write the table to, for other programs")
     flags.DEFINE_string("latex", None, "file to write the table to, as a tabular with rules of booktabs")
     flags.DEFINE_float(
-        "watch", None, "write page and tables again every so many seconds until all runs are finished", lower_bound=0.1
+        "watch", None, "write page and tables again every so many seconds until no run is at work", lower_bound=0.1
     )
 
 
@@ -133,20 +138,52 @@ def write_files(found: Comparison, reload: float = 0.0) -> list[str]:
 
 
 def watch(folders: Sequence[str], seconds: float) -> None:
-    """Writes the files again and again while runs are at work; returns when all are finished."""
+    """Writes the files again and again while runs are at work; returns when all are finished or stopped."""
     while True:
         try:
             found = compared(folders)
             runs = [run for result in found.results for run in result.setting.runs]
             unfinished = [run for run in runs if not run.summary.get("finished")]
-            if not unfinished:
+            stopped = [str(run.path) for run in unfinished if stopped_at(run.path)]
+            if len(stopped) == len(unfinished):
+                for path in stopped:
+                    print(f"warning: {path} has stopped before its end; its command goes on with it", file=sys.stderr)
                 return
             written = write_files(found, seconds)
-            said = f"{len(unfinished)} of {len(runs)} runs at work; wrote {', '.join(written) or 'nothing'}"
+            said = f"{len(unfinished) - len(stopped)} of {len(runs)} runs at work; "
+            said += f"stopped before their end: {', '.join(stopped)}; " if stopped else ""
+            said += f"wrote {', '.join(written) or 'nothing'}"
         except NotYet as error:
+            if crashed := [path for path in map(cli.path_of, folders) if stopped_at(path) and not logged_at(path)]:
+                raise UserError(f"{crashed[0]} stopped before its first round; see what its command said") from error
             said = str(error)
         print(f"{time.strftime('%H:%M:%S')} {said}", flush=True)
         time.sleep(seconds)
+
+
+def stopped_at(run: Path) -> bool:
+    """Whether the process of a run that is not finished is known to have ended: by the number in its lock file, on this
+    host. A run without such a file is one that was copied, and is not known to be at work or not."""
+    try:
+        text = (run / ".lock").read_text(errors="replace")
+    except OSError:
+        return False
+    found = re.fullmatch(r"process (\d+) on (.*)\n?", text)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # such as of another user's
+        return False
+    return False
+
+
+def logged_at(run: Path) -> bool:
+    """Whether there is something in the log of a run."""
+    log = run / "metrics.jsonl"
+    return log.is_file() and log.stat().st_size > 0
 
 
 def print_comparison(found: Comparison, stream: TextIO) -> None:

@@ -75,6 +75,8 @@ FINDERS = {"optimizers": find_optimizer, "schedules": find_schedule, "no_schedul
 PACKAGES = {name.rpartition(".")[2]: field.package for name, field in FIELDS.items() if field.package} | INNER
 SEAMS = {field: Seam(FINDERS.get(package) or _finder(package), KINDS[package]) for field, package in PACKAGES.items()}
 """By field. A component inside another belongs to its own field's seam if it has one, else to its parent's."""
+GIVEN = "given"
+"""As the name of a config's data, model or task: an object from Python, which no file holds."""
 OURS = ("local", "model", "facts", "plan", "part", "targets", "measures")
 """Arguments of factories that no setting may give."""
 SUPPLIED = (*OURS, "operations", "data_dir", "num_classes", "vocabulary", "mask", "weight_decay_mask")
@@ -114,6 +116,12 @@ def bind(
     It needs those that its factory takes and the config does not give; parts without a format of their own inherit
     `run_format`. Raises as `build_component`; FAILED if one of its settings has.
     """
+    if config.name == GIVEN:
+        field = where.removeprefix("config.")
+        raise UserError(
+            f"{where} was an object given from Python, which no file holds: give it again to fedjax8.experiment as "
+            f"{field}, or set --{where}.name"
+        )
     with mistakes_of(f"{where}.name"):
         factory = seam.finder(config.name)
     takes = inspect.signature(factory).parameters

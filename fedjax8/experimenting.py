@@ -1,5 +1,6 @@
 """From data to curves in one call: a config from Python values, or with objects in place of its components, run."""
 
+import contextlib
 import functools
 import inspect
 import shutil
@@ -7,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,9 +16,12 @@ from ml_collections import ConfigDict
 from fedjax8.cli import path_of
 from fedjax8.config import LISTS, base_config, component, is_component, load_config
 from fedjax8.config_fields import FIELDS
-from fedjax8.errors import Mistakes, UserError
-from fedjax8.loading import GIVEN, LoadedRun
+from fedjax8.errors import Mistakes, UserError, mistakes_of
+from fedjax8.loading import LoadedRun
 from fedjax8.lookup import suggest
+
+if TYPE_CHECKING:
+    from fedjax8.tasks import Task
 
 ARRAYS = ("x", "y", "x_test", "y_test", "clients", "clients_test")
 """Names of arrays that stand for a data set: see `data.from_arrays`."""
@@ -45,7 +49,8 @@ def experiment(
       data_dir: where data sets lie; None for `$FEDJAX8_DATA`.
       quiet: nothing is printed.
       fields: fields of the config: plain values; for a component its name, or a mapping of its settings with a `name`;
-        for `client` and other sections a mapping.
+        for `client` and other sections a mapping; as `task` also a `Task`, or a mapping whose `metrics` are names or
+        `Metric`s.
 
     Returns:
       The run, as `load` gives it: `run.metrics`, `run.plot()`, `run.evaluate()`, `run.experiment.simulation`.
@@ -60,17 +65,24 @@ def experiment(
     """
     from fedjax8.build import build
     from fedjax8.compilation_cache import use_compilation_cache
+    from fedjax8.components import GIVEN
     from fedjax8.devices import check_jax, set_up_devices, start_devices
     from fedjax8.introduction import introduction
     from fedjax8.launch import own_models_of, run_of, schedule_of
     from fedjax8.running.runner import run_one
 
-    made = config_of(config, fields)
     objects: dict[str, Any] = {}
     with Mistakes() as mistakes:
-        for field, given, kind in (("data", data, data_object), ("model", model, model_object)):
+        task = mistakes.attempt(task_object, fields.get("task"))
+        plain_fields = {name: value for name, value in fields.items() if name != "task" or task is None}
+        made = mistakes.attempt(config_of, config, plain_fields)
+    if task is not None:
+        made.task, objects["task"] = component(GIVEN), task
+    with Mistakes() as mistakes:
+        of_data = functools.partial(data_object, targets=targets_of(made, task))
+        for field, given, kind in (("data", data, of_data), ("model", model, model_object)):
             found = mistakes.attempt(given_as, made, field, given, kind)
-            objects |= {field: found} if found is not None else {}
+            objects |= {} if found is None else {field: found}
     check_jax()
     use_compilation_cache()
     set_up_devices(None, made.cohort_size if isinstance(made.cohort_size, int) else None)
@@ -162,21 +174,66 @@ def given_as(config: ConfigDict, field: str, value: Any, kind: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, Mapping) and "name" in value):
         config[field] = as_component(field, value)
         return None
+    from fedjax8.components import GIVEN
+
     config[field] = component(GIVEN)
-    if field == "data" and "task" in config:
-        return kind(value, str(config.task.get("name", "")))
     return kind(value)
 
 
-def data_object(value: Any, task: str) -> Any:
-    """A data set from a `Dataset` or arrays; UserError for anything else."""
+def task_object(value: Any) -> "Task | None":
+    """A task from one, or from a mapping of a task's settings with `Metric`s among its metrics; None for anything else,
+    which the config takes. UserError for a metric alone, and for settings that the task does not take."""
+    from fedjax8.components import SEAMS, build_component
+    from fedjax8.config import check_call
+    from fedjax8.tasks import Metric, Task
+
+    if isinstance(value, Task):
+        return value
+    if isinstance(value, Metric):
+        raise UserError(
+            f"task is the metric {value.name}: give a task with it, such as "
+            '{"name": "classification", "metrics": [it, "accuracy"]}'
+        )
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        return None
+    metrics = value.get("metrics", ())
+    metrics = [metrics] if isinstance(metrics, str | Mapping | Metric) else list(metrics)
+    if not any(isinstance(metric, Metric) for metric in metrics):
+        return None
+    with mistakes_of("task"):
+        factory = SEAMS["task"].finder(value["name"])
+        made = [
+            metric
+            if isinstance(metric, Metric)
+            else build_component(f"task.metrics.{i}", as_component(f"task.metrics.{i}", metric), SEAMS["metrics"])
+            for i, metric in enumerate(metrics)
+        ]
+        settings = {name: its for name, its in value.items() if name not in ("name", "metrics")}
+        check_call("task", factory, settings | {"metrics": made})
+        return factory(**settings, metrics=made)
+
+
+def targets_of(config: ConfigDict, task: "Task | None") -> str | None:
+    """The kind of targets of a run's task, of `types.TARGETS`; None where `build` will say what is wrong with it."""
+    from fedjax8.components import SEAMS, build_component
+
+    if task is not None:
+        return task.targets
+    with contextlib.suppress(UserError):
+        return build_component("config.task", config.task, SEAMS["task"]).targets
+    return None
+
+
+def data_object(value: Any, targets: str | None = None) -> Any:
+    """A data set from a `Dataset`, or from arrays with these targets, of `types.TARGETS`; UserError for anything
+    else."""
     from fedjax8.data.arrays import from_arrays
     from fedjax8.data.federated import Dataset
     from fedjax8.types import CLASSES, MARKS, VALUES
 
     if isinstance(value, Dataset):
         return value
-    kind = {"regression": VALUES, "multilabel": MARKS}.get(task, CLASSES)
+    kind = targets if targets in (MARKS, VALUES) else CLASSES
     if isinstance(value, tuple) and len(value) in (2, 4):
         return from_arrays(*value, targets=kind)
     if isinstance(value, Mapping):

@@ -18,12 +18,15 @@ from fedjax8.components import resolved
 from fedjax8.config import plain
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fedjax8.build import Experiment
     from fedjax8.running.client_accuracy import OwnModels
     from fedjax8.running.recording import Run
     from fedjax8.running.schedule import Schedule
     from fedjax8.running.writers import Writer
     from fedjax8.tasks import Task
+    from fedjax8.types import Model
 
 GIT_SECONDS = 5
 """Longest wait for git; without an answer no commit is noted."""
@@ -83,6 +86,34 @@ def record(config: ConfigDict, data: Mapping[str, str], task: "Task", command: s
     }
 
 
+def program_digest(model: "Model", columns: "Mapping[str, np.ndarray]") -> str:
+    """`program 1f0c...`: a hash of a model's initialization, forward pass, loss and metrics on rows like those of the
+    columns `[N, ...]`, as they are traced. Of a model given from Python it is the identity, since its config has none;
+    equal programs have it in common under the same versions alone."""
+    import hashlib
+    import re
+
+    import jax
+    import numpy as np
+
+    from fedjax8.data.digest import array_digest
+    from fedjax8.keys import random_key
+
+    rows = {name: np.zeros((1, *column.shape[1:]), column.dtype) for name, column in columns.items()}
+    batch = rows | {"mask": np.ones(1, np.float32)}
+
+    def program(key, batch):
+        variables = model.init(key, batch)
+        outputs, _ = model.apply(variables, batch)
+        states = {name: metric.state(outputs, batch["y"], batch["mask"]) for name, metric in model.sets.items()}
+        return variables, outputs, model.loss(outputs, batch), model.metrics(outputs, batch), states
+
+    traced = jax.make_jaxpr(program)(random_key(0), batch)
+    text = re.sub(r"0x[0-9a-f]+", "", str(traced))  # addresses of functions
+    parts = [text, *(array_digest(np.asarray(value)) for value in traced.consts)]
+    return f"program {hashlib.blake2b(chr(10).join(parts).encode(), digest_size=8).hexdigest()}"
+
+
 def schedule_of(config: ConfigDict) -> "Schedule":
     """End, evaluations and checkpoints of a run."""
     from fedjax8.running.schedule import Schedule
@@ -139,6 +170,8 @@ def run_of(
     simulation = experiment.simulation
     data = digest(experiment.dataset, simulation.data)
     data |= {"init_from": experiment.start.digest()} if experiment.start else {}
+    if {"model", "task"} & set(experiment.objects):
+        data |= {"model": program_digest(simulation.model, simulation.data.columns)}
     return Run(
         simulation,
         workdir,

@@ -26,7 +26,8 @@ from fedjax8.display import as_html
 from fedjax8.errors import UserError
 from fedjax8.given import read_object
 from fedjax8.lookup import optional
-from fedjax8.results.runs import RunFolder, read_lines, read_run
+from fedjax8.results.log import read_lines
+from fedjax8.results.runs import RunFolder, read_run
 
 if TYPE_CHECKING:
     import pandas
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from fedjax8.engine.state import SimulationState
     from fedjax8.types import Model, Variables
 
-GIVEN = "given"
-"""As the name of a config's data or model: an object from Python, which no file holds."""
 ROWS_AT_ONCE = 250
 """Rows of one forward pass of `predict`."""
 
@@ -72,6 +71,9 @@ class LoadedRun:
         self.data_dir = data_dir
         """Where data sets lie; None for `$FEDJAX8_DATA`."""
         self._state: SimulationState | None = None
+        self._objects = {} if experiment is None else experiment.objects
+        self._before: LoadedRun | None = None
+        """The run that this one went on from, whose folder goes when it does if it is a temporary one."""
 
     # Read from files
 
@@ -235,7 +237,8 @@ class LoadedRun:
         round: int | None = None,
         variables: "Variables | None" = None,
     ) -> dict[str, float]:
-        """Metrics by name, `test_accuracy` and the like, of every view of the model.
+        """Metrics by name, `test_accuracy` and the like, of every view of the model. What the model reports of itself,
+        such as clips, is none: it is in `metrics`, and in `variables`.
 
         Args:
           columns: rows to evaluate on, `{"x": [N, ...], "y": [N, ...]}` as the model was trained on; by default the
@@ -243,9 +246,12 @@ class LoadedRun:
           round: of the model, by default the last that was saved.
           variables: a model to evaluate in place of the global one, such as that of `fine_tune`.
         """
+        from fedjax8.running.recording import is_evaluated
+
         rows = self.experiment.dataset.test if columns is None else columns
         model = self.variables(round) if variables is None else variables
-        return self.simulation.programs.evaluated.evaluate(rows, model)
+        found = self.simulation.programs.evaluated.evaluate(rows, model)
+        return {name: value for name, value in found.items() if is_evaluated(name)}
 
     def predict(self, x: np.ndarray, *, round: int | None = None, variables: "Variables | None" = None) -> np.ndarray:
         """Outputs `[N, ...]` of the model, such as logits, for inputs `[N, ...]` as it was trained on."""
@@ -265,10 +271,13 @@ class LoadedRun:
         return np.concatenate(found)
 
     def _check_files(self) -> None:
-        """UserError for a run on objects that no file holds."""
-        if objects := [part for part in ("data", "model") if self.config[part].get("name") == GIVEN]:
+        """UserError for a run with objects that no file holds, and this object neither."""
+        from fedjax8.components import GIVEN
+
+        parts = [part for part in ("data", "model", "task") if self.config[part].get("name") == GIVEN]
+        if missing := [part for part in parts if part not in self._objects]:
             raise UserError(
-                f"{self.path} was run on {' and '.join(objects)} given from Python, which no file holds; its metrics "
+                f"{self.path} was run with {' and '.join(missing)} given from Python, which no file holds; its metrics "
                 "can be read, and for its model the same fedjax8.experiment(..., workdir=...) returns at once"
             )
 
@@ -309,9 +318,9 @@ class LoadedRun:
         save_model(path_of(path), model, done)
         return path_of(path)
 
-    def go_on(self, rounds: int) -> "LoadedRun":
+    def go_on(self, rounds: int, *, quiet: bool = False) -> "LoadedRun":
         """The run after `rounds` rounds in all, which are run in its folder as by `train --config.rounds=`: the same
-        bits on the same devices.
+        bits on the same devices. With `quiet` nothing is printed.
 
         UserError where it cannot go on so, such as for fewer rounds than are done, or noise that is calibrated for
         their number. Evaluations of clients' own models, where the config asks for them, go on too.
@@ -324,25 +333,37 @@ class LoadedRun:
         self._check_files()
         config = ConfigDict(self.config, convert_dict=False)
         config.rounds = rounds
-        experiment = build(config, self.data_dir)
+        experiment = build(config, self.data_dir, objects=self._objects)
         own = own_models_of(experiment)
         run = run_of(experiment, self.path, own=own, command=f"load({str(self.path)!r}).go_on({rounds})")
         introduce = functools.partial(introduction, experiment)
-        outcome = run_one(run, experiment.dataset.test, schedule_of(config), introduce)
+        outcome = run_one(run, experiment.dataset.test, schedule_of(config), introduce, quiet=quiet)
         if own and outcome.summary["finished"]:
             own.write(outcome.state, self.path)
-        return LoadedRun(self.path, self.data_dir)
+        longer = LoadedRun(self.path, self.data_dir, experiment)
+        longer._before = self
+        return longer
 
     @functools.cached_property
     def _folder(self) -> RunFolder:
         return read_run(self.path)
 
     def _repr_html_(self) -> str:
-        known = {name: value for name, value in self.summary.items() if isinstance(value, str | int | float)}
-        facts = {n: f"{value:.4g}" if isinstance(value, float) else value for n, value in known.items()}
+        try:
+            known = {name: v for name, v in self.summary.items() if v is None or isinstance(v, str | int | float)}
+        except UserError:
+            known = {}  # the line below says what is wrong
+        facts = {n: f"{v:.4g}" if isinstance(v, float) else "not finite" if v is None else v for n, v in known.items()}
         return as_html(f"run {self.path}", facts or {"": repr(self)})
 
     def __repr__(self) -> str:
+        try:
+            return self._in_a_line()
+        except UserError as error:
+            return f"<run {self.path}: {error}>"
+
+    def _in_a_line(self) -> str:
+        """The text of `repr`; UserError where its files cannot be read."""
         from fedjax8.running.console import readable_bytes
 
         settings = self.record.get("config", {})
@@ -356,9 +377,8 @@ class LoadedRun:
         words = [named, f"{int(folder.rounds[-1])} rounds", "finished" if summary.get("finished") else "unfinished"]
         main = self.record.get("task", {}).get("metric", "accuracy")
         for name in (f"test_{main}", "test_loss"):
-            values = folder.metrics.get(name, np.zeros(0))
-            if len(known := values[np.isfinite(values)]):
-                words.append(f"{name.replace('_', ' ')} {known[-1]:.4f}")
+            if (last := folder.last(name)) is not None:
+                words.append(f"{name.replace('_', ' ')} {f'{last:.4f}' if np.isfinite(last) else 'not finite'}")
         words.append(f"{readable_bytes(folder.uplink_bytes[-1])} up, {readable_bytes(folder.downlink_bytes[-1])} down")
         there = f"checkpoints of rounds {', '.join(map(str, self.rounds))}" if self.rounds else "no checkpoint"
         return f"<run {self.path}: {', '.join(words)}; {there}>"

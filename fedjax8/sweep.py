@@ -44,8 +44,9 @@ from fedjax8.errors import UserError
 from fedjax8.results.comparison import compare_runs
 from fedjax8.results.figures import write_whole
 from fedjax8.results.gain import MARGIN
+from fedjax8.results.log import number
 from fedjax8.results.record import measures_in
-from fedjax8.results.runs import number, short_name
+from fedjax8.results.runs import short_name
 from fedjax8.results.tables import as_csv, as_latex
 from fedjax8.running.console import readable_number
 from fedjax8.running.signals import STOPS

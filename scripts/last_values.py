@@ -21,10 +21,9 @@ _VALUES = flags.DEFINE_list(
 
 
 def last(run: RunFolder, name: str) -> float:
-    """The last value logged under that name, NaN if there is none."""
-    logged = run.metrics.get(name, np.array([]))
-    logged = logged[np.isfinite(logged)]
-    return float(logged[-1]) if len(logged) else float("nan")
+    """The last value logged under that name, NaN if there is none, or it is not finite."""
+    value = run.last(name)
+    return float("nan") if value is None else value
 
 
 def main(argv: list[str]) -> None:

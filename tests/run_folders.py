@@ -1,6 +1,7 @@
 """Writers of run folders: the files that a run leaves, without the run."""
 
 import json
+import math
 
 LINE = {"round": 1, "uplink_bytes": 10, "downlink_bytes": 7}
 
@@ -38,9 +39,10 @@ def write_run(
     """A run that sends `per_round` = (up, down) bytes a round and evaluates every `every` rounds.
 
     A round takes half a second unless it is not `timed`; a run that is `finished` took 9 seconds and saved 4x. The
-    values are of the `metric` on test rows; `document` goes into `config.json` beside the config. With `simulated`
-    seconds a round there is a clock: clients wait half of the first round and a quarter of each later one, a tenth of
-    all bytes is wasted, and the largest rate is 1000 B/s times the round.
+    values are of the `metric` on test rows, None where a round has none, NaN where it is not finite; `document` goes
+    into `config.json` beside the config. With `simulated` seconds a round there is a clock: clients wait half of the
+    first round and a quarter of each later one, a tenth of all bytes is wasted, and the largest rate is 1000 B/s times
+    the round.
     """
     lines = []
     for r in range(1, every * len(accuracies) + 1):
@@ -50,7 +52,8 @@ def write_run(
             line |= {"simulated_seconds": r * simulated, "waiting_share": 0.5 if r == 1 else 0.25}
             line |= {"wasted_bytes": r * sum(per_round) // 10, "peak_rate": 1000.0 * r}
         if r % every == 0:
-            line[f"test_{metric}"] = accuracies[r // every - 1]
+            value = accuracies[r // every - 1]
+            line |= {} if value is None else {f"test_{metric}": None if math.isnan(value) else value}
             line |= {"test_loss": 1.0 / r} if loss else {}
         lines.append(line)
     done = {"rounds": len(lines), "saving": 4.0, "seconds": 9.0, "finished": True} if finished else ()

@@ -1,6 +1,7 @@
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,53 @@ def test_watching_writes_the_page_until_the_runs_are_finished(runs):
         watching.kill()
     assert watching.returncode == 0 and "gain in bytes" in rest and rest.endswith("wrote comparison.html\n")
     assert 'http-equiv="refresh"' not in (runs / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_watching_ends_when_the_runs_that_are_not_finished_have_crashed(runs):
+    for name in ("full", "fp8"):
+        (runs / "runs" / name / "summary.json").unlink()
+    crashed = subprocess.Popen([sys.executable, "-c", ""])
+    crashed.wait()
+    for name, owner in (("full", os.getpid()), ("fp8", crashed.pid)):
+        (runs / "runs" / name / ".lock").write_text(f"process {owner} on {socket.gethostname()}\n")
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "fedjax8.compare", "runs/full", "runs/fp8", "--watch=0.2"],
+        cwd=runs,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        said = "1 of 2 runs at work; stopped before their end: runs/fp8; wrote comparison.html\n"
+        assert watching.stdout.readline().endswith(said)
+        (runs / "runs" / "full" / ".lock").write_text(f"process {crashed.pid} on {socket.gethostname()}\n")
+        rest, warnings = watching.communicate(timeout=60)
+    finally:
+        watching.kill()
+    assert watching.returncode == 0 and "gain in bytes" in rest
+    for name in ("full", "fp8"):
+        assert f"warning: runs/{name} has stopped before its end; its command goes on with it" in warnings
+
+
+def test_a_run_counts_as_stopped_only_where_its_process_is_known_to_be_gone(tmp_path):
+    from fedjax8.compare import stopped_at
+
+    assert not stopped_at(tmp_path)
+    for text in ("", "process x", f"process 999999999 on not-{socket.gethostname()}\n", "process 1 on nowhere"):
+        (tmp_path / ".lock").write_text(text)
+        assert not stopped_at(tmp_path)
+    (tmp_path / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    assert not stopped_at(tmp_path)
+
+
+def test_watching_a_run_that_crashed_before_its_first_round_is_an_error(runs):
+    crashed = subprocess.Popen([sys.executable, "-c", ""])
+    crashed.wait()
+    (runs / "runs" / "new").mkdir()
+    (runs / "runs" / "new" / ".lock").write_text(f"process {crashed.pid} on {socket.gethostname()}\n")
+    found = command(runs, "runs/full", "runs/new", "--watch=0.2")
+    assert found.returncode == 2 and "runs/new stopped before its first round" in found.stderr
 
 
 def test_a_flag_without_seconds_watches_every_ten():

@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 import fedjax8
-from fedjax8 import data, models, train
-from fedjax8.errors import UserError
+from fedjax8 import data, models, tasks, train
+from fedjax8.errors import UserError, UserErrors
 from fedjax8.experimenting import config_of
 from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 
@@ -73,6 +73,49 @@ def test_a_data_set_and_a_model_are_taken_as_they_are(tmp_path):
     assert again.evaluate() == first.evaluate()
 
 
+class Scaled(nn.Module):
+    """A model whose settings change its function and no shape."""
+
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        return self.scale * nn.Dense(2)(x)
+
+
+def test_a_folder_of_another_model_of_the_same_shapes_is_refused(tmp_path):
+    rows = (X, (X[:, 0] > 0).astype(int))
+    fedjax8.experiment(rows, Scaled(), workdir=tmp_path / "run", **SMALL)
+    assert fedjax8.experiment(rows, Scaled(), workdir=tmp_path / "run", **SMALL).summary["finished"]
+    for other in (Scaled(5.0), nn.Dense(2, kernel_init=nn.initializers.zeros), nn.Dense(3)):
+        with pytest.raises(UserError, match=r"holds a run on other data \(model: program "):
+            fedjax8.experiment(rows, other, workdir=tmp_path / "run", **SMALL)
+
+
+def test_a_run_on_objects_goes_on_with_them_and_its_temporary_folder_stays():
+    run = fedjax8.experiment((X, (X[:, 0] > 0).astype(int)), nn.Dense(2), **SMALL)
+    whole = fedjax8.experiment((X, (X[:, 0] > 0).astype(int)), nn.Dense(2), **{**SMALL, "rounds": 3})
+    folder, run = run.path, run.go_on(3, quiet=True)
+    assert folder.is_dir() and without_seconds(run.metrics) == without_seconds(whole.metrics)
+    assert run.evaluate() == whole.evaluate()
+    with pytest.raises(UserErrors, match=r"(?s)config.data was an object given from Python, .*config.model was an obj"):
+        fedjax8.experiment(config=str(folder / "config.json"))
+    del run
+    assert not folder.exists()
+
+
+def test_tasks_and_metrics_are_taken_as_they_are():
+    near = tasks.Metric("near", "higher", ("values",), of_row=lambda out, y: (abs(out[:, 0] - y) < 1).astype(float))
+    given = {"name": "regression", "loss": "huber", "metrics": [near, "mae"]}
+    run = fedjax8.experiment((X, X @ np.ones(4)), nn.Dense(1), task=given, **SMALL)
+    assert run.record["task"]["metric"] == "near" and 0 <= run.metrics[-1]["test_near"] <= 1
+    assert "test_mae" in run.metrics[-1] and "test near" in repr(run)
+    again = fedjax8.experiment((X, X @ np.ones(4)), nn.Dense(1), task=run.experiment.task, **SMALL)
+    assert without_seconds(again.metrics) == without_seconds(run.metrics)
+    with pytest.raises(UserError, match="data and model and task given from Python"):
+        _ = fedjax8.load(run.path).experiment
+
+
 def test_rows_for_testing_are_drawn_once_and_clients_go_with_them():
     clients = np.repeat(np.arange(6), 10)
     made = data.from_arrays(X, clients % 2, clients=clients, test_share=0.25, seed=3)
@@ -94,6 +137,9 @@ def test_rows_for_testing_are_drawn_once_and_clients_go_with_them():
         ((3,), {}, "data must be the name of a source"),
         (({"x": X},), {}, "needs x and y"),
         (((X, X[:, 0]), nn.Dense(1)), {}, "regression"),
+        (("digits",), {"task": tasks.metrics.accuracy()}, "task is the metric accuracy: give a task with it"),
+        (("digits",), {"task": {"name": "regression", "metrics": [tasks.metrics.accuracy()]}}, "no metric of regr"),
+        (("digits",), {"task": {"name": "regression", "los": 1, "metrics": [tasks.metrics.mae()]}}, "mean 'loss'"),
         (("digits", 3), {}, "model must be the name of a model"),
     ],
 )

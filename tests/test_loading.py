@@ -46,6 +46,22 @@ def test_what_its_files_say(run, run_folder, run_module):
         assert words in repr(run)
 
 
+def test_what_is_not_finite_or_cannot_be_read_is_shown_as_such(run_folder, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(run_folder, folder)
+    log, last = folder / "metrics.jsonl", {"round": 4, "uplink_bytes": 10**6, "downlink_bytes": 10**6}
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:3]) + json.dumps(last | {"test_accuracy": None, "test_loss": None}) + "\n")
+    (folder / "summary.json").write_text(json.dumps({"rounds": 4, "test_accuracy": None, "finished": True}))
+    run = fedjax8.load(folder)
+    assert "test accuracy not finite, test loss not finite" in repr(run) and "not finite" in run._repr_html_()
+    log.write_text(lines[0] + lines[1][:20] + "\n" + lines[2])
+    run = fedjax8.load(folder)
+    assert "line 2: not JSON" in repr(run) and "line 2: not JSON" in run._repr_html_()
+    (folder / "config.json").write_text("{")
+    assert "is damaged" in repr(fedjax8.load(folder))
+
+
 def test_its_table_has_a_row_for_each_round(run):
     pandas = pytest.importorskip("pandas")
     table = run.table()
@@ -58,8 +74,8 @@ def test_its_table_has_a_row_for_each_round(run):
 def test_an_evaluation_is_that_of_the_run(run, number):
     line = run.metrics[(number or 4) - 1]
     found = run.evaluate(round=number)
-    assert {"test_accuracy", "float32_test_loss", "clip/Dense_0/kernel"} <= set(found)
-    assert found == {name: line[name] for name in found}
+    assert set(found) == {f"{view}test_{metric}" for view in ("", "float32_") for metric in ("accuracy", "loss")}
+    assert "clip/Dense_0/kernel" in line and found == {name: line[name] for name in found}
 
 
 def test_own_rows_are_evaluated_as_their_outputs_say(run, rng):
@@ -106,9 +122,10 @@ def test_every_finished_run_leaves_its_model_and_others_are_exported(run, run_fo
     assert library.load_file(file).keys() == leaves(run.variables(2)).keys()
 
 
-def test_more_rounds_are_those_of_an_unbroken_run(run_folder, run_module, tmp_path):
+def test_more_rounds_are_those_of_an_unbroken_run(run_folder, run_module, tmp_path, capfd):
     shutil.copytree(run_folder, tmp_path / "a")
-    longer = fedjax8.load(tmp_path / "a").go_on(rounds=7)
+    longer = fedjax8.load(tmp_path / "a").go_on(rounds=7, quiet=True)
+    assert not capfd.readouterr().out
     whole = run_module.run(run_module.config(rounds=7), tmp_path / "b")
     assert longer.rounds == (6, 7) and longer.summary["finished"] and longer.config.rounds == 7
     same(longer.variables(), fedjax8.load(tmp_path / "b").variables())

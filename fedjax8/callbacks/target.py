@@ -35,7 +35,7 @@ def target(
         if found is None:
             return Decision(memory)
         memory = watch.noted(found, memory, moment.round)
-        reached = watch.sign * (found - value) >= 0  # not where it is NaN
+        reached = math.isfinite(found) and watch.sign * (found - value) >= 0
         return Decision(memory, f"{watch.metric} is {found:.6g}, the target {value:.6g}" if reached else "")
 
     return Callback(step, reads=(watch.metric,))

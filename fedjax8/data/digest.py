@@ -47,6 +47,8 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def without_floats(parts: Mapping[str, str]) -> dict[str, str]:
-    """A digest in which columns of floats are dtype and shape alone. Features that are computed as data are read, such
-    as spectra, have other last bits on another processor or by another version of a library."""
-    return {name: text.rpartition(" ")[0] if text.startswith("float") else text for name, text in parts.items()}
+    """A digest in which columns of floats are dtype and shape alone, and programs have no hash. Features that are
+    computed as data are read, such as spectra, have other last bits on another processor or by another version of a
+    library, and programs are traced otherwise."""
+    moves = ("float", "program")
+    return {name: text.rpartition(" ")[0] if text.startswith(moves) else text for name, text in parts.items()}

@@ -16,8 +16,9 @@ from fedjax8.directions import AUTO
 from fedjax8.errors import UserError
 from fedjax8.results.curves import Curve, Statistic, evaluations, simulated_seconds, statistic, waiting_share
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
+from fedjax8.results.log import NotYet, number
 from fedjax8.results.measure import ACCURACY, Measure, measure_of
-from fedjax8.results.runs import NotYet, RunFolder, Setting, number, read_settings
+from fedjax8.results.runs import RunFolder, Setting, read_settings
 
 SMOOTH_FROM = 50
 """Evaluations that every run must have for its metric to be smoothed by default."""
@@ -35,7 +36,7 @@ class Result(NamedTuple):
     best: Statistic | None
     """The metric on test rows where it, or that on validation rows, is best."""
     final: Statistic | None
-    """The metric on test rows at the end."""
+    """The metric on test rows at the end, of the runs in which it is finite there."""
     rounds: Statistic | None
     uplink_bytes: Statistic | None
     downlink_bytes: Statistic | None
@@ -113,11 +114,16 @@ def compare_runs(
     measure = measure_of(runs, metric, direction, on)
     _check_numbers(measure, target, margin)
     counts = {run.path: len(evaluations(run, measure.chooses)[0]) for run in runs}
+    never = [run.path for run in runs if not counts[run.path] and run.last(measure.chooses) is not None]
     if not any(counts.values()):
+        if never:
+            raise NotYet(f"{measure.chooses} of {never[0]} is not finite at any evaluation, and no other run has one")
         hold = ", or run with --config.validation=0.1" if on == "validation" else ""
         raise NotYet(f"no run has a {measure.chooses} yet; wait for a first evaluation{hold}")
-    left_out = [path for path, count in counts.items() if not count]
+    left_out = [path for path, count in counts.items() if not count and path not in never]
     warnings += [f"{path}: no {measure.chooses} yet, left out of the gain" for path in left_out]
+    warnings += _not_finite(runs, measure)
+    warnings += _losses_of_tasks(runs, measure)
     if smooth is None:
         smooth = SMOOTH_WINDOW if min(counts.values()) >= SMOOTH_FROM else 1
     evaluated = [run.rounds[evaluations(run, measure.chooses)[0]] for run in runs if counts[run.path] > 2]
@@ -177,10 +183,39 @@ def _unequal_lengths(setting: Setting) -> list[str]:
     ]
 
 
+def _not_finite(runs: Sequence[RunFolder], measure: Measure) -> list[str]:
+    """Warnings of runs in which the metric is not finite somewhere."""
+    warnings = []
+    for run in runs:
+        for key in dict.fromkeys((measure.chooses, measure.reports)):
+            every = run.logged.get(key, np.zeros(0, bool))
+            finite = len(evaluations(run, key)[0])
+            if finite == np.sum(every):
+                continue
+            last = run.last(key)
+            ends = "; its last is not, so it has no final value" if last is not None and math.isnan(last) else ""
+            said = f"{key} is finite at {finite} of {np.sum(every)} evaluations, which are compared alone"
+            warnings.append(f"{run.path}: {said}{ends}" if finite else f"{run.path}: {key} is never finite, left out")
+    return warnings
+
+
+def _losses_of_tasks(runs: Sequence[RunFolder], measure: Measure) -> list[str]:
+    """A warning of losses of several tasks, which are different functions."""
+    tasks = sorted({_text_of_task(run) for run in runs})
+    if len(tasks) < 2 or not (measure.metric == "loss" or measure.metric.endswith("_loss")):
+        return []
+    return [f"the runs have different tasks ({', '.join(tasks)}), so their losses are different functions"]
+
+
+def _text_of_task(run: RunFolder) -> str:
+    """The name of a run's task; runs without one were classifications."""
+    return str((run.config or {}).get("task.name", "classification"))
+
+
 def _result(
     setting: Setting, reference: Setting, target: float | None, smooth: int, margin: float, measure: Measure
 ) -> Result:
-    finals = [found[-1] for run in setting.runs if len(found := evaluations(run, measure.reports, smooth)[1])]
+    finals = [found[-1] for run in setting.runs if len(found := _to_the_end(run, smooth, measure))]
     pairing = pair(setting, reference, smooth, measure)
     compiling = [number(run.summary.get("compile_seconds")) for run in setting.runs]
     timed = [run for run in setting.runs if simulated_seconds(run) is not None]
@@ -211,6 +246,12 @@ def _result(
 def _last(run: RunFolder, name: str, reduce: Callable[[np.ndarray], float] = lambda values: values[-1]) -> float:
     """The value of a metric at the end of a run, or another of all; NaN where it was not logged."""
     return float(reduce(run.metrics[name])) if name in run.metrics else math.nan
+
+
+def _to_the_end(run: RunFolder, smooth: int, measure: Measure) -> np.ndarray:
+    """The smoothed metric on test rows; nothing of a run at whose last evaluation it is not finite."""
+    last = run.last(measure.reports)
+    return evaluations(run, measure.reports, smooth)[1] if last is not None and math.isfinite(last) else np.zeros(0)
 
 
 def _best(run: RunFolder, smooth: int, measure: Measure) -> float:

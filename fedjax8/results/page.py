@@ -14,11 +14,12 @@ from typing import Any
 
 from fedjax8.errors import UserError
 from fedjax8.results.comparison import Comparison
+from fedjax8.results.log import number
 from fedjax8.results.look import COLORS
 from fedjax8.results.panel import Panel, Section, style
 from fedjax8.results.panels import sections
 from fedjax8.results.report import about_whole_runs, explanation, shared_in_words, table
-from fedjax8.results.runs import RunFolder, Setting, number
+from fedjax8.results.runs import RunFolder, Setting
 from fedjax8.results.tables import Lines, as_csv, as_latex
 
 HERE = Path(__file__).parent

@@ -23,6 +23,7 @@ import numpy as np
 from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
+from fedjax8.results.log import number, read_lines
 from fedjax8.results.record import TIMES, Labels, labels_in, measures_in, staleness_in
 
 ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
@@ -32,7 +33,6 @@ LABEL_LENGTH = 44
 PLACES = ("seed", "workdir", "data_dir", "checkpoint_every", "checkpoint_seconds")
 """Config fields that do not make another setting: the seed, where files are, and when checkpoints come."""
 
-MOST = np.iinfo(np.int64).max
 
 _SKEW = {"hellinger_mean": float, "hellinger_max": float, "js_mean": float}
 _SPLIT = {
@@ -58,14 +58,6 @@ FORMS = {
 """Forms of the parts that are read of these files."""
 
 
-class NotJSON(ValueError):
-    """A line that is no JSON."""
-
-
-class NotYet(UserError):
-    """There is nothing to read until a run has logged a round, or been evaluated."""
-
-
 class RunFolder(NamedTuple):
     """One run folder. `T` logged lines, in order of rounds, each round once."""
 
@@ -85,7 +77,7 @@ class RunFolder(NamedTuple):
     `compile_seconds`. These are in the first line of a call whose rounds share the call's seconds evenly: within a call
     the sum is held at that of the line before."""
     metrics: dict[str, np.ndarray]
-    """Every number logged, float64 `[T]`, NaN where a line lacks it."""
+    """Every number logged, float64 `[T]`, NaN where a line lacks it, or has one that is not finite."""
     summary: dict[str, Any]
     """`summary.json`; empty if it is missing or older than the last line."""
     notes: tuple[str, ...]
@@ -99,6 +91,14 @@ class RunFolder(NamedTuple):
     labels: Labels = Labels()
     staleness: Mapping[int, int] = MappingProxyType({})
     """Contributions by age, over all lines that have them."""
+    logged: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Whether a line has the metric, finite or not, bool `[T]`, of every name in `metrics`."""
+
+    def last(self, metric: str) -> float | None:
+        """The value in the last line that has the metric, NaN where it is not finite; None if no line has it."""
+        (there,) = np.nonzero(self.logged.get(metric, ()))
+        value = float(self.metrics[metric][there[-1]]) if len(there) else None
+        return value if value is None or math.isfinite(value) else math.nan
 
 
 class Setting(NamedTuple):
@@ -132,6 +132,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         for name in dict.fromkeys(name for line in lines for name in line)
         if name not in ("round", "staleness")
     }
+    logged = {name: np.array([name in line for line in lines]) for name in metrics}
     per_round = metrics.get("round_seconds", np.full(len(lines), np.nan))
     compiling = np.nancumsum(metrics.get("compile_seconds", np.zeros(len(lines))))
     in_rounds = np.cumsum(per_round * np.diff(rounds, prepend=0))
@@ -141,6 +142,8 @@ def read_run(path: str | os.PathLike) -> RunFolder:
     missing = int(rounds[-1]) - len(rounds)
     if missing and np.median(np.diff(rounds, prepend=0)) == 1:  # not one that was logged now and then
         notes.append(f"{path}: {missing} of {rounds[-1]} rounds have no line: they were lost")
+    if summary and number(summary.get("rounds")) > rounds[-1]:
+        notes.append(f"{path}: metrics.jsonl ends at round {rounds[-1]} of {summary['rounds']}: later lines were lost")
     if not summary.get("finished", False):
         notes.append(f"{path}: the run is unfinished, read up to round {rounds[-1]}")
     file = f"{path / 'config.json'}"
@@ -163,6 +166,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         measures=measures,
         labels=labels,
         staleness=staleness_in(lines),
+        logged=logged,
     )
 
 
@@ -196,64 +200,6 @@ def _read_object(path: Path, notes: list[str], form: Any = None) -> dict[str, An
         notes.append(f"{path}: damaged, or of another version; ignored")
         return None
     return found
-
-
-def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The logged lines; of lines logged again after a resume, the last."""
-    file = path / "metrics.jsonl"
-    try:
-        # Not splitlines(): it also splits at characters that JSON allows inside a string.
-        texts = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        inner = any(path.glob("*/metrics.jsonl")) or any(path.glob("*/*/metrics.jsonl"))
-        hint = f"its subfolders do: give {path}/*" if inner else "give the --workdir of a run that has begun"
-        raise (UserError if inner else NotYet)(f"{str(path)!r} holds no metrics.jsonl; {hint}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    numbered = [(i, text) for i, text in enumerate(texts, 1) if text.strip()]
-    lines: list[dict[str, Any]] = []
-    repeated = 0
-    for i, text in numbered:
-        try:
-            line = _parse_line(text)
-        except NotJSON:
-            if i != numbered[-1][0]:
-                raise UserError(f"{file}, line {i}: not JSON; repair or remove that line") from None
-            notes.append(f"{file}: the last line is half written and was ignored")
-            continue
-        except ValueError as error:
-            raise UserError(f"{file}, line {i}: {error}; repair or remove that line") from None
-        while lines and lines[-1]["round"] >= line["round"]:
-            lines.pop()
-            repeated += 1
-        lines.append(line)
-    if not lines:
-        raise NotYet(f"{file} holds no complete line: the run has not logged a round yet")
-    if repeated:
-        notes.append(f"{file}: {repeated} line(s) logged again after a resume; the later ones were taken")
-    return lines
-
-
-def _parse_line(text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
-        raise NotJSON from error
-    if not isinstance(line, dict):
-        raise ValueError("not a JSON object")
-    for name in ("round", "uplink_bytes", "downlink_bytes"):
-        value = line.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
-            raise ValueError(f"{name} must be a whole number of 64 bits, not {json.dumps(value):.40}")
-    return line
-
-
-def number(value: Any) -> float:
-    """The value as a float, NaN for anything that is not a number, or beyond all floats."""
-    try:
-        return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
-        return math.nan
 
 
 def read_settings(paths: Iterable[str | os.PathLike], tags: Sequence[str] = ()) -> tuple[list[Setting], list[str]]:

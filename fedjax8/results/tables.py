@@ -1,7 +1,8 @@
 """The table of a comparison as CSV, for other programs, and as LaTeX, for a paper.
 
-CSV has a column for each config field that differs, numbers in full and in the units of the log (bytes, seconds, shares
-from 0 to 1), and means and standard deviations apart. LaTeX has the cells that people see, needs the package
+CSV has a column for each config field that differs (`config.rounds` and the like where another column has its name),
+numbers in full and in the units of the log (bytes, seconds, shares from 0 to 1), and means and standard deviations
+apart. LaTeX has the cells that people see, needs the package
 `booktabs`, and leaves out what is the same for all.
 """
 
@@ -49,9 +50,10 @@ def as_csv(found: Comparison) -> Lines:
     """The table as CSV: a heading, and a line for each setting."""
     fields = list(found.results[0].setting.fields)
     named = _named([result.setting for result in found.results])
-    names = ["setting", *named, *fields, "seeds"]
-    for name, _ in _numbers(found, found.results[0]):
-        names += [name, f"{name}_std"]
+    numbers = [column for name, _ in _numbers(found, found.results[0]) for column in (name, f"{name}_std")]
+    others = {"setting", *named, "seeds", *numbers}
+    heads = [f"config.{field}" if field in others else field for field in fields]
+    names = ["setting", *named, *heads, "seeds", *numbers]
     lines = [_csv_line(names)]
     for result in found.results:
         labels = [_label(result.setting, name) for name in named]

@@ -17,7 +17,7 @@ from rich.text import Text
 from fedjax8.directions import in_words
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.results.durations import readable_duration
-from fedjax8.results.runs import number
+from fedjax8.results.log import number
 from fedjax8.running.notebook_bar import NotebookBar, in_notebook
 from fedjax8.streams import console_on
 
@@ -52,7 +52,7 @@ def readable_bytes(count: int) -> str:
     value, unit = float(count), 0
     while value >= 999.5 and unit < len(UNITS) - 1:
         value, unit = value / 1000, unit + 1
-    return f"{value:.{max(0, 3 - len(str(int(value + 0.5))))}f} {UNITS[unit]}"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {UNITS[unit]}"
 
 
 LARGEST_PLAIN = 1000.0

@@ -258,7 +258,7 @@ def _simulated(ledger: Ledger) -> dict[str, Any]:
     return {"simulated_seconds": ledger.seconds, "wasted_bytes": ledger.wasted_bytes}
 
 
-def _is_evaluated(name: str) -> bool:
+def is_evaluated(name: str) -> bool:
     """Whether a metric is of an evaluation, of the model or one of its views."""
     return any(name.startswith(part) or f"_{part}" in name for part in EVALUATED)
 
@@ -273,7 +273,7 @@ def _summary(
         "rounds": state.round,
         f"test_{metric}": last.get(f"test_{metric}"),
         "test_loss": last.get("test_loss"),
-        **{name: value for name, value in sorted(last.items()) if _is_evaluated(name)},
+        **{name: value for name, value in sorted(last.items()) if is_evaluated(name)},
         **{name: value for name, value in sorted(last.items()) if name.startswith("personal_")},
         **state.ledger.totals(),
         "saving": state.ledger.saving,

@@ -2,7 +2,8 @@
 
     {"seeds": [0, 1, 2], "test_accuracy": {"mean": 0.91, "deviation": 0.004, "count": 3}, ...}
 
-`deviation` is the sample standard deviation. Numbers that are not finite are left out; `count` says how many are in.
+`deviation` is the sample standard deviation. Numbers that are not finite are left out; `count` says how many are in,
+and where it is 0 there is no mean.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any
 
 from fedjax8.directions import in_words
 from fedjax8.results.curves import statistic
-from fedjax8.results.runs import number
+from fedjax8.results.log import number
 from fedjax8.running.console import readable_number
 
 
@@ -21,7 +22,9 @@ def over_seeds(seeds: Sequence[int], summaries: Sequence[Mapping[str, Any]]) -> 
     found: dict[str, Any] = {"seeds": list(seeds)}
     for name in names:
         values = [summary.get(name) for summary in summaries]
-        over = statistic(number(value) for value in values if not isinstance(value, bool))
+        over = statistic(map(number, values))
+        if over is None and name in {n for s in summaries for n, v in s.items() if v is None or isinstance(v, float)}:
+            found[name] = {"mean": None, "deviation": None, "count": 0}
         if over:
             deviation = over.spread if math.isfinite(over.spread) else None
             found[name] = {"mean": over.mean, "deviation": deviation, "count": over.count}
@@ -35,6 +38,9 @@ def seeds_in_words(found: Mapping[str, Any], metric: str = "accuracy") -> str:
         if name not in found:
             continue
         mean, deviation, count = (found[name][part] for part in ("mean", "deviation", "count"))
+        if not count:
+            parts.append(f"{in_words(name)} is finite in none of them")
+            continue
         beside = [] if deviation is None else [f"deviation {readable_number(deviation)}"]
         beside += [f"of {count} of them"] if count < len(found["seeds"]) else []
         said = f" ({', '.join(beside)})" if beside else ""

@@ -39,6 +39,8 @@ def test_early_stopping_counts_values_that_are_not_better_than_the_best():
 def test_a_target_is_reached_at_or_beyond_its_value():
     assert shown(target(0.5, "test_accuracy"), [0.4, None, 0.5, 0.6], "test_accuracy")[0] == [3, 4]
     assert shown(target(0.5, "test_loss"), [0.6, math.nan, 0.5])[0] == [3]
+    assert shown(target(0.5, "test_accuracy"), [math.inf, 0.6], "test_accuracy")[0] == [2]
+    assert shown(target(0.5, "test_loss"), [-math.inf, 0.4])[0] == [2]
     assert shown(target(2.0, "test_size", direction="lower"), [3.0, 1.0], "test_size")[0] == [2]
 
 

@@ -169,6 +169,35 @@ def test_a_run_without_evaluations_is_reported_and_alone_an_error(tmp_path, two_
         compare_runs([bare])
 
 
+def test_a_value_that_is_not_finite_is_said_and_an_earlier_one_does_not_stand_for_the_last(
+    tmp_path, two_settings, write_run
+):
+    ends = write_run(tmp_path / "ends", [0.5, math.nan, 0.9, math.nan], (1, 1), bits=2)
+    between = write_run(tmp_path / "between", [0.5, math.nan, 0.9], (1, 1), bits=3)
+    never = write_run(tmp_path / "never", [math.nan, math.nan], (1, 1), bits=4)
+    found = compare_runs([*two_settings, ends, between, never])
+    of_ends, of_between, of_never = found.results[-3:]
+    assert of_ends.final is None and of_ends.best.mean == 0.9 and of_between.final.mean == 0.9
+    assert of_never.final is None and of_never.best is None
+    said = [warning for warning in found.warnings if "finite" in warning]
+    assert said == [
+        f"{ends}: test_accuracy is finite at 2 of 4 evaluations, which are compared alone; its last is not, so it has "
+        "no final value",
+        f"{between}: test_accuracy is finite at 2 of 3 evaluations, which are compared alone",
+        f"{never}: test_accuracy is never finite, left out",
+    ]
+    with pytest.raises(UserError, match=r"test_accuracy of .*never is not finite at any evaluation"):
+        compare_runs([never])
+
+
+def test_losses_of_different_tasks_are_compared_with_a_warning_alone(tmp_path, write_run):
+    a = write_run(tmp_path / "a", [0.5, 0.6])
+    b = write_run(tmp_path / "b", [0.5, 0.6], task={"name": "regression"})
+    said = "the runs have different tasks (classification, regression), so their losses are different functions"
+    assert said in compare_runs([a, b], metric="loss").warnings
+    assert said not in compare_runs([a, b]).warnings and said not in compare_runs([b], metric="loss").warnings
+
+
 def test_unequal_evaluation_intervals_and_lengths_are_reported(tmp_path, write_run):
     a = write_run(tmp_path / "a", [0.5] * 4, (1, 1), every=5, seed=0)
     b = write_run(tmp_path / "b", [0.5] * 8, (1, 1), every=1, seed=1, finished=False)

@@ -34,6 +34,24 @@ def test_seconds_of_one_round_are_counted_for_every_round_since_the_line_before(
     assert read_run(write_folder(tmp_path / "a", {}, lines)).elapsed_seconds.tolist() == [1.0, 4.0]
 
 
+def test_totals_of_bytes_that_fall_are_damage(tmp_path, write_folder):
+    folder = write_folder(tmp_path / "a", {}, [line(1), line(2, downlink_bytes=3)])
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: downlink_bytes falls from 7 to 3, but is a total"):
+        read_run(folder)
+
+
+def test_lines_that_are_fewer_than_the_rounds_of_the_summary_are_said_to_be_lost(tmp_path, write_folder):
+    run = read_run(write_folder(tmp_path / "a", {}, [line(1)], {"rounds": 4, "finished": True}))
+    assert run.notes == (f"{tmp_path / 'a'}: metrics.jsonl ends at round 1 of 4: later lines were lost",)
+
+
+def test_the_last_value_is_that_of_the_last_line_that_has_the_metric(tmp_path, write_folder):
+    lines = [line(1, test_a=0.5, test_b=0.5, test_c=0.5), line(2, test_b=None, test_c=True), line(3)]
+    run = read_run(write_folder(tmp_path / "a", {}, lines))
+    assert run.last("test_a") == 0.5 and run.last("test_d") is None
+    assert np.isnan(run.last("test_b")) and np.isnan(run.last("test_c"))
+
+
 def test_byte_totals_beyond_32_and_53_bits_stay_exact(tmp_path, write_folder):
     run = read_run(write_folder(tmp_path / "a", {}, [line(1, uplink_bytes=2**60 + 1)]))
     assert run.uplink_bytes == (2**60 + 1,)

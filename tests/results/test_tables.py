@@ -40,6 +40,14 @@ def test_csv_has_fields_and_numbers_in_full_means_and_deviations_apart(found):
     assert (first["uplink_bytes"], first["downlink_bytes"], first["seconds_of_compiling"]) == ("900", "300", "")
 
 
+def test_no_two_columns_of_csv_have_one_name(tmp_path, write_run):
+    runs = [write_run(tmp_path / f"{n}", [0.5] * n, rounds=n, bits=n) for n in (1, 2)]
+    (heading, *lines) = csv.reader(io.StringIO(as_csv(compare_runs(runs)).text))
+    assert len(set(heading)) == len(heading)
+    for name in ("config.rounds", "bits", "rounds"):
+        assert [line[heading.index(name)] for line in lines] == ["1", "2"]
+
+
 def test_latex_is_a_tabular_of_what_differs_with_text_escaped(found):
     assert as_latex(found).text == (
         "% Needs \\usepackage{booktabs}.\n"

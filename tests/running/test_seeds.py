@@ -29,4 +29,12 @@ def test_the_line_is_of_the_runs_own_metric():
     )
     assert seeds_in_words(found, "auc").startswith("mean over 3 seeds: test AUC 0.7500 (of 1 of them), test loss")
     assert seeds_in_words(over_seeds([0, 1], [{}, {}])) == "mean over 2 seeds: nothing was evaluated"
+    lost = over_seeds(
+        [0, 1], [{"test_accuracy": 0.5, "test_loss": math.nan}, {"test_accuracy": 0.5, "test_loss": None}]
+    )
+    assert lost["test_loss"] == {"mean": None, "deviation": None, "count": 0}
+    assert (
+        seeds_in_words(lost)
+        == "mean over 2 seeds: test accuracy 0.5000 (deviation 0.0000), test loss is finite in none of them"
+    )
     assert seeds_in_words(found).isascii() and seeds_in_words(found, "r2").isascii()

@@ -4,20 +4,22 @@ trained for different times are compared at the same ones.
 Agarwal and Pileggi, arXiv 2410.09933. Of the paper the abstract was read; the equations follow a summary of it, their
 signs and what is marked below were inferred.
 
-    dx/dt = sum_i I_i,      L dI_i/dt = x_i - x,      dx_i/dt = -p_i grad f_i(x_i) - I_i,      p_i = n_i / sum_j n_j
+    dx/dt = sum_i I_i,      L dI_i/dt = x_i - x,      dx_i/dt = -q_i grad f_i(x_i) - I_i,      q_i = n_i / mean_j n_j
 
-    client i, I_i held:  from x, e_i steps y <- y - eta (p_i g_i(y) + I_i);    T_i = e_i eta;    u_i = (y_i - x) / T_i
+    client i, I_i held:  from x, e_i steps y <- y - eta (q_i g_i(y) + I_i);    T_i = e_i eta;    u_i = (y_i - x) / T_i
     Gamma_i(t) = x + t u_i                               its path, interpolated up to T_i and extrapolated beyond it
     server, 0 <= t <= max_i T_i, backward Euler with steps dt, of which each solves for x+ and all I_i+:
-        x+ = x + dt sum_i I_i+,    L (I_i+ - I_i) / dt = Gamma_i(t + dt) - (I_i+ - I_i) / G - x+,    G = 1/dt + H/K
+        x+ = x + dt sum_i I_i+,    L (I_i+ - I_i) / dt = Gamma_i(t + dt) - (I_i+ - I_i) / G - x+,    G = 1/dt + H
 
 dt is chosen so that the estimate of the local truncation error, dt/2 times the change of a derivative, is below
 `tolerance` for x and for sum_i I_i. At equilibrium all x_i = x and sum_i I_i = 0, which is the optimum.
 
-Chosen here: sensitivities G are scalars, the same for all clients, from one curvature H at the mean share 1/K; clients
-start each round from x; flows of clients that are not in the round stay as they are and go on acting on x. With them
-the solution needs no more of the clients than sum_i u_i and max_i T_i, and flow i moves by b + a u_i with the same b
-and a for all, so that it stays with its client:
+Chosen here: weights q_i are K times the paper's p_i = n_i / sum_j n_j. That is the same circuit in a time K times as
+fast, with flows K times as large and L divided by K^2; as published, K + 1 states of unit capacity share one gradient,
+so that x moves K + 1 times as slowly as FedAvg's at the same eta. Sensitivities G are scalars, the same for all
+clients, from one curvature H. Clients start each round from x. Flows of clients that are not in the round stay as they
+are and go on acting on x. With these G the solution needs no more of the clients than sum_i u_i and max_i T_i, and flow
+i moves by b + a u_i with the same b and a for all, so that it stays with its client:
 
     beta = (dt/L) / (1 + dt / (L G)),    b = sum of beta (x_0 - x+),    a = sum of beta (t + dt)      over the steps
 
@@ -120,11 +122,11 @@ def fedecado(
       local: the clients' local training; its optimizer must be plain SGD with step `learning_rate`, in which time is
         measured.
       learning_rate: eta; with a local training that is `scheduled`, the optimizer's own, which the schedule multiplies.
-      inductance: L; the smaller, the faster flows follow the differences of the models.
-      curvature: H, an estimate of the largest curvature of a client's loss; 0 ignores how clients answer to flows.
+      inductance: L; the smaller, the faster flows follow the differences of the models. Below max_i T_i^2 / 4 flows
+        may grow from round to round, since clients hold them for so long.
+      curvature: H, an estimate of the curvature of a client's loss; infinite ignores how clients answer to flows.
       tolerance: of the local truncation error, in units of parameters.
-      weighting: p_i by `examples`, or `uniform`, 1/K. With few clients a round the number of all examples is estimated
-        from the cohort's mean.
+      weighting: q_i by `examples`, or `uniform`, 1. The mean number of examples is that of the cohort.
       model_state: `average` or `fixed`; see `parts.from_parts`.
       aggregate: the rule that replaces the mean of the velocities u_i.
     """
@@ -157,11 +159,11 @@ def fedecado(
 
     def round_(link: Link, state: FedecadoState, cohort: Cohort, key) -> RoundOutput:
         down_key, client_key, flow_key = jax.random.split(key, 3)
-        share = jnp.float32(1 / link.num_clients)
+        share = jnp.float32(1)
         if weighting == "examples":
             count = lambda _, memory, rows, __: (Partial((rows.size.astype(jnp.float32), jnp.float32(1))), memory)
             examples, clients = link.on_clients(count, (), cohort, client_key)[0].sum
-            share *= clients / jnp.maximum(examples, 1.0)
+            share = clients / jnp.maximum(examples, 1.0)
         variables = state.variables
         tree = {"params": variables.params, "share": share}
         tree |= {"state": variables.state} if model_state == "average" else {}
@@ -192,7 +194,7 @@ def fedecado(
                 reduced.weight,
                 duration,
                 inductance=inductance,
-                curvature=curvature / link.num_clients,
+                curvature=curvature,
                 tolerance=tolerance,
             )
         new = FedecadoState(
@@ -245,7 +247,7 @@ def solve(
       velocities: sum of u_i over the clients of the round.
       count: their number.
       duration: of the window.
-      inductance, curvature, tolerance: L, the curvature in G, and the bound of the error of a step.
+      inductance, curvature, tolerance: L, H, and the bound of the error of a step.
     """
     smallest = duration / MOST_STEPS
 

@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 from fedjax8 import codecs, executors
-from fedjax8.algorithms.diloco import START, Streaming, diloco, parts_of
+from fedjax8.algorithms.diloco import diloco
+from fedjax8.algorithms.diloco_stream import START, Streaming, parts_of
 from fedjax8.algorithms.streaming_diloco import streaming_diloco
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData

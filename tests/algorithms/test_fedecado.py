@@ -35,14 +35,14 @@ def flows_of(state):
 
 
 def test_it_ends_at_the_optimum_with_flows_that_hold_each_client_there(toys):
-    """Q2, p = 1/2: x = 0.8, I_i = -f_i'(0.8) / 2, in spite of five local steps."""
+    """Q2: x = 0.8 in spite of five local steps; I_i = -q_i f_i'(0.8), K = 2 times those of weights p_i = 1/2."""
     make = functools.partial(fedecado, learning_rate=toys.LEARNING_RATE)
     sim = toys.build(make, toys.q2(), steps=5, rounds_per_call=64)
-    state, lines = sim.run_rounds(sim.init(), 64)
+    state, lines = sim.run_rounds(sim.run_rounds(sim.init(), 64)[0], 64)
     assert float(sim.variables(state).params["x"]) == pytest.approx(0.8, abs=1e-5)
-    np.testing.assert_allclose(flows_of(state), [-0.4, 0.4], atol=1e-5)
+    np.testing.assert_allclose(flows_of(state) / 2, [-0.4, 0.4], atol=1e-5)
     # Of one number: x, the share, b and a down; u and T up.
-    assert lines[-1]["uplink_bytes"] == 64 * 2 * 8 and lines[-1]["downlink_bytes"] == 64 * 2 * 16
+    assert lines[-1]["uplink_bytes"] == 128 * 2 * 8 and lines[-1]["downlink_bytes"] == 128 * 2 * 16
     assert {c.name for c in state.ledger.sent} == {"model", FLOWS}
 
 
@@ -54,13 +54,13 @@ def test_a_round_is_the_solution_of_one_linear_system(toys):
     )
     sim = toys.build(make, toys.clients(A, B, ROWS), epochs=1, start=2.0)
     x, flows, state = 2.0, np.zeros(3), sim.init()
-    shares, times = ROWS / ROWS.sum(), toys.LEARNING_RATE * ROWS
+    shares, times = ROWS / ROWS.mean(), toys.LEARNING_RATE * ROWS
     for _ in range(4):
         ends = np.full(3, x)
         for i, steps in enumerate(ROWS):
             for _ in range(steps):
                 ends[i] -= toys.LEARNING_RATE * (shares[i] * A[i] * (ends[i] - B[i]) + flows[i])
-        x, flows = circuit(x, flows, ends, times, times.max(), inductance, curvature / 3)
+        x, flows = circuit(x, flows, ends, times, times.max(), inductance, curvature)
         state, line = sim.run_round(state)
         assert line["solver_steps"] == 1 and line["window"] == pytest.approx(times.max(), rel=1e-6)
         assert float(sim.variables(state).params["x"]) == pytest.approx(x, abs=10 * FLOAT32)

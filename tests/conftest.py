@@ -1,6 +1,7 @@
 """Set up before JAX starts: four fake CPU devices, a compilation cache that outlives the run, small shared fixtures."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -30,6 +31,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as nohup and & leave it
 import jax
 import numpy as np
 import pytest
+
+# What tracing makes is many small objects, and what tests have compiled stays: Python would look for cycles among all
+# of these hundreds of times, which is a twentieth of the time of the suite.
+gc.set_threshold(50_000, 20, 100)
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)

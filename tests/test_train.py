@@ -224,28 +224,60 @@ def test_another_config_in_the_same_workdir_is_refused_and_names_the_fields(unbr
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config.rond=3"], "did you mean 'rounds'"),
-        (["--confg=x"], "confg"),
-        (["--config=nowhere.py"], "no file 'nowhere.py'"),
-        (["somewhere"], "unexpected argument 'somewhere'"),
-        (["--config.rounds"], "needs a value"),
-        (["--config.data.name=mnist", "--data_dir=/nowhere"], "python -m fedjax8.fetch mnist"),
-        (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
-        (["--dry_run", "--seeds=0,1"], "--dry_run is of one run"),
-        (["--writers=tensorboard"], "--writers needs a --workdir"),
-        (["--name=small"], "--name needs a --workdir"),
-    ],
-)
-def test_a_users_mistake_is_one_line_and_status_2(flags, message, tmp_path):
-    done = train(*flags)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("fedjax8: ")
-    assert message in done.stderr
+MISTAKES = [
+    (["--config.rond=3"], "did you mean 'rounds'"),
+    (["--confg=x"], "confg"),
+    (["--config=nowhere.py"], "no file 'nowhere.py'"),
+    (["somewhere"], "unexpected argument 'somewhere'"),
+    (["--config.rounds"], "needs a value"),
+    (["--config.data.name=mnist", "--data_dir=/nowhere"], "python -m fedjax8.fetch mnist"),
+    (["--workdir=/proc/nowhere/x"], "--workdir: cannot write"),
+    (["--dry_run", "--seeds=0,1"], "--dry_run is of one run"),
+    (["--writers=tensorboard"], "--writers needs a --workdir"),
+    (["--name=small"], "--name needs a --workdir"),
+]
+SEEDS = ("0,0", "-1", "one")
+IN_TURN = """
+import json, os, pathlib, sys
+from fedjax8 import build, cli, launch, train
+
+folder, results = pathlib.Path(sys.argv[1]), []
+for flags in json.loads(sys.argv[2]):
+    process = os.fork()
+    if not process:
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = ["train", *flags]
+        cli.run(train.main, train.parse_flags)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    results.append([status, (folder / "stdout").read_text(), (folder / "stderr").read_text()])
+print(json.dumps(results))
+"""
+"""Runs the program once for each list of flags, each time in a process of its own that has what this imported."""
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    """(status, stdout, stderr) of each of MISTAKES and SEEDS, and the folder that the latter were to write."""
+    folder = tmp_path_factory.mktemp("mistaken")
+    cases = [flags for flags, _ in MISTAKES]
+    cases += [[f"--seeds={seeds}", f"--workdir={folder / 'run'}"] for seeds in SEEDS]
+    program = [sys.executable, "-c", IN_TURN, str(folder), json.dumps(cases)]
+    done = subprocess.run(program, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    keys = [message for _, message in MISTAKES] + list(SEEDS)
+    return dict(zip(keys, json.loads(done.stdout), strict=True)), folder
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES)
+def test_a_users_mistake_is_one_line_and_status_2(flags, message, mistaken):
+    status, stdout, stderr = mistaken[0][message]
+    assert status == 2
+    assert stdout == ""
+    assert len(stderr.splitlines()) == 1
+    assert stderr.startswith("fedjax8: ")
+    assert message in stderr
 
 
 def test_several_mistakes_are_told_at_once_and_leave_no_file_behind(tmp_path):
@@ -337,11 +369,12 @@ def test_seeds_at_once_leave_the_folders_of_runs_one_by_one(tmp_path):
         assert len(accuracies) == 5 and all(0 <= accuracy <= 1 for accuracy in accuracies)
 
 
-@pytest.mark.parametrize("seeds", ["0,0", "-1", "one"])
-def test_impossible_seeds_are_a_user_error(tmp_path, seeds):
-    done = train(f"--seeds={seeds}", f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 2 and "--seeds" in done.stderr
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_impossible_seeds_are_a_user_error(seeds, mistaken):
+    results, folder = mistaken
+    status, _, stderr = results[seeds]
+    assert status == 2 and "--seeds" in stderr
+    assert not (folder / "run").exists()
 
 
 @pytest.fixture

@@ -51,10 +51,10 @@ def vector() -> Model:
     )
 
 
-def after_a_round(toys, a, make, uplink=None, rounds=1):
-    """`(w [D], metrics)` after a round, or some, of one client for each entry of `a`, from zeros."""
+def simulation(toys, a, make, uplink=None):
+    """One client for each entry of `a`, that all take part in a round."""
     local = local_training(vector(), optax.sgd(1.0), batch_plan(1, epochs=1))
-    sim = simulate(
+    return simulate(
         make(local),
         toys.clients(a, np.ones(len(a))),
         cohort_size=len(a),
@@ -62,10 +62,19 @@ def after_a_round(toys, a, make, uplink=None, rounds=1):
         downlink=none(),
         executor=loop(),
     )
+
+
+def ends(sim, rounds=1):
+    """`(w [D], metrics)` after that many rounds, from zeros."""
     state, metrics = sim.run_round(sim.init())
     for _ in range(rounds - 1):
         state, metrics = sim.run_round(state)
     return np.asarray(sim.variables(state).params["w"]), metrics
+
+
+def after_a_round(toys, a, make, uplink=None, rounds=1):
+    """`(w [D], metrics)` after a round, or some, of one client for each entry of `a`, from zeros."""
+    return ends(simulation(toys, a, make, uplink), rounds)
 
 
 def test_without_noise_and_bound_it_is_unweighted_fedavg(toys):
@@ -102,16 +111,31 @@ def test_the_mean_has_noise_of_deviation_z_s_over_m(toys, noise):
     assert metrics["excluded"] == 0
 
 
-def after_losses(toys, lost, noise="clients", make_attack=None):
-    """As `after_a_round` with noise of deviation 1.5 * 2 on the sum, of 8 clients of which some are lost."""
+LOST = set()
+"""The clients that drop out, asked for while a round runs, so that one program serves all choices."""
+
+
+@functools.cache
+def losing(toys, noise, make_attack=None):
+    """A simulation with noise of deviation 1.5 * 2 on the sum, of 8 clients of which those in LOST drop out."""
+
+    def gone(key, ids):
+        asked = lambda ids: np.isin(ids, list(LOST))
+        return jax.pure_callback(asked, jax.ShapeDtypeStruct(ids.shape, bool), ids)
 
     def make(local):
-        algorithm = private(2.0, 1.5, noise=noise)(local)
-        gone = Dropout(lambda key, ids: jnp.isin(ids, jnp.array(lost, jnp.int32)))
-        algorithm = with_dropout(algorithm, gone)
+        algorithm = with_dropout(private(2.0, 1.5, noise=noise)(local), Dropout(gone))
         return attacked(algorithm, make_attack) if make_attack else algorithm
 
-    return after_a_round(toys, [0.0] * 8, make)
+    return simulation(toys, [0.0] * 8, make)
+
+
+def after_losses(toys, lost, noise="clients", make_attack=None):
+    """As `after_a_round` of the simulation above, some clients of which are lost."""
+    sim = losing(toys, noise, make_attack)
+    LOST.clear()
+    LOST.update(lost)
+    return ends(sim)
 
 
 @pytest.mark.parametrize("lost", [(), (3,), (0, 2, 4, 6), (1, 2, 3, 4, 5, 6, 7)])

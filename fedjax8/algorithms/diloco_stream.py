@@ -119,7 +119,7 @@ class Streaming:
                 # The messages of part `arriving` are under way while these steps go on.
                 cohort, sums, link = self._train_on(link, state, cohort, train_key, first, middle, calls == 0)
                 report, calls = trees.add(report, sums), calls + 1
-            # Here the part `arriving` has to be with every client.
+            link = link.wait(cohort)  # here the part `arriving` has to be with every client
             cohort, state, sums, clients, link = self._exchange(
                 link, state, cohort, keys, name, arriving, middle, end, calls == 0
             )
@@ -170,7 +170,7 @@ class Streaming:
             at, report = self._trained(state, self._in_step(state, at), rows, first, end)
             return Partial(report), at
 
-        totals, _, states, link = link.on_clients(work, state, cohort, key)
+        totals, _, states, link = link.on_clients(work, state, cohort, key, steps=end - first)
         return cohort._replace(states=states), totals.sum, link
 
     def _in_step(self, state: DilocoState, at: InRound) -> InRound:
@@ -226,7 +226,7 @@ class Streaming:
             at = at._replace(worker=at.worker._replace(steps=state.exchanges + 1))
             return Contribution(sent, client_weight(self.weighting, rows.size), at, report)
 
-        # Both messages may take as long as the next `delay` steps.
+        under_way = self.delay > 0  # both messages may take as long as the next `delay` steps
         reduced, states, link = link.map_clients(
             work,
             state,
@@ -236,6 +236,7 @@ class Streaming:
             aggregate=self.aggregate,
             origin={"state": state.common.state} if with_state else {},
             steps=end - first,
+            background=under_way,
         )
         old, memory = split.cut(state.variables.params, name), state.memory[name]
         new, memory = outer_step(self.local, self.optimizer, old, reduced.mean["update"], memory)
@@ -245,7 +246,7 @@ class Streaming:
         state = trees.select(reduced.weight > 0, stepped, state)
         tree = {"params": split.cut(state.variables.params, name)}
         tree |= {"state": state.variables.state} if with_state else {}
-        received, link = link.broadcast(keys[1], tree, cohort, channel)
+        received, link = link.broadcast(keys[1], tree, cohort, channel, background=under_way)
         common = Variables(
             split.put(state.common.params, received["params"]), received.get("state", state.common.state)
         )

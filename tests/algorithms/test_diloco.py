@@ -19,6 +19,7 @@ from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
 from fedjax8.local import local_training
 from fedjax8.models.linen import from_linen
+from fedjax8.systems import same
 from fedjax8.types import Model, Variables
 
 FLOAT32 = 2e-6  # a few units in the last place near 1
@@ -35,7 +36,7 @@ class Layers(nn.Module):
         )
 
 
-def layered(make, *, optimizer=None, steps=4, uplink=None, rounds_per_call=1):
+def layered(make, *, optimizer=None, steps=4, uplink=None, rounds_per_call=1, system=None):
     """A simulation of three clients of different rows with the model above."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(12, 3)).astype(np.float32)
@@ -49,6 +50,7 @@ def layered(make, *, optimizer=None, steps=4, uplink=None, rounds_per_call=1):
         downlink=codecs.none(),
         executor=executors.loop(),
         rounds_per_call=rounds_per_call,
+        system=system,
     )
 
 
@@ -132,6 +134,20 @@ def test_a_cycle_has_the_bytes_of_diloco_and_its_peak_is_the_largest_part():
     sizes = [c.message_bytes for c in state.ledger.sent if c.direction == "up"]
     assert sorted(sizes) == [4 * 12, 4 * 28, 4 * 40] and sum(sizes) * 3 == of_model
     assert [c.name for c in state.ledger.sent if state.ledger.sent[c] == 3] == [START]
+
+
+@pytest.mark.parametrize("step_seconds", [1.0, 20.0, 0.0])
+def test_parts_travel_while_the_next_steps_go_on(step_seconds):
+    """Three parts, at 4 B/s up and down: of each transfer one step's time is hidden, nothing of the last one's."""
+    make = functools.partial(diloco, parts=3, delay=1)
+    links = same(step_seconds, up_bandwidth=4.0, down_bandwidth=4.0)
+    sim = layered(make, steps=6, system=links)
+    state, first = sim.run_rounds(sim.init(), 1)
+    second = sim.run_rounds(state, 1)[1][0]["simulated_seconds"] - first[0]["simulated_seconds"]
+    sizes = {d.channel.name: d.channel.message_bytes for d in sim.discover() if d.channel.direction == "up"}
+    *others, last = (2 * sizes[f"model/part_{p}"] / 4 for p in (1, 2, 0))
+    hidden = sum(max(0.0, seconds - step_seconds) for seconds in others)
+    assert second == pytest.approx(6 * step_seconds + hidden + last)
 
 
 @pytest.mark.parametrize("delay", [0, 2])

@@ -12,7 +12,7 @@ is charged for the messages that it receives and sends itself. A late client's m
 aggregate nor in the bytes sent, and from then on the server sends it nothing in that round.
 
 A message in the *background* takes its time beside the local steps that go on meanwhile: it moves T, and the client
-waits for it where the round says so (`wait`).
+waits for it where the round says so (`wait`), at the round's end at the latest.
 
 The round takes max(T, t_i of those who are neither late nor dropped) seconds; if someone is late, it lasts until the
 deadline.
@@ -281,7 +281,8 @@ class Clock:
     def elapsed_in(self, cohort: Cohort) -> Elapsed:
         """Time and waste of the round, the same on every shard; `cohort` as it was asked."""
         asked, gone, wasted = cohort.valid, self.gone & cohort.valid, self.wasted & cohort.valid
-        elapsed, busy, asked, gone, late = self.executor.gather((self.elapsed, self.busy, asked, gone, self.late))
+        done = jnp.maximum(self.elapsed, self.due)  # a message in the background belongs to its round
+        elapsed, busy, asked, gone, late = self.executor.gather((done, self.busy, asked, gone, self.late))
         there = asked & ~gone
         last = jnp.maximum(jnp.max(jnp.where(there, elapsed, 0.0), initial=0.0), self.server)
         last = jnp.where(last > 0, last, jnp.max(jnp.where(asked, elapsed, 0.0), initial=0.0))

@@ -47,14 +47,25 @@ def measures_in(document: Mapping[str, Any], where: str, notes: list[str]) -> Me
 
 
 def labels_in(document: Mapping[str, Any], where: str, notes: list[str]) -> Labels:
-    """A person's labels. A note is added about what cannot be read."""
+    """A person's labels, in one line each. A note is added about what cannot be read."""
     labels = document.get("labels") if "config" in document else None
     if labels is None:
         return Labels()
     if not has_form(labels, LABELS):
         notes.append(f"{where}: its labels are damaged, or of another version; ignored")
         return Labels()
-    return Labels(labels.get("name", ""), tuple(labels.get("tags", ())), labels.get("note", ""))
+    tags = tuple(in_one_line(tag) for tag in labels.get("tags", ()))
+    return Labels(in_one_line(labels.get("name", "")), tags, in_one_line(labels.get("note", "")))
+
+
+def in_one_line(text: str) -> str:
+    """Text with one space for each run of white space, and without control characters, which would move a terminal's
+    cursor, end a row of a table, and which LaTeX refuses.
+
+    >>> in_one_line("a\\n b\\x1b[31m")
+    'a b[31m'
+    """
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable() or letter == "\u200d")
 
 
 def staleness_in(lines: Iterable[Mapping[str, Any]]) -> dict[int, int]:

@@ -24,7 +24,7 @@ from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
 from fedjax8.results.log import number, read_lines
-from fedjax8.results.record import TIMES, Labels, labels_in, measures_in, staleness_in
+from fedjax8.results.record import TIMES, Labels, in_one_line, labels_in, measures_in, staleness_in
 
 ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
 ABSENT = "-"
@@ -224,7 +224,8 @@ def read_settings(paths: Iterable[str | os.PathLike], tags: Sequence[str] = ()) 
         raise UserError("no run folder given; give one or more, for example runs/*")
     if tags:
         known = sorted({tag for run in runs.values() for tag in run.labels.tags})
-        runs = {path: run for path, run in runs.items() if set(tags) <= set(run.labels.tags)}
+        asked = set(map(in_one_line, tags))
+        runs = {path: run for path, run in runs.items() if asked <= set(run.labels.tags)}
         if not runs:
             raise UserError(f"no run has the tag {', '.join(tags)}; there are {', '.join(known) or 'no tags at all'}")
     warnings += [note for run in runs.values() for note in run.notes]

@@ -56,3 +56,10 @@ def test_the_file_of_means_over_seeds_is_no_run_and_no_warning(tmp_path, write_f
     (tmp_path / "seeds" / "seeds.json").write_text("{}")
     settings, warnings = read_settings((tmp_path / "seeds").iterdir())
     assert (len(settings), warnings) == (1, [])
+
+
+def test_labels_are_shown_in_one_line_without_control_characters(tmp_path, write_folder):
+    labels = {"name": "a\n\tb \x1b[31mred", "tags": ["p\r\nq"], "note": "日本 $x$ é"}
+    found = read_run(write_folder(tmp_path / "a", {}, labels=labels)).labels
+    assert found == ("a b [31mred", ("p q",), "日本 $x$ é")
+    assert read_settings([tmp_path / "a"], ["p\r\nq"])[0]

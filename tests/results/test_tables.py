@@ -93,7 +93,7 @@ def test_a_cell_with_commas_and_quotes_stays_one_cell(tmp_path, write_run):
     labels = {"labels": {"note": 'a, "b"\nc'}}
     text = as_csv(compare_runs([write_run(tmp_path / "a", [0.5], document=labels)])).text
     (row,) = csv.DictReader(io.StringIO(text))
-    assert row["note"] == 'a, "b"\nc' and row["best_accuracy_std"] == ""
+    assert row["note"] == 'a, "b" c' and row["best_accuracy_std"] == ""
 
 
 def test_simulated_seconds_are_columns_of_both_where_all_runs_have_a_clock(tmp_path, write_run):

@@ -217,14 +217,14 @@ def plot() -> None:
     uplinks = sorted({uplink for _, uplink in done})
     figure, axes = plt.subplots(1, len(uplinks), figsize=(5 * len(uplinks), 4), sharey=True, squeeze=False)
     for axis, uplink in zip(axes[0], uplinks, strict=True):
-        for method, label in METHODS.items():
+        for number, (method, label) in enumerate(METHODS.items()):
             if (method, uplink) not in done:
                 continue
             seeds = done[method, uplink]["seeds"]
             length = min(map(len, seeds))
             mean = lambda name, seeds=seeds, i=0: statistics.fmean(lines[i][name] for lines in seeds)
             x = [mean("simulated_seconds", i=i) / 60 for i in range(length)]
-            axis.plot(x, [mean("test_accuracy", i=i) for i in range(length)], label=label, lw=1.4)
+            axis.plot(x, [mean("test_accuracy", i=i) for i in range(length)], label=label, lw=1.4, color=f"C{number}")
         axis.axhline(TARGET, color="0.6", lw=0.8, ls=":")
         axis.set(xscale="log", xlabel="simulated minutes", title=f"uplink {uplink:g} Mbit/s", ylim=(0.5, None))
         axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))

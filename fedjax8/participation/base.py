@@ -158,6 +158,8 @@ class Participation(NamedTuple):
     """Models that are kept, so that clients may start from older ones; 0: all clients start from the present one."""
     factor: Callable[[np.ndarray], np.ndarray] = alike
     """Ages `[n]` to the factors on the updates of clients, where `versions` is not 0."""
+    reads_time: bool = False
+    """Whether a draw depends on how long clients take, where a run has a clock."""
     remember: Callable[[Memory, Mapping[str, Any]], Memory] | None = None
     """`(memory, line of the log) -> memory` after each round, a function of these alone; needs `reads_state`. Lines
     then have `squared_update`, the squared norm of the round's change of the model."""

@@ -61,7 +61,9 @@ def buffered(
         step = arrivals(ask).step(ask.round)
         return Drawn(step.ids, step.ids < 0, step.ages, step.started, step.schedule)
 
-    return Participation(draw, functools.partial(_numbers, concurrency), versions=versions, factor=factor)
+    return Participation(
+        draw, functools.partial(_numbers, concurrency), versions=versions, factor=factor, reads_time=True
+    )
 
 
 def _factor(name: str, exponent: float, threshold: float) -> Callable[[np.ndarray], np.ndarray]:

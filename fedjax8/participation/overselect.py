@@ -44,7 +44,7 @@ def overselect(factor: float = 1.3) -> Participation:
         lost[np.argsort(ask.seconds(ids), kind="stable")[: ask.cohort_size]] = False
         return Drawn(ids.astype(np.int64), lost)
 
-    return Participation(draw, numbers)
+    return Participation(draw, numbers, reads_time=True)
 
 
 def _numbers(factor: float, num_clients: int, cohort_size: int) -> Numbers:

@@ -59,8 +59,10 @@ def stages(first: int = 2, rounds: int = 10, *, lengths: Sequence[int] = ()) -> 
 
     numbers = functools.partial(_numbers, first)
     if lengths:
-        return Participation(draw, numbers)
-    return Participation(draw, numbers, reads_state=True, remember=functools.partial(_remember, first, rounds))
+        return Participation(draw, numbers, reads_time=True)
+    return Participation(
+        draw, numbers, reads_time=True, reads_state=True, remember=functools.partial(_remember, first, rounds)
+    )
 
 
 def _remember(first: int, rounds: int, memory: Memory, line: Mapping[str, Any]) -> Memory:

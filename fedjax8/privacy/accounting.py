@@ -90,6 +90,12 @@ class Facts(NamedTuple):
                 "privacy is accounted for another seed, cohort_size, number of clients or participation than the "
                 "simulation has; give both the same, and the same participation object"
             )
+        if self.participation.reads_time and participants.seconds is not None:
+            raise UserError(
+                "config.participation: this one draws clients by how long they take, and privacy is accounted without "
+                "the clock: others would be charged than those who take part; use --config.system.name=none, or a "
+                "participation that does not ask for time, such as --config.participation.name=uniform"
+            )
 
 
 class WatchedFacts(Facts):
@@ -281,6 +287,11 @@ class ExampleSteps:
             raise UserError(
                 "config.participation: this one reads the clients' losses or updates, and so the rows that are to be "
                 "protected; use one that does not read them, such as --config.participation.name=uniform"
+            )
+        if facts.participation.versions:
+            raise UserError(
+                "config.participation: no accountant of this package plans the arrivals of rounds that do not wait, so "
+                "that no epsilon can be stated; use --config.participation.name=uniform"
             )
         self._facts = facts
         sizes, self._class_of = np.unique(facts.clients.sizes, return_inverse=True)

@@ -1,5 +1,6 @@
 """Epsilon is of the law that drew the clients: what is charged under each participation, and what is refused."""
 
+import contextlib
 import functools
 
 import dp_accounting.rdp
@@ -159,3 +160,22 @@ def test_a_config_states_the_epsilon_of_its_participation():
     assert made.algorithm.privacy(60) == {"epsilon": expected, "delta": 1e-3}
     with pytest.raises(UserError, match="no law that an accountant knows"):
         build(config_with(("name", "overselect"), *private))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("name", "overselect"), ("system.name", "lognormal")], "draws clients by how long they take"),
+        ([("name", "buffered"), ("concurrency", "20"), ("system.name", "same")], "plans the arrivals of rounds"),
+    ],
+)
+def test_no_epsilon_is_of_clients_whose_draws_ask_the_clock(pairs, message):
+    """The accountant would charge those with the fewest steps, and others take part."""
+    private = [("privacy.name", "dp_sgd"), ("privacy.clip", "1.0"), ("privacy.noise_multiplier", "1.0")]
+    private += [("privacy.delta", "1e-3")]
+    constants = [("input_mean", "0.3"), ("input_std", "0.4")]
+    for drawn_by, refused in ((pairs, True), ([("name", "overselect")], False)):
+        config = config_with(*drawn_by, *private)
+        override(config, constants)
+        with pytest.raises(UserError, match=message) if refused else contextlib.nullcontext():
+            build(config)

@@ -17,7 +17,7 @@ from fedjax8.systems import SystemModel
 from fedjax8.types import Way
 
 
-class Traffic(NamedTuple):
+class MostTraffic(NamedTuple):
     """A client's messages in a round."""
 
     messages_down: int
@@ -56,12 +56,12 @@ class Foretold(NamedTuple):
         return Phases(down, speeds.step_seconds * steps, up, speeds.down_bandwidth, speeds.up_bandwidth)
 
 
-def traffic(ways: Callable[[int], Sequence[Way]], steps: int) -> Traffic:
+def traffic(ways: Callable[[int], Sequence[Way]], steps: int) -> MostTraffic:
     """The most traffic that a client of so many local steps can have in a round."""
 
-    def of(way: Way) -> Traffic:
+    def of(way: Way) -> MostTraffic:
         ways_of = [[(c, n) for c, n in way.items() if c.direction == direction] for direction in ("down", "up")]
         messages = [sum(n for c, n in one if not c.part) for one in ways_of]
-        return Traffic(*messages, *(sum(c.message_bytes * n for c, n in one) for one in ways_of))
+        return MostTraffic(*messages, *(sum(c.message_bytes * n for c, n in one) for one in ways_of))
 
     return max((of(way) for way in ways(steps)), key=lambda found: found.down_bytes + found.up_bytes)

@@ -26,7 +26,7 @@ import numpy as np
 from fedjax8.data.batches import num_steps, steps_per_epoch
 from fedjax8.executors import groups, padded
 from fedjax8.participation import Drawn, Participants, Participation, Present
-from fedjax8.participation.base import Schedule
+from fedjax8.participation.base import StepTime
 from fedjax8.systems import Speeds
 from fedjax8.types import BatchPlan, PyTree
 
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     """float32 `[S, R, c]`: likewise."""
     started: PyTree = ()
     """int32 `[R]`: clients that receive the model of a round, likewise."""
-    schedules: tuple[Schedule, ...] = ()
+    schedules: tuple[StepTime, ...] = ()
     """Time of each round, where rounds do not wait for their clients."""
 
 
@@ -270,7 +270,7 @@ class _Aged(NamedTuple):
     ages: np.ndarray
     """`[S, c]`."""
     started: int
-    schedule: Schedule
+    schedule: StepTime
 
 
 def _aged(drawn: Drawn, positions: np.ndarray) -> _Aged | None:

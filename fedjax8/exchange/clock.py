@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from fedjax8.exchange.sections import Sections, num_bytes
+from fedjax8.exchange.sections import SectionsSent, num_bytes
 from fedjax8.exchange.transfers import transfers
 from fedjax8.systems import ServerLink
 from fedjax8.types import Array, Channel, Cohort, Executor, PyTree
@@ -92,7 +92,7 @@ class Timeless:
         """All of the cohort."""
         return cohort
 
-    def received(self, cohort: Cohort, pieces: Sections, background: bool) -> "Timeless":
+    def received(self, cohort: Cohort, pieces: SectionsSent, background: bool) -> "Timeless":
         """Itself."""
         return self
 
@@ -112,7 +112,7 @@ class Timeless:
         self,
         cohort: Cohort,
         sending: PyTree,
-        pieces: Sections,
+        pieces: SectionsSent,
         used: Array,
         background: bool,
     ) -> "Timeless":
@@ -192,7 +192,7 @@ class Clock:
         """The cohort without its stragglers so far."""
         return cohort._replace(valid=cohort.valid & ~self.late)
 
-    def received(self, cohort: Cohort, pieces: Sections, background: bool) -> "Clock":
+    def received(self, cohort: Cohort, pieces: SectionsSent, background: bool) -> "Clock":
         """The clock after these clients have received a message."""
         begin = jnp.broadcast_to(self.server, self.elapsed.shape)
         begin = begin if background else jnp.maximum(self.elapsed, begin)
@@ -248,7 +248,7 @@ class Clock:
         self,
         cohort: Cohort,
         sending: Sending,
-        pieces: Sections,
+        pieces: SectionsSent,
         used: Array,
         background: bool,
     ) -> "Clock":
@@ -294,7 +294,7 @@ class Clock:
         lost = {channel: jnp.sum(jnp.where(wasted, count, 0)) for channel, count in self.messages.items()}
         return Elapsed(last, jnp.clip(waiting, 0.0, 1.0), self.peak, self.executor.total(lost))
 
-    def _with(self, pieces: Sections, clients: Array) -> dict[Channel, Array]:
+    def _with(self, pieces: SectionsSent, clients: Array) -> dict[Channel, Array]:
         """The messages with those of these pieces to or from the clients `[c]`; the kinds that the round is known to
         have."""
         more = {channel: (clients * present).astype(jnp.int32) for channel, (_, present) in pieces.items()}

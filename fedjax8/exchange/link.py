@@ -178,7 +178,7 @@ class RoundLink:
         rule = Aggregator() if aggregate is None else aggregate
         start = origin or {}
 
-        def take(decoded: PyTree, weight: Array, present: parted.Present) -> tuple[Partial, PyTree]:
+        def take(decoded: PyTree, weight: Array, present: parted.PartsPresent) -> tuple[Partial, PyTree]:
             seen = watch(decoded)
             extremes = jax.tree.map(lambda x: jnp.where(weight > 0, x, -jnp.inf), (seen, trees.scale(-1.0, seen)))
             if rule.combine is not None:
@@ -231,7 +231,7 @@ class RoundLink:
         """(Collected, new client states, link): as `map_clients`, for servers that need the contributions one by one;
         every shard then holds those of the whole cohort."""
 
-        def take(decoded: PyTree, weight: Array, present: parted.Present) -> tuple[Partial, PyTree]:
+        def take(decoded: PyTree, weight: Array, present: parted.PartsPresent) -> tuple[Partial, PyTree]:
             parted.check_whole(present)
             return Partial(()), (zero_unless(weight > 0, decoded), weight)
 
@@ -296,7 +296,7 @@ class RoundLink:
         key: Key,
         name: str,
         codec: Codec | None,
-        take: Callable[[PyTree, Array, parted.Present], tuple[Partial, PyTree]],
+        take: Callable[[PyTree, Array, parted.PartsPresent], tuple[Partial, PyTree]],
         admit: Callable[[PyTree], tuple[PyTree, Array, dict[str, Array]]],
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,

@@ -22,7 +22,7 @@ from fedjax8.codecs.none import none
 from fedjax8.errors import UserError
 from fedjax8.types import Array, Codec, Key, PyTree, Ratio, Sections
 
-Present = Mapping[str, Array]
+PartsPresent = Mapping[str, Array]
 """Name of a parted entry to bool `[n]`: which of its parts are sent."""
 REST, PARTS, PRESENT = "rest", "parts", "present"
 
@@ -37,7 +37,7 @@ class PartedMessage:
     """The codec's messages of the parts, by entry."""
 
 
-def divided(codec: Codec, tree: PyTree, present: Present) -> tuple[Codec, PyTree]:
+def divided(codec: Codec, tree: PyTree, present: PartsPresent) -> tuple[Codec, PyTree]:
     """(codec, tree) to encode in place of those given: themselves, where no entry is parted."""
     if not present:
         return codec, tree
@@ -45,7 +45,7 @@ def divided(codec: Codec, tree: PyTree, present: Present) -> tuple[Codec, PyTree
     return parted(codec), {REST: rest, PARTS: {name: tree[name] for name in present}, PRESENT: dict(present)}
 
 
-def whole(tree: PyTree, present: Present, origin: Mapping[str, PyTree]) -> tuple[PyTree, Present]:
+def whole(tree: PyTree, present: PartsPresent, origin: Mapping[str, PyTree]) -> tuple[PyTree, PartsPresent]:
     """(the tree that was divided, which parts arrived), of a decoded message; `origin` stands in for parts that were
     left out, zeros where it has none."""
     if not present:
@@ -55,7 +55,7 @@ def whole(tree: PyTree, present: Present, origin: Mapping[str, PyTree]) -> tuple
     return tree[REST] | entries, arrived
 
 
-def check_whole(present: Present) -> None:
+def check_whole(present: PartsPresent) -> None:
     """UserError where parts may be left out, for rules that need whole contributions."""
     if present:
         raise UserError("an aggregator needs whole contributions, and clients of this algorithm leave parts out")
@@ -66,7 +66,7 @@ def _filled(parts: tuple[PyTree, ...], there: Array, start: Any) -> tuple[PyTree
     return tuple(trees.select(there[i], part, old) for i, (part, old) in enumerate(zip(parts, start, strict=True)))
 
 
-def weighted(tree: PyTree, weight: Array, present: Present) -> tuple[PyTree, Array, dict[str, Array]]:
+def weighted(tree: PyTree, weight: Array, present: PartsPresent) -> tuple[PyTree, Array, dict[str, Array]]:
     """A contribution's addends to `mean_of`: (weight times its values, weight, weight of each part that it sent)."""
     of_parts = {name: jnp.where(there, weight, 0.0) for name, there in present.items()}
     if not present:
@@ -104,13 +104,13 @@ def _above_zero(weight: Array) -> Array:
     return jnp.where(weight > 0, weight, 1.0)
 
 
-def received(message: PyTree, present: Present) -> dict[str, tuple[int, Array]]:
+def received(message: PyTree, present: PartsPresent) -> dict[str, tuple[int, Array]]:
     """Pieces of a message down as `trees.pieces` gives them, 1 where a client receives one: of the parted entries those
     of `present`, bool `[C, n]` each."""
     if not present:
         return trees.pieces(message)
 
-    def of_client(present: Present) -> dict[str, Array]:
+    def of_client(present: PartsPresent) -> dict[str, Array]:
         parts = {name: s.replace(present=numerics.pack_bits(present[name], 1)) for name, s in message.parts.items()}
         return {piece: there for piece, (_, there) in trees.pieces(message.replace(parts=parts)).items()}
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from fedjax8 import trees
 from fedjax8.types import Array, Channel, PyTree
 
-Sections = Mapping[Channel, tuple[int, Array]]
+SectionsSent = Mapping[Channel, tuple[int, Array]]
 """Sections of a message, or of each client's, by kind: bytes, and 1 where it is sent, else 0."""
 
 
@@ -22,6 +22,6 @@ def sizes_of(pieces: Mapping[str, tuple[int, Array]]) -> dict[str, int]:
     return {part: size for part, (size, _) in pieces.items()}
 
 
-def num_bytes(pieces: Mapping[str, tuple[int, Array]] | Sections) -> Array:
+def num_bytes(pieces: Mapping[str, tuple[int, Array]] | SectionsSent) -> Array:
     """float32 bytes of the sections that are sent, a number or `[c]`."""
     return sum((size * present.astype(jnp.float32) for size, present in pieces.values()), jnp.float32(0))

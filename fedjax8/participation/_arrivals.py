@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.participation.base import Ask, Schedule, generator
+from fedjax8.participation.base import Ask, StepTime, generator
 from fedjax8.participation.uniform import sample_cohort
 
 _ORDER, _OTHERS = 1, 2
@@ -50,7 +50,7 @@ class Step(NamedTuple):
     """int64 `[K]`."""
     started: int
     """Clients that received the version that the step starts from."""
-    schedule: Schedule
+    schedule: StepTime
 
 
 class Arrivals:
@@ -107,11 +107,11 @@ class Arrivals:
                 buffer.append(heapq.heappop(flights))
                 free += 1
                 if len(buffer) == size:
-                    yield self._step(buffer, version, started, Schedule(now - begun, links.peak(begun, now)))
+                    yield self._step(buffer, version, started, StepTime(now - begun, links.peak(begun, now)))
                     busy -= {flight.client for flight in buffer}
                     version, begun, started, buffer = version + 1, now, 0, []
 
-    def _step(self, buffer: list[Flight], version: int, started: int, schedule: Schedule) -> Step:
+    def _step(self, buffer: list[Flight], version: int, started: int, schedule: StepTime) -> Step:
         ids = np.array([flight.client for flight in buffer], np.int64)
         ages = version - np.array([flight.version for flight in buffer], np.int64)
         order = np.argsort(ids)

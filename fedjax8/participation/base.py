@@ -46,7 +46,7 @@ class Phases(NamedTuple):
     up_rate: np.ndarray
 
 
-class Schedule(NamedTuple):
+class StepTime(NamedTuple):
     """Time of a server step that is planned on the host."""
 
     seconds: float
@@ -120,7 +120,7 @@ class Drawn(NamedTuple):
     """int `[m]`: server steps since each client received its model; None: all have the present one."""
     started: int | None = None
     """Clients that receive the present model; None: those of `ids`."""
-    schedule: Schedule | None = None
+    schedule: StepTime | None = None
     """Time of the round, where it does not wait for its clients."""
 
 

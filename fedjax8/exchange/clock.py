@@ -198,7 +198,8 @@ class Clock:
         begin = begin if background else jnp.maximum(self.elapsed, begin)
         start, size = begin + self.speeds.latency, jnp.full(begin.shape, num_bytes(pieces))
         capacity = self.timing.server.down_bandwidth
-        ready, peak = self._transferred(start, size, self.speeds.down_bandwidth, cohort.valid, capacity)
+        bandwidth, there = self.speeds.down_bandwidth, cohort.valid
+        ready, peak, _ = self._transferred(start, size, bandwidth, there, there, capacity)
         elapsed, busy, due = self.elapsed, self.busy, self.due
         if background:
             due = jnp.where(cohort.valid, jnp.maximum(due, ready), due)
@@ -226,7 +227,8 @@ class Clock:
         if capacity < math.inf and self.deadline < math.inf:
             most = jnp.full(start.shape, jnp.float32(most_bytes))
             sends = cohort.reached & ~self.late
-            in_time = self._transferred(start, most, self.speeds.up_bandwidth, sends, capacity)[0] <= self.deadline
+            bandwidth = self.speeds.up_bandwidth
+            in_time = self._transferred(start, most, bandwidth, sends, sends, capacity)[0] <= self.deadline
         lost = self.late | ~in_time
         dropped = lost if isinstance(cohort.dropped, tuple) else cohort.dropped | lost
         left = cohort._replace(dropped=dropped, size=jnp.where(lost, 0, cohort.size))
@@ -255,10 +257,9 @@ class Clock:
         """The clock after the messages of these clients; those with `used` `[c]` have a part in the result."""
         size, capacity = num_bytes(pieces), self.timing.server.up_bandwidth
         sends = cohort.reached & ~self.late
-        arrived, peak = self._transferred(sending.ready, size, sending.bandwidth, sends, capacity)
         late = sends & ~self.in_time(sending, size)
         waited = sends & ~late
-        last = jnp.max(self.executor.gather(jnp.where(waited, arrived, 0.0)), initial=0.0)
+        arrived, peak, last = self._transferred(sending.ready, size, sending.bandwidth, sends, waited, capacity)
         spent = jnp.where(sends, arrived - self.elapsed, 0.0)
         ahead = jnp.zeros_like(spent) if background else spent
         return dataclasses.replace(
@@ -282,7 +283,8 @@ class Clock:
         """Time and waste of the round, the same on every shard; `cohort` as it was asked."""
         asked, gone, wasted = cohort.valid, self.gone & cohort.valid, self.wasted & cohort.valid
         done = jnp.maximum(self.elapsed, self.due)  # a message in the background belongs to its round
-        elapsed, busy, asked, gone, late = self.executor.gather((done, self.busy, asked, gone, self.late))
+        elapsed, busy, *flags = self._gathered(done, self.busy, asked, gone, self.late)
+        asked, gone, late = (flag > 0 for flag in flags)
         there = asked & ~gone
         last = jnp.maximum(jnp.max(jnp.where(there, elapsed, 0.0), initial=0.0), self.server)
         last = jnp.where(last > 0, last, jnp.max(jnp.where(asked, elapsed, 0.0), initial=0.0))
@@ -294,6 +296,12 @@ class Clock:
         lost = {channel: jnp.sum(jnp.where(wasted, count, 0)) for channel, count in self.messages.items()}
         return Elapsed(last, jnp.clip(waiting, 0.0, 1.0), self.peak, self.executor.total(lost))
 
+    def _gathered(self, *of_clients: Array) -> list[Array]:
+        """float32 `[S * c]` of all shards, of arrays `[c]`: one message between devices, not one for each array."""
+        stacked = jnp.stack([x.astype(jnp.float32) for x in of_clients], axis=1)
+        whole = self.executor.gather(stacked)
+        return [whole[:, i] for i in range(len(of_clients))]
+
     def _with(self, pieces: SectionsSent, clients: Array) -> dict[Channel, Array]:
         """The messages with those of these pieces to or from the clients `[c]`; the kinds that the round is known to
         have."""
@@ -301,9 +309,11 @@ class Clock:
         return {channel: count + more.get(channel, 0) for channel, count in self.messages.items()}
 
     def _transferred(
-        self, start: Array, size: Array, bandwidth: Array, active: Array, capacity: float
-    ) -> tuple[Array, Array]:
-        """(ends of this shard's transfers `[c]`, largest rate over all shards)."""
-        every = self.executor.gather((start, size, bandwidth, active))
-        ends, peak = transfers(every[0], every[1], every[2], every[3], capacity)
-        return self.executor.own(ends), peak
+        self, start: Array, size: Array, bandwidth: Array, active: Array, waited: Array, capacity: float
+    ) -> tuple[Array, Array, Array]:
+        """(ends of this shard's transfers `[c]`; over all shards the largest rate, and the end of the last one `waited`
+        for)."""
+        starts, sizes, bandwidths, there, counted = self._gathered(start, size, bandwidth, active, waited)
+        ends, peak = transfers(starts, sizes, bandwidths, there > 0, capacity)
+        last = jnp.max(jnp.where(counted > 0, ends, 0.0), initial=0.0)
+        return self.executor.own(ends), peak, last

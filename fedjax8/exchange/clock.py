@@ -108,13 +108,12 @@ class Timeless:
         """True."""
         return jnp.array(True)
 
+    def kept(self, present: Mapping[str, Array], used: Array) -> PyTree:
+        """Nothing."""
+        return ()
+
     def sent(
-        self,
-        cohort: Cohort,
-        sending: PyTree,
-        pieces: SectionsSent,
-        used: Array,
-        background: bool,
+        self, cohort: Cohort, sending: PyTree, sizes: Mapping[Channel, int], messages: PyTree, background: bool
     ) -> "Timeless":
         """Itself."""
         return self
@@ -246,15 +245,18 @@ class Clock:
             return sending.in_time
         return sending.ready + size / sending.bandwidth <= self.deadline
 
+    def kept(self, present: Mapping[str, Array], used: Array) -> PyTree:
+        """What `sent` wants to know of each client's message: which sections are sent, and whether it has a part in the
+        result."""
+        return [there for _, there in present.items()], used
+
     def sent(
-        self,
-        cohort: Cohort,
-        sending: Sending,
-        pieces: SectionsSent,
-        used: Array,
-        background: bool,
+        self, cohort: Cohort, sending: Sending, sizes: Mapping[Channel, int], messages: PyTree, background: bool
     ) -> "Clock":
-        """The clock after the messages of these clients; those with `used` `[c]` have a part in the result."""
+        """The clock after the messages of these clients, with sections of these sizes; `messages` is what `kept` gave,
+        stacked `[c]`."""
+        present, used = messages
+        pieces = {channel: (size, there) for (channel, size), there in zip(sizes.items(), present, strict=True)}
         size, capacity = num_bytes(pieces), self.timing.server.up_bandwidth
         sends = cohort.reached & ~self.late
         late = sends & ~self.in_time(sending, size)

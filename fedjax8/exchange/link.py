@@ -344,25 +344,25 @@ class RoundLink:
             sums = {
                 "taken": partial.sum,
                 "clients": usable.astype(jnp.int32),
-                "stale": stale.astype(jnp.int32),
+                "stale": stale.astype(jnp.int32) if ring else (),
                 "left_out": cells(per_client.ids, reached & ~usable & ~stale),
                 "sent": {part: reached * there for part, there in present.items()},
                 "report": zero_unless(usable, summable((out.report | seen, by.measure(given, arrived)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
-            return Partial(sums, partial.max), (kept, trees.select(usable, new, per_client.states), (present, usable))
+            states = trees.select(usable, new, per_client.states)
+            return Partial(sums, partial.max), (kept, states, clock.kept(present, usable))
 
         with jax.named_scope("reduce"):
             shared = received, self.pool, key
-            totals, (kept, states, (present, used)) = self.executor.map_reduce(one, shared, (cohort, sending))
+            totals, (kept, states, messages) = self.executor.map_reduce(one, shared, (cohort, sending))
         (tree, by, encoded, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
         channels = channels_of(UP, name, tree, sizes)
         link = self._count(by, encoded, {channels[part]: count for part, count in sums["sent"].items()}, measured)
-        parts = {channels[part]: (sizes[part], there) for part, there in present.items()}
-        clock = clock.sent(asked, sending, parts, used, background)
+        clock = clock.sent(asked, sending, {channels[part]: size for part, size in sizes.items()}, messages, background)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
-        report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"] - sums["stale"]}
+        report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"] - (sums["stale"] if ring else 0)}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:

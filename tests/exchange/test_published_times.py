@@ -34,8 +34,8 @@ def members():
 def exchanged(clock, num_bytes, steps, background=False):
     """The clock after local steps and a message of each member."""
     cohort, sending, clock = clock.trained(members(), steps, num_bytes)
-    sections = {Channel("up", "part", num_bytes, 0): (num_bytes, jnp.ones(2, jnp.uint32))}
-    return clock.sent(cohort, sending, sections, cohort.valid, background)
+    messages = clock.kept({"part": jnp.ones(2, jnp.uint32)}, cohort.valid)
+    return clock.sent(cohort, sending, {Channel("up", "part", num_bytes, 0): num_bytes}, messages, background)
 
 
 def seconds_of(clock):

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,8 +53,6 @@ class Experiment(NamedTuple):
     """Whether a part of it is calibrated for the number of rounds."""
     start: Start | None = None
     """The model that it starts from, if it is another one's."""
-    deadline: float = math.inf
-    """Seconds after which clients of a round are late."""
     objects: Mapping[str, Any] = {}
     """Those of its objects that were given from Python, in place of what the config names, by field."""
 
@@ -357,5 +354,5 @@ def build(
         )
         components = () if given.callbacks is FAILED else given.callbacks
         callbacks = [attempt(build_callback, i, c, task, given.validation, private) for i, c in enumerate(components)]
-    known = (private, validation, tuple(callbacks), task, facts.read, start, dropout.deadline, objects or {})
+    known = (private, validation, tuple(callbacks), task, facts.read, start, objects or {})
     return Experiment(config, dataset, run, *known)

@@ -177,9 +177,7 @@ def run_of(
         workdir,
         labeled(record(experiment.config, data, experiment.task, command), labels or {}, workdir),
         label,
-        functools.partial(
-            about, simulation, experiment.dataset.num_classes, private=experiment.private, deadline=experiment.deadline
-        ),
+        functools.partial(about, simulation, experiment.dataset.num_classes, private=experiment.private),
         writers or {},
         experiment.validation,
         experiment.callbacks,

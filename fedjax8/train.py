@@ -293,7 +293,6 @@ def dry_run(experiment: "Experiment", schedule: "Schedule") -> None:
         schedule,
         experiment.dataset.test,
         measured=_DRY_RUN.value == "measured",
-        deadline=experiment.deadline,
     )
     show(found, introduction(experiment, simulation.init()))
 

@@ -98,7 +98,7 @@ def with_deadline(uplink: float) -> tuple[Any, float]:
     config = config_of("fp8", uplink)
     simulation = build(config, _DATA_DIR.value).simulation
     ids = np.arange(simulation.num_clients)
-    seconds = simulation.participants.seconds(0, ids, simulation.data.windows(ids)[1])
+    seconds = simulation.participants.seconds(0, ids)
     at = float(np.quantile(seconds, DEADLINE_QUANTILE))
     config.dropout = component("deadline", seconds=at)
     return config, at

@@ -33,7 +33,7 @@ import numpy as np
 import pytest
 
 # What tracing makes is many small objects, and what tests have compiled stays: Python would look for cycles among all
-# of these hundreds of times, which is a twentieth of the time of the suite.
+# of these hundreds of times: a twentieth of the time of three of the files.
 gc.set_threshold(50_000, 20, 100)
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -99,9 +99,10 @@ def fedgate(
         step = trees.scale(server_learning_rate, mean_update(state.variables.params, mean))
         return ServerOutput(local.model.project(trees.add(state.variables.params, step)))
 
-    return from_parts(
+    made = from_parts(
         local, client=client, server=server, init_client=init_client, model_state=model_state, aggregate=aggregate
     )
+    return made._replace(ages=False)  # a client reads the mean of its round off the next model
 
 
 EXAMPLES = ({"learning_rate": 0.1}, {"learning_rate": 0.1, "server_learning_rate": 0.5, "weighting": "examples"})

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fedjax8 import trees
+from fedjax8.algorithms.layers import layers_of
 from fedjax8.data.batches import num_steps
 from fedjax8.types import (
     MODEL,
@@ -100,9 +101,7 @@ def units_of(params: PyTree, per_layer: bool) -> Units:
     count = sum(x.size for x in jax.tree.leaves(params))
     if not per_layer:
         return Units((MODEL,), lambda p: {MODEL: {"params": p}}, lambda p, _, part: part["params"], {MODEL: 1.0})
-    layers: dict[str, list[tuple]] = {}
-    for path in flatten_dict(params):
-        layers.setdefault("/".join(path[:-1]) or MODEL, []).append(path)
+    layers = {"/".join(paths[0][:-1]) or MODEL: paths for paths in layers_of(params)}
 
     def split(tree):
         leaves = flatten_dict(tree)

@@ -3,7 +3,7 @@ r"""PR-FL: slow clients train a pruned model, which grows back.
     order     coordinates of the kernels by falling h, h <- h + (change of the model)^2, anew every `interval` rounds
     blocks    the order cut into K ranges; a client of density rho has the first ceil(rho K), so that masks are nested
     client    y_k <- train(m_k x) on the coordinates of its mask m_k, and sends y_k - m_k x of these
-    server    x <- x + eta_s sum_k c_k n_k m_k (y_k - x) / sum_k c_k n_k m_k, where anyone has the coordinate
+    server    x <- x + eta_s sum_k n_k m_k (y_k - x) / sum_k n_k m_k, where anyone has the coordinate
 
     prune     rho_k <- rho_k (1 - 0.9 r_k) if |r_k| > 0.05,  r_k = (T_k - T) / T_k,  within [min_density, 1]
     recover   rho_k <- rho_k + 0.2, at most 1
@@ -18,8 +18,8 @@ code has the clients' squared gradients over the time that a coordinate costs; b
 ordered by magnitude; the stages are of given lengths; blocks make densities multiples of 1 / K. Biases, norms and clips
 are never pruned. A step on a pruned model costs time in proportion to the parameters that it has (ours).
 
-Rounds are synchronous here: all ages are 0, so that every staleness weight c_k is 1 (`_ages` is where a participation
-of late updates gives others), and the average is over the cohort, without a buffer of the other clients' last models.
+Rounds are synchronous here, so that no update is old and the paper's weights by age are 1, and the average is over the
+cohort, without a buffer of the other clients' last models.
 
 Traffic: down the client's blocks, each encoded once, so that clients of any density get the same values, and once an
 interval a byte a coordinate, its block; up the client's blocks. Both ways a byte for each 8 blocks. The model is new in
@@ -44,7 +44,6 @@ from fedjax8.data.batches import num_steps
 from fedjax8.errors import UserError
 from fedjax8.given import checked
 from fedjax8.local import check_not_kept
-from fedjax8.staleness import Staleness, constant
 from fedjax8.types import (
     Algorithm,
     Array,
@@ -116,7 +115,6 @@ def pr_fl(
     pruning: int = 0,
     min_density: float = 0.1,
     blocks: int = 10,
-    staleness: Staleness | None = None,
     server_learning_rate: float = 1.0,
     weighting: str = "examples",
     model_state: str = "average",
@@ -131,7 +129,6 @@ def pr_fl(
         model; 0 to begin with given densities and to recover at once.
       min_density: lowest density that pruning leaves.
       blocks: K, from 1 to 256.
-      staleness: age to weight, from `staleness`; constant by default. Ages of a synchronous round are 0.
       server_learning_rate: eta_s.
       weighting: clients weigh by `examples` or `uniform`.
       model_state: `average` or `fixed`; see `parts.from_parts`.
@@ -149,7 +146,6 @@ def pr_fl(
             f"{pruning} and {blocks}"
         )
     check_not_kept(local, "the parameters that a client trains change with its density")
-    weight_of = constant() if staleness is None else staleness
 
     def init(variables: Variables) -> ServerState:
         flat, _ = _flat(variables.params)
@@ -180,8 +176,7 @@ def pr_fl(
         out = local.train(start, rows, key, adjust=within)
         update, rest = _divided(trees.subtract(out.variables.params, start.params), layout, blocks)
         sent = {BLOCKS: update, UPDATE: rest} | ({"state": out.variables.state} if "state" in received else {})
-        weight = weight_of(own["age"]) * client_weight(weighting, rows.size)
-        return Contribution(sent, weight, own, out.report, {BLOCKS: there})
+        return Contribution(sent, client_weight(weighting, rows.size), own, out.report, {BLOCKS: there})
 
     def round_(link: Link, state: ServerState, cohort: Cohort, key: Key) -> RoundOutput:
         order_key, down_key, client_key, time_key = jax.random.split(key, 4)
@@ -203,7 +198,7 @@ def pr_fl(
         reduced, client_states, link = link.map_clients(
             client,
             (received, model, layout, params),
-            cohort.remember({"there": there, "age": _ages(cohort)}),
+            cohort.remember({"there": there}),
             client_key,
             origin={"state": received["state"]} if "state" in received else {},
             steps=num_steps(local.plan, cohort.size) * share,
@@ -267,11 +262,6 @@ def _renewed(memory: Pruning, number: Array, interval: int, blocks: int) -> Prun
     order = jax.lax.cond(begins, lambda: _order_of(memory.importance, blocks), lambda: memory.order)
     new = Pruning(memory.importance, order, zero, zero, mean)
     return trees.select(begins, new, memory)
-
-
-def _ages(cohort: Cohort) -> Array:
-    """float32 `[C]`: server steps since the model that each client starts from, 0 in a synchronous round."""
-    return jnp.zeros(cohort.ids.shape, jnp.float32)
 
 
 def _time_of(shared: PyTree, own: PyTree, rows: Any, key: Key) -> tuple[Partial, PyTree]:

@@ -28,7 +28,6 @@ Traffic: a model down; up a byte for each 8 layers, and the layers that were rea
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import paths, trees
+from fedjax8.algorithms import layers as ordered
 from fedjax8.algorithms.fedavg import WEIGHTINGS, client_weight
 from fedjax8.algorithms.parts import ServerState, check_choice
 from fedjax8.data.batches import num_steps, shuffled
@@ -198,7 +198,15 @@ def salf(
         report |= {"layers_reached": Ratio(jnp.sum(of_layer), len(names) * link.count(there))}
         return RoundOutput(after, client_states | {"algorithm": cohort.memory}, link, report)
 
-    return Algorithm(local, init, lambda variables: (), round_, lambda state: state.variables, timed=clocked)
+    return Algorithm(
+        local,
+        init,
+        lambda variables: (),
+        round_,
+        lambda state: state.variables,
+        timed=clocked,
+        trains_until=math.inf if deadline is None else deadline,
+    )
 
 
 def unreached(clients: Array | float, layers: int) -> Array:
@@ -226,10 +234,7 @@ def layers_of(params: PyTree, patterns: Sequence[str]) -> list[list[str]]:
     names = list(trees.named_leaves(params))
     if patterns:
         return _by_patterns(names, patterns)
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(name.rpartition("/")[0] or name, []).append(name)
-    return [found[layer] for layer in sorted(found, key=_position)]
+    return [["/".join(path) for path in of_layer] for of_layer in ordered.layers_of(params)]
 
 
 def _by_patterns(names: Sequence[str], patterns: Sequence[str]) -> list[list[str]]:
@@ -243,12 +248,6 @@ def _by_patterns(names: Sequence[str], patterns: Sequence[str]) -> list[list[str
     if lost := [name for name in names if first(name) < 0]:
         raise UserError(f"salf: layers: no pattern matches {paths.listed(lost)}; add one, such as '*'")
     return [of_layer for of_layer in layers if of_layer]
-
-
-def _position(layer: str) -> tuple:
-    """The layer's place among others: `head` last, `Dense_2` before `Dense_10`."""
-    parts = [part for part in re.split(r"(\d+)", layer) if part]
-    return layer.split("/")[0] == "head", [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
 
 
 EXAMPLES = (

@@ -56,7 +56,8 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
         lost = ({channel: n for channel, n in way.items() if channel.direction == "down"} for way in usual)
         return *usual, *lost
 
-    return algorithm._replace(round=round_, ways=ways, timed=algorithm.timed or timed)
+    until = min(algorithm.deadline, deadline)
+    return algorithm._replace(round=round_, ways=ways, timed=algorithm.timed or timed, deadline=until)
 
 
 def _where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:

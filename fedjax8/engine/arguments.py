@@ -1,5 +1,7 @@
 """Checks of the arguments of `simulate`, by themselves and together."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from fedjax8.data.federated import FederatedData
@@ -8,6 +10,9 @@ from fedjax8.errors import UserError
 from fedjax8.participation import Participation
 from fedjax8.systems import ServerLink, SystemModel
 from fedjax8.types import Algorithm
+
+if TYPE_CHECKING:
+    from fedjax8.engine.simulation import Simulation
 
 
 def check_run(
@@ -38,11 +43,16 @@ def check_time(algorithm: Algorithm, system: SystemModel, participation: Partici
     wait for their clients meet a part that they cannot go with."""
     if participation.versions:
         _check_unwaited(algorithm, system)
-    elif system.available is not None:
+    elif system.available is not None and not participation.reads_available:
         raise UserError(
             "the system model says when clients are available, which this participation does not ask: clients would be "
-            "drawn that are not there. Use --config.participation.name=buffered or asynchronous, or leave the column "
-            "`available` out of the trace"
+            "drawn that are not there. Use --config.participation.name=available, buffered or asynchronous, or leave "
+            "the column `available` out of the trace"
+        )
+    if participation.reads_available and system.available is None:
+        raise UserError(
+            "this participation asks when clients are available, and no system model of this run says so; use "
+            "--config.system.name=trace with a column `available`, or --config.participation.name=uniform"
         )
     if algorithm.pooled and system.timed:
         raise UserError(
@@ -54,6 +64,14 @@ def check_time(algorithm: Algorithm, system: SystemModel, participation: Partici
             "a deadline needs to know how long clients take, and this run has no clock; choose a system model, such as "
             "--config.system.name=lognormal, in Python simulate(..., system=systems.lognormal())"
         )
+
+
+def check_beside(made: "Simulation", beside: "Simulation") -> None:
+    """Raises UserError where a simulation cannot use the programs and rows of the other."""
+    if any(beside.programs.columns.get(name) is not column for name, column in made.data.columns.items()):
+        raise UserError("runs side by side must have the same columns, not copies of them; pass the same arrays to all")
+    if made.system.server != beside.system.server:
+        raise UserError("runs side by side must have the same server's link, system.server; run these one by one")
 
 
 def _check_unwaited(algorithm: Algorithm, system: SystemModel) -> None:

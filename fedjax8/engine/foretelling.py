@@ -38,16 +38,11 @@ class Foretold(NamedTuple):
 
     def known(self) -> dict[str, Any]:
         """What participations may know of time, as arguments of `Participants`; nothing in a run without a clock."""
-        known: dict[str, Any] = {"seconds": self.seconds, "phases": self.phases} if self.system.timed else {}
+        known: dict[str, Any] = {"phases": self.phases} if self.system.timed else {}
         return known | ({"available": self.system.available} if self.system.available else {})
 
-    def seconds(self, number: int, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """float64 `[n]`: seconds of these clients, which have so many rows, in the round after `number` rounds."""
-        down, train, up, _, _ = self.phases(number, ids, sizes)
-        return np.asarray(down + train + up)
-
     def phases(self, number: int, ids: np.ndarray, sizes: np.ndarray) -> Phases:
-        """Seconds of these clients by what they do, and the rates of their links."""
+        """Seconds of these clients, of so many rows, in the round after `number` rounds, and their links' rates."""
         assert self.system.speeds is not None
         speeds, steps = self.system.speeds(self.seed, number, ids), np.asarray(self.steps(sizes), float)
         sent = traffic(self.ways, int(np.max(steps, initial=0)))

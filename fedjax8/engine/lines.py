@@ -50,9 +50,13 @@ def call_lines(
 
 
 def _planned(outcome: RoundOutcome, plan: Plan, index: int) -> RoundOutcome:
-    """The outcome of a round, whose time is that of the plan where rounds do not wait for their clients."""
-    if not plan.schedules or not isinstance(outcome.elapsed, Elapsed):
+    """The outcome of a round, whose time is that of the plan where rounds do not wait for their clients, and has the
+    wait for enough of them."""
+    if not isinstance(outcome.elapsed, Elapsed):
         return outcome
+    if not plan.schedules:
+        whole: Any = float(outcome.elapsed.seconds) + plan.waited[index]
+        return outcome._replace(elapsed=outcome.elapsed._replace(seconds=whole))
     seconds, peak = plan.schedules[index]
     planned: dict[str, Any] = {"seconds": seconds, "peak_rate": peak, "waiting": 0.0}  # on its way a client is busy
     return outcome._replace(elapsed=outcome.elapsed._replace(**planned))

@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fedjax8.data.batches import num_steps, steps_per_epoch
+from fedjax8.errors import UserError
 from fedjax8.executors import groups, padded
 from fedjax8.participation import Drawn, Participants, Participation, Present
 from fedjax8.participation.base import StepTime
@@ -67,10 +68,12 @@ class Plan(NamedTuple):
     """int32 `[R]`: clients that receive the model of a round, likewise."""
     schedules: tuple[StepTime, ...] = ()
     """Time of each round, where rounds do not wait for their clients."""
+    waited: tuple[float, ...] = ()
+    """Seconds before each round in which the server waited for enough clients."""
 
 
-LONGEST = 1e30
-"""Seconds, and bytes a second, beyond which it makes no difference; far within float32."""
+LONGEST = 1e18
+"""Seconds, and bytes a second, beyond which it makes no difference: their sums and quotients are far within float32."""
 
 
 def used(table: np.ndarray, padding: int) -> np.ndarray:
@@ -202,7 +205,7 @@ def planner(
         ids = np.append(cohort, num_clients)[found.positions]
         training = np.append(np.where(lost, num_clients, cohort), num_clients)[found.positions]
         rows = np.append(sizes, 0)[found.positions].sum(axis=1)
-        return _Round(ids, training, rows, found.padding, len(cohort), _aged(drawn, found.positions))
+        return _Round(ids, training, rows, found.padding, len(cohort), _aged(drawn, found.positions), drawn.waited)
 
     def dealt_anew(number: int, present: Present | None) -> _Round:
         """A round whose clients may be anywhere."""
@@ -262,6 +265,7 @@ class _Round(NamedTuple):
     padding: float
     asked: int
     aged: "_Aged | None" = None
+    waited: float = 0.0
 
 
 class _Aged(NamedTuple):
@@ -291,17 +295,28 @@ def _with_ages(plan: Plan, rounds: Sequence[_Aged], participation: Participation
 
 
 def _speeds(speeds: Callable[[int, np.ndarray], Speeds], plan: Plan, num_clients: int) -> Speeds:
-    """Speeds of the clients of a plan, as large as a float32 can be at most."""
+    """Speeds of the clients of a plan, at most `LONGEST`, and bandwidths at least 1 / `LONGEST`.
+
+    Raises UserError for a number that no client can have.
+    """
     known = np.minimum(plan.ids[:, : plan.rounds], num_clients - 1)
     rounds = [speeds(plan.first + i, known[:, i].reshape(-1)) for i in range(plan.rounds)]
 
-    def laid(*of_rounds: np.ndarray) -> np.ndarray:
+    def laid(name: str, of_rounds: Sequence[np.ndarray]) -> np.ndarray:
+        above = name.endswith("bandwidth")
         whole = np.ones(plan.ids.shape, np.float32)
         for i, values in enumerate(of_rounds):
-            whole[:, i] = np.clip(values, 0.0, LONGEST).reshape(known[:, i].shape)
+            clients = known[:, i].reshape(-1)
+            bad = ~((values > 0) | (values == 0) & (not above))
+            if bad.any():
+                raise UserError(
+                    f"round {plan.first + i + 1}: the system model gives client {clients[bad][0]} the {name} "
+                    f"{values[bad][0]:g}; it must be a number {'above' if above else 'from'} 0"
+                )
+            whole[:, i] = np.clip(values, 1 / LONGEST if above else 0.0, LONGEST).reshape(known[:, i].shape)
         return whole
 
-    return Speeds(*map(laid, *rounds))
+    return Speeds(*(laid(name, [getattr(one, name) for one in rounds]) for name in Speeds._fields))
 
 
 def laid_out_round(ids: np.ndarray, participants: Participants) -> Plan:
@@ -329,4 +344,5 @@ def _laid_out(first: int, rounds: Sequence[_Round], num_clients: int, most_round
         table[shard, : len(clients)] = clients[:width]
         slots[shard] = np.where(ids[shard] == num_clients, width, inverse.reshape(ids[shard].shape))
     padding, asked = tuple(one.padding for one in rounds), tuple(one.asked for one in rounds)
-    return Plan(first, len(rounds), ids, slots, table, padding, training, asked)
+    waited = tuple(one.waited for one in rounds)
+    return Plan(first, len(rounds), ids, slots, table, padding, training, asked, waited=waited)

@@ -23,7 +23,7 @@ from fedjax8 import keys, trees
 from fedjax8.data.batches import num_steps
 from fedjax8.data.federated import FederatedData
 from fedjax8.display import shows
-from fedjax8.engine.arguments import check_run, check_time
+from fedjax8.engine.arguments import check_beside, check_run, check_time
 from fedjax8.engine.call import Begun, CallInputs, Carried, RoundOutcome, share_of
 from fedjax8.engine.client_evaluation import Asked, ClientScores, FineTuning
 from fedjax8.engine.facts import facts_of
@@ -40,7 +40,6 @@ from fedjax8.engine.start import start_batch
 from fedjax8.engine.state import SimulationState
 from fedjax8.engine.states.client_states import client_states
 from fedjax8.engine.tracing import Traced, trace_round
-from fedjax8.errors import UserError
 from fedjax8.exchange import versions
 from fedjax8.exchange.clock import Timing
 from fedjax8.exchange.discovery import Discovery
@@ -340,7 +339,7 @@ class Simulation:
         """What draws read of the state: the loss of the present model on the rows of clients, and their own memory."""
         how = self._feed, self.executor, self.participants
         of = lambda ids: client_losses(ids, self.programs.losses, *how, self.variables(state))
-        return Present(of, state.ledger.memory)
+        return Present(of, state.ledger.memory, state.ledger.seconds or 0.0)
 
 
 @checked
@@ -388,12 +387,12 @@ def simulate(
         `beside` has other rows.
     """
     check_run(algorithm, data, seed, rounds_per_call, feed_mode)
-    if beside and any(beside.programs.columns.get(name) is not column for name, column in data.columns.items()):
-        raise UserError("runs side by side must have the same columns, not copies of them; pass the same arrays to all")
     executor = auto() if executor is None else executor
     how = (seed, executor, rounds_per_call, feed_mode, mixed_formats, beside, sample, participation or uniform())
     made = Simulation(algorithm, data, cohort_size, uplink, downlink, *how, system or no_clock())
     check_time(made.algorithm, made.system, made.participation)
+    if beside:
+        check_beside(made, beside)
     made.participants.check(algorithm, beside.participants if beside else None)
     _ = made.check_read
     return made

@@ -9,6 +9,7 @@
     buffered         whoever arrives, a buffer at a time, without waiting for the others
     asynchronous     whoever arrives, one at a time
     stages           the fastest, twice as many in every stage
+    available        `cohort_size` of those who are there as the round begins
 
 Draws are NumPy on the host, a function of (seed, round) and of public facts about the clients, and of the present model
 or the log where they say so (`reads_state`). Planning, forecasts, program shapes and privacy accounting all ask one
@@ -16,6 +17,7 @@ object, `base.Participants`, so that an epsilon is always of the law that drew t
 """
 
 from fedjax8.participation.asynchronous import asynchronous
+from fedjax8.participation.available import available
 from fedjax8.participation.base import (
     EVERYONE,
     LAWS,
@@ -54,6 +56,7 @@ __all__ = [
     "Phases",
     "Present",
     "asynchronous",
+    "available",
     "buffered",
     "cyclic",
     "exactly",

@@ -58,10 +58,13 @@ class Arrivals:
 
     def __init__(self, ask: Ask, concurrency: int):
         self._ask, self._concurrency = ask, concurrency
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._steps: dict[int, Step] = {}
         self._next = 0
         self._made = self._simulated()
-        self._lock = threading.Lock()
 
     def of(self, ask: Ask) -> bool:
         """Whether these are the arrivals of the run that asks."""
@@ -73,9 +76,13 @@ class Arrivals:
         """Server step `number`, from 0."""
         with self._lock:
             if number < self._next and number not in self._steps:
-                self._steps, self._next, self._made = {}, 0, self._simulated()
+                self._begin()
             while self._next <= number:
-                self._steps[self._next] = next(self._made)
+                try:
+                    self._steps[self._next] = next(self._made)
+                except UserError:
+                    self._begin()  # a generator that has raised is over, and would give no reason the next time
+                    raise
                 self._steps.pop(self._next - KEPT, None)
                 self._next += 1
             return self._steps[number]
@@ -135,7 +142,7 @@ class _Candidates:
         away: list[tuple[int, tuple[float, ...]]] = []
         taken: set[int] = set()
         while len(found) < count:
-            if not self._queue and not self._more(now):
+            if not self._queue and not self._more():
                 break
             one = self._queue.pop()
             if one[0] in busy or one[0] in taken:
@@ -148,7 +155,7 @@ class _Candidates:
         self._queue.extend(reversed(away))  # asked again at the next start
         return found
 
-    def _more(self, now: float) -> bool:
+    def _more(self) -> bool:
         """Whether there were more candidates of this version; each client is one three times at most."""
         ask = self._ask
         wanted = self._first if self._version == 0 else ask.cohort_size

@@ -45,6 +45,11 @@ class Phases(NamedTuple):
     """Bytes a second of its transfers down."""
     up_rate: np.ndarray
 
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64 `[n]`: from the first byte down to the last one up."""
+        return np.asarray(self.down + self.train + self.up, float)
+
 
 class StepTime(NamedTuple):
     """Time of a server step that is planned on the host."""
@@ -79,6 +84,8 @@ class Present(NamedTuple):
     """As in `Ask`."""
     memory: Memory
     """As in `Ask`."""
+    clock: float = 0.0
+    """As in `Ask`."""
 
 
 class Ask(NamedTuple):
@@ -107,6 +114,8 @@ class Ask(NamedTuple):
     memory: Memory = types.MappingProxyType({})
     """What it remembers of the rounds before (`Participation.remember`); empty before the first round, and for
     forecasts."""
+    clock: float = 0.0
+    """Simulated seconds since the start. For draws with `reads_state`; others, and forecasts, get 0."""
 
 
 class Drawn(NamedTuple):
@@ -122,6 +131,8 @@ class Drawn(NamedTuple):
     """Clients that receive the present model; None: those of `ids`."""
     schedule: StepTime | None = None
     """Time of the round, where it does not wait for its clients."""
+    waited: float = 0.0
+    """Seconds before the round in which the server waited for enough clients; they belong to it."""
 
 
 class Numbers(NamedTuple):
@@ -160,6 +171,8 @@ class Participation(NamedTuple):
     """Ages `[n]` to the factors on the updates of clients, where `versions` is not 0."""
     reads_time: bool = False
     """Whether a draw depends on how long clients take, where a run has a clock."""
+    reads_available: bool = False
+    """Whether it needs, and asks, when clients are available."""
     remember: Callable[[Memory, Mapping[str, Any]], Memory] | None = None
     """`(memory, line of the log) -> memory` after each round, a function of these alone; needs `reads_state`. Lines
     then have `squared_update`, the squared norm of the round's change of the model."""
@@ -185,10 +198,8 @@ class Participants(NamedTuple):
     clients: Clients
     steps: Callable[[np.ndarray], np.ndarray]
     """Numbers of rows to local steps, as in `Ask`."""
-    seconds: Callable[[int, np.ndarray, np.ndarray], np.ndarray] | None = None
-    """`(rounds done before, client ids [n], their rows [n])` to the seconds of each; None without a clock."""
-    phases: Callable[[int, np.ndarray, np.ndarray], Phases] = no_phases
-    """As in `Ask`."""
+    phases: Callable[[int, np.ndarray, np.ndarray], Phases] | None = None
+    """As in `Ask`; None without a clock."""
     available: Callable[[float, np.ndarray], np.ndarray] = always
     """As in `Ask`."""
 
@@ -241,8 +252,16 @@ class Participants(NamedTuple):
                 f"simulations beside each other must have as many clients, and here are {beside.num_clients} and "
                 f"{count}; where seeds differ in that, such as by validation_of=clients, start them one by one"
             )
-        if beside and (self.numbers, self.varies, size) != (beside.numbers, beside.varies, beside.cohort_size):
-            raise UserError("runs side by side must have the same participation and cohort_size; run these one by one")
+        if beside and self._shapes != beside._shapes:
+            raise UserError(
+                "runs side by side must have the same participation, cohort_size, and system model or none; run these "
+                "one by one"
+            )
+
+    @property
+    def _shapes(self) -> tuple[Any, ...]:
+        """The facts that programs depend on."""
+        return self.numbers, self.cohort_size, self.participation.versions, self.phases is None
 
     def drawn(self, number: int, present: Present | None = None) -> Drawn:
         """The clients of the round after `number` rounds; with `present` left out, as if all had the same loss and
@@ -251,11 +270,11 @@ class Participants(NamedTuple):
         Raises UserError where a draw breaks its promises: numbers out of bounds, unknown clients, or clients that are
         not ascending.
         """
-        losses, memory = (alike, {}) if present is None else present
+        losses, memory, clock = Present(alike, {}) if present is None else present
         sizes = lambda ids: self.clients.windows(ids)[1]
-        seconds = functools.partial(self._seconds, number)
+        seconds = functools.partial(self.seconds, number)
         of_run = self.num_clients, self.cohort_size, sizes, self.steps, losses, seconds
-        ask = Ask(self.seed, number, *of_run, self.phases, self.available, memory)
+        ask = Ask(self.seed, number, *of_run, self.phases or no_phases, self.available, memory, clock)
         found, allowed = self.participation.draw(ask), self.numbers
         asked = len(found.ids)
         used = asked - int(np.count_nonzero(found.lost))
@@ -275,11 +294,13 @@ class Participants(NamedTuple):
             )
         return found
 
-    def _seconds(self, number: int, ids: np.ndarray) -> np.ndarray:
+    def seconds(self, number: int, ids: np.ndarray) -> np.ndarray:
+        """float64 `[n]`: seconds of these clients in the round after `number` rounds; their local steps without a
+        clock."""
         sizes = self.clients.windows(ids)[1]
-        if self.seconds is None:
+        if self.phases is None:
             return np.asarray(self.steps(sizes), float)
-        return self.seconds(number, ids, sizes)
+        return self.phases(number, ids, sizes).seconds
 
     def reports(self, asked: int) -> dict[Channel, int]:
         """Messages beside those of the algorithm, in a round that asks so many clients."""

@@ -90,7 +90,7 @@ class Facts(NamedTuple):
                 "privacy is accounted for another seed, cohort_size, number of clients or participation than the "
                 "simulation has; give both the same, and the same participation object"
             )
-        if self.participation.reads_time and participants.seconds is not None:
+        if self.participation.reads_time and participants.phases is not None:
             raise UserError(
                 "config.participation: this one draws clients by how long they take, and privacy is accounted without "
                 "the clock: others would be charged than those who take part; use --config.system.name=none, or a "

@@ -7,7 +7,6 @@ A resumed run does not need it. Clients are shown evenly spaced by number where 
 file stays small and ten million clients stay unread.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,14 +30,12 @@ SKEW_POSITIONS = 1 << 22
 """Most rows over all clients for which the skew of labels is measured: about a second."""
 
 
-def about(
-    simulation: Simulation, num_classes: int | None, private: bool = False, deadline: float = math.inf
-) -> dict[str, Any]:
+def about(simulation: Simulation, num_classes: int | None, private: bool = False) -> dict[str, Any]:
     """The contents of `about.json`, ready for JSON; with `private`, nothing that is counted on rows, and nobody who
-    takes part in a round is named. `deadline` is that of the run's dropout."""
+    takes part in a round is named."""
     found: dict[str, Any] = {"split": split_facts(simulation.data, num_classes, private)}
     found |= {"messages": message_facts(simulation.discover())}
-    rounds = [] if private else timeline(simulation, deadline)
+    rounds = [] if private else timeline(simulation)
     return found | ({"timeline": rounds} if rounds else {})
 
 

@@ -30,7 +30,7 @@ from fedjax8.engine.state import SimulationState
 from fedjax8.exchange.ledger import Ledger
 from fedjax8.operations import loss_gradient, multiply_adds
 from fedjax8.running.schedule import CALL_SECONDS, Schedule
-from fedjax8.running.timeline import Simulated, foreseen
+from fedjax8.running.timeline import LOOKED_AT, Simulated, foreseen
 from fedjax8.types import MODEL, Channel, Executor, Partial, PyTree, Variables, Way
 
 COHORTS_LOOKED_AT = 1 << 20
@@ -156,9 +156,8 @@ def forecast(
     test: Mapping[str, np.ndarray],
     *,
     measured: bool = True,
-    deadline: float = math.inf,
 ) -> Forecast:
-    """The forecast of a run of `simulation` from its beginning; `deadline` is that of its dropout.
+    """The forecast of a run of `simulation` from its beginning.
 
     With `measured` false nothing is compiled but the model's initialization.
     """
@@ -168,7 +167,7 @@ def forecast(
     variables = simulation.variables(state)
     steps = steps_of(simulation, schedule.rounds)
     traffic = traffic_of(simulation.ways(steps.most))
-    asked, used = Range(*participants.numbers[:2]), Range(*participants.numbers[2:])
+    asked, used = asked_of(simulation, schedule.rounds), Range(*participants.numbers[2:])
     reports = dict.fromkeys(participants.reports(1), asked)
     clients = {channel: clients_of(channel, asked, used) for channel in traffic.times}
     fixed = traffic.fixed and all(x.least == x.most for x in (asked, used, *clients.values()))
@@ -196,8 +195,18 @@ def forecast(
         seconds=seconds,
         measured=measured,
         chunk=simulation.chunk,
-        simulated=foreseen(simulation, deadline, schedule.rounds),
+        simulated=foreseen(simulation, schedule.rounds),
     )
+
+
+def asked_of(simulation: Simulation, rounds: int) -> Range:
+    """Fewest and most clients of a round that receive the model: where rounds do not wait, those who start in each of
+    the rounds looked at, of which the first starts all that are on their way at once."""
+    participants = simulation.participants
+    if not simulation.participation.versions:
+        return Range(*participants.numbers[:2])
+    started = [participants.drawn(number).started or 0 for number in range(min(rounds, LOOKED_AT))]
+    return Range(min(started), max(started))
 
 
 def traffic_of(ways: Sequence[Way]) -> Traffic:

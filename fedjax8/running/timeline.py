@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax8.data.batches import num_steps
+from fedjax8.engine.foretelling import traffic
 from fedjax8.engine.simulation import Simulation
 from fedjax8.exchange.transfers import transfers
-from fedjax8.types import Way
 
 ROUNDS = 3
 """Rounds of a timeline."""
@@ -63,12 +63,12 @@ class Simulated(NamedTuple):
     """Whether all rounds were looked at, as their clients will be drawn."""
 
 
-def foreseen(simulation: Simulation, deadline: float = math.inf, rounds: int = LOOKED_AT) -> Simulated | None:
+def foreseen(simulation: Simulation, rounds: int = LOOKED_AT) -> Simulated | None:
     """The simulated time of so many rounds; None for a run without a clock."""
     if not simulation.system.timed or not rounds:
         return None
     looked_at = min(rounds, LOOKED_AT)
-    found = [round_times(simulation, number, deadline) for number in range(looked_at)]
+    found = [round_times(simulation, number) for number in range(looked_at)]
     ends = np.array([times.seconds for times in found])
     sums: dict[str, float] = {}
     for times in found:
@@ -81,16 +81,16 @@ def foreseen(simulation: Simulation, deadline: float = math.inf, rounds: int = L
     return Simulated(*spread, float(ends.mean()) * rounds, shares, exact)
 
 
-def timeline(simulation: Simulation, deadline: float = math.inf) -> list[dict[str, Any]]:
+def timeline(simulation: Simulation) -> list[dict[str, Any]]:
     """The first `ROUNDS` rounds for `about.json`, in each up to `SHOWN` clients, evenly spaced from the first to the
     last to be done. None of a run without a clock, whose rounds do not wait for their clients, or whose clients are
     known only as it goes on."""
     if not simulation.system.timed or simulation.participation.reads_state or simulation.participation.versions:
         return []
-    return [_shown(number + 1, round_times(simulation, number, deadline)) for number in range(ROUNDS)]
+    return [_shown(number + 1, round_times(simulation, number)) for number in range(ROUNDS)]
 
 
-def round_times(simulation: Simulation, number: int, deadline: float = math.inf) -> RoundTimes:
+def round_times(simulation: Simulation, number: int) -> RoundTimes:
     """The times of the round after `number` rounds, which needs a clock."""
     system, drawn = simulation.system, simulation.participants.drawn(number)
     assert system.speeds is not None
@@ -98,13 +98,14 @@ def round_times(simulation: Simulation, number: int, deadline: float = math.inf)
     sizes: Any = simulation.data.windows(drawn.ids)[1]
     of_sizes = simulation.algorithm.steps
     steps = np.asarray(num_steps(simulation.plan, sizes) if of_sizes is None else of_sizes(sizes), float)
-    way = max(simulation.ways(int(np.max(steps, initial=0))), key=_num_bytes)
-    (times_down, down), (times_up, up) = (_traffic(way, direction) for direction in ("down", "up"))
+    times_down, times_up, down, up = traffic(simulation.ways, int(np.max(steps, initial=0)))
+    deadline, until = simulation.algorithm.deadline, simulation.algorithm.trains_until
     latency, works = speeds.latency, ~drawn.lost
     asked = np.ones(len(drawn.ids), bool)
     own_down, own_up = down / speeds.down_bandwidth, np.where(works, up / speeds.up_bandwidth, 0.0)
     received = _ends(times_down * latency, down, speeds.down_bandwidth, asked, system.server.down_bandwidth)
     training = np.where(works, speeds.step_seconds * steps, 0.0)
+    training = np.minimum(training, np.maximum(until - received, 0.0))
     trained = received + training
     begin = trained + np.where(works, times_up * latency, 0.0)
     sent = _ends(begin, up, speeds.up_bandwidth, works, system.server.up_bandwidth)
@@ -124,16 +125,6 @@ def round_times(simulation: Simulation, number: int, deadline: float = math.inf)
     else:
         limits = {DOWNLINK: seconds}
     return RoundTimes(drawn.ids, received, trained, sent, late, drawn.lost, seconds, limits)
-
-
-def _num_bytes(way: Way) -> int:
-    return sum(channel.message_bytes * count for channel, count in way.items())
-
-
-def _traffic(way: Way, direction: str) -> tuple[int, int]:
-    """(messages, bytes) of a direction."""
-    kinds = {channel: count for channel, count in way.items() if channel.direction == direction}
-    return sum(count for channel, count in kinds.items() if not channel.part), _num_bytes(kinds)
 
 
 def _ends(start: np.ndarray, size: int, bandwidth: np.ndarray, active: np.ndarray, capacity: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Rounds: the cohort, the executor, clients' contributions, their aggregate, the link, the algorithm."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -363,6 +364,10 @@ class Algorithm(NamedTuple):
     """Numbers of rows of clients to their local steps in a round, for forecasts; None: those of the batch plan."""
     timed: bool = False
     """Whether a round reads its clients' time, so that it needs a system model with a clock."""
+    deadline: float = math.inf
+    """Seconds after the start of a round at which clients are late, for forecasts."""
+    trains_until: float = math.inf
+    """Seconds after the start of a round at which clients stop training, and send what they have; likewise."""
 
     def variables_of(self, state: PyTree, memory: PyTree) -> Variables:
         """The model that the client of this memory would use, without frozen parameters."""

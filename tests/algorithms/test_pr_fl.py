@@ -12,7 +12,6 @@ from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.pr_fl import pr_fl, pruned
 from fedjax8.errors import UserError
 from fedjax8.executors.vmap import vmap
-from fedjax8.staleness import polynomial
 from fedjax8.systems import Speeds, SystemModel
 from fedjax8.types import Model, Variables
 
@@ -150,9 +149,3 @@ def test_what_cannot_be_pruned_is_refused(toys):
         build(toys, [1.0], [1.0], pruning=1)
     with pytest.raises(ValueError, match="densities"):
         build(toys, [1.0], [1.0], densities=(0.0,))
-
-
-def test_a_staleness_weight_of_updates_on_time_is_1(toys):
-    ways = [build(toys, [1.0, 2.0], [1.0, 3.0], staleness=weight) for weight in (None, polynomial(0.6))]
-    got, want = (np.ravel(sim.variables(sim.run_round(sim.init())[0]).params["kernel"]) for sim in ways)
-    np.testing.assert_array_equal(got, want)

@@ -15,6 +15,7 @@ from fedjax8.errors import UserError
 from fedjax8.executors.chunked import chunked
 from fedjax8.executors.pmap import pmap
 from fedjax8.local import local_training
+from fedjax8.systems import ServerLink, same
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def make(toys):
 
     columns = toys.clients([1.0, 4.0, 2.0, 3.0], [0.0, 1.0, -1.0, 2.0], [3, 3, 2, 5]).columns
 
-    def make(seed, beside=None):
+    def make(seed, beside=None, system=None):
         # Another split for every seed, which leaves out as many rows as the seed says.
         owners = np.where(np.arange(13) < seed, -1, np.random.default_rng(seed).permutation(np.arange(13) % 4))
         data = FederatedData.from_owners(columns, owners, 4)
@@ -38,6 +39,7 @@ def make(toys):
             seed=seed,
             executor=chunked(),
             beside=beside,
+            system=system,
         )
 
     return make
@@ -73,6 +75,15 @@ def test_other_rows_are_refused(make, toys):
     settings = {"cohort_size": 1, "uplink": none(), "downlink": none(), "executor": chunked()}
     with pytest.raises(UserError, match="same columns"):
         simulate(algorithm, data, beside=make(0), **settings)
+
+
+def test_another_clock_is_refused(make):
+    """Programs have a clock or none, and the server's link is part of them."""
+    with pytest.raises(UserError, match="system model or none"):
+        make(1, make(0), same())
+    with pytest.raises(UserError, match="same server's link"):
+        make(1, make(0, None, same()), same()._replace(server=ServerLink(1.0, 1.0)))
+    assert make(1, make(0, None, same()), same(2.0)).system.timed  # other speeds are data
 
 
 def test_runs_that_share_nothing_are_refused(make):

@@ -105,7 +105,7 @@ def test_seconds_that_are_foretold_are_those_that_are_measured(toys):
         whole = 0.0
         for number, line in enumerate(lines):
             ids = sim.participants.drawn(number).ids
-            whole += sim.participants.seconds(number, ids, sim.data.windows(ids)[1]).max()
+            whole += sim.participants.seconds(number, ids).max()
             assert line["simulated_seconds"] == pytest.approx(whole, rel=1e-5)
         assert state.ledger.seconds == lines[-1]["simulated_seconds"]
 

@@ -37,7 +37,7 @@ class Sizes:
 
 def participants(drawn_by, sizes, cohort_size, seed=0):
     steps = lambda sizes: sizes
-    return Participants(drawn_by, seed, cohort_size, Sizes(sizes), steps, lambda number, ids, sizes: sizes, phases)
+    return Participants(drawn_by, seed, cohort_size, Sizes(sizes), steps, phases)
 
 
 def phases(number, ids, sizes):
@@ -75,7 +75,7 @@ def test_laws_are_those_of_the_draws_and_everyone_wherever_nobody_can_be_left_ou
     assert laws == {
         "uniform": "without_replacement", "poisson": "poisson", "weighted": "unknown", "cyclic": "unknown",
         "power_of_choice": "unknown", "overselect": "unknown", "buffered": "unknown", "asynchronous": "unknown",
-        "stages": "unknown",
+        "stages": "unknown", "available": "unknown",
     }  # fmt: skip
     for name in ("uniform", "poisson", "cyclic"):
         whole = participants(find(name, "fedjax8.participation")(), [1] * 9, 9)
@@ -156,7 +156,7 @@ def test_runs_beside_each_other_have_the_same_numbers(toys):
     data = toys.clients([1.0] * 4, [0.0] * 4)
     first = toys.build(fedavg, data, steps=1, cohort_size=2, participation=participation.poisson())
     toys.build(fedavg, data, steps=1, cohort_size=2, seed=1, beside=first, participation=participation.poisson())
-    with pytest.raises(UserError, match="the same participation and cohort_size"):
+    with pytest.raises(UserError, X):
         toys.build(fedavg, data, steps=1, cohort_size=2, seed=1, beside=first)
 
 

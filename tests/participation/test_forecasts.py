@@ -13,16 +13,18 @@ from fedjax8.exchange.ledger import Ledger
 from fedjax8.running.forecast import Range, forecast
 from fedjax8.running.forecast_tables import show
 from fedjax8.running.schedule import Schedule
+from fedjax8.systems import lognormal, same
 from fedjax8.types import Channel
 
 ROUNDS = 4
 STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def foretold(toys, drawn_by, make=fedavg):
+def foretold(toys, drawn_by, make=fedavg, **more):
     """(forecast, simulation, ledger after the run, text)."""
     data = toys.clients([1.0] * 8, [0.0] * 8, STEPS)
-    sim = toys.build(make, data, cohort_size=3, epochs=1, participation=drawn_by)
+    length = {} if "steps" in more else {"epochs": 1}
+    sim = toys.build(make, data, cohort_size=3, participation=drawn_by, **length, **more)
     found = forecast(sim, Schedule(ROUNDS, 2, 2), data.columns, measured=False)
     state = sim.init()
     while state.round < ROUNDS:
@@ -64,6 +66,21 @@ def test_numbers_that_vary_are_ranges_around_those_of_the_run(toys):
     assert "clients  0 to 8 a round\n" in text
     assert "4 rounds up 0 to 128, down 0 to 128" in text
     assert found.steps.run == sum(STEPS[i] for number in range(ROUNDS) for i in sim.participants.drawn(number).ids)
+
+
+def test_rounds_that_do_not_wait_send_as_many_models_as_clients_start(toys):
+    """Seven start at once, and another for each of the first two arrivals where one is free; three a round later."""
+    found, sim, ledger, _ = foretold(toys, participation.buffered(7), system=lognormal())
+    started = [sim.participants.drawn(number).started for number in range(ROUNDS)]
+    assert (
+        7 <= started[0] <= 8
+        and sum(started[1:]) <= 3 * ROUNDS
+        and ledger.downlink_bytes == 4 * sum(started)
+        and ledger.uplink_bytes == 4 * 3 * ROUNDS
+    )
+    assert found.run_messages is None and (found.asked, found.used) == (Range(min(started), max(started)), Range(3, 3))
+    alike, _, ledger, _ = foretold(toys, participation.buffered(3), steps=1, system=same())
+    assert dict(alike.run_messages.sent) == dict(ledger.sent)
 
 
 def test_reports_are_in_the_range_of_a_run(toys):

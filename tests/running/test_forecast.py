@@ -129,9 +129,9 @@ def test_a_config_with_a_clock_and_a_deadline_has_its_simulated_time():
     for seconds in (5.0, 1000.0):
         config.dropout = component("deadline", seconds=seconds)
         made = build(config)
-        assert made.deadline == seconds
+        assert made.simulation.algorithm.deadline == seconds
         schedule = Schedule(ROUNDS, 2, 1)
-        found.append(forecast(made.simulation, schedule, made.dataset.test, measured=False, deadline=made.deadline))
+        found.append(forecast(made.simulation, schedule, made.dataset.test, measured=False))
     late, in_time = (x.simulated for x in found)
     assert (late.run, late.limits) == (15.0, {"the deadline": 1.0})
     assert in_time.limits["local steps"] > 0.9 and in_time.least > 12.0

@@ -9,6 +9,7 @@ import pytest
 
 from fedjax8 import dropouts
 from fedjax8.algorithms.fedavg import fedavg
+from fedjax8.algorithms.salf import salf
 from fedjax8.algorithms.scaffold import scaffold
 from fedjax8.config import component
 from fedjax8.data.federated import FederatedData
@@ -51,7 +52,7 @@ def test_clients_receive_train_and_send_one_after_the_other(toys):
 
 
 def test_a_round_with_a_straggler_lasts_until_the_deadline(toys):
-    found = round_times(simulation(toys, of_clients(step=[1.0, 2.0, 8.0]), [1.0] * 3, make=late_after(5.0)), 0, 5.0)
+    found = round_times(simulation(toys, of_clients(step=[1.0, 2.0, 8.0]), [1.0] * 3, make=late_after(5.0)), 0)
     assert found.late.tolist() == [False, False, True]
     assert (found.seconds, found.limits) == (5.0, {"the deadline": 5.0})
 
@@ -68,19 +69,24 @@ def test_nobody_waits_for_clients_that_participation_loses(toys):
 
 @pytest.mark.parametrize(
     ("make", "deadline"),
-    [(fedavg, math.inf), (lambda local: scaffold(local, learning_rate=0.1), math.inf), (late_after(4.0), 4.0)],
-    ids=["fedavg", "scaffold", "deadline"],
+    [
+        (fedavg, math.inf),
+        (lambda local: scaffold(local, learning_rate=0.1), math.inf),
+        (late_after(4.0), 4.0),
+        (lambda local: salf(local, depth="clock", deadline=4.0), math.inf),
+    ],
+    ids=["fedavg", "scaffold", "deadline", "salf"],
 )
 def test_the_clock_of_the_rounds_measures_what_was_foreseen(toys, make, deadline):
     system = lognormal(0.3, jitter=0.4, link_spread=0.3, latency=0.1, down_bandwidth=3.0, up_bandwidth=2.0)
     sim = simulation(toys, system, [1.0] * 5, rows=[1, 2, 3, 4, 5], make=make, cohort_size=3)
     _, lines = sim.run_rounds(sim.init(), 4)
     measured = np.diff([line["simulated_seconds"] for line in lines], prepend=0.0)
-    found = [round_times(sim, number, deadline) for number in range(4)]
+    found = [round_times(sim, number) for number in range(4)]
     np.testing.assert_allclose([times.seconds for times in found], measured, rtol=1e-5)
     late = [int(times.late.sum()) for times in found]
     assert late == [line.get("dropped", 0) for line in lines] and any(late) == (deadline < math.inf)
-    whole = foreseen(sim, deadline, 4)
+    whole = foreseen(sim, 4)
     assert whole.run == pytest.approx(lines[-1]["simulated_seconds"], rel=1e-5)
     assert (whole.least, whole.most) == pytest.approx((measured.min(), measured.max()), rel=1e-5)
     assert whole.exact and sum(whole.limits.values()) == pytest.approx(1.0)
@@ -100,7 +106,7 @@ def rest():
 def test_a_timeline_has_the_first_rounds_and_the_last_client_of_each(toys):
     step = 1.0 + np.arange(100)
     sim = simulation(toys, of_clients(step=step), [1.0] * 100, make=late_after(90.0))
-    shown = json.loads(json.dumps(timeline(sim, 90.0)))
+    shown = json.loads(json.dumps(timeline(sim)))
     assert [line["round"] for line in shown] == [1, 2, 3]
     first = shown[0]
     assert (first["asked"], len(first["clients"]), first["seconds"]) == (100, SHOWN, 90.0)

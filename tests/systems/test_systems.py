@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.errors import UserError
 from fedjax8.lookup import component_names
-from fedjax8.systems import lognormal, none, same
+from fedjax8.systems import Speeds, SystemModel, lognormal, none, same
 from fedjax8.systems._draws import normals, uniforms
 
 IDS = np.arange(20_000)
 CASES = [
     (name, i)
     for name in component_names("fedjax8.systems")
+    if name != "none"
     for i in range(len(importlib.import_module(f"fedjax8.systems.{name}").EXAMPLES))
 ]
 
@@ -27,8 +29,6 @@ def example(name, index):
 @pytest.mark.parametrize(("name", "index"), CASES)
 def test_speeds_are_of_the_client_and_the_round_alone(name, index):
     system = example(name, index)
-    if not system.timed:
-        return
     whole, some = system.speeds(3, 7, IDS), system.speeds(3, 7, IDS[[19, 4, 4]])
     for everyone, few in zip(whole, some, strict=True):
         assert everyone.shape == IDS.shape and few.shape == (3,)
@@ -93,3 +93,27 @@ def test_settings_out_of_range_are_named(factory, settings):
 
 def test_none_has_no_clock():
     assert not none().timed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("step_seconds", np.nan, "client 1 the step_seconds nan; it must be a number from 0"),
+        ("latency", -1.0, "client 1 the latency -1; it must be a number from 0"),
+        ("up_bandwidth", 0.0, "client 1 the up_bandwidth 0; it must be a number above 0"),
+        ("down_bandwidth", -np.inf, "client 1 the down_bandwidth -inf"),
+    ],
+)
+def test_speeds_that_no_client_can_have_end_a_run(toys, field, value, says):
+    usual = same().speeds(0, 0, np.arange(2))
+    bad = usual._replace(**{field: np.where(np.arange(2) == 1, value, getattr(usual, field))})
+    sim = toys.build(fedavg, toys.q2(), steps=1, system=SystemModel(lambda seed, number, ids: Speeds(*bad)))
+    with pytest.raises(UserError, match=says):
+        sim.run_round(sim.init())
+
+
+def test_the_fastest_and_slowest_clients_have_finite_times(toys):
+    ends = Speeds(*(np.array([low, high]) for low, high in ((0.0, 1e300), (1e-300, np.inf), (1e300, 1e-30), (0, 1e30))))
+    sim = toys.build(fedavg, toys.q2(), steps=3, system=SystemModel(lambda seed, number, ids: ends))
+    _, lines = sim.run_rounds(sim.init(), 3)
+    assert 0 < lines[-1]["simulated_seconds"] < 1e25 and 0 <= lines[-1]["waiting_share"] <= 1

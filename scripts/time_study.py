@@ -40,9 +40,9 @@ METHODS = {
     "buffered": "FedBuff, FP8",
     "deadline": "FP8 UQ with a deadline",
 }
-ROUNDS = {"fda": 60, "buffered": 300}
+ROUNDS = {"fda": 200, "fedcode": 250, "buffered": 300}
 """Most rounds of a run; 150 for the others."""
-EVERY = {"fda": 1, "buffered": 4}
+EVERY = {"buffered": 4}
 """Rounds between evaluations; 2 for the others."""
 DEADLINE_QUANTILE = 0.8
 """Share of the clients who are in time by what is known before the run."""
@@ -164,13 +164,17 @@ def at_target(done: dict[str, Any]) -> dict[str, Any]:
     missed = sum(place is None for place in places)
     mean = math.inf if missed else statistics.fmean(seconds)
     spread = statistics.stdev(seconds) if len(seconds) > 1 else 0.0
-    text = f"not reached by {missed} of {len(places)} seeds" if missed else f"{hours(mean)} ± {hours(spread)}"
+    text = f"{hours(mean)} ± {hours(spread)}"
+    if missed:
+        text = f"not reached by {missed} of {len(places)} seeds in {hours(statistics.fmean(seconds))}"
     both = statistics.fmean(end["uplink_bytes"] + end["downlink_bytes"] for end in ends)
     waiting = statistics.fmean(line["waiting_share"] for lines in done["seeds"] for line in lines)
+    wasted = statistics.fmean(end["wasted_bytes"] / (end["uplink_bytes"] + end["downlink_bytes"]) for end in ends)
     accuracy = statistics.fmean(max(line["test_accuracy"] for line in lines) for lines in done["seeds"])
     rounds = statistics.fmean(end["round"] for end in ends)
     return {
         "seconds": mean, "text": text, "rounds": rounds, "bytes": both, "waiting": waiting, "best": accuracy,
+        "wasted": wasted,
     }  # fmt: skip
 
 
@@ -189,21 +193,25 @@ def stored() -> dict[tuple[str, float], dict[str, Any]]:
 
 
 def table() -> None:
-    """Prints time, rounds, bytes and waiting of every cell at the target, and the time against float32's."""
+    """Prints time, rounds, bytes, waste and waiting of every cell at the target, the time against float32's, and the best
+    accuracy; each deadline below."""
     done = stored()
     for uplink in sorted({uplink for _, uplink in done}):
         ends = {m: at_target(done[m, uplink]) for m in METHODS if (m, uplink) in done}
         print(f"Uplink {uplink:g} Mbit/s:\n")
-        print(f"| method | time to {TARGET} | against float32 | rounds | MB both ways | clients wait |")
-        print("|---|---|---|---|---|---|")
+        print(
+            f"| method | time to {TARGET} | against float32 | rounds | MB both ways | wasted | clients wait | best |\n"
+            "|---|---|---|---|---|---|---|---|"
+        )
         for method, end in ends.items():
             gain = ends["float32"]["seconds"] / end["seconds"] if math.isfinite(end["seconds"]) else math.nan
             faster = f"{gain:.3g}x" if math.isfinite(gain) else ""
             print(
                 f"| {METHODS[method]} | {end['text']} | {faster} | {end['rounds']:.0f} | {end['bytes'] / 1e6:.3g} "
-                f"| {end['waiting']:.0%} |"
+                f"| {end['wasted']:.1%} | {end['waiting']:.0%} | {end['best']:.4f} |"
             )
-        print()
+        at = [done[m, uplink]["deadline"] for m in ends if done[m, uplink]["deadline"]]
+        print("".join(f"\nThe deadline is {hours(seconds)}.\n" for seconds in at))
 
 
 def plot() -> None:

@@ -156,7 +156,7 @@ def test_runs_beside_each_other_have_the_same_numbers(toys):
     data = toys.clients([1.0] * 4, [0.0] * 4)
     first = toys.build(fedavg, data, steps=1, cohort_size=2, participation=participation.poisson())
     toys.build(fedavg, data, steps=1, cohort_size=2, seed=1, beside=first, participation=participation.poisson())
-    with pytest.raises(UserError, X):
+    with pytest.raises(UserError, match="the same participation, cohort_size, and system"):
         toys.build(fedavg, data, steps=1, cohort_size=2, seed=1, beside=first)
 
 

@@ -46,13 +46,15 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
     if variables.frozen:
         weights += f" trained and {trees.float32_bytes(variables.frozen) // 4:,} frozen"
     devices, processes = jax.devices(), jax.process_count()
+    of_devices = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
     drawn = "" if config.participation.name == "uniform" else f" by {config.participation.name}"
+    clock = f", clock {config.system.name}" * experiment.simulation.system.timed
     of_processes = f" of {processes} processes" if processes > 1 else ""
     return (
         f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights} "
         f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
         f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round"
-        f"{drawn}, {config.rounds} rounds, on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+        f"{drawn}{clock}, {config.rounds} rounds, on {of_devices}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"
         f"{start_words(experiment)}{validation_words(experiment)}"
         f"{NOTHING_SENT * (not experiment.simulation.discover())}{PRIVATE * experiment.private}"

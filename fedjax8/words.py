@@ -59,6 +59,14 @@ FIELDS = {
     "frequency_of_the_test": "eval_every",
     "test_every": "eval_every",
     "random_seed": "seed",
+    "buffer_size": "cohort_size",
+    "concurrency": "participation.concurrency",
+    "max_concurrency": "participation.concurrency",
+    "staleness": "participation.staleness",
+    "bandwidth": "system",
+    "device_trace": "system",
+    "availability": "system",
+    "clock": "system",
 }
 """Field of a config, by the word."""
 NOTES = dict.fromkeys(
@@ -103,7 +111,15 @@ COMPONENTS = {
         "pathological": "shards",
         "natural": "by_key",
     },
-    "participation": {"random": "uniform", "poc": "power_of_choice", "powd": "power_of_choice"},
+    "participation": {
+        "random": "uniform",
+        "poc": "power_of_choice",
+        "powd": "power_of_choice",
+        "fedbuff": "buffered",
+        "fedasync": "asynchronous",
+        "async": "asynchronous",
+        "flanp": "stages",
+    },
     "models": {
         "resnet": "resnet18 or resnet20",
         "lstm": "char_lstm",

@@ -193,7 +193,7 @@ def stored() -> dict[tuple[str, float], dict[str, Any]]:
 
 
 def table() -> None:
-    """Prints time, rounds, bytes, waste and waiting of every cell at the target, the time against float32's, and the best
+    """Prints time, rounds, bytes, waste, waiting of every cell at the target, the time against float32's, and the best
     accuracy; each deadline below."""
     done = stored()
     for uplink in sorted({uplink for _, uplink in done}):

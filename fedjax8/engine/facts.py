@@ -20,6 +20,7 @@ def facts_of(simulation: "Simulation") -> dict[str, Any]:
         "clients": data.num_clients,
         "cohort": simulation.cohort_size,
         "participation": name_of(simulation.participation.draw),
+        **({"clock": name_of(simulation.system.speeds)} if simulation.system.speeds else {}),
         "local_training": f"{length} of batches of {plan.batch_size}",
         "uplink": name_of(simulation.uplink.encode),
         "downlink": name_of(simulation.downlink.encode),

@@ -21,6 +21,7 @@ from fedjax8.rates import find_optimizer, find_schedule, no_server_schedule
 from fedjax8.run_format import RunFormat
 from fedjax8.systems import SystemModel
 from fedjax8.tasks import Metric, Task
+from fedjax8.topologies import Topology
 from fedjax8.types import Aggregator, Algorithm, Attack, Codec, Executor, Model, StepGradient
 
 
@@ -51,6 +52,7 @@ KINDS: dict[str, type | None] = {
     "dropouts": Dropout,
     "participation": Participation,
     "systems": SystemModel,
+    "topologies": Topology,
     "callbacks": Callback,
     "codecs": Codec,
     "executors": Executor,
@@ -63,6 +65,7 @@ INNER = {
     "aggregate": "algorithms.aggregators",
     "metrics": "tasks.metrics",
     "monitor": "algorithms.monitors",
+    "topology": "topologies",
     "refine": "algorithms.refinements",
     "server_optimizer": "optimizers",
     "base_optimizer": "optimizers",

@@ -15,7 +15,7 @@ RANKS = (
     {"errors", "types", "version"},
     {"trees", "xla_cpu", "given", "keys", "lookup", "paths", "streams", "durable", "words", "directions", "staleness"},
     {"readers"},
-    {"numerics", "data", "models", "participation", "results", "systems"},
+    {"numerics", "data", "models", "participation", "results", "systems", "topologies"},
     {
         "codecs",
         "adapters",

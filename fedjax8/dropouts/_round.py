@@ -24,13 +24,13 @@ def with_dropout(algorithm: Algorithm, dropout: Dropout) -> Algorithm:
 
     The exchanges of the round, which know each client's bytes, decide who is late. A dropout keeps the state that it
     had before the round. One that drops out whatever it does is not trained: it costs no time. UserError where everyone
-    must take part in every round.
+    must take part in every round, unless it is as a worker on a graph.
     """
     lost_of, deadline = dropout.lost, dropout.deadline
     timed = deadline < math.inf
     if lost_of is None and not timed:
         return algorithm
-    if algorithm.everyone:
+    if algorithm.everyone and algorithm.graph is None:
         raise UserError(
             "config.dropout: this algorithm needs every client in every round; use --config.dropout.name=none"
         )

@@ -1,5 +1,6 @@
 """Checks of the arguments of `simulate`, by themselves and together."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,16 @@ def check_time(algorithm: Algorithm, system: SystemModel, participation: Partici
         raise UserError(
             "this participation asks when clients are available, and no system model of this run says so; use "
             "--config.system.name=trace with a column `available`, or --config.participation.name=uniform"
+        )
+    if algorithm.graph and algorithm.deadline < math.inf:
+        raise UserError(
+            "workers on a graph wait for their neighbors, and no server says when they are late; use "
+            "--config.dropout.name=random or none"
+        )
+    if algorithm.graph and system.server != ServerLink():
+        raise UserError(
+            "workers on a graph send to each other, so that the link of a server changes nothing; use a system model "
+            "without one, such as --config.system.name=lognormal"
         )
     if algorithm.pooled and system.timed:
         raise UserError(

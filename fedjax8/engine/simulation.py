@@ -44,7 +44,7 @@ from fedjax8.exchange import versions
 from fedjax8.exchange.clock import Timing
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.exchange.link import DOWN, UP
+from fedjax8.exchange.link import DOWN, PEER, UP
 from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
 from fedjax8.given import checked
@@ -271,10 +271,10 @@ class Simulation:
             moves=self.participation.remember is not None,
         )
 
-    def _codec_states(self, direction: str) -> dict[str, PyTree]:
+    def _codec_states(self, *directions: str) -> dict[str, PyTree]:
         """State of each channel's codec before its first message."""
-        states = {d.channel.name: d.codec.init(d.tree) for d in self._traced.found if d.channel.direction == direction}
-        if direction == DOWN and self.participation.versions:
+        states = {d.channel.name: d.codec.init(d.tree) for d in self._traced.found if d.channel.direction in directions}
+        if DOWN in directions and self.participation.versions:
             sent = next(d.tree for d in self._traced.found if d.channel[:2] == (DOWN, MODEL))
             states |= {versions.RING: versions.empty(sent, self.participation.versions)}
         return states
@@ -282,7 +282,7 @@ class Simulation:
     @functools.cached_property
     def _first_client(self) -> PyTree:
         """A client's state before its first round."""
-        return {"algorithm": self._initial[2], "uplink": self._codec_states(UP)}
+        return {"algorithm": self._initial[2], "uplink": self._codec_states(UP, PEER)}
 
     @functools.cached_property
     def _remembers(self) -> bool:

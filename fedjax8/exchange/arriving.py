@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.types import Array, PyTree
+from fedjax8.types import Array, Key, PyTree
 
 
 class Arrived(NamedTuple):
@@ -38,3 +38,9 @@ def summable(report: PyTree) -> PyTree:
 def zero_unless(condition: Array, tree: PyTree) -> PyTree:
     """`tree` where the condition holds, zeros elsewhere."""
     return trees.select(condition, tree, trees.zeros_like(tree))
+
+
+def client_keys(key: Key, client: Array) -> tuple[Key, Key]:
+    """Keys of a client's training, and of the encoding of its contribution."""
+    train, encode = jax.random.split(jax.random.fold_in(key, client))
+    return train, encode

@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from fedjax8.exchange import mixing
 from fedjax8.exchange.sections import SectionsSent, num_bytes
 from fedjax8.exchange.transfers import transfers
 from fedjax8.systems import ServerLink
-from fedjax8.types import Array, Channel, Cohort, Executor, PyTree
+from fedjax8.types import Array, Channel, Cohort, Executor, Graph, PyTree
 
 
 class Sending(NamedTuple):
@@ -114,6 +115,12 @@ class Timeless:
 
     def sent(
         self, cohort: Cohort, sending: PyTree, sizes: Mapping[Channel, int], messages: PyTree, background: bool
+    ) -> "Timeless":
+        """Itself."""
+        return self
+
+    def mixed(
+        self, cohort: Cohort, sending: PyTree, sizes: Mapping[Channel, int], messages: PyTree, graph: Graph
     ) -> "Timeless":
         """Itself."""
         return self
@@ -274,6 +281,29 @@ class Clock:
             server=jnp.maximum(self.server, last),
             peak=jnp.maximum(self.peak, peak),
             messages=self._with(pieces, waited),
+        )
+
+    def mixed(
+        self, cohort: Cohort, sending: Sending, sizes: Mapping[Channel, int], messages: PyTree, graph: Graph
+    ) -> "Clock":
+        """The clock after the messages of these workers to all who hear them, as in `sent`; the server has no part in
+        it. See `mixing.arrivals`."""
+        present, used = messages
+        copies = mixing.out_degrees(graph, cohort.ids)
+        one = {channel: (size, there) for (channel, size), there in zip(sizes.items(), present, strict=True)}
+        pieces = {channel: (size, there * copies) for channel, (size, there) in one.items()}
+        sends, speeds = cohort.reached, self.speeds
+        rates = speeds.up_bandwidth, speeds.down_bandwidth
+        arrived, busy = mixing.arrivals(
+            self.executor, graph, cohort.ids, (self.elapsed, speeds.latency, num_bytes(one), *rates, sends)
+        )
+        return dataclasses.replace(
+            self,
+            elapsed=jnp.where(sends, arrived, self.elapsed),
+            busy=self.busy + jnp.where(sends, busy, 0.0),
+            gone=self.gone | (cohort.valid & ~cohort.reached),
+            wasted=self.wasted | (cohort.valid & ~used),
+            messages=self._with(pieces, sends),
         )
 
     def wait(self, cohort: Cohort) -> "Clock":

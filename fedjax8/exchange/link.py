@@ -23,11 +23,12 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
-from fedjax8.exchange import attacking, parted, versions
-from fedjax8.exchange.arriving import Arrived, everything, summable, zero_unless
+from fedjax8.exchange import attacking, mixing, parted, versions
+from fedjax8.exchange.arriving import Arrived, client_keys, everything, summable, zero_unless
 from fedjax8.exchange.attacking import as_contribution, change_of
 from fedjax8.exchange.clock import Clock, Timeless
 from fedjax8.exchange.discovery import Discovery, Recorder, coded
+from fedjax8.exchange.facts import RoundFacts
 from fedjax8.exchange.left_out import cells
 from fedjax8.exchange.sections import channels_of, num_bytes, sizes_of
 from fedjax8.types import (
@@ -43,19 +44,22 @@ from fedjax8.types import (
     Collected,
     Contribution,
     Executor,
+    Graph,
     Key,
+    Mixed,
     Partial,
     Pool,
     PyTree,
     Ratio,
+    Receive,
     Reduced,
 )
 
-DOWN, UP = "down", "up"
+DOWN, UP, PEER = "down", "up", "peer"
 
 
 @struct.dataclass
-class RoundLink:
+class RoundLink(RoundFacts):
     """The `types.Link` of a round; see the module. The program of a call makes it, algorithms call its methods."""
 
     pool: Pool
@@ -77,30 +81,6 @@ class RoundLink:
     """Time of the round's clients."""
     started: PyTree = ()
     """int32: clients that receive the present model; `()` where all of the cohort do."""
-
-    def until(self, deadline: float) -> "RoundLink":
-        """The link of a round in which clients are late `deadline` seconds after its start; see `clock`."""
-        return dataclasses.replace(self, clock=self.clock.until(deadline))
-
-    def wait(self, cohort: Cohort) -> "RoundLink":
-        """The link after these clients have their messages of the background."""
-        return dataclasses.replace(self, clock=self.clock.wait(cohort))
-
-    def late(self, cohort: Cohort) -> Array:
-        """bool `[C]`: stragglers of the round so far."""
-        return self.clock.is_late(cohort)
-
-    def seconds(self, cohort: Cohort) -> Array:
-        """float32 `[C]`: seconds since the start of the round; 0 without a clock."""
-        return self.clock.seconds(cohort)
-
-    def seconds_left(self, cohort: Cohort) -> Array:
-        """float32 `[C]`: seconds to the deadline."""
-        return self.clock.seconds_left(cohort)
-
-    def step_seconds(self, cohort: Cohort) -> Array:
-        """float32 `[C]`: seconds of a local step; 0 without a clock."""
-        return self.clock.step_seconds(cohort)
 
     def replace(self, **changes: Any) -> "RoundLink":
         """The link with other settings: `uplink`, `downlink`, `attack`."""
@@ -231,15 +211,43 @@ class RoundLink:
         """(Collected, new client states, link): as `map_clients`, for servers that need the contributions one by one;
         every shard then holds those of the whole cohort."""
 
-        def take(decoded: PyTree, weight: Array, present: parted.PartsPresent) -> tuple[Partial, PyTree]:
-            parted.check_whole(present)
-            return Partial(()), (zero_unless(weight > 0, decoded), weight)
-
         arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, take, everything, None, steps, background
+            client, received, cohort, key, name, codec, parted.kept_whole, everything, None, steps, background
         )
         contributions, weights = self.executor.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
+
+    def mix(
+        self,
+        client: ClientFunction,
+        receive: Receive,
+        shared: PyTree,
+        cohort: Cohort,
+        key: Key,
+        graph: Graph,
+        name: str = MODEL,
+        codec: Codec | None = None,
+        steps: Array | int | None = None,
+    ) -> tuple[Mixed, PyTree, "RoundLink"]:
+        """(Mixed, new client states, link): runs `client(shared, state, rows, key)` for every worker, sends its tree to
+        all who hear it, and runs `receive(state, own, mean)`; see `mixing`.
+
+        A tree is encoded once, and counted for every worker that hears it. A worker that drops out or is excluded (as
+        in `map_clients`) is not heard and keeps its old state; one whose memory is beyond `trees.LARGEST` after
+        `receive` keeps that from before it. Weights of contributions say whether they are sent, above 0, or not.
+        """
+
+        arrived, (own, weight), states, link = self._exchange(
+            client, shared, cohort, key, name, codec, parted.kept_whole, everything, None, steps, False, graph
+        )
+        heard = weight > 0
+        with jax.named_scope("mix"):
+            mean = mixing.mixed(self.executor, graph, cohort.ids, own, heard)
+            memory, lost = mixing.received(receive, states["algorithm"], own, mean, heard)
+            who = self.executor.total(jnp.sum(jax.vmap(cells)(cohort.ids, lost), axis=0, dtype=jnp.uint32))
+        report = arrived.report | {"excluded": arrived.report["excluded"] + self.count(lost)}
+        link = dataclasses.replace(link, left_out=link.left_out + who)
+        return Mixed(arrived.clients, report), states | {"algorithm": memory}, link
 
     def on_clients(
         self,
@@ -260,7 +268,7 @@ class RoundLink:
 
         def one(shared: PyTree, per_client: Cohort) -> tuple[Partial, PyTree]:
             shared, pool, key = shared
-            train_key, _ = _client_keys(key, per_client.ids)
+            train_key, _ = client_keys(key, per_client.ids)
             rows, before = self._rows_of(pool, per_client), per_client.states
             partial, state = f(shared, before["algorithm"], rows, train_key)
             usable = per_client.reached & trees.summable(partial.sum) & trees.all_finite(state)
@@ -273,20 +281,6 @@ class RoundLink:
         sums, count, who = totals
         link = dataclasses.replace(self, left_out=self.left_out + who, clock=self.clock.worked(cohort, steps))
         return Partial(sums, extremes), count, states, link
-
-    @property
-    def varies(self) -> bool:
-        """Whether rounds differ in their numbers of clients, or wait for some of the cohort only."""
-        return self.usual is not None
-
-    def expected(self, cohort: Cohort) -> Array:
-        """float32: number of clients whose messages a round has in expectation, before dropouts."""
-        return jnp.float32(self.usual) if self.usual is not None else self.count(cohort.valid).astype(jnp.float32)
-
-    def count(self, mask: Array) -> Array:
-        """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
-        total: Array = self.executor.total(jnp.sum(mask, dtype=jnp.int32))
-        return total
 
     def _exchange(
         self,
@@ -301,26 +295,28 @@ class RoundLink:
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,
         background: bool,
+        graph: Graph | None = None,
     ) -> tuple[Arrived, PyTree, PyTree, "RoundLink"]:
-        """(Arrived, kept `[c, ...]`, new client states, link): the common part of `map_clients` and `collect`.
+        """(Arrived, kept `[c, ...]`, new client states, link): the common part of `map_clients`, `collect` and `mix`.
 
         `take(decoded, weight, present)` gives the addends of an admitted contribution, and the values to keep of each.
         """
         usual, kinds, asked = self.uplink if codec is None else codec, [], cohort
-        most_bytes = sum(channel.message_bytes for channel in self.sent if channel[:2] == (UP, name))
+        direction = UP if graph is None else PEER
+        most_bytes = sum(channel.message_bytes for channel in self.sent if channel[:2] == (direction, name))
         cohort, sending, clock = self.clock.trained(cohort, steps, most_bytes)
         ring = versions.RING in self.down_states
 
         def trained(received: PyTree, pool: Pool, key: Key, per_client: Cohort) -> Contribution:
             rows = self._rows_of(pool, per_client)
-            return client(received, per_client.states["algorithm"], rows, _client_keys(key, per_client.ids)[0])
+            return client(received, per_client.states["algorithm"], rows, client_keys(key, per_client.ids)[0])
 
         exchange = attacking.Exchange(self.attack, self.executor, self.pool, self.num_clients)
         attacked = attacking.attacked(exchange, trained, received, cohort, key, origin)
 
-        def one(shared: PyTree, timed: tuple[Cohort, Any]) -> tuple[Partial, PyTree]:
-            (received, pool, key), (per_client, sending) = shared, timed
-            _, encode_key = _client_keys(key, per_client.ids)
+        def one(shared: PyTree, planned: tuple[Cohort, Any, PyTree]) -> tuple[Partial, PyTree]:
+            (received, pool, key), (per_client, sending, copies) = shared, planned
+            _, encode_key = client_keys(key, per_client.ids)
             with jax.named_scope("train"):
                 out = attacked(trained(received, pool, key, per_client), per_client, key)
             own = per_client.states["uplink"]
@@ -346,7 +342,8 @@ class RoundLink:
                 "clients": usable.astype(jnp.int32),
                 "stale": stale.astype(jnp.int32) if ring else (),
                 "left_out": cells(per_client.ids, reached & ~usable & ~stale),
-                "sent": {part: reached * there for part, there in present.items()},
+                "reached": reached.astype(jnp.int32),
+                "sent": {part: reached * there * copies for part, there in present.items()},
                 "report": zero_unless(usable, summable((out.report | seen, by.measure(given, arrived)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
@@ -355,14 +352,19 @@ class RoundLink:
 
         with jax.named_scope("reduce"):
             shared = received, self.pool, key
-            totals, (kept, states, messages) = self.executor.map_reduce(one, shared, (cohort, sending))
+            copies = jnp.ones_like(cohort.ids) if graph is None else mixing.out_degrees(graph, cohort.ids)
+            totals, (kept, states, messages) = self.executor.map_reduce(one, shared, (cohort, sending, copies))
         (tree, by, encoded, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
-        channels = channels_of(UP, name, tree, sizes)
+        channels = channels_of(direction, name, tree, sizes)
         link = self._count(by, encoded, {channels[part]: count for part, count in sums["sent"].items()}, measured)
-        clock = clock.sent(asked, sending, {channels[part]: size for part, size in sizes.items()}, messages, background)
+        of_channel = {channels[part]: size for part, size in sizes.items()}
+        if graph is None:
+            clock = clock.sent(asked, sending, of_channel, messages, background)
+        else:
+            clock = clock.mixed(cohort, sending, of_channel, messages, graph)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
-        report = report | {"excluded": sums["sent"][trees.ALWAYS] - sums["clients"] - (sums["stale"] if ring else 0)}
+        report = report | {"excluded": sums["reached"] - sums["clients"] - (sums["stale"] if ring else 0)}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:
@@ -383,7 +385,7 @@ class RoundLink:
         before its channels are known.
         """
         direction, name = next(iter(counts))[:2]
-        prefix = f"{direction}link_" if name == MODEL else f"{direction}link_{name}_"
+        prefix = (direction if direction == PEER else f"{direction}link") + ("_" if name == MODEL else f"_{name}_")
         measured = {prefix + what: ratio for what, ratio in measured.items()}
         if self.recorder:
             for channel in counts:
@@ -392,9 +394,3 @@ class RoundLink:
         sent = {channel: self.sent[channel] + count for channel, count in counts.items()}
         added = {what: trees.add(self.measured[what], ratio) for what, ratio in measured.items()}
         return dataclasses.replace(self, sent={**self.sent, **sent}, measured={**self.measured, **added})
-
-
-def _client_keys(key: Key, client: Array) -> tuple[Key, Key]:
-    """Keys of a client's training, and of the encoding of its contribution."""
-    train, encode = jax.random.split(jax.random.fold_in(key, client))
-    return train, encode

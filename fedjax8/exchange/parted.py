@@ -20,7 +20,8 @@ from flax import struct
 from fedjax8 import numerics, trees
 from fedjax8.codecs.none import none
 from fedjax8.errors import UserError
-from fedjax8.types import Array, Codec, Key, PyTree, Ratio, Sections
+from fedjax8.exchange.arriving import zero_unless
+from fedjax8.types import Array, Codec, Key, Partial, PyTree, Ratio, Sections
 
 PartsPresent = Mapping[str, Array]
 """Name of a parted entry to bool `[n]`: which of its parts are sent."""
@@ -53,6 +54,13 @@ def whole(tree: PyTree, present: PartsPresent, origin: Mapping[str, PyTree]) -> 
     arrived = tree[PRESENT]
     entries = {name: _filled(parts, arrived[name], origin.get(name)) for name, parts in tree[PARTS].items()}
     return tree[REST] | entries, arrived
+
+
+def kept_whole(decoded: PyTree, weight: Array, present: PartsPresent) -> tuple[Partial, PyTree]:
+    """No addends, and the contribution with its weight, for exchanges that keep them one by one; zeros where it has no
+    weight."""
+    check_whole(present)
+    return Partial(()), (zero_unless(weight > 0, decoded), weight)
 
 
 def check_whole(present: PartsPresent) -> None:

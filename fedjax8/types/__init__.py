@@ -7,6 +7,7 @@ Everything here is a `NamedTuple` of pure functions, built by a factory that clo
 write a function that returns the tuple; nothing has to be registered.
 """
 
+from fedjax8.types.graphs import Graph, Mixed, Receive
 from fedjax8.types.messages import MODEL, Channel, Codec, Sections, check_codec
 from fedjax8.types.models import (
     BINARY,
@@ -89,9 +90,11 @@ __all__ = [
     "Colluders",
     "Contribution",
     "Executor",
+    "Graph",
     "Key",
     "Link",
     "LocalTraining",
+    "Mixed",
     "Model",
     "Multiply",
     "Partial",
@@ -100,6 +103,7 @@ __all__ = [
     "Program",
     "PyTree",
     "Ratio",
+    "Receive",
     "Reduced",
     "RoundOutput",
     "Sections",

@@ -69,7 +69,8 @@ class Channel(NamedTuple):
     pytree's structure."""
 
     direction: str
-    """`up` (client to server) or `down` (server to client)."""
+    """`up` (client to server), `down` (server to client), `peer` (worker to worker) or `edge` (edge server to server or
+    back)."""
     name: str
     message_bytes: int
     """Bytes of one encoded message."""

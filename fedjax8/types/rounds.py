@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
+from fedjax8.types.graphs import Graph, Mixed, Receive
 from fedjax8.types.messages import MODEL, Channel, Codec
 from fedjax8.types.models import Array, Batch, Key, PyTree, Variables, nothing, unchanged
 from fedjax8.types.training import ClientRows, LocalTraining, Pool
@@ -260,6 +261,21 @@ class Link(Protocol):
     ) -> tuple[Collected, PyTree, Self]:
         """As `map_clients`, with the contributions one by one: (Collected, new client states, link)."""
 
+    def mix(
+        self,
+        client: ClientFunction,
+        receive: Receive,
+        shared: PyTree,
+        cohort: Cohort,
+        key: Key,
+        graph: Graph,
+        name: str = MODEL,
+        codec: Codec | None = None,
+        steps: Array | int | None = None,
+    ) -> tuple[Mixed, PyTree, Self]:
+        """Every worker trains and sends a tree to all who hear it, and `receive`s the weighted mean of its own and
+        those that it hears: (Mixed, new client states, link)."""
+
     def on_clients(
         self,
         f: Callable[[PyTree, PyTree, ClientRows, Key], tuple[Partial, PyTree]],
@@ -341,7 +357,7 @@ class Algorithm(NamedTuple):
     account: Callable[[Mapping[Channel, int]], dict[str, int]] = nothing
     """Messages of each kind since the start to byte counts for the log, such as those by an author's formula."""
     everyone: bool = False
-    """Whether every client must take part in every round."""
+    """Whether every client must take part in every round; with a `graph`, some may still drop out."""
     privacy: Callable[[int], dict[str, float]] = nothing
     """Rounds done to the privacy loss of one client, for the log: `epsilon` at `delta`. Called after every round."""
     admits: Callable[[Any], object] = nothing
@@ -368,6 +384,8 @@ class Algorithm(NamedTuple):
     """Seconds after the start of a round at which clients are late, for forecasts."""
     trains_until: float = math.inf
     """Seconds after the start of a round at which clients stop training, and send what they have; likewise."""
+    graph: Callable[[int, int], Any] | None = None
+    """`(round, workers) -> Graph`, where clients are workers on a graph; None: a star."""
 
     def variables_of(self, state: PyTree, memory: PyTree) -> Variables:
         """The model that the client of this memory would use, without frozen parameters."""

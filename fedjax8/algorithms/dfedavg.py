@@ -4,9 +4,9 @@
     x_i <- sum_j w_ij y_j
 
 Sun, Li and Wang 2021, "Decentralized Federated Averaging", arXiv 2104.11375, algorithm 1 (recalled, not read again).
-With `momentum` in the workers' SGD, which begins anew in every round, it is their DFedAvgM; with an 8-bit codec a form of
-their quantized one, whose workers encode differences to the last model instead (see `choco`). One local step a round is
-decentralized SGD in the order adapt, then combine; `dsgd` has the other order.
+With `momentum` in the workers' SGD, which begins anew in every round, it is their DFedAvgM; with an 8-bit codec a form
+of their quantized one, whose workers encode differences to the last model instead (see `choco`). One local step a round
+is decentralized SGD in the order adapt, then combine; `dsgd` has the other order.
 
 On the complete graph it is FedAvg with uniform weights, to the order of sums.
 

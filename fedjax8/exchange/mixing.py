@@ -103,7 +103,8 @@ def arrivals(executor: Executor, graph: Graph, ids: Array, sent: Any) -> tuple[A
     """
     n = len(graph.own)
     rows, out = rows_of(graph, ids), out_degrees(graph, ids)
-    (ready, latency, size, up, _, sends), all_ids, all_out = executor.gather((tuple(sent), ids, out))
+    sent = tuple(jnp.asarray(x) for x in sent)
+    (ready, latency, size, up, _, sends), all_ids, all_out = executor.gather((sent, ids, out))
     place = _places(all_ids, n)
     at = place[rows.neighbors]
     there = (rows.weights > 0) & sends[at]

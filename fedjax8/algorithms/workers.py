@@ -37,7 +37,6 @@ from fedjax8.types import (
     Key,
     Link,
     LocalTraining,
-    Partial,
     PyTree,
     RoundOutput,
     Variables,
@@ -140,12 +139,11 @@ def on_graph(
                 "on a graph do not have; use label_flip, or an algorithm with a server"
             )
         # Keys as those of FedAvg's clients, so that the first round of both is the same training.
-        _, client_key, mean_key = jax.random.split(key, 3)
+        _, client_key, _ = jax.random.split(key, 3)
         taken = None if steps is None else steps(cohort.size)
         now = graph(link.round_number, link.num_clients)
         mixed, states, link = link.mix(client, receive, link.round_number, cohort, client_key, now, steps=taken)
-        after = cohort._replace(states=states, dropped=())
-        mean, distance, link = _mean_of(link, after, mean_key, private)
+        mean, distance = _spread(link, states["algorithm"], cohort.valid, private)
         report: dict[str, Any] = mixed.report | {"clients": mixed.clients, "consensus_distance": distance}
         return RoundOutput(ServerState(mean, state.memory), states, link, report)
 
@@ -169,22 +167,12 @@ def on_graph(
     )
 
 
-def _mean_of(link: Link, cohort: Cohort, key: Key, private: Split) -> tuple[Variables, Array, Any]:
-    """(mean of all workers' models, root mean square distance of their public parameters from it, link)."""
-
-    def own(_: PyTree, worker: Worker, rows: ClientRows, __: Key) -> tuple[Partial, PyTree]:
-        return Partial((worker.variables, jnp.float32(1))), worker
-
-    (total, count), _, _, link = _sums(link, own, (), cohort, key)
-    mean = trees.scale(1.0 / jnp.maximum(count, 1.0), total)
-
-    def apart(mean: PyTree, worker: Worker, rows: ClientRows, _: Key) -> tuple[Partial, PyTree]:
-        return Partial(squared_norm(trees.subtract(private.cut(worker.variables.params)[0], mean))), worker
-
-    squares, _, _, link = _sums(link, apart, private.cut(mean.params)[0], cohort, key)
-    return mean, jnp.sqrt(squares / jnp.maximum(count, 1.0)), link
-
-
-def _sums(link: Link, f: Any, shared: PyTree, cohort: Cohort, key: Key) -> Any:
-    totals, out, states, link = link.on_clients(f, shared, cohort, key)
-    return totals.sum, out, states, link
+def _spread(link: Link, workers: Worker, there: Array, private: Split) -> tuple[Variables, Array]:
+    """(mean of all workers' models, root mean square distance of their public parameters from it), of leaves `[C,
+    ...]`; in two passes, since a difference of squares loses all digits where workers are nearly equal."""
+    mean: Variables = link.average(workers.variables, there)
+    public, _ = private.cut(workers.variables.params)
+    middle, _ = private.cut(mean.params)
+    squares = jax.vmap(lambda params: squared_norm(trees.subtract(params, middle)))(public)
+    distance: Array = jnp.sqrt(link.average(squares, there))
+    return mean, distance

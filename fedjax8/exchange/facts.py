@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 
-from fedjax8.types import Array, Cohort, Executor
+from fedjax8.types import Array, Cohort, Executor, PyTree
 
 
 class RoundFacts:
@@ -28,6 +29,18 @@ class RoundFacts:
         """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
         total: Array = self.executor.total(jnp.sum(mask, dtype=jnp.int32))
         return total
+
+    def average(self, values: PyTree, mask: Array) -> PyTree:
+        """float32 means of leaves `[C, ...]` over the clients of the whole cohort for whom bool `[C]` is true; zeros if
+        there is none."""
+
+        def total(x: Array) -> Array:
+            kept = jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+            return jnp.sum(kept, axis=0, dtype=jnp.float32)
+
+        sums = jax.tree.map(total, values)
+        count = jnp.maximum(self.count(mask), 1)
+        return jax.tree.map(lambda x: x / count, self.executor.total(sums))
 
     def until(self, deadline: float) -> Self:
         """The link of a round in which clients are late `deadline` seconds after its start; see `clock`."""

@@ -298,6 +298,10 @@ class Link(Protocol):
     def count(self, mask: Array) -> Array:
         """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
 
+    def average(self, values: PyTree, mask: Array) -> PyTree:
+        """float32 means of leaves `[C, ...]` over the clients of the whole cohort for whom bool `[C]` is true, which a
+        simulator alone can know; zeros if there is none."""
+
     def until(self, deadline: float) -> Self:
         """The link of a round whose stragglers are late `deadline` seconds after its start; needs a system model."""
 

@@ -67,15 +67,17 @@ class Share(NamedTuple):
     """float32 `[R, c]`: likewise."""
     started: PyTree = ()
     """int32 `[R]`: clients that receive the model of a round, likewise."""
+    tokens: PyTree = ()
+    """int32 `[R, c]`: as in `Cohort`."""
 
 
 def share_of(plan: Plan, own: Sequence[int], rows: Rows, states: PyTree, loses: bool) -> Share:
     """The part of a call of the shards `own`; `loses` where some of the clients asked are not waited for."""
-    laid = plan.ids, plan.slots, plan.training, plan.speeds, plan.ages, plan.factors
-    ids, slots, training, speeds, ages, factors = jax.tree.map(lambda x: x[list(own)], laid)
+    laid = plan.ids, plan.slots, plan.training, plan.speeds, plan.ages, plan.factors, plan.tokens
+    ids, slots, training, speeds, ages, factors, tokens = jax.tree.map(lambda x: x[list(own)], laid)
     lost = ids != training if loses else ()
     started = np.tile(plan.started, (len(own), 1)) if isinstance(plan.started, np.ndarray) else ()
-    return Share(ids, slots, rows, states, lost, speeds, ages, factors, started)
+    return Share(ids, slots, rows, states, lost, speeds, ages, factors, started, tokens)
 
 
 def _apart(down_states: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
@@ -142,8 +144,8 @@ def call_program(
             rows = share.rows.starts[index], share.rows.sizes[index]
             own = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), states)
             here = lambda tree: jax.tree.map(lambda x: x[index], tree)
-            aged = here(share.ages), here(share.factors)
-            cohort = Cohort(ids, *rows, ids < num_clients, own, here(share.lost), *aged)
+            marks = here(share.ages), here(share.factors), here(share.tokens)
+            cohort = Cohort(ids, *rows, ids < num_clients, own, here(share.lost), *marks)
             scale = 1.0 if settings.step_scale is None else settings.step_scale
             frozen = algorithm.frozen(carried.server, settings.frozen)
             pool = Pool(columns, settings.order, frozen, number, scale)

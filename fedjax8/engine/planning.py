@@ -70,6 +70,8 @@ class Plan(NamedTuple):
     """Time of each round, where rounds do not wait for their clients."""
     waited: tuple[float, ...] = ()
     """Seconds before each round in which the server waited for enough clients."""
+    tokens: PyTree = ()
+    """int32 `[S, R, c]`: as in `Cohort`; `()` where there are none."""
 
 
 LONGEST = 1e18
@@ -205,7 +207,10 @@ def planner(
         ids = np.append(cohort, num_clients)[found.positions]
         training = np.append(np.where(lost, num_clients, cohort), num_clients)[found.positions]
         rows = np.append(sizes, 0)[found.positions].sum(axis=1)
-        return _Round(ids, training, rows, found.padding, len(cohort), _aged(drawn, found.positions), drawn.waited)
+        tokens = None if drawn.tokens is None else np.append(drawn.tokens, 0)[found.positions]
+        return _Round(
+            ids, training, rows, found.padding, len(cohort), _aged(drawn, found.positions), drawn.waited, tokens
+        )
 
     def dealt_anew(number: int, present: Present | None) -> _Round:
         """A round whose clients may be anywhere."""
@@ -248,6 +253,8 @@ def planner(
         made = _laid_out(first, found, num_clients, most_rounds, stay > 0)
         if participants.participation.versions:
             made = _with_ages(made, [one.aged for one in found if one.aged], participants.participation)
+        if participants.participation.tokens:
+            made = _with_tokens(made, [one.tokens for one in found])
         return made if speeds is None else made._replace(speeds=_speeds(speeds, made, num_clients))
 
     return plan
@@ -266,6 +273,8 @@ class _Round(NamedTuple):
     asked: int
     aged: "_Aged | None" = None
     waited: float = 0.0
+    tokens: np.ndarray | None = None
+    """`[S, c]`."""
 
 
 class _Aged(NamedTuple):
@@ -292,6 +301,15 @@ def _with_ages(plan: Plan, rounds: Sequence[_Aged], participation: Participation
         factors[:, i] = np.where(one.ages < participation.versions, participation.factor(one.ages), 0.0)
     schedules = tuple(one.schedule for one in rounds)
     return plan._replace(ages=ages, factors=factors, started=started, schedules=schedules)
+
+
+def _with_tokens(plan: Plan, rounds: Sequence[np.ndarray | None]) -> Plan:
+    """The plan with the tokens of its clients."""
+    tokens = np.zeros(plan.ids.shape, np.int32)
+    for i, of_round in enumerate(rounds):
+        assert of_round is not None
+        tokens[:, i] = of_round
+    return plan._replace(tokens=tokens)
 
 
 def _speeds(speeds: Callable[[int, np.ndarray], Speeds], plan: Plan, num_clients: int) -> Speeds:

@@ -264,7 +264,8 @@ class Clock:
         stacked `[c]`."""
         present, used = messages
         pieces = {channel: (size, there) for (channel, size), there in zip(sizes.items(), present, strict=True)}
-        size, capacity = num_bytes(pieces), self.timing.server.up_bandwidth
+        size, server = num_bytes(pieces), all(channel.direction != "peer" for channel in sizes)
+        capacity = self.timing.server.up_bandwidth if server else math.inf
         sends = cohort.reached & ~self.late
         late = sends & ~self.in_time(sending, size)
         waited = sends & ~late
@@ -279,7 +280,7 @@ class Clock:
             gone=self.gone | late | (cohort.valid & ~cohort.reached),
             wasted=self.wasted | (cohort.valid & ~used),
             server=jnp.maximum(self.server, last),
-            peak=jnp.maximum(self.peak, peak),
+            peak=jnp.maximum(self.peak, peak) if server else self.peak,
             messages=self._with(pieces, waited),
         )
 

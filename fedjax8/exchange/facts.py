@@ -30,6 +30,11 @@ class RoundFacts:
         total: Array = self.executor.total(jnp.sum(mask, dtype=jnp.int32))
         return total
 
+    def everyone(self, values: PyTree) -> PyTree:
+        """Leaves `[C, ...]` of this shard's clients to those of the whole cohort, in the order of `collect`."""
+        gathered: PyTree = self.executor.gather(values)
+        return gathered
+
     def average(self, values: PyTree, mask: Array) -> PyTree:
         """float32 means of leaves `[C, ...]` over the clients of the whole cohort for whom bool `[C]` is true; zeros if
         there is none."""

@@ -172,19 +172,8 @@ class RoundLink(RoundFacts):
             change, admitted, sums = look(change_of(decoded, start))
             return as_contribution(change, start, decoded), admitted, sums
 
-        arrived, kept, states, link = self._exchange(
-            client,
-            received,
-            cohort,
-            key,
-            name,
-            codec,
-            take,
-            admit if rule.admit else everything,
-            origin,
-            steps,
-            background,
-        )
+        asked, admission = (client, received, cohort, key, name, codec), admit if rule.admit else everything
+        arrived, kept, states, link = self._exchange(*asked, take, admission, origin, steps, background)
         summed, (highest, negated) = arrived.taken
         measures, shares = {}, {}
         if rule.combine is None:
@@ -207,13 +196,14 @@ class RoundLink(RoundFacts):
         codec: Codec | None = None,
         steps: Array | int | None = None,
         background: bool = False,
+        direction: str = UP,
     ) -> tuple[Collected, PyTree, "RoundLink"]:
-        """(Collected, new client states, link): as `map_clients`, for servers that need the contributions one by one;
-        every shard then holds those of the whole cohort."""
+        """(Collected, new client states, link): as `map_clients`, with the contributions one by one; every shard then
+        holds those of the whole cohort. With `direction` `peer` each client passes its own on to another one, which
+        takes the time of its own uplink."""
 
-        arrived, kept, states, link = self._exchange(
-            client, received, cohort, key, name, codec, parted.kept_whole, everything, None, steps, background
-        )
+        asked = client, received, cohort, key, name, codec, parted.kept_whole, everything
+        arrived, kept, states, link = self._exchange(*asked, None, steps, background, direction)
         contributions, weights = self.executor.gather(kept)
         return Collected(contributions, weights, arrived.clients, arrived.report), states, link
 
@@ -237,9 +227,8 @@ class RoundLink(RoundFacts):
         `receive` keeps that from before it. Weights of contributions say whether they are sent, above 0, or not.
         """
 
-        arrived, (own, weight), states, link = self._exchange(
-            client, shared, cohort, key, name, codec, parted.kept_whole, everything, None, steps, False, graph
-        )
+        asked = client, shared, cohort, key, name, codec, parted.kept_whole, everything
+        arrived, (own, weight), states, link = self._exchange(*asked, None, steps, False, PEER, graph)
         heard = weight > 0
         with jax.named_scope("mix"):
             mean = mixing.mixed(self.executor, graph, cohort.ids, own, heard)
@@ -295,6 +284,7 @@ class RoundLink(RoundFacts):
         origin: Mapping[str, PyTree] | None,
         steps: Array | int | None,
         background: bool,
+        direction: str = UP,
         graph: Graph | None = None,
     ) -> tuple[Arrived, PyTree, PyTree, "RoundLink"]:
         """(Arrived, kept `[c, ...]`, new client states, link): the common part of `map_clients`, `collect` and `mix`.
@@ -302,7 +292,6 @@ class RoundLink(RoundFacts):
         `take(decoded, weight, present)` gives the addends of an admitted contribution, and the values to keep of each.
         """
         usual, kinds, asked = self.uplink if codec is None else codec, [], cohort
-        direction = UP if graph is None else PEER
         most_bytes = sum(channel.message_bytes for channel in self.sent if channel[:2] == (direction, name))
         cohort, sending, clock = self.clock.trained(cohort, steps, most_bytes)
         ring = versions.RING in self.down_states

@@ -10,6 +10,7 @@
     asynchronous     whoever arrives, one at a time
     stages           the fastest, twice as many in every stage
     available        `cohort_size` of those who are there as the round begins
+    walk             those who hold a walking token
 
 Draws are NumPy on the host, a function of (seed, round) and of public facts about the clients, and of the present model
 or the log where they say so (`reads_state`). Planning, forecasts, program shapes and privacy accounting all ask one
@@ -40,6 +41,7 @@ from fedjax8.participation.poisson import poisson
 from fedjax8.participation.power_of_choice import power_of_choice
 from fedjax8.participation.stages import stages
 from fedjax8.participation.uniform import sample_cohort, uniform
+from fedjax8.participation.walk import walk
 from fedjax8.participation.weighted import weighted
 
 __all__ = [
@@ -66,5 +68,6 @@ __all__ = [
     "sample_cohort",
     "stages",
     "uniform",
+    "walk",
     "weighted",
 ]

@@ -133,6 +133,8 @@ class Drawn(NamedTuple):
     """Time of the round, where it does not wait for its clients."""
     waited: float = 0.0
     """Seconds before the round in which the server waited for enough clients; they belong to it."""
+    tokens: np.ndarray | None = None
+    """int `[m]`: the walking token that each client holds, from 0 up; where `Participation.tokens`."""
 
 
 class Numbers(NamedTuple):
@@ -173,6 +175,8 @@ class Participation(NamedTuple):
     """Whether a draw depends on how long clients take, where a run has a clock."""
     reads_available: bool = False
     """Whether it needs, and asks, when clients are available."""
+    tokens: bool = False
+    """Whether its draws say which token each client holds: as many as `cohort_size`, for `api_bcd`."""
     remember: Callable[[Memory, Mapping[str, Any]], Memory] | None = None
     """`(memory, line of the log) -> memory` after each round, a function of these alone; needs `reads_state`. Lines
     then have `squared_update`, the squared norm of the round's change of the model."""
@@ -281,6 +285,8 @@ class Participants(NamedTuple):
         ascending = asked == 0 or (
             found.ids[0] >= 0 and found.ids[-1] < self.num_clients and bool(np.all(found.ids[1:] > found.ids[:-1]))
         )
+        if self.participation.tokens != (found.tokens is not None):
+            raise UserError(f"round {number + 1}: a participation with tokens must say which token each client holds")
         if not ascending or len(found.lost) != asked:
             raise UserError(
                 f"round {number + 1}: a participation must give different clients in ascending order, each at least 0 "

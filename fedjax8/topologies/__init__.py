@@ -13,7 +13,7 @@ A topology gives the neighbors and weights of a round's mixing matrix W; see `ba
 have a seed of their own, so that runs of several seeds have the same graph.
 """
 
-from fedjax8.topologies.base import Topology, disagreement, matrix
+from fedjax8.topologies.base import disagreement, matrix
 from fedjax8.topologies.complete import complete
 from fedjax8.topologies.exponential import exponential
 from fedjax8.topologies.file import file
@@ -22,7 +22,7 @@ from fedjax8.topologies.regular import regular
 from fedjax8.topologies.ring import ring
 from fedjax8.topologies.star import star
 from fedjax8.topologies.torus import torus
-from fedjax8.types import Graph
+from fedjax8.types import Graph, Topology
 
 __all__ = [
     "Graph",

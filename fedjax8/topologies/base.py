@@ -1,7 +1,7 @@
 """Types of topologies: who hears whom in a round, and with what weight. NumPy, or JAX where graphs change."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +11,6 @@ from fedjax8.types import Graph
 
 LARGEST = 1 << 24
 """Most weights of a graph, workers times neighbors: a worker's are 64 MB in all."""
-
-
-class Topology(NamedTuple):
-    """A family of graphs; see `topologies`."""
-
-    graph: Callable[[Any, int], Graph]
-    """`(rounds done before, workers) -> Graph`, traceable in the first: a function of these alone. Raises UserError for
-    a number of workers that it cannot connect."""
-    doubly_stochastic: bool = True
-    """Whether columns of W sum to 1 too, so that mixing keeps the mean of all workers."""
-    changes: bool = False
-    """Whether rounds differ."""
 
 
 def fixed(neighbors: np.ndarray, weights: np.ndarray, own: np.ndarray) -> Graph:

@@ -5,8 +5,8 @@ n (n - 1) messages a round.
 
 from typing import Any
 
-from fedjax8.topologies.base import Topology, check_size, of_offsets
-from fedjax8.types import Graph
+from fedjax8.topologies.base import check_size, of_offsets
+from fedjax8.types import Graph, Topology
 
 
 def complete() -> Topology:

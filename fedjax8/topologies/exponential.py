@@ -12,8 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax8.topologies.base import Topology, of_offsets
-from fedjax8.types import Graph
+from fedjax8.topologies.base import of_offsets
+from fedjax8.types import Graph, Topology
 
 
 def exponential(one_peer: bool = False) -> Topology:

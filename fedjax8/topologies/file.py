@@ -15,8 +15,8 @@ import numpy as np
 
 from fedjax8.errors import UserError
 from fedjax8.readers.tables import Table, read_table
-from fedjax8.topologies.base import Topology, check_size, fixed, metropolis
-from fedjax8.types import Graph
+from fedjax8.topologies.base import check_size, fixed, metropolis
+from fedjax8.types import Graph, Topology
 
 COLUMNS = (["from", "to"], ["from", "to", "weight"])
 EXACT = 1e-5

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax8.keys import random_key
-from fedjax8.topologies.base import Topology
-from fedjax8.types import Graph
+from fedjax8.types import Graph, Topology
 
 
 def matching(seed: int = 0) -> Topology:

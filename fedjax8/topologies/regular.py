@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.topologies.base import Topology, check_size, metropolis
-from fedjax8.types import Graph
+from fedjax8.topologies.base import check_size, metropolis
+from fedjax8.types import Graph, Topology
 
 TRIES = 1000
 """Graphs that are drawn before it is given up."""

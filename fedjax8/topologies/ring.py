@@ -7,8 +7,8 @@ many.
 import functools
 from typing import Any
 
-from fedjax8.topologies.base import Topology, check_size, of_offsets
-from fedjax8.types import Graph
+from fedjax8.topologies.base import check_size, of_offsets
+from fedjax8.types import Graph, Topology
 
 
 def ring(reach: int = 1) -> Topology:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedjax8.errors import UserError
-from fedjax8.topologies.base import Topology, metropolis
-from fedjax8.types import Graph
+from fedjax8.topologies.base import metropolis
+from fedjax8.types import Graph, Topology
 
 
 def torus(rows: int = 0) -> Topology:

@@ -7,7 +7,8 @@ Everything here is a `NamedTuple` of pure functions, built by a factory that clo
 write a function that returns the tuple; nothing has to be registered.
 """
 
-from fedjax8.types.graphs import Graph, Mixed, Receive
+from fedjax8.types.attacks import Attack, Colluders
+from fedjax8.types.graphs import Graph, Mixed, Receive, Topology
 from fedjax8.types.messages import MODEL, Channel, Codec, Sections, check_codec
 from fedjax8.types.models import (
     BINARY,
@@ -31,12 +32,10 @@ from fedjax8.types.models import (
 from fedjax8.types.rounds import (
     Aggregator,
     Algorithm,
-    Attack,
     ClientFunction,
     ClientMap,
     Cohort,
     Collected,
-    Colluders,
     Contribution,
     Executor,
     Link,
@@ -109,6 +108,7 @@ __all__ = [
     "Sections",
     "SetMetric",
     "StepGradient",
+    "Topology",
     "Train",
     "Trained",
     "Training",

@@ -20,6 +20,18 @@ class Graph(NamedTuple):
     """float32 `[n]`: the weight of a worker's own tree."""
 
 
+class Topology(NamedTuple):
+    """A family of graphs; see `topologies`."""
+
+    graph: Callable[[Any, int], Graph]
+    """`(rounds done before, workers) -> Graph`, traceable in the first: a function of these alone. Raises UserError for
+    a number of workers that it cannot connect."""
+    doubly_stochastic: bool = True
+    """Whether columns of W sum to 1 too, so that mixing keeps the mean of all workers."""
+    changes: bool = False
+    """Whether rounds differ."""
+
+
 Receive = Callable[[PyTree, PyTree, PyTree], PyTree]
 """`(memory, own tree as the others decode it, weighted mean) -> memory`: a worker's work after an exchange."""
 

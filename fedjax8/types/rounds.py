@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
+from fedjax8.types.attacks import Attack
 from fedjax8.types.graphs import Graph, Mixed, Receive
 from fedjax8.types.messages import MODEL, Channel, Codec
-from fedjax8.types.models import Array, Batch, Key, PyTree, Variables, nothing, unchanged
+from fedjax8.types.models import Array, Key, PyTree, Variables, nothing, unchanged
 from fedjax8.types.training import ClientRows, LocalTraining, Pool
 
 
@@ -32,6 +33,8 @@ class Cohort(NamedTuple):
     """int32 `[C]`: server steps since each client received its model; `()` where all have the present one."""
     factor: PyTree = ()
     """float32 `[C]`: factor on each client's update by its age, 0 for one that is too old; `()` likewise."""
+    token: PyTree = ()
+    """int32 `[C]`: the walking token that each client holds; `()` where there are none."""
 
     @property
     def memory(self) -> PyTree:
@@ -161,32 +164,6 @@ class Aggregator(NamedTuple):
     out and counted as excluded; the sums are added over the other clients and logged."""
 
 
-class Colluders(NamedTuple):
-    """Statistics of the changes that the honest clients of a round would send, as colluding attackers know them."""
-
-    mean: PyTree
-    """Unweighted mean of their changes, before encoding."""
-    deviation: PyTree
-    """Standard deviation of every value."""
-    honest: Array
-    """float32: number of honest clients."""
-    attackers: Array
-    """float32: number of attackers."""
-
-
-class Attack(NamedTuple):
-    """The behavior of Byzantine clients; see `attacks`. A change is as in `Aggregator`."""
-
-    members: Callable[[Array, int], Array]
-    """`(int32 client ids, number of registered clients) -> bool`: the attackers, the same ones in every round."""
-    batch: Callable[[Batch], Batch] | None = None
-    """Batch to the poisoned batch that attackers train on; None: they train honestly."""
-    send: Callable[[Key, PyTree, Colluders | None], PyTree] | None = None
-    """`(key, own change, Colluders or None) -> the change that is sent in its place`; None: they send their own."""
-    collude: bool = False
-    """Whether `send` is given the `Colluders`, for which every client is trained twice."""
-
-
 ClientFunction = Callable[[PyTree, PyTree, ClientRows, Key], Contribution]
 """`(received, memory, rows, key) -> Contribution`: one client's work in an exchange."""
 
@@ -258,8 +235,10 @@ class Link(Protocol):
         codec: Codec | None = None,
         steps: Array | int | None = None,
         background: bool = False,
+        direction: str = "up",
     ) -> tuple[Collected, PyTree, Self]:
-        """As `map_clients`, with the contributions one by one: (Collected, new client states, link)."""
+        """As `map_clients`, with the contributions one by one: (Collected, new client states, link). Clients pass
+        theirs on to another client where `direction` is `peer`."""
 
     def mix(
         self,
@@ -297,6 +276,9 @@ class Link(Protocol):
 
     def count(self, mask: Array) -> Array:
         """int32: number of clients of the whole cohort for whom the mask bool `[C]` is true."""
+
+    def everyone(self, values: PyTree) -> PyTree:
+        """Leaves `[C, ...]` of this shard's clients to those of the whole cohort, in the order of `collect`."""
 
     def average(self, values: PyTree, mask: Array) -> PyTree:
         """float32 means of leaves `[C, ...]` over the clients of the whole cohort for whom bool `[C]` is true, which a

@@ -16,8 +16,8 @@ from fedjax8.participation.base import by_weight, generator
 from fedjax8.types import Channel
 
 NAMES = component_names("fedjax8.participation")
-NOT_RANDOM = ("stages",)
-"""Chosen by their seconds alone."""
+NOT_RANDOM = ("stages", "walk")
+"""Chosen by their seconds, or by turns, alone."""
 EXAMPLES = [
     (name, settings)
     for name in NAMES
@@ -75,7 +75,7 @@ def test_laws_are_those_of_the_draws_and_everyone_wherever_nobody_can_be_left_ou
     assert laws == {
         "uniform": "without_replacement", "poisson": "poisson", "weighted": "unknown", "cyclic": "unknown",
         "power_of_choice": "unknown", "overselect": "unknown", "buffered": "unknown", "asynchronous": "unknown",
-        "stages": "unknown", "available": "unknown",
+        "stages": "unknown", "available": "unknown", "walk": "unknown",
     }  # fmt: skip
     for name in ("uniform", "poisson", "cyclic"):
         whole = participants(find(name, "fedjax8.participation")(), [1] * 9, 9)

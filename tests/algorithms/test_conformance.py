@@ -104,11 +104,7 @@ def simulation(name, *, codec=None, executor=None, around=lambda algorithm: algo
         around(make(local)),
         data(),
         cohort_size=tokens or CLIENTS,
-        participation=participation.walk(topologies.star())
-        if tokens == 1
-        else participation.walk()
-        if tokens
-        else None,
+        participation=participation.walk() if tokens else None,
         uplink=codec if codec and name not in LOSSLESS else codecs.none(),
         downlink=codec or codecs.none(),
         executor=executor or executors.loop(),

@@ -379,6 +379,7 @@ class LoadedRun:
         for name in (f"test_{main}", "test_loss"):
             if (last := folder.last(name)) is not None:
                 words.append(f"{name.replace('_', ' ')} {f'{last:.4f}' if np.isfinite(last) else 'not finite'}")
-        words.append(f"{readable_bytes(folder.uplink_bytes[-1])} up, {readable_bytes(folder.downlink_bytes[-1])} down")
+        ways = {"up": folder.uplink_bytes, "down": folder.downlink_bytes, **folder.other_bytes}
+        words.append(", ".join(f"{readable_bytes(n[-1])} {way.removesuffix('_bytes')}" for way, n in ways.items()))
         there = f"checkpoints of rounds {', '.join(map(str, self.rounds))}" if self.rounds else "no checkpoint"
         return f"<run {self.path}: {', '.join(words)}; {there}>"

@@ -32,7 +32,7 @@ def round_line(number: int, ledger: Ledger, report: Mapping[str, Any]) -> dict[s
             metrics[name] = np.asarray(value).tolist()
     metrics["uplink_bytes"] = ledger.uplink_bytes
     metrics["downlink_bytes"] = ledger.downlink_bytes
-    metrics |= ledger.by_name()
+    metrics |= ledger.others | ledger.by_name()
     return metrics
 
 

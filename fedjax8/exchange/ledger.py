@@ -7,6 +7,9 @@ from fedjax8.display import Facts, shows
 from fedjax8.exchange.clock import Elapsed
 from fedjax8.types import MODEL, Channel
 
+OTHERS = ("peer", "edge")
+"""Directions of messages that run neither up nor down."""
+
 
 @shows
 class Ledger(NamedTuple):
@@ -38,11 +41,11 @@ class Ledger(NamedTuple):
 
     @property
     def wasted_bytes(self) -> int:
-        """Bytes of the messages in `wasted`, both directions."""
+        """Bytes of the messages in `wasted`, all directions."""
         return sum(channel.message_bytes * count for channel, count in self.wasted.items())
 
     def num_bytes(self, direction: str, name: str | None = None) -> int:
-        """Bytes sent in a direction, `up` or `down`, of one name or of all."""
+        """Bytes sent in a direction, as in `Channel`, of one name or of all."""
         return sum(
             channel.message_bytes * count
             for channel, count in self.sent.items()
@@ -60,6 +63,17 @@ class Ledger(NamedTuple):
         return self.num_bytes("down")
 
     @property
+    def others(self) -> dict[str, int]:
+        """Bytes of the directions beside up and down that this run has: `peer_bytes`, `edge_bytes`."""
+        there = {channel.direction for channel in self.sent}
+        return {f"{direction}_bytes": self.num_bytes(direction) for direction in OTHERS if direction in there}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all messages."""
+        return sum(channel.message_bytes * count for channel, count in self.sent.items())
+
+    @property
     def float32_bytes(self) -> int:
         """Bytes of the same messages unencoded."""
         return sum(channel.float32_bytes * count for channel, count in self.sent.items())
@@ -67,18 +81,19 @@ class Ledger(NamedTuple):
     @property
     def saving(self) -> float:
         """`float32_bytes` over the bytes really sent; 1.0 before anything was sent."""
-        sent = self.uplink_bytes + self.downlink_bytes
-        return self.float32_bytes / sent if sent else 1.0
+        return self.float32_bytes / self.total_bytes if self.total_bytes else 1.0
 
     def totals(self) -> dict[str, int]:
-        """Bytes of both directions, and of the same messages in float32."""
-        return {name: getattr(self, name) for name in ("uplink_bytes", "downlink_bytes", "float32_bytes")}
+        """Bytes of each direction, and of the same messages in float32."""
+        found = {"uplink_bytes": self.uplink_bytes, "downlink_bytes": self.downlink_bytes, **self.others}
+        return found | {"float32_bytes": self.float32_bytes}
 
     def by_name(self) -> dict[str, int]:
         """Bytes of each name, as `uplink_monitor_bytes`, of directions in which more than the model travels."""
-        names = {direction: {c.name for c in self.sent if c.direction == direction} for direction in ("up", "down")}
+        prefixes = {"up": "uplink", "down": "downlink"} | {direction: direction for direction in OTHERS}
+        names = {direction: {c.name for c in self.sent if c.direction == direction} for direction in prefixes}
         return {
-            f"{direction}link_{name}_bytes": self.num_bytes(direction, name)
+            f"{prefixes[direction]}_{name}_bytes": self.num_bytes(direction, name)
             for direction, found in names.items()
             if found - {MODEL}
             for name in sorted(found)

@@ -7,7 +7,7 @@ only.
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from fedjax8.directions import AUTO
 from fedjax8.errors import UserError
 from fedjax8.results.curves import Curve, Statistic, evaluations, simulated_seconds, statistic, waiting_share
 from fedjax8.results.gain import MARGIN, Gain, Pairing, gain, gain_curve, pair
-from fedjax8.results.log import NotYet, number
+from fedjax8.results.log import OTHERS, NotYet, number
 from fedjax8.results.measure import ACCURACY, Measure, measure_of
 from fedjax8.results.runs import RunFolder, Setting, read_settings
 
@@ -40,6 +40,8 @@ class Result(NamedTuple):
     rounds: Statistic | None
     uplink_bytes: Statistic | None
     downlink_bytes: Statistic | None
+    other_bytes: Mapping[str, Statistic | None]
+    """Of the directions beside these that any of its runs has."""
     saving: Statistic | None
     seconds: Statistic | None
     """Of the whole run."""
@@ -228,6 +230,11 @@ def _result(
         rounds=statistic(run.rounds[-1] for run in setting.runs),
         uplink_bytes=statistic(run.uplink_bytes[-1] for run in setting.runs),
         downlink_bytes=statistic(run.downlink_bytes[-1] for run in setting.runs),
+        other_bytes={
+            way: statistic(run.other_bytes[way][-1] if way in run.other_bytes else 0 for run in setting.runs)
+            for way in OTHERS
+            if any(way in run.other_bytes for run in setting.runs)
+        },
         saving=statistic(number(run.summary.get("saving")) for run in setting.runs),
         seconds=statistic(number(run.summary.get("seconds", float(run.elapsed_seconds[-1]))) for run in setting.runs),
         training=statistic(

@@ -62,9 +62,9 @@ def evaluations(run: RunFolder, metric: str, smooth: int = 1) -> tuple[np.ndarra
 
 
 def total_bytes(run: RunFolder) -> np.ndarray:
-    """Bytes up and down by the end of each line's round, float64 `[T]` (exact below 2**53)."""
-    both = zip(run.uplink_bytes, run.downlink_bytes, strict=True)
-    return np.array([up + down for up, down in both], np.float64)
+    """Bytes of all directions by the end of each line's round, float64 `[T]` (exact below 2**53)."""
+    ways = zip(run.uplink_bytes, run.downlink_bytes, *run.other_bytes.values(), strict=True)
+    return np.array([sum(of_line) for of_line in ways], np.float64)
 
 
 def simulated_seconds(run: RunFolder) -> np.ndarray | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from fedjax8.errors import UserError
 
+TOTALS, OTHERS = ("uplink_bytes", "downlink_bytes"), ("peer_bytes", "edge_bytes")
+"""Totals of bytes that every line has, and those of runs with other directions."""
 MOST = 2**63 - 1
 """Largest round and total of bytes: they become int64."""
 
@@ -47,11 +49,11 @@ def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         while lines and lines[-1]["round"] >= line["round"]:
             lines.pop()
             repeated += 1
-        for way in ("uplink_bytes", "downlink_bytes"):
-            if lines and line[way] < lines[-1][way]:
+        for way in (*TOTALS, *OTHERS):
+            now, before = line.get(way, 0), lines[-1].get(way, 0) if lines else 0
+            if now < before:
                 raise UserError(
-                    f"{file}, line {i}: {way} falls from {lines[-1][way]} to {line[way]}, but is a total; repair or "
-                    "remove that line"
+                    f"{file}, line {i}: {way} falls from {before} to {now}, but is a total; repair or remove that line"
                 )
         lines.append(line)
     if not lines:
@@ -68,7 +70,7 @@ def _parse_line(text: str) -> dict[str, Any]:
         raise NotJSON from error
     if not isinstance(line, dict):
         raise ValueError("not a JSON object")
-    for name in ("round", "uplink_bytes", "downlink_bytes"):
+    for name in ("round", *TOTALS, *(name for name in OTHERS if name in line)):
         value = line.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST:
             raise ValueError(f"{name} must be a whole number of 64 bits, not {json.dumps(value):.40}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedjax8.directions import in_words, is_percent
 from fedjax8.results.comparison import Comparison, Result, gain_curves, not_reached
-from fedjax8.results.curves import Curve, curve, statistic
+from fedjax8.results.curves import Curve, curve, statistic, total_bytes
 from fedjax8.results.durations import unit_of
 from fedjax8.results.figures import UNRESOLVED
 from fedjax8.results.measure import Measure
@@ -182,7 +182,7 @@ def _front(found: Comparison) -> Panel:
     title, form = f"{measure.title} against cost", ".2%" if measure.percent else ".4~g"
     points = []
     for i, result in enumerate(results):
-        spent = statistic(float(r.uplink_bytes[-1] + r.downlink_bytes[-1]) for r in result.setting.runs)
+        spent = statistic(float(total_bytes(r)[-1]) for r in result.setting.runs)
         if result.final is not None and spent is not None and spent.mean > 0:
             points.append((i, result, spent, result.final))
     if len(points) < 2:
@@ -245,7 +245,8 @@ def _directions(results: Sequence[Result]) -> Panel:
     data = []
     for i, result in enumerate(results):
         label, color = html.escape(result.setting.label), style(i)[0]
-        ways = (("up", result.uplink_bytes, 1.0), ("down", result.downlink_bytes, 0.45))
+        ways = [("up", result.uplink_bytes, 1.0), ("down", result.downlink_bytes, 0.45)]
+        ways += [(way.removesuffix("_bytes"), spent, 0.7) for way, spent in result.other_bytes.items()]
         for way, spent, opacity in ways:
             if spent is not None:
                 data.append(
@@ -260,8 +261,8 @@ def _directions(results: Sequence[Result]) -> Panel:
                         "hovertemplate": f"<b>{_literal(label)}</b><br>{way} %{{x:.3s}}B<extra></extra>",
                     }
                 )
-        if result.saving is not None and result.uplink_bytes and result.downlink_bytes:
-            unencoded = result.saving.mean * (result.uplink_bytes.mean + result.downlink_bytes.mean)
+        if result.saving is not None and result.uplink_bytes:
+            unencoded = result.saving.mean * sum(spent.mean for _, spent, _ in ways if spent is not None)
             data.append(
                 {
                     "type": "scatter",

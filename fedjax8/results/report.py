@@ -9,6 +9,7 @@ from fedjax8.results.curves import Statistic
 from fedjax8.results.durations import readable_duration
 from fedjax8.results.fairness import in_words
 from fedjax8.results.gain import Gain
+from fedjax8.results.log import OTHERS
 from fedjax8.results.measure import Measure
 from fedjax8.results.runs import Setting, short_name
 
@@ -117,6 +118,9 @@ def _columns(found: Comparison) -> list[Column]:
     def to_target(cost: str, write: Callable[[Statistic | None], str], counted: bool = False) -> Cell:
         return lambda result: _to_target(result.gain, write(getattr(result.gain, cost)), counted)
 
+    def others(way: str) -> Column:
+        return Column(f"bytes {way.removesuffix('_bytes')}", lambda result: _bytes(result.other_bytes.get(way)))
+
     def gain_in(cost: str) -> Cell:
         return lambda result: _times(getattr(result.gain, f"in_{cost}")) if result.gain.within else NOT_REACHED
 
@@ -153,6 +157,7 @@ def _columns(found: Comparison) -> list[Column]:
         Column("rounds", lambda result: whole_numbers(result.rounds)),
         Column("bytes up", lambda result: _bytes(result.uplink_bytes)),
         Column("bytes down", lambda result: _bytes(result.downlink_bytes)),
+        *(others(way) for way in OTHERS if any(way in result.other_bytes for result in found.results)),
         Column("saving", lambda result: _times(result.saving)),
         *(simulated if found.clocks else []),
         Column("seconds", lambda result: seconds(result.seconds)),

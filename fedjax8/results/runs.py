@@ -23,7 +23,7 @@ import numpy as np
 from fedjax8.directions import CLASSIFICATION, Measures
 from fedjax8.errors import UserError
 from fedjax8.given import has_form, read_object
-from fedjax8.results.log import number, read_lines
+from fedjax8.results.log import OTHERS, number, read_lines
 from fedjax8.results.record import TIMES, Labels, in_one_line, labels_in, measures_in, staleness_in
 
 ABOUT, CLIENTS, SEEDS = "about.json", "clients.json", "seeds.json"
@@ -72,6 +72,8 @@ class RunFolder(NamedTuple):
     uplink_bytes: tuple[int, ...]
     """Cumulative over all clients, `T` Python ints."""
     downlink_bytes: tuple[int, ...]
+    other_bytes: Mapping[str, tuple[int, ...]]
+    """Likewise, of the directions beside these that the run has: `peer_bytes`, `edge_bytes`."""
     elapsed_seconds: np.ndarray
     """float64 `[T]`: `round_seconds` (of one round) times the rounds since the line before, summed up, without
     `compile_seconds`. These are in the first line of a call whose rounds share the call's seconds evenly: within a call
@@ -157,6 +159,7 @@ def read_run(path: str | os.PathLike) -> RunFolder:
         rounds=rounds,
         uplink_bytes=tuple(line["uplink_bytes"] for line in lines),
         downlink_bytes=tuple(line["downlink_bytes"] for line in lines),
+        other_bytes={way: tuple(line.get(way, 0) for line in lines) for way in OTHERS if way in lines[-1]},
         elapsed_seconds=np.maximum.accumulate(np.maximum(in_rounds - compiling, 0.0)),
         metrics=metrics,
         summary=summary,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from fedjax8.results.comparison import Comparison, Result
 from fedjax8.results.curves import Statistic
+from fedjax8.results.log import OTHERS
 from fedjax8.results.report import FIELDS, columns, shared_in_words, table
 from fedjax8.results.runs import Setting
 
@@ -110,6 +111,9 @@ def _numbers(found: Comparison, result: Result) -> Iterator[tuple[str, Statistic
     yield "rounds", result.rounds
     yield "uplink_bytes", result.uplink_bytes
     yield "downlink_bytes", result.downlink_bytes
+    for way in OTHERS:
+        if any(way in one.other_bytes for one in found.results):
+            yield way, result.other_bytes.get(way)
     yield "saving", result.saving
     if found.clocks:
         yield "simulated_seconds", result.simulated

@@ -36,13 +36,18 @@ COLUMNS = (
 SIMULATED = ("simulated", 11)
 
 
-def columns_for(metric: str, timed: bool = False) -> tuple[tuple[str, int], ...]:
-    """Headings and widths of the table, with the metric in place of the accuracy; `timed`: with simulated time."""
+WORDS, WIDTH = {"peer_bytes": "peers", "edge_bytes": "edge"}, 10
+"""Columns of the directions beside up and down, by their field of the log."""
+
+
+def columns_for(metric: str, others: Sequence[str] = (), timed: bool = False) -> tuple[tuple[str, int], ...]:
+    """Headings and widths of the table, with the metric in place of the accuracy, `others` of WORDS, and with `timed`
+    the simulated time."""
     *first, last = COLUMNS
     if metric != "accuracy":
         name = in_words(f"test_{metric}")
         first[1] = name, max(11, len(name) + 2)
-    return (*first, *([SIMULATED] if timed else []), last)
+    return (*first, *((WORDS[name], WIDTH) for name in others), *([SIMULATED] if timed else []), last)
 
 
 def readable_bytes(count: int) -> str:
@@ -192,7 +197,8 @@ class ProgressReport:
                 self.say(self._how_far(line))
             return
         if self._heading_due:
-            self._columns = columns_for(self._metric, timed="simulated_seconds" in line)
+            others = [name for name in WORDS if name in line]
+            self._columns = columns_for(self._metric, others, "simulated_seconds" in line)
             self.say(" " * self._label_width + "".join(name.rjust(width) for name, width in self._columns))
             self._heading_due = False
         cells = (
@@ -202,6 +208,7 @@ class ProgressReport:
             _number(line, "train_loss"),
             readable_bytes(line["uplink_bytes"]),
             readable_bytes(line["downlink_bytes"]),
+            *(readable_bytes(line[name]) for name, word in WORDS.items() if (word, WIDTH) in self._columns),
             *([readable_duration(line["simulated_seconds"])] if SIMULATED in self._columns else []),
             f"{line['round_seconds']:.{3 if line['round_seconds'] < LARGEST_PLAIN else 0}f}",
         )
@@ -220,7 +227,7 @@ class ProgressReport:
     def finished(self, summary: Mapping[str, Any], ledger: Ledger, label: str = "") -> None:
         """Prints the result: metric, bytes and saving, and the bytes of frozen parameters, which each client gets
         once."""
-        sent = ledger.uplink_bytes + ledger.downlink_bytes
+        others = "".join(f"bytes {WORDS[name]:8}{count:,}\n" for name, count in ledger.others.items())
         key = f"test_{self._metric}"
         float32 = summary.get(f"float32_{key}")
         beside = "" if float32 is None else f" (float32 view {float32:.4f})"
@@ -232,9 +239,9 @@ class ProgressReport:
             f"\n{prefix}{in_words(key)} {_number(summary, key)}{beside} after {summary['rounds']} rounds, "
             f"{summary['seconds']:.1f} s\n"
             f"bytes up      {ledger.uplink_bytes:,}\n"
-            f"bytes down    {ledger.downlink_bytes:,}\n"
+            f"bytes down    {ledger.downlink_bytes:,}\n{others}"
             f"saving        {ledger.saving:.2f}x against float32 "
-            f"({readable_bytes(sent)} instead of {readable_bytes(ledger.float32_bytes)}){apart}{timed}"
+            f"({readable_bytes(ledger.total_bytes)} instead of {readable_bytes(ledger.float32_bytes)}){apart}{timed}"
         )
 
 

@@ -109,6 +109,12 @@ class Traffic(NamedTuple):
     up: Range
     """Bytes."""
     down: Range
+    others: Mapping[str, Range] = {}
+    """Bytes that a client sends in other directions."""
+
+    def of(self, direction: str) -> Range:
+        """Bytes of a direction."""
+        return {"up": self.up, "down": self.down, **self.others}[direction]
 
     @property
     def fixed(self) -> bool:
@@ -119,7 +125,7 @@ class Traffic(NamedTuple):
 def clients_of(channel: Channel, asked: Range, used: Range) -> Range:
     """How many clients of a round send or receive a kind of message. All that are asked receive the model; what comes
     later in a round may be sent to those alone who are waited for, which the algorithm decides."""
-    if channel.direction == "up":
+    if channel.direction != "down":
         return used
     return asked if channel.name == MODEL else Range(used.least, asked.most)
 
@@ -215,8 +221,8 @@ def traffic_of(ways: Sequence[Way]) -> Traffic:
     of_way = lambda way, direction: sum(c.message_bytes * n for c, n in way.items() if c.direction == direction)
     channels = dict.fromkeys(channel for way in ways for channel in way)
     times = {channel: over([way.get(channel, 0) for way in ways]) for channel in channels}
-    up, down = (over([of_way(way, direction) for way in ways]) for direction in ("up", "down"))
-    return Traffic(times, up, down)
+    of = {d: over([of_way(way, d) for way in ways]) for d in ("up", "down", *(c.direction for c in channels))}
+    return Traffic(times, of.pop("up"), of.pop("down"), of)
 
 
 def leaves_of(variables: Variables) -> list[Leaf]:

@@ -95,25 +95,24 @@ def _spread(found: Range, write: Callable[[int], str] = "{:,}".format) -> str:
 
 def _traffic(found: Forecast) -> list[str]:
     def both(ledger: Ledger) -> str:
-        return f"up {ledger.uplink_bytes:,}, down {ledger.downlink_bytes:,}"
+        others = (f", {name.removesuffix('_bytes')} {count:,}" for name, count in ledger.others.items())
+        return f"up {ledger.uplink_bytes:,}, down {ledger.downlink_bytes:,}{''.join(others)}"
 
     once, run, traffic = found.round_messages, found.run_messages, found.traffic
     lines = []
     if once and run:
         lines.append(f"bytes    a round {both(once)}; {found.rounds:,} rounds {both(run)}")
     else:
-        whole = {d: _whole(found, d) for d in ("up", "down")}
+        ways = dict.fromkeys(("up", "down", *(channel.direction for channel in traffic.times)))
+        of_client = ", ".join(f"{d} {_spread(traffic.of(d))}" for d in ways)
+        whole = ", ".join(f"{d} {_spread(_whole(found, d))}" for d in ways)
         first = f"; the first round {both(once)}" if once else ""
-        lines.append(
-            f"bytes    of a client in a round up {_spread(traffic.up)}, down {_spread(traffic.down)}{first}; "
-            f"{found.rounds:,} rounds up {_spread(whole['up'])}, down {_spread(whole['down'])}"
-        )
+        lines.append(f"bytes    of a client in a round {of_client}{first}; {found.rounds:,} rounds {whole}")
     if once:
         measured = run or once
-        sent = measured.uplink_bytes + measured.downlink_bytes
         where = "" if run else ", in the first round"
         lines.append(
-            f"saving   {measured.saving:.2f}x against float32 ({readable_bytes(sent)} instead of "
+            f"saving   {measured.saving:.2f}x against float32 ({readable_bytes(measured.total_bytes)} instead of "
             f"{readable_bytes(measured.float32_bytes)}{where})"
         )
     return lines
@@ -121,7 +120,7 @@ def _traffic(found: Forecast) -> list[str]:
 
 def _whole(found: Forecast, direction: str) -> Range:
     """Bytes of the run."""
-    of_client, usual = getattr(found.traffic, direction), found.asked if direction == "down" else found.used
+    of_client, usual = found.traffic.of(direction), found.asked if direction == "down" else found.used
     counts = [clients_of(c, found.asked, found.used) for c in found.traffic.times if c.direction == direction]
     clients = min([usual.least, *(n.least for n in counts)]), usual.most
     reports = [(c.message_bytes, n) for c, n in found.reports.items() if c.direction == direction]

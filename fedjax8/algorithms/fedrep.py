@@ -26,9 +26,11 @@ from fedjax8.given import checked
 from fedjax8.local import check_not_kept, check_restarts
 from fedjax8.paths import Split, split
 from fedjax8.types import (
+    Adjust,
     Aggregator,
     Algorithm,
     Array,
+    Batch,
     ClientRows,
     Key,
     LocalTraining,
@@ -107,8 +109,10 @@ def train_part(
     rows: ClientRows,
     key: Key,
     count: Array,
+    adjust: Adjust = lambda gradients, *_: gradients,
 ) -> Training:
-    """The client after `count` steps on one part of its parameters, `private` or `public`; the other stays as it is."""
+    """The client after `count` steps on one part of its parameters, `private` or `public`; the other stays as it is.
+    `adjust` changes the gradients of a step first."""
 
     def learned(params: PyTree, otherwise: PyTree) -> PyTree:
         """`params` in the part that is trained, `otherwise` in the other."""
@@ -117,8 +121,11 @@ def train_part(
         return cut.merge(held_public, own) if part == PRIVATE else cut.merge(public, held_own)
 
     def step(index: Array, training: Training) -> Training:
-        adjust = lambda gradients, *_: learned(gradients, trees.zeros_like(gradients))
-        done = local.advance(training, rows, key, index, 1, adjust=adjust)
+        def within(gradients: PyTree, params: PyTree, batch: Batch, key: Key) -> PyTree:
+            gradients = adjust(gradients, params, batch, key)
+            return learned(gradients, trees.zeros_like(gradients))
+
+        done = local.advance(training, rows, key, index, 1, adjust=within)
         params = learned(done.variables.params, variables.params)
         return done._replace(variables=done.variables._replace(params=params))
 

@@ -32,6 +32,7 @@ from fedjax8.types import (
     Array,
     Channel,
     ClientRows,
+    Codec,
     Cohort,
     Contribution,
     Key,
@@ -76,9 +77,9 @@ def take_mean(worker: Worker, own: PyTree, mean: PyTree) -> tuple[PyTree, PyTree
     return mean["params"], worker.extra
 
 
-def sent_params(worker: Worker, public: PyTree) -> dict[str, PyTree]:
-    """The message of the parameters alone."""
-    return {"params": public}
+def sent_params(before: Worker, after: Worker) -> dict[str, PyTree]:
+    """The message of the parameters alone, after a worker's steps."""
+    return {"params": after.variables.params}
 
 
 def on_graph(
@@ -87,7 +88,8 @@ def on_graph(
     work: Work,
     *,
     rule: Rule = take_mean,
-    message: Callable[[Worker, PyTree], dict[str, PyTree]] = sent_params,
+    message: Callable[[Worker, Worker], dict[str, PyTree]] = sent_params,
+    coded: Callable[[Codec], Codec] = lambda codec: codec,
     init_extra: Callable[[Variables], PyTree] = lambda variables: (),
     private: Split = ALL_PUBLIC,
     model_state: str = "average",
@@ -100,7 +102,8 @@ def on_graph(
       topology: the graph of each round.
       work: a worker's own steps.
       rule: what it makes of the mean. The model's `project` is applied to the result.
-      message: `(worker after its work, its public parameters)` to the trees that it sends, by name.
+      message: a worker before and after its work, with public parameters alone, to the trees that it sends, by name.
+      coded: the run's uplink codec to that of the messages.
       init_extra: initial variables to the memory beside the model.
       private: which parameters are each worker's own; they are not sent.
       model_state: state such as batch statistics is sent and averaged with the parameters (`average`), or stays with
@@ -115,20 +118,22 @@ def on_graph(
     def start(variables: Variables) -> Worker:
         return Worker(variables, init_extra(variables))
 
+    def shared_of(worker: Worker) -> Worker:
+        """The worker without its private parameters."""
+        return worker._replace(variables=worker.variables._replace(params=private.cut(worker.variables.params)[0]))
+
     def client(round_number: Array, memory: Worker, rows: ClientRows, key: Key) -> Contribution:
         done = work(memory, rows, key, round_number)
         after = Worker(done.variables, done.extra)
-        public, _ = private.cut(done.variables.params)
-        sent = message(after, public)
+        sent = message(shared_of(memory), shared_of(after))
         if model_state == "average":
             sent |= {"state": done.variables.state}
         report = nan_if_unusable(done.report, done.variables)
         return Contribution(sent, jnp.float32(1), after, report)
 
     def receive(memory: Worker, own: PyTree, mean: PyTree) -> Worker:
-        public, kept = private.cut(memory.variables.params)
-        inside = Worker(memory.variables._replace(params=public), memory.extra)
-        params, extra = rule(inside, own, mean)
+        params, extra = rule(shared_of(memory), own, mean)
+        _, kept = private.cut(memory.variables.params)
         whole = local.model.project(private.merge(params, kept))
         return Worker(Variables(whole, mean.get("state", memory.variables.state)), extra)
 
@@ -142,7 +147,8 @@ def on_graph(
         _, client_key, _ = jax.random.split(key, 3)
         taken = None if steps is None else steps(cohort.size)
         now = graph(link.round_number, link.num_clients)
-        mixed, states, link = link.mix(client, receive, link.round_number, cohort, client_key, now, steps=taken)
+        asked = client, receive, link.round_number, cohort, client_key, now
+        mixed, states, link = link.mix(*asked, codec=coded(link.uplink), steps=taken)
         mean, distance = _spread(link, states["algorithm"], cohort.valid, private)
         report: dict[str, Any] = mixed.report | {"clients": mixed.clients, "consensus_distance": distance}
         return RoundOutput(ServerState(mean, state.memory), states, link, report)

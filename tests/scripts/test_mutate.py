@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "adapters", "aggregators", "algorithms", "attacks", "callbacks", "codecs", "config", "data", "dropouts", "engine",
     "exchange", "executors", "loading", "models",
-    "monitors", "numerics", "participation", "privacy", "refinements", "results", "running",
+    "monitors", "numerics", "participation", "privacy", "refinements", "results", "running", "topologies",
 }  # fmt: skip
 
 

@@ -133,8 +133,8 @@ def test_results_are_read_without_jax():
 
 
 def test_no_room_holds_more_than_its_share():
-    """A share of 15 percent of the package's lines, beside components: files that are found by name, of which a room may
-    have any number since none knows another."""
+    """A share of 15 percent of the package's lines, beside components: files that are found by name, of which a room
+    may have any number since none knows another."""
     texts = {f: f.read_text() for f in FILES}
     lines = {f: len(text.splitlines()) for f, text in texts.items() if "\nEXAMPLES = (" not in text}
     rooms: dict[str, int] = {}

@@ -168,12 +168,12 @@ def test_a_worker_with_nan_is_not_heard_and_named(toys):
 
 
 def test_time_of_a_round_is_that_of_its_slowest_edge(toys):
-    """A path 0 - 1 - 2, four bytes: out degrees 1, 2, 1; up at 4, 8, 1 B/s, down at 4, 2, 8 B/s, latencies 0, 1/4, 1/2.
+    """A path 0 - 1 - 2, four bytes: out degrees 1, 2, 1; up at 4, 8, 1 B/s, down at 4, 4, 8 B/s, latencies 0, 1/4, 1/2.
 
-    Worker 0 hears 1 at min(8/2, 4/1): 2 + 1/4 + 0 + 1. Worker 1 hears 0 at min(4/1, 2/2) and 2 at min(1/1, 2/2):
-    max(1 + 1/4 + 4, 3 + 1/2 + 1/4 + 4). Worker 2 hears 1 at min(8/2, 8/1): 2 + 1/4 + 1/2 + 1.
+    Worker 0 hears 1 at min(8/2, 4/1): 2 + 1/4 + 0 + 1. Worker 1 hears 0 at min(4/1, 4/2) and 2 at min(1/1, 4/2):
+    max(1 + 1/4 + 2, 3 + 1/2 + 1/4 + 4). Worker 2 hears 1 at min(8/2, 8/1): 2 + 1/4 + 1/2 + 1.
     """
-    of = Speeds(*(np.array(x) for x in ([1.0, 2.0, 3.0], [4.0, 2.0, 8.0], [4.0, 8.0, 1.0], [0.0, 0.25, 0.5])))
+    of = Speeds(*(np.array(x) for x in ([1.0, 2.0, 3.0], [4.0, 4.0, 8.0], [4.0, 8.0, 1.0], [0.0, 0.25, 0.5])))
     system = SystemModel(lambda seed, number, ids: Speeds(*(x[ids] for x in of)))
     sim = toys.build(
         lambda local: dfedavg(local, topologies.star(1)), toys.with_rows([[1.0], [2.0], [3.0]]), steps=1, system=system

@@ -66,6 +66,7 @@ INNER = {
     "metrics": "tasks.metrics",
     "monitor": "algorithms.monitors",
     "topology": "topologies",
+    "edge": "codecs",
     "refine": "algorithms.refinements",
     "server_optimizer": "optimizers",
     "base_optimizer": "optimizers",

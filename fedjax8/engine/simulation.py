@@ -44,7 +44,7 @@ from fedjax8.exchange import versions
 from fedjax8.exchange.clock import Timing
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.exchange.ledger import Ledger
-from fedjax8.exchange.link import DOWN, PEER, UP
+from fedjax8.exchange.link import DOWN, EDGE, PEER, UP
 from fedjax8.executors import at_once
 from fedjax8.executors.auto import auto
 from fedjax8.given import checked
@@ -113,7 +113,7 @@ class Simulation:
         """The state before the first round. Client states too large for the device go to files in `folder`."""
         _, server, _ = self._initial
         store = client_states(self._first_client, self.num_clients, folder=folder)
-        return self.place(SimulationState(0, server, self._codec_states(DOWN), store, Ledger()))
+        return self.place(SimulationState(0, server, self._codec_states(DOWN, EDGE), store, Ledger()))
 
     def place(self, state: SimulationState) -> SimulationState:
         """A state (one read from a checkpoint, as NumPy arrays) put where rounds expect it."""
@@ -273,7 +273,7 @@ class Simulation:
 
     def _codec_states(self, *directions: str) -> dict[str, PyTree]:
         """State of each channel's codec before its first message."""
-        states = {d.channel.name: d.codec.init(d.tree) for d in self._traced.found if d.channel.direction in directions}
+        states = {d.channel.name: d.first_state() for d in self._traced.found if d.channel.direction in directions}
         if DOWN in directions and self.participation.versions:
             sent = next(d.tree for d in self._traced.found if d.channel[:2] == (DOWN, MODEL))
             states |= {versions.RING: versions.empty(sent, self.participation.versions)}

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax8 import trees
 from fedjax8.errors import UserError
@@ -19,6 +20,18 @@ class Discovery(NamedTuple):
     """Its codec."""
     measured: dict[str, Ratio]
     """Shapes of the codec's measures, under their names in the log."""
+    copies: int = 0
+    """Codecs with a state of their own, where edge servers send such a message each; 0: one codec."""
+
+    def first_state(self) -> PyTree:
+        """The state of its codec, or of each of its copies `[copies, ...]`, before the first message."""
+        return first_state(self.codec, self.tree, self.copies)
+
+
+def first_state(codec: Codec, tree: PyTree, copies: int) -> PyTree:
+    """The state of a codec before its first message of such a tree, or of so many copies of it, `[copies, ...]`."""
+    state = codec.init(tree)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (copies, *jnp.shape(x))), state) if copies else state
 
 
 class Recorder:

@@ -23,7 +23,7 @@ from flax import struct
 
 from fedjax8 import trees
 from fedjax8.attacks.none import none as nobody
-from fedjax8.exchange import attacking, mixing, parted, versions
+from fedjax8.exchange import attacking, mixing, parted, relays, versions
 from fedjax8.exchange.arriving import Arrived, client_keys, everything, summable, zero_unless
 from fedjax8.exchange.attacking import as_contribution, change_of
 from fedjax8.exchange.clock import Clock, Timeless
@@ -55,7 +55,7 @@ from fedjax8.types import (
     Reduced,
 )
 
-DOWN, UP, PEER = "down", "up", "peer"
+DOWN, UP, PEER, EDGE = "down", "up", "peer", "edge"
 
 
 @struct.dataclass
@@ -113,13 +113,21 @@ class RoundLink(RoundFacts):
             kinds = channels_of(DOWN, name, tree, sizes_of(pieces))
             there = {channel: pieces[part][1] for part, channel in kinds.items()}
             counts = {c: self.count(cohort.valid & (x > 0)) if to else receivers * x for c, x in there.items()}
-            link = self._count(codec, encoded, counts, codec.measure(encoded, decoded))
+            link = self.counted(codec, encoded, counts, codec.measure(encoded, decoded))
             clock = self.clock.received(cohort, {kinds[part]: piece for part, piece in pieces.items()}, background)
         states = self.down_states if self.recorder else {**self.down_states, name: after}
         decoded = parted.whole(decoded, every, {})[0]
         if versions.RING in states and name == MODEL:
             states |= {versions.RING: versions.push(states[versions.RING], self.round_number, decoded)}
         return decoded, dataclasses.replace(link, clock=clock, down_states=states)
+
+    def relay(
+        self, key: Key, tree: PyTree, name: str, sent: Array, codec: Codec | None = None, to: Cohort | None = None
+    ) -> tuple[PyTree, "RoundLink"]:
+        """(K trees as their receivers decode them, link): a message of each of K trees, leaves `[K, ...]`, sent int32
+        `[K]` times between edge servers and the server, or `to` the clients whose memory says their `group`; see
+        `relays`."""
+        return relays.relay(self, key, tree, name, sent, self.downlink if codec is None else codec, to)
 
     def map_clients(
         self,
@@ -346,7 +354,7 @@ class RoundLink(RoundFacts):
         (tree, by, encoded, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
         channels = channels_of(direction, name, tree, sizes)
-        link = self._count(by, encoded, {channels[part]: count for part, count in sums["sent"].items()}, measured)
+        link = self.counted(by, encoded, {channels[part]: count for part, count in sums["sent"].items()}, measured)
         of_channel = {channels[part]: size for part, size in sizes.items()}
         if graph is None:
             clock = clock.sent(asked, sending, of_channel, messages, background)
@@ -365,8 +373,13 @@ class RoundLink(RoundFacts):
         received = versions.pick(ring, self.round_number, per_client.age)
         return rows._replace(received=received, factor=per_client.factor)
 
-    def _count(
-        self, codec: Codec, tree: PyTree, counts: dict[Channel, Array], measured: dict[str, Ratio]
+    def counted(
+        self,
+        codec: Codec,
+        tree: PyTree,
+        counts: dict[Channel, Array],
+        measured: dict[str, Ratio],
+        copies: int = 0,
     ) -> "RoundLink":
         """The link with so many more messages of one kind, section by section.
 
@@ -374,11 +387,13 @@ class RoundLink(RoundFacts):
         before its channels are known.
         """
         direction, name = next(iter(counts))[:2]
-        prefix = (direction if direction == PEER else f"{direction}link") + ("_" if name == MODEL else f"_{name}_")
+        prefix = (direction if direction in (PEER, EDGE) else f"{direction}link") + (
+            "_" if name == MODEL else f"_{name}_"
+        )
         measured = {prefix + what: ratio for what, ratio in measured.items()}
         if self.recorder:
             for channel in counts:
-                self.recorder.note(Discovery(channel, trees.shapes(tree), codec, trees.shapes(measured)))
+                self.recorder.note(Discovery(channel, trees.shapes(tree), codec, trees.shapes(measured), copies))
             return self
         sent = {channel: self.sent[channel] + count for channel, count in counts.items()}
         added = {what: trees.add(self.measured[what], ratio) for what, ratio in measured.items()}

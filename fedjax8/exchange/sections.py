@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from fedjax8 import trees
-from fedjax8.types import Array, Channel, PyTree
+from fedjax8.types import MODEL, Array, Channel, PyTree
 
 SectionsSent = Mapping[Channel, tuple[int, Array]]
 """Sections of a message, or of each client's, by kind: bytes, and 1 where it is sent, else 0."""
@@ -25,3 +25,9 @@ def sizes_of(pieces: Mapping[str, tuple[int, Array]]) -> dict[str, int]:
 def num_bytes(pieces: Mapping[str, tuple[int, Array]] | SectionsSent) -> Array:
     """float32 bytes of the sections that are sent, a number or `[c]`."""
     return sum((size * present.astype(jnp.float32) for size, present in pieces.values()), jnp.float32(0))
+
+
+def measures_prefix(direction: str, name: str) -> str:
+    """What the measures of a channel's codec begin with in the log: `uplink_`, `downlink_monitor_`, `peer_`."""
+    way = f"{direction}link" if direction in ("up", "down") else direction
+    return f"{way}_" if name == MODEL else f"{way}_{name}_"

@@ -125,6 +125,8 @@ class Traffic(NamedTuple):
 def clients_of(channel: Channel, asked: Range, used: Range) -> Range:
     """How many clients of a round send or receive a kind of message. All that are asked receive the model; what comes
     later in a round may be sent to those alone who are waited for, which the algorithm decides."""
+    if channel.direction == "edge":
+        return Range(1, 1)  # of edge servers, whose messages of a round are counted together
     if channel.direction != "down":
         return used
     return asked if channel.name == MODEL else Range(used.least, asked.most)

@@ -209,6 +209,12 @@ class Link(Protocol):
         """One message to every client of the cohort: (the tree as they decode it, link). Of an entry in `present`, a
         tuple of n parts, each client receives the parts that bool `[C, n]` says."""
 
+    def relay(
+        self, key: Key, tree: PyTree, name: str, sent: Array, codec: Codec | None = None, to: Cohort | None = None
+    ) -> tuple[PyTree, Self]:
+        """A message of each of K trees, leaves `[K, ...]`, sent int32 `[K]` times between edge servers and the server,
+        or `to` the clients whose memory names their `group`: (the trees as their receivers decode them, link)."""
+
     def map_clients(
         self,
         client: ClientFunction,

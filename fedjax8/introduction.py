@@ -34,6 +34,14 @@ def validation_words(experiment: "Experiment") -> str:
     return f"\n{rows:,} rows held out for validation, of {experiment.config.validation_of}{private}"
 
 
+def codec_words(experiment: "Experiment") -> str:
+    """The codecs of the directions in which anything is sent."""
+    config, ways = experiment.config, {found.channel.direction for found in experiment.simulation.discover()}
+    if "peer" in ways:
+        return f"between clients {config.uplink.name} (uplink)"
+    return f"up {config.uplink.name}, down {config.downlink.name}"
+
+
 def introduction(experiment: "Experiment", state: "SimulationState", runs: int = 1) -> str:
     """Two lines on the experiment and its devices, and a third where rows are private."""
     import jax
@@ -52,7 +60,7 @@ def introduction(experiment: "Experiment", state: "SimulationState", runs: int =
     of_processes = f" of {processes} processes" if processes > 1 else ""
     return (
         f"{config.algorithm.name} on {experiment.dataset.name}: {config.model.name} with {weights} "
-        f"(adapter {config.adapter.name}), up {config.uplink.name}, down {config.downlink.name}\n"
+        f"(adapter {config.adapter.name}), {codec_words(experiment)}\n"
         f"{experiment.simulation.data.num_clients} clients by {config.partition.name}, {config.cohort_size} a round"
         f"{drawn}{clock}, {config.rounds} rounds, on {of_devices}"
         f"{of_processes}{f', {runs} seeds side by side' * (runs > 1)}"

@@ -20,7 +20,7 @@ METHODS = ("none", "fp8", "choco")
 WORKERS = 32
 
 
-def get_config(argument: str = "ring,fp8") -> ConfigDict:
+def get_config(argument: str = "ring,none") -> ConfigDict:
     """The run TOPOLOGY,METHOD."""
     topology, _, method = argument.partition(",")
     if topology not in TOPOLOGIES or method not in METHODS:

@@ -13,11 +13,14 @@ from fedjax8 import codecs, dropouts, executors, topologies
 from fedjax8.algorithms.dfedavg import dfedavg
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.attacks import attacked, sign_flip
+from fedjax8.build import build as build_run
 from fedjax8.codecs import wire
+from fedjax8.config import base_config, component
 from fedjax8.data.batches import batch_plan
 from fedjax8.data.federated import FederatedData
 from fedjax8.engine.simulation import simulate
 from fedjax8.errors import UserError
+from fedjax8.introduction import introduction
 from fedjax8.local import local_training, scheduled
 from fedjax8.lookup import component_names
 from fedjax8.systems import ServerLink, Speeds, SystemModel, same
@@ -195,3 +198,11 @@ def test_what_a_graph_does_not_go_with_is_refused(toys):
         build(toys, ring, around=lambda algorithm: attacked(algorithm, sign_flip(0.5)))._traced  # noqa: B018
     with pytest.raises(UserError, match="fill no grid"):
         build(toys, topologies.torus(4))._traced  # noqa: B018
+
+
+def test_the_heading_of_a_run_names_the_codec_between_workers():
+    config = base_config()
+    config.algorithm, config.cohort_size = component("dfedavg"), config.num_clients
+    made = build_run(config)
+    words = introduction(made, made.simulation.init())
+    assert "between clients fp8 (uplink)" in words and "down fp8" not in words

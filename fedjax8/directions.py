@@ -37,6 +37,7 @@ DIRECTIONS: Mapping[str, str] = MappingProxyType(
         "rmse": LOWER,
         "simulated_seconds": LOWER,
         "waiting_share": LOWER,
+        "consensus_distance": LOWER,
         "peak_rate": LOWER,
         "wasted_bytes": LOWER,
     }

@@ -15,6 +15,8 @@ from fedjax8.results.comparison import Comparison, Result, gain_curves, not_reac
 from fedjax8.results.curves import Curve, curve, statistic, total_bytes
 from fedjax8.results.durations import unit_of
 from fedjax8.results.figures import UNRESOLVED
+from fedjax8.results.graph_panels import graphs
+from fedjax8.results.log import OTHERS
 from fedjax8.results.measure import Measure
 from fedjax8.results.panel import Figure, Panel, Section, axis, bytes_axis, metric_axis, short, style
 from fedjax8.results.runs import Setting
@@ -35,7 +37,7 @@ ENCODING = {
 }
 """Codecs' measures: title, kind of axis and axis, by the end of the name."""
 WHOLE = "<b>whole message</b>"
-ELSEWHERE = ("test_loss", "uplink_bytes", "downlink_bytes", "waiting_share")
+ELSEWHERE = ("test_loss", "uplink_bytes", "downlink_bytes", *OTHERS, "waiting_share", "consensus_distance")
 """Metrics that have panels of their own."""
 
 
@@ -77,7 +79,7 @@ def sections(found: Comparison) -> tuple[Section, ...]:
     if measure.reports != "test_loss":
         loss = draw("rounds", "test_loss")
         of_metric.append(_panel("loss-rounds", "Test loss against rounds", "", loss, "No run logged a test_loss."))
-    network = (_directions(found.results), *(_layers(settings, way) for way in ("up", "down")))
+    network = (_directions(found.results), *(_layers(settings, way) for way in _ways(settings)))
     names = sorted(metrics, key=lambda name: (name != "train_loss", name))  # the most wanted comes first
     others = {
         name: draw("rounds", name)
@@ -91,10 +93,21 @@ def sections(found: Comparison) -> tuple[Section, ...]:
         Section(title, "Lines are means over seeds, bands one standard deviation to each side.", tuple(of_metric)),
         Section("Bytes on the network", "Read off encoded messages; means over seeds.", network),
         *_time(found, draw),
+        *_graphs(settings, draw),
         Section("Effect of encoding on values", "", _encodings(metrics, draw)),
         Section("Clients", "", clients),
         Section("Other metrics", "", (more,)),
     )
+
+
+def _graphs(settings: Sequence[Setting], draw: "LineCharts") -> tuple[Section, ...]:
+    """The section of graphs, where some run's clients are workers on one."""
+    drawn = graphs(settings)
+    if drawn is None:
+        return ()
+    distance = draw("rounds", "consensus_distance")
+    words = "root mean square distance of the workers' models from their mean"
+    return (Section("Graph", "", (drawn, _panel("consensus", "Consensus distance", words, distance, "Not logged."))),)
 
 
 def _time(found: Comparison, draw: "LineCharts") -> tuple[Section, ...]:
@@ -296,9 +309,29 @@ def layer(path: str) -> str:
     return "/".join(parts[:-1]) or parts[-1]
 
 
+LAYERS = {
+    "up": "One message up, by layer",
+    "down": "One message down, by layer",
+    "peer": "One message between clients, by layer",
+    "edge": "One message of an edge server, by layer",
+}
+
+
+def _ways(settings: Sequence[Setting]) -> list[str]:
+    """The directions in which any run sends a message; up and down also where no run says so, or where one is used."""
+    there = {
+        message["direction"]
+        for setting in settings
+        for run in setting.runs
+        for message in run.about.get("messages", [])
+    }
+    star = not there or bool(there & {"up", "down"})
+    return [way for way in LAYERS if way in there or (star and way in ("up", "down"))]
+
+
 def _layers(settings: Sequence[Setting], way: str) -> Panel:
     """Bytes of one message by layer: a dot for each setting, beside each other in a row."""
-    title = {"up": "One message up, by layer", "down": "One message down, by layer"}[way]
+    title = LAYERS[way]
     sent: dict[int, dict[str, int]] = {}
     for i, setting in enumerate(settings):
         messages = next((run.about["messages"] for run in setting.runs if run.about.get("messages")), [])

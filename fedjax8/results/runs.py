@@ -42,9 +42,17 @@ _SPLIT = {
     "labels?": (None, {"clients": [int], "counts": [[int]]}),
     "skew?": (None, _SKEW),
 }
+_GRAPH = {
+    "workers": int,
+    "messages": int,
+    "degree": int,
+    "changes": bool,
+    "disagreement?": float,
+    "edges?": [[int]],
+}
 _MESSAGE = {"direction": str, "name": str, "message_bytes": int, "float32_bytes": int, "leaves": {str: int}}
 FORMS = {
-    ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE], "timeline?": [TIMES]},
+    ABOUT: {"split?": (None, _SPLIT), "messages?": [_MESSAGE], "timeline?": [TIMES], "graph?": _GRAPH},
     CLIENTS: {
         "rows?": str,
         "clients?": [int],

@@ -20,6 +20,7 @@ from fedjax8.data.heterogeneity import label_skew
 from fedjax8.engine.simulation import Simulation
 from fedjax8.exchange.discovery import Discovery
 from fedjax8.keys import random_key
+from fedjax8.running.graphs import graph_facts
 from fedjax8.running.timeline import timeline
 
 SIZES = 1000
@@ -36,7 +37,8 @@ def about(simulation: Simulation, num_classes: int | None, private: bool = False
     found: dict[str, Any] = {"split": split_facts(simulation.data, num_classes, private)}
     found |= {"messages": message_facts(simulation.discover())}
     rounds = [] if private else timeline(simulation)
-    return found | ({"timeline": rounds} if rounds else {})
+    graph = graph_facts(simulation, private)
+    return found | ({"timeline": rounds} if rounds else {}) | ({"graph": graph} if graph else {})
 
 
 def evenly(count: int, most: int) -> np.ndarray:

@@ -19,8 +19,8 @@ TREE = {"params": {"Dense_0": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)
 
 
 def stub(**fields):
-    """A simulation of which only these fields are known."""
-    return types.SimpleNamespace(**fields)
+    """A simulation of which only these fields are known, and that its clients are on no graph."""
+    return types.SimpleNamespace(algorithm=types.SimpleNamespace(graph=None), **fields)
 
 
 def discovery(codec, direction="up", part=""):

@@ -4,7 +4,7 @@
 
 n is the number of messages of the client. Bytes are those of the way of a round (`Algorithm.ways`) with the most; where
 every client sends each kind of message once, and leaves out no part, these are the seconds that the clock of the round
-measures, unless the server's link is shared.
+measures, unless the server's link is shared. Messages to another client count as messages up.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def traffic(ways: Callable[[int], Sequence[Way]], steps: int) -> MostTraffic:
     """The most traffic that a client of so many local steps can have in a round."""
 
     def of(way: Way) -> MostTraffic:
-        ways_of = [[(c, n) for c, n in way.items() if c.direction == direction] for direction in ("down", "up")]
+        ways_of = [[(c, n) for c, n in way.items() if c.direction in ends] for ends in (("down",), ("up", "peer"))]
         messages = [sum(n for c, n in one if not c.part) for one in ways_of]
         return MostTraffic(*messages, *(sum(c.message_bytes * n for c, n in one) for one in ways_of))
 

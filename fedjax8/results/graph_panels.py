@@ -24,7 +24,8 @@ def graphs(settings: Sequence[Setting]) -> Panel | None:
     if not notes:
         return None
     absent = "Graphs of many workers are not drawn: " + "; ".join(notes)
-    return Panel("graph", "Who hears whom in the first round", "; ".join(notes), figures, html.escape(absent), True)
+    note = "" if len(figures) == len(notes) else "; ".join(notes)  # each picture has its own
+    return Panel("graph", "Who hears whom in the first round", note, figures, html.escape(absent), True)
 
 
 def _in_words(facts: dict[str, Any]) -> str:
@@ -57,7 +58,7 @@ def _graph(facts: dict[str, Any]) -> Figure:
         "hovertemplate": "%{customdata[0]}<extra></extra>",
         "showlegend": False,
     }
-    plain = axis("", showgrid=False, zeroline=False, showticklabels=False, ticks="", range=[-1.1, 1.1])
+    plain = axis("", showgrid=False, showline=False, zeroline=False, showticklabels=False, ticks="", range=[-1.1, 1.1])
     across = plain | {"scaleanchor": "y"}
     layout = {"xaxis": across, "yaxis": plain, "height": SIZE, "showlegend": True, "meta": _in_words(facts)}
     return {"data": [*(trace for trace in data if trace["x"]), nodes], "layout": layout}

@@ -19,7 +19,10 @@ import numpy as np
 from fedjax8.data.batches import num_steps
 from fedjax8.engine.foretelling import traffic
 from fedjax8.engine.simulation import Simulation
+from fedjax8.exchange.mixing import arrivals
 from fedjax8.exchange.transfers import transfers
+from fedjax8.executors.loop import loop
+from fedjax8.systems import Speeds
 
 ROUNDS = 3
 """Rounds of a timeline."""
@@ -28,7 +31,7 @@ SHOWN = 40
 LOOKED_AT = 256
 """Rounds whose times a forecast looks at; a longer run is extrapolated."""
 STEPS, DOWNLINK, UPLINK, LATENCY = "local steps", "downlink", "uplink", "latency"
-SERVER, DEADLINE = "the server's link", "the deadline"
+SERVER, DEADLINE, BETWEEN = "the server's link", "the deadline", "links between workers"
 
 
 class RoundTimes(NamedTuple):
@@ -113,7 +116,12 @@ def round_times(simulation: Simulation, number: int) -> RoundTimes:
     waited = works & ~late
     seconds = float(np.max(sent[waited] if waited.any() else received, initial=0.0))
     limits: dict[str, float]
-    if drawn.schedule is not None:  # the round waits for nobody
+    if simulation.algorithm.graph:
+        sent = _between(simulation, number, drawn.ids, speeds, trained)
+        seconds = float(np.max(sent, initial=0.0))
+        last = int(np.argmax(sent))
+        limits = {STEPS: float(training[last]), BETWEEN: seconds - float(training[last])}
+    elif drawn.schedule is not None:  # the round waits for nobody
         limits, seconds = {}, drawn.schedule.seconds
     elif late.any():
         limits, seconds = {DEADLINE: deadline}, deadline
@@ -125,6 +133,16 @@ def round_times(simulation: Simulation, number: int) -> RoundTimes:
     else:
         limits = {DOWNLINK: seconds}
     return RoundTimes(drawn.ids, received, trained, sent, late, drawn.lost, seconds, limits)
+
+
+def _between(simulation: Simulation, number: int, ids: np.ndarray, speeds: Speeds, trained: np.ndarray) -> np.ndarray:
+    """float64 `[n]`: when each worker has the trees of all whom it hears."""
+    graph = simulation.algorithm.graph
+    assert graph is not None
+    size = sum(found.channel.message_bytes for found in simulation.discover() if found.channel.direction == "peer")
+    of = trained, speeds.latency, np.full(len(ids), size), speeds.up_bandwidth, speeds.down_bandwidth
+    sent = *(jnp.asarray(x, jnp.float32) for x in of), jnp.ones(len(ids), bool)
+    return np.asarray(arrivals(loop(), graph(number, simulation.num_clients), jnp.asarray(ids), sent)[0], float)
 
 
 def _ends(start: np.ndarray, size: int, bandwidth: np.ndarray, active: np.ndarray, capacity: float) -> np.ndarray:

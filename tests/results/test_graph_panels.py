@@ -47,7 +47,7 @@ def test_edges_are_drawn_once_both_ways_or_one_way(toys):
     # i hears i - 1, i - 2 and i - 4 = i + 1 of five: neighbors hear each other, those two apart one way
     assert both["x"].count(None) == 5 and one["x"].count(None) == 5 and len(nodes["x"]) == 5
     assert nodes["customdata"][0] == ["worker 0 hears 3, is heard by 3"]
-    assert "5 workers, 15 messages a round, up to 3 neighbors" in directed.note
+    assert "5 workers, 15 messages a round, up to 3 neighbors" in figure["layout"]["meta"]
 
 
 def test_graphs_that_are_not_drawn_are_told(toys):

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fedjax8 import dropouts
+from fedjax8 import dropouts, topologies
+from fedjax8.algorithms.dfedavg import dfedavg
 from fedjax8.algorithms.fedavg import fedavg
 from fedjax8.algorithms.salf import salf
 from fedjax8.algorithms.scaffold import scaffold
@@ -90,6 +91,16 @@ def test_the_clock_of_the_rounds_measures_what_was_foreseen(toys, make, deadline
     assert whole.run == pytest.approx(lines[-1]["simulated_seconds"], rel=1e-5)
     assert (whole.least, whole.most) == pytest.approx((measured.min(), measured.max()), rel=1e-5)
     assert whole.exact and sum(whole.limits.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("topology", [topologies.ring(), topologies.matching(), topologies.star(1)])
+def test_rounds_on_a_graph_last_as_long_as_was_foreseen(toys, topology):
+    system = lognormal(0.3, jitter=0.4, link_spread=0.3, latency=0.1, down_bandwidth=3.0, up_bandwidth=2.0)
+    sim = simulation(toys, system, [1.0] * 5, rows=[1, 2, 3, 4, 5], make=lambda local: dfedavg(local, topology))
+    _, lines = sim.run_rounds(sim.init(), 4)
+    measured = np.diff([line["simulated_seconds"] for line in lines], prepend=0.0)
+    np.testing.assert_allclose([round_times(sim, number).seconds for number in range(4)], measured, rtol=1e-5)
+    assert set(foreseen(sim, 4).limits) == {"local steps", "links between workers"}
 
 
 def test_shares_of_what_limits_a_run_are_those_of_its_last_clients_largest_first(toys):

@@ -339,8 +339,8 @@ class RoundLink(RoundFacts):
                 "clients": usable.astype(jnp.int32),
                 "stale": stale.astype(jnp.int32) if ring else (),
                 "left_out": cells(per_client.ids, reached & ~usable & ~stale),
-                "reached": reached.astype(jnp.int32),
-                "sent": {part: reached * there * copies for part, there in present.items()},
+                "heard": reached.astype(jnp.int32) if graph else (),
+                "sent": {part: reached * there * (copies if graph else 1) for part, there in present.items()},
                 "report": zero_unless(usable, summable((out.report | seen, by.measure(given, arrived)))),
             }
             new = {"algorithm": out.state, "uplink": own if self.recorder else {**own, name: codec_state}}
@@ -349,7 +349,7 @@ class RoundLink(RoundFacts):
 
         with jax.named_scope("reduce"):
             shared = received, self.pool, key
-            copies = jnp.ones_like(cohort.ids) if graph is None else mixing.out_degrees(graph, cohort.ids)
+            copies = mixing.out_degrees(graph, cohort.ids) if graph else ()
             totals, (kept, states, messages) = self.executor.map_reduce(one, shared, (cohort, sending, copies))
         (tree, by, encoded, sizes), sums = kinds[0], totals.sum
         report, measured = sums["report"]
@@ -361,7 +361,8 @@ class RoundLink(RoundFacts):
         else:
             clock = clock.mixed(cohort, sending, of_channel, messages, graph)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
-        report = report | {"excluded": sums["reached"] - sums["clients"] - (sums["stale"] if ring else 0)}
+        came = sums["heard"] if graph else sums["sent"][trees.ALWAYS]
+        report = report | {"excluded": came - sums["clients"] - (sums["stale"] if ring else 0)}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:

@@ -191,8 +191,8 @@ class RoundLink(RoundFacts):
             with jax.named_scope("aggregate"):
                 change, measures = rule.combine(changes, weights)
             mean, weight = as_contribution(change, start, arrived.tree), jnp.sum(weights)
-        lowest = jax.tree.map(jnp.negative, negated)
-        return Reduced(mean, weight, arrived.clients, arrived.report | measures, lowest, highest, shares), states, link
+        seen = arrived.report | measures, jax.tree.map(jnp.negative, negated), highest
+        return Reduced(mean, weight, arrived.clients, *seen, shares), states, link
 
     def collect(
         self,
@@ -356,13 +356,11 @@ class RoundLink(RoundFacts):
         channels = channels_of(direction, name, tree, sizes)
         link = self.counted(by, encoded, {channels[part]: count for part, count in sums["sent"].items()}, measured)
         of_channel = {channels[part]: size for part, size in sizes.items()}
-        if graph is None:
-            clock = clock.sent(asked, sending, of_channel, messages, background)
-        else:
-            clock = clock.mixed(cohort, sending, of_channel, messages, graph)
+        facts = sending, of_channel, messages
+        clock = clock.mixed(cohort, *facts, graph) if graph else clock.sent(asked, *facts, background)
         link = dataclasses.replace(link, left_out=self.left_out + sums["left_out"], clock=clock)
-        came = sums["heard"] if graph else sums["sent"][trees.ALWAYS]
-        report = report | {"excluded": came - sums["clients"] - (sums["stale"] if ring else 0)}
+        came = (sums["heard"] if graph else sums["sent"][trees.ALWAYS]) - (sums["stale"] if ring else 0)
+        report |= {"excluded": came - sums["clients"]}
         return Arrived(tree, (sums["taken"], totals.max), sums["clients"], report), kept, states, link
 
     def _rows_of(self, pool: Pool, per_client: Cohort) -> ClientRows:

@@ -36,9 +36,15 @@ from fedjax8.local import check_not_kept, check_restarts
 from fedjax8.types import Aggregator, Algorithm, Array, Key, LocalTraining, PyTree, Training, Variables
 
 FORMS = ("paper", "code")
+USUAL = {"paper": (3.0, 3.0), "code": (1e-5, 0.1)}
+"""Affinity and diversity of each form."""
 MOST_MODELS = 16
 LATER = 8
 """Of the code: members after the first take so many times fewer steps."""
+_FLAT = -11.5
+"""Logarithm of a determinant of edges of length 1, some 1e-5, below which it is rounding."""
+_LONGEST = 60.0
+"""Logarithm of a volume, far within float32."""
 _WEIGHTS = (1 << 31) - 5
 """Folded into a step's key for the weights of the interpolation."""
 
@@ -59,8 +65,8 @@ def superior_soups(
     models: int = 4,
     *,
     form: str = "paper",
-    affinity: float = 3.0,
-    diversity: float = 3.0,
+    affinity: float | None = None,
+    diversity: float | None = None,
     server_learning_rate: float = 1.0,
     payload: str = "params",
     weighting: str = "examples",
@@ -73,8 +79,8 @@ def superior_soups(
       local: the clients' local training; the batch plan's steps are those of one member (8 in the paper).
       models: n, members beside the received one, from 1 to MOST_MODELS.
       form: `paper` or `code`.
-      affinity, diversity: weights of the two terms, from 0 up: 3 and 3 in the paper; 1e-5 and 0.1 in examples of the
-        code.
+      affinity, diversity: weights of the two terms, from 0 up; None: 3 and 3 as in the paper, or 1e-5 and 0.1 as in
+        examples of the code.
       server_learning_rate, payload, weighting, model_state, aggregate: as in `fedavg`.
 
     Raises:
@@ -83,6 +89,11 @@ def superior_soups(
     for name, given, allowed in (("form", form, FORMS), ("payload", payload, PAYLOADS)):
         check_choice(name, given, allowed)
     check_choice("weighting", weighting, WEIGHTINGS)
+    if form == "code" and models == 1 and diversity is not None:
+        raise ValueError(f"diversity={diversity} changes nothing: the code's first member has none; leave it out")
+    affinity, diversity = (
+        usual if x is None else x for x, usual in zip((affinity, diversity), USUAL[form], strict=True)
+    )
     if not 1 <= models <= MOST_MODELS or not (0 <= affinity < float("inf") and 0 <= diversity < float("inf")):
         raise ValueError(
             f"models must be from 1 to {MOST_MODELS}, affinity and diversity from 0 up; got {models}, {affinity} and "
@@ -169,18 +180,25 @@ def direction(a: PyTree, b: PyTree) -> PyTree:
 
 def volume(f: PyTree, pool: PyTree, place: Array) -> Array:
     """Volume of the simplex of the first `place` models of the pool and f: sqrt(det G) / place!, G the products of the
-    edges from the first. Its gradient is 0 where the volume is."""
+    edges from the first.
+
+    By logarithms, of edges of length 1, so that neither many long nor many short ones leave float32. Its gradient is 0
+    where the volume is, or cannot be told from 0, and beyond `_LONGEST`.
+    """
     edges = jax.tree.map(lambda x, own: x.at[place].set(own)[1:] - x[0], pool, f)
     flat = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(edges)]
     count = flat[0].shape[0]
     there = jnp.arange(count) < place
     products = sum((jnp.dot(x, x.T, precision="highest") for x in flat), jnp.zeros((count, count)))
     gram = jnp.where(there[:, None] & there[None, :], products, jnp.eye(count))
-    determinant = jnp.linalg.det(gram)
-    positive = determinant > 0
-    root = jnp.where(positive, jnp.sqrt(jnp.where(positive, determinant, 1.0)), 0.0)
-    factorial = jnp.exp(jax.lax.lgamma(place.astype(jnp.float32) + 1.0))
-    return root / factorial
+    squares = jnp.diagonal(gram)
+    spans = jnp.all(squares > 0)
+    lengths = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+    angles = jnp.where(spans, gram / lengths[:, None] / lengths[None, :], jnp.eye(count))
+    solid = spans & (jnp.linalg.slogdet(angles)[1] > _FLAT)
+    logarithm = jnp.linalg.slogdet(jnp.where(solid, angles, jnp.eye(count)))[1] / 2 + jnp.sum(jnp.log(lengths))
+    logarithm -= jax.lax.lgamma(place.astype(jnp.float32) + 1.0)
+    return jnp.where(solid, jnp.exp(jnp.minimum(logarithm, _LONGEST)), 0.0)
 
 
 EXAMPLES = ({"models": 2}, {"models": 2, "form": "code", "affinity": 1e-5, "diversity": 0.1, "payload": "update"})

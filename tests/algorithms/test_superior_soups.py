@@ -134,6 +134,14 @@ def test_volumes_by_hand_and_their_gradients_at_zero():
     pool = {"x": jnp.array([[0.0, 0.0], [3.0, 0.0], [9.0, 9.0]])}
     assert float(volume({"x": jnp.array([0.0, 4.0])}, pool, jnp.int32(2))) == pytest.approx(6.0, rel=1e-6)
     assert float(volume({"x": jnp.array([3.0, 4.0])}, pool, jnp.int32(1))) == pytest.approx(5.0, rel=1e-6)
+    many = {"x": jnp.concatenate([jnp.zeros((1, 16)), jnp.eye(16)])}
+    for size in (1e-6, 1e6):  # 16 edges at right angles: size^16 / 16!, beyond float32 by its square
+        long = {"x": size * many["x"]}
+        found = volume({"x": long["x"][16]}, long, jnp.int32(16))
+        slope = jax.grad(volume)({"x": long["x"][16]}, long, jnp.int32(16))["x"]
+        assert np.isfinite(found) and np.all(np.isfinite(slope))
+    flat = {"x": jnp.float32([[0, 0, 0], [0.1, 0.2, 0.3], [0.7, 1.4, 2.1]])}
+    np.testing.assert_array_equal(jax.grad(volume)({"x": jnp.float32([0.3, 0.6, 0.9])}, flat, jnp.int32(2))["x"], 0.0)
     for place in (1, 2):
         flat = jax.grad(volume)({"x": jnp.array([0.0, 0.0])}, pool, jnp.int32(place))
         np.testing.assert_array_equal(flat["x"], [0.0, 0.0])
@@ -144,5 +152,7 @@ def test_settings_out_of_range_and_accounted_gradients_are_refused():
     for settings in ({"models": 0}, {"models": 17}, {"affinity": -1.0}, {"diversity": float("nan")}, {"form": "both"}):
         with pytest.raises(ValueError, match=r"must be"):
             build(functools.partial(superior_soups, **settings))
+    with pytest.raises(ValueError, match="changes nothing"):
+        build(functools.partial(superior_soups, models=1, form="code", diversity=0.1))
     with pytest.raises(UserError, match="accounting of private gradients"):
         _ = build(superior_soups, gradient=StepGradient(accounted=True))._traced

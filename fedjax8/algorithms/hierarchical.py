@@ -108,16 +108,16 @@ def hierarchical(
         if link.num_clients < groups:
             raise UserError(f"config.algorithm.groups is {groups}, but there are {link.num_clients} clients; lower it")
         down_key, inner_key, up_key = jax.random.split(key, 3)
-        of = cohort.ids % groups if assignment == "modulo" else cohort.ids * groups // link.num_clients
+        of = cohort.ids % groups if assignment == "modulo" else block_of(cohort.ids, link.num_clients, groups)
         of = jnp.minimum(of, groups - 1)
         asked = cohort.remember({"group": of})
-        sizes = jnp.stack([link.count(cohort.valid & (of == k)) for k in range(groups)])
+        where = link.everyone(jnp.where(cohort.valid, of, groups))
+        sizes = jax.ops.segment_sum(jnp.ones_like(where), where, groups + 1)[:groups]
         model = state.variables.state
         tree = {"params": state.variables.params} | ({"state": model} if model_state == "average" else {})
         there = jnp.sum(sizes > 0, dtype=jnp.int32)[None]
         start, link = link.relay(down_key, jax.tree.map(lambda x: x[None], tree), TO_EDGES, there, between)
         models = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (groups, *x.shape[1:])), start)
-        where = link.everyone(jnp.where(cohort.valid, of, groups))
 
         def inner(carried: Any, key: Key) -> Any:
             models, states, _, link = carried
@@ -169,6 +169,13 @@ def hierarchical(
         ways=ways,
         steps=lambda size: inner_rounds * num_steps(local.plan, size),
     )
+
+
+def block_of(ids: Array, num_clients: int, groups: int) -> Array:
+    """int32: the block of each client, of `groups` blocks of consecutive numbers that differ by one client at most."""
+    size, longer = divmod(num_clients, groups)
+    first = longer * (size + 1)  # clients in blocks that have one more; no product of ids leaves int32
+    return jnp.where(ids < first, ids // (size + 1), longer + (ids - first) // size)
 
 
 EXAMPLES = (

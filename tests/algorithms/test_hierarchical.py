@@ -3,12 +3,13 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedjax8 import codecs, dropouts
 from fedjax8.algorithms.fedavg import fedavg
-from fedjax8.algorithms.hierarchical import hierarchical
+from fedjax8.algorithms.hierarchical import block_of, hierarchical
 from fedjax8.attacks import attacked, sign_flip
 from fedjax8.codecs import wire
 from fedjax8.engine.simulation import simulate
@@ -53,6 +54,18 @@ def test_rounds_by_numpy(toys, assignment, executor):
         state, line = sim.run_round(state)
         assert number(sim, state) == pytest.approx(x, abs=FLOAT32)
     assert line["clients"] == 5
+
+
+@pytest.mark.parametrize(("clients", "groups"), [(5, 2), (7, 7), (11, 4), (10, 1)])
+def test_blocks_are_consecutive_and_differ_by_one(clients, groups):
+    found = np.asarray(block_of(jnp.arange(clients), clients, groups))
+    want = np.concatenate([np.full(len(part), k) for k, part in enumerate(np.array_split(np.arange(clients), groups))])
+    np.testing.assert_array_equal(found, want)
+
+
+def test_blocks_of_ten_million_clients_stay_within_int32():
+    found = block_of(jnp.int32([0, 9_999_999, 5_000_000]), 10_000_000, 1000)
+    np.testing.assert_array_equal(found, [0, 999, 500])
 
 
 @pytest.mark.parametrize("cohort_size", [5, 3])
